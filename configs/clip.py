@@ -1,0 +1,42 @@
+"""Presets of CLIP."""
+
+from stages.clip import AugmentConfig, CLIPRun
+from stages.data import DataConfig
+from stages.loop import TrainConfig
+from unclip.clip import CLIPConfig, TextConfig, VisionConfig
+
+PRESETS = {
+    "tiny": CLIPRun(
+        preset="tiny",
+        data=DataConfig(limit=2000),
+        model=CLIPConfig(
+            embed_dim=32,
+            vision=VisionConfig(patch_size=7, width=32, layers=2, heads=2),
+            text=TextConfig(width=32, layers=2, heads=2),
+        ),
+        train=TrainConfig(steps=60, batch_size=64, lr=2e-3, warmup=10, evaluate_every=30, preview_every=60, ema=0.9),
+    ),
+    "quick": CLIPRun(
+        model=CLIPConfig(
+            embed_dim=128,
+            vision=VisionConfig(patch_size=4, width=96, layers=4, heads=3),
+            text=TextConfig(width=128, layers=2, heads=4),
+        ),
+        train=TrainConfig(
+            steps=900, batch_size=64, lr=2e-3, warmup=80, evaluate_every=300, preview_every=900, ema=0.99
+        ),
+    ),
+    "base": CLIPRun(
+        preset="base",
+        model=CLIPConfig(
+            embed_dim=256,
+            vision=VisionConfig(patch_size=4, width=256, layers=6, heads=8),
+            text=TextConfig(width=256, layers=6, heads=8, context=64),
+        ),
+        augment=AugmentConfig(flip=True, shift=2),
+        # 200 epochs of the 51,341 training images
+        train=TrainConfig(
+            steps=80_200, batch_size=128, lr=5e-4, warmup=2_000, evaluate_every=2_000, preview_every=4_000, ema=0.9999
+        ),
+    ),
+}

@@ -1,0 +1,30 @@
+"""Presets of the prior."""
+
+from stages.data import DataConfig
+from stages.loop import TrainConfig
+from stages.prior import PriorRun
+from unclip.prior import PriorConfig
+
+PRESETS = {
+    "tiny": PriorRun(
+        preset="tiny",
+        evaluate_on=200,
+        data=DataConfig(limit=2000),
+        model=PriorConfig(width=32, layers=2, heads=2),
+        train=TrainConfig(steps=60, batch_size=64, lr=2e-3, warmup=10, evaluate_every=30, preview_every=60, ema=0.9),
+    ),
+    "quick": PriorRun(
+        model=PriorConfig(width=128, layers=4, heads=4),
+        train=TrainConfig(
+            steps=1000, batch_size=64, lr=2e-3, warmup=80, evaluate_every=500, preview_every=1000, ema=0.99
+        ),
+    ),
+    "base": PriorRun(
+        preset="base",
+        model=PriorConfig(width=256, layers=6, heads=8),
+        # 150 epochs of the 51,341 training images
+        train=TrainConfig(
+            steps=60_200, batch_size=128, lr=5e-4, warmup=2_000, evaluate_every=2_000, preview_every=4_000, ema=0.9999
+        ),
+    ),
+}

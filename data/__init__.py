@@ -1,0 +1,1 @@
+"""Code that yields (image, caption) pairs and batches."""

@@ -1,0 +1,126 @@
+"""Captions for Fashion-MNIST: language, not ten labels.
+
+A caption is a template around a noun phrase: one of the class's names, and up to two attributes that are measured on
+the pixels. `attributes` is the rule; it serves real and generated images alike:
+
+    garment    the pixels of at least 32 (of 255)
+    tone       the mean value of the garment's pixels: "dark" in the class's lowest third, "light" in its highest
+    width      garment pixels per row that has any: "narrow" in the class's lowest third, "wide" in its highest
+
+The thirds are those of the class's training images; of the middle third nothing is said.
+"""
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+CLASSES = (
+    "t-shirt/top", "trousers", "pullover", "dress", "coat", "sandal", "shirt", "sneaker", "bag", "ankle boot",
+)  # fmt: skip
+
+NAMES = (
+    ("t-shirt/top", "t-shirt", "top"),
+    ("trousers", "pair of trousers", "pants"),
+    ("pullover", "sweater", "jumper"),
+    ("dress", "gown", "frock"),
+    ("coat", "overcoat", "jacket"),
+    ("sandal", "strappy sandal", "open sandal"),
+    ("shirt", "button-up shirt", "blouse"),
+    ("sneaker", "trainer", "running shoe"),
+    ("bag", "handbag", "purse"),
+    ("ankle boot", "boot", "bootie"),
+)
+PLURAL = {"trousers", "pants"}
+
+TEMPLATES = (
+    "an image of {a}", "an image of {a}", "a photo of {a}", "a picture of {a}", "{a}", "{bare}", "this is {a}",
+    "an image showing {a}", "a small image of {a}", "a grey image of {a}", "a product photo of {a}",
+    "a catalogue picture of {a}", "a photograph of {a}", "a drawing of {a}", "here is {a}", "{a} on a black background",
+)  # fmt: skip
+
+TONES, WIDTHS = ("", "dark", "light"), ("", "narrow", "wide")
+
+HELD_OUT = (("light", "sneaker"), ("wide", "trousers"))
+"""Pairs that occur together in no training caption and no training image: they test composition."""
+
+
+def attributes(images: Tensor) -> Tensor:
+    """Measure tone and width, (N, 2), of uint8 images (N, 1, H, W). An image without a garment measures (0, 0)."""
+    garment = images[:, 0] >= 32  # (N, H, W)
+    area = garment.sum(dim=(1, 2)).clamp(min=1)
+    rows = garment.any(dim=2).sum(dim=1).clamp(min=1)
+    tone = (images[:, 0] * garment).sum(dim=(1, 2), dtype=torch.float) / area
+    width = garment.sum(dim=(1, 2)) / rows
+    return torch.stack([tone, width], dim=1)
+
+
+def class_thirds(measures: Tensor, labels: Tensor) -> Tensor:
+    """The two bounds between the thirds of each class: (classes, 2 measures, 2 bounds)."""
+    quantiles = torch.tensor([1 / 3, 2 / 3])
+    return torch.stack([torch.quantile(measures[labels == c], quantiles, dim=0).T for c in range(len(CLASSES))])
+
+
+def attribute_codes(measures: Tensor, labels: Tensor, thirds: Tensor) -> Tensor:
+    """(N, 2) codes into TONES and WIDTHS: 0 unsaid, 1 below the lower bound of the class, 2 above the upper one."""
+    bounds = thirds[labels]  # (N, 2, 2)
+    return (measures < bounds[..., 0]).long() + 2 * (measures > bounds[..., 1]).long()
+
+
+def is_held_out(codes: Tensor, labels: Tensor) -> Tensor:
+    """(N,), True for images that show a held-out pair."""
+    held_out = torch.zeros(len(labels), dtype=torch.bool)
+    for attribute, name in HELD_OUT:
+        column, words = (0, TONES) if attribute in TONES else (1, WIDTHS)
+        held_out |= (labels == CLASSES.index(name)) & (codes[:, column] == words.index(attribute))
+    return held_out
+
+
+def noun_phrase(name: str, tone: str, width: str, width_first: bool) -> tuple[str, str]:
+    """The phrase with its article where it takes one, and without: ("a dark narrow dress", "dark narrow dress")."""
+    words = [width, tone] if width_first else [tone, width]
+    bare = " ".join([*filter(None, words), name])
+    if name in PLURAL:
+        return bare, bare
+    return f"{'an' if bare[0] in 'aeiou' else 'a'} {bare}", bare
+
+
+PLAIN_CAPTIONS = tuple(f"an image of {noun_phrase(name, '', '', False)[0]}" for name in CLASSES)
+
+
+@dataclass
+class Grammar:
+    """All training captions, numbered: `ids` maps (template, class, name, tone, width, order) to a row of `captions`."""
+
+    captions: list[str]
+    ids: Tensor
+
+    @classmethod
+    def build(cls) -> "Grammar":
+        captions: dict[str, int] = {}
+        ids = torch.full((len(TEMPLATES), len(CLASSES), len(NAMES[0]), len(TONES), len(WIDTHS), 2), -1)
+        for index in torch.ones_like(ids).nonzero().tolist():
+            template, label, name, tone, width, order = index
+            codes = torch.tensor([[tone, width]])
+            if is_held_out(codes, torch.tensor([label])):
+                continue
+            a, bare = noun_phrase(NAMES[label][name], TONES[tone], WIDTHS[width], bool(order))
+            caption = TEMPLATES[template].format(a=a, bare=bare)
+            ids[tuple(index)] = captions.setdefault(caption, len(captions))
+        return cls(list(captions), ids)
+
+    def draw(self, labels: Tensor, codes: Tensor, one_phrasing: bool = False) -> Tensor:
+        """Draw a caption id (B,) for each image.
+
+        Each attribute is said half of the time. With one_phrasing the template, the choice of name and what is said
+        are drawn once for all images, so that two of the captions that mean the same are the same string: the
+        contrastive loss then never sets synonyms against each other.
+        """
+        size = 1 if one_phrasing else len(labels)
+
+        def pick(n: int) -> Tensor:
+            return torch.randint(n, (size,)).expand(len(labels))
+
+        template, name, order = pick(len(TEMPLATES)), pick(len(NAMES[0])), pick(2)
+        said = codes * torch.stack([pick(2), pick(2)], dim=1)
+        return self.ids[template, labels, name, said[:, 0], said[:, 1], order]

@@ -1,0 +1,171 @@
+"""Fashion-MNIST (Xiao et al. 2017, arXiv 1708.07747): find it, check it, split it.
+
+70,000 grey garments of 28x28 pixels in ten classes. The files are taken from the first of: the folder that is given,
+the folder of an earlier download, torchvision's mirror, Debian's package `dataset-fashion-mnist`.
+"""
+
+import gzip
+import hashlib
+import shutil
+import socket
+import subprocess
+import sys
+import tempfile
+import zlib
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from data.captions import CLASSES, PLAIN_CAPTIONS, Grammar, attribute_codes, attributes, class_thirds, is_held_out
+from data.dataset import CaptionedImages
+from unclip.errors import UserError
+
+RAW = Path(__file__).resolve().parent / "raw" / "fashion-mnist"
+INSTALLED = Path("/usr/share/datasets/fashion-mnist")
+PACKAGE = "dataset-fashion-mnist"
+
+# SHA-256 of the decompressed files: mirrors compress them differently.
+FILES = {
+    "train-images-idx3-ubyte": "c59f468a2f672dc815687fe0f83887768d799fd8a3f3276145d20f83aa44d888",
+    "train-labels-idx1-ubyte": "bad3541b69d912435c50bb6ba87bec294ff4f6a2e1246121d8633921760443d9",
+    "t10k-images-idx3-ubyte": "5b4141f0afbad91edebe8549f8fcffe087ea10ca49f1dbef5c9a5cd8815ce37b",
+    "t10k-labels-idx1-ubyte": "0402a96d92fd2663957122ceb108a494c5af83dab82d92729df917d7dec38c34",
+}
+SPLITS = ("train", "validation", "test")
+VALIDATION = 5_000
+
+
+def load(split: str = "train", root: Path | None = None) -> CaptionedImages:
+    """Load a split into memory.
+
+    The 60,000 training images are split at random (seeded) into 55,000 and 5,000 for validation; choices are made on
+    the 5,000, and the 10,000 test images are for final figures alone. "train" leaves out the images that show a
+    held-out pair of class and attribute (data/captions.py); the other splits keep them.
+
+    Raises UserError if the files are found nowhere, or are damaged.
+    """
+    if split not in SPLITS:
+        raise UserError(f"unknown split {split!r}; choose one of {', '.join(SPLITS)}")
+    folder = find(root)
+    images, labels = read(folder, "train")
+    order = torch.randperm(len(images), generator=torch.Generator().manual_seed(0))
+    training = order[VALIDATION:]
+    thirds = class_thirds(attributes(images[training]), labels[training])
+    if split == "test":
+        images, labels = read(folder, "t10k")
+    else:
+        chosen = training if split == "train" else order[:VALIDATION]
+        images, labels = images[chosen], labels[chosen]
+    codes = attribute_codes(attributes(images), labels, thirds)
+    if split == "train":
+        keep = ~is_held_out(codes, labels)
+        images, labels, codes = images[keep], labels[keep], codes[keep]
+    grammar = Grammar.build()
+    return CaptionedImages(
+        name=f"fashion-mnist/{split}",
+        images=images,
+        captions=grammar.captions,
+        draw=lambda rows, one_phrasing: grammar.draw(labels[rows], codes[rows], one_phrasing),
+        labels=labels,
+        classes=CLASSES,
+        class_captions=PLAIN_CAPTIONS,
+        codes=codes,
+        thirds=thirds,
+    )
+
+
+def read(folder: Path, prefix: str) -> tuple[Tensor, Tensor]:
+    """Images uint8 (N, 1, 28, 28) and labels (N,) of "train" or "t10k". Raises UserError for damaged files."""
+    images = _contents(folder, f"{prefix}-images-idx3-ubyte")
+    labels = _contents(folder, f"{prefix}-labels-idx1-ubyte")
+    count = 60_000 if prefix == "train" else 10_000
+    if len(images) != 16 + count * 28 * 28 or len(labels) != 8 + count or max(labels[8:]) >= len(CLASSES):
+        raise UserError(f"{folder} does not hold {count} images and labels 0-9 of Fashion-MNIST")
+    pixels = torch.from_numpy(np.frombuffer(images, np.uint8, offset=16).copy())
+    return pixels.view(count, 1, 28, 28), torch.from_numpy(np.frombuffer(labels, np.uint8, offset=8).copy()).long()
+
+
+def _contents(folder: Path, name: str) -> bytes:
+    """A verified, decompressed file."""
+    path = next((p for p in (folder / f"{name}.gz", folder / name) if p.is_file()), None)
+    if path is None:
+        raise UserError(f"{folder} lacks {name}.gz; delete the folder to fetch it again, or give another --data.root")
+    try:
+        content = gzip.decompress(path.read_bytes()) if path.suffix == ".gz" else path.read_bytes()
+    except (gzip.BadGzipFile, EOFError, zlib.error) as error:
+        raise UserError(f"{path} is corrupt or truncated ({error}); delete it to fetch it again") from error
+    if hashlib.sha256(content).hexdigest() != FILES[name]:
+        raise UserError(f"{path} is corrupt: its SHA-256 is not that of Fashion-MNIST; delete it to fetch it again")
+    return content
+
+
+def _complete(folder: Path) -> bool:
+    return all((folder / f"{name}.gz").is_file() or (folder / name).is_file() for name in FILES)
+
+
+def find(root: Path | None = None) -> Path:
+    """A folder with the four files; downloads them if need be. Raises UserError if every source fails."""
+    if root is not None:
+        for folder in (root, root / "FashionMNIST" / "raw"):  # torchvision's own layout is welcome too
+            if folder.is_dir() and any(folder.glob("*-ubyte*")):
+                return folder
+        raise UserError(
+            f"--data.root {root} does not hold Fashion-MNIST; expected {', '.join(f'{f}.gz' for f in FILES)}"
+        )
+    for folder in (RAW, INSTALLED):
+        if _complete(folder):
+            return folder
+    reasons = []
+    for fetch in (_from_mirror, _from_debian):
+        RAW.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(dir=RAW.parent) as temporary:
+            try:
+                folder = fetch(Path(temporary))
+                for prefix in ("train", "t10k"):
+                    read(folder, prefix)
+                RAW.mkdir(exist_ok=True)
+                for name in FILES:
+                    shutil.move(folder / f"{name}.gz", RAW / f"{name}.gz")
+                return RAW
+            except (OSError, RuntimeError, UserError, subprocess.SubprocessError) as error:
+                reasons.append(f"{fetch.__doc__.rstrip('.')}: {str(error).splitlines()[0] if str(error) else error!r}")
+    raise UserError(
+        f"Fashion-MNIST could not be fetched ({'; '.join(reasons)}); put its four .gz files in {RAW}, or name their "
+        "folder with --data.root"
+    )
+
+
+def _from_mirror(folder: Path) -> Path:
+    """torchvision's mirror."""
+    from torchvision.datasets import FashionMNIST  # seconds to import, so only here
+
+    print("Fetching Fashion-MNIST from torchvision's mirror ...", file=sys.stderr)
+    before = socket.getdefaulttimeout()
+    socket.setdefaulttimeout(20)
+    try:
+        FashionMNIST(folder, train=True, download=True)
+    finally:
+        socket.setdefaulttimeout(before)
+    return folder / "FashionMNIST" / "raw"
+
+
+def _from_debian(folder: Path) -> Path:
+    """Debian's package."""
+    print(f"Fetching Fashion-MNIST from Debian's package {PACKAGE} ...", file=sys.stderr)
+
+    def run(*command: str | Path) -> None:
+        done = subprocess.run(command, cwd=folder, capture_output=True, text=True, timeout=300)
+        if done.returncode:
+            raise RuntimeError(f"{command[0]} failed: {(done.stderr.strip() or done.stdout).splitlines()[-1:]}")
+
+    try:
+        run("apt-get", "download", PACKAGE)
+    except RuntimeError:  # the package lists may be missing: fetch them to a place of our own, which needs no root
+        (folder / "lists" / "partial").mkdir(parents=True)
+        own = ("-o", f"Dir::State::Lists={folder / 'lists'}", "-o", f"Dir::Cache={folder}")
+        run("apt-get", *own, "update")
+        run("apt-get", *own, "download", PACKAGE)
+    run("dpkg-deb", "-x", next(folder.glob("*.deb")), folder)
+    return folder / "usr" / "share" / "datasets" / "fashion-mnist"

@@ -1,0 +1,113 @@
+"""Train CLIP from scratch on captioned images."""
+
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+
+import torch
+from PIL import Image
+from torch import Tensor
+
+from data.dataset import CaptionedImages, random_flip, random_shift
+from stages import loop, runtime
+from stages.data import DataConfig
+from unclip.checkpoint import Manifest
+from unclip.clip import CLIP, CLIPConfig, Preprocess, Tokenizer
+from unclip.clip.model import chance_loss, contrastive_loss
+from unclip.images import captioned_grid
+from unclip.metrics import recall_at_k
+
+
+@dataclass(frozen=True)
+class AugmentConfig:
+    flip: bool = True
+    """Mirror half of the images."""
+    shift: int = 1
+    """Largest shift in pixels, either way."""
+
+
+@dataclass(frozen=True)
+class CLIPRun:
+    out: Path = Path("checkpoints/run")
+    """Folder of the pipeline; CLIP goes to its subfolder clip."""
+    preset: str = "quick"
+    """Defaults of all other options: tiny (tests), quick (a laptop) or base (one GPU)."""
+    vocab_size: int = 1024
+    """Largest vocabulary of the tokenizer, which is trained on the captions."""
+    data: DataConfig = field(default_factory=DataConfig)
+    model: CLIPConfig = field(default_factory=CLIPConfig)
+    augment: AugmentConfig = field(default_factory=AugmentConfig)
+    train: loop.TrainConfig = field(default_factory=loop.TrainConfig)
+
+
+class CLIPStage:
+    """Gives the loop CLIP's contrastive loss and its validation figures."""
+
+    name = "clip"
+    best_is = ("accuracy", "highest")
+
+    def __init__(self, model: CLIP, tokenizer: Tokenizer, data: CaptionedImages, validation: CaptionedImages,
+                 augment: AugmentConfig, device: torch.device):  # fmt: skip
+        self.model, self.data, self.validation = model, data, validation
+        self.tokenizer, self.augment, self.device = tokenizer, augment, device
+        self.size = len(data)
+        config = model.config
+        self.ids = tokenizer.encode(data.captions, config.text.context)
+        self.lengths = (self.ids != tokenizer.end_id).sum(dim=1) + 1
+        self.preprocess = Preprocess(config.vision.image_size, config.vision.channels)
+
+    def loss(self, model: CLIP, rows: Tensor) -> tuple[Tensor, dict[str, float | Tensor]]:
+        images = random_shift(self.data.images[rows], self.augment.shift)
+        if self.augment.flip:
+            images = random_flip(images)
+        distinct, caption = self.data.draw(rows, True).unique(return_inverse=True)
+        ids = self.ids[distinct, : self.lengths[distinct].max()]
+        image = model.encode_image(self.preprocess(images.to(self.device)))
+        text, _ = model.encode_text(ids.to(self.device))
+        loss = contrastive_loss(image, text, caption.to(self.device), model.temperature())
+        return loss, {"chance_loss": chance_loss(len(rows), len(distinct)), "logit_scale": model.temperature().detach()}
+
+    def evaluate(self, model: CLIP) -> dict[str, float]:
+        """On the validation images: zero-shot accuracy from the plain captions, and recall@k over distinct captions."""
+        images = self._embed(model, self.validation.images)
+        figures = {}
+        if self.validation.classes:
+            text = self._encode(model, self.tokenizer.encode(self.validation.class_captions, model.config.text.context))
+            right = (images @ text.T).argmax(dim=1) == self.validation.labels
+            figures["accuracy"] = right.float().mean().item()
+        torch.manual_seed(0)
+        distinct, caption = self.validation.draw(torch.arange(len(images)), False).unique(return_inverse=True)
+        text = self._encode(model, self.ids[distinct])
+        for k in (1, 5):
+            figures[f"image_to_text_recall@{k}"] = recall_at_k(images @ text.T, caption, k)
+        figures["logit_scale"] = model.temperature().item()
+        return figures
+
+    def preview(self, model: CLIP) -> Image.Image:
+        """For each plain caption, the validation images that match it best."""
+        similarity = self._encode(
+            model, self.tokenizer.encode(self.validation.class_captions, model.config.text.context)
+        )
+        best = (similarity @ self._embed(model, self.validation.images).T).topk(8).indices
+        images = self.validation.images.permute(0, 2, 3, 1).numpy()
+        return captioned_grid([(c, images[i]) for c, i in zip(self.validation.class_captions, best, strict=True)])
+
+    def _embed(self, model: CLIP, images: Tensor) -> Tensor:
+        return torch.cat([model.encode_image(self.preprocess(p.to(self.device))).cpu() for p in images.split(500)])
+
+    def _encode(self, model: CLIP, ids: Tensor) -> Tensor:
+        return torch.cat([model.encode_text(part.to(self.device))[0].cpu() for part in ids.split(500)])
+
+
+def train(run: CLIPRun) -> Manifest:
+    """Train the tokenizer and CLIP into run.out. Returns the manifest of the trained CLIP."""
+    device = runtime.start(run.train.device)
+    data, validation = run.data.load()
+    tokenizer = Tokenizer.train(data.captions, run.vocab_size)
+    vision = replace(run.model.vision, image_size=data.image_size, channels=data.channels)
+    text = replace(run.model.text, vocab_size=tokenizer.vocab_size, eos_id=tokenizer.end_id)
+    torch.manual_seed(run.train.seed)
+    model = CLIP(replace(run.model, vision=vision, text=text))
+    source = {"name": data.name, "fingerprint": data.fingerprint}
+    manifest = Manifest("clip", data=source, training=loop.settings(run))
+    stage = CLIPStage(model, tokenizer, data, validation, run.augment, device)
+    return loop.train(stage, run.train, device, run.out, manifest, {"tokenizer.json": tokenizer.to_json()})

@@ -1,0 +1,86 @@
+"""The cache of what the frozen CLIP says of a data set: computed once, so that no training step runs CLIP.
+
+A file holds the image embeddings (and those of the mirrored images where they are wanted), and for every caption its
+text embedding and its token encodings. It is keyed by the hash of CLIP's weights and the fingerprint of the data.
+"""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from data.dataset import CaptionedImages
+from stages.runtime import print0
+from unclip.checkpoint import dump_tensors, load_tensors, write_atomically
+from unclip.clip import CLIP, Preprocess, Tokenizer
+from unclip.errors import UserError
+
+CACHE = Path(__file__).resolve().parent.parent / "data" / "cache"
+BATCH = 256
+
+
+@dataclass
+class Embedded:
+    """A data set as the frozen CLIP sees it."""
+
+    images: Tensor
+    """Unit image embeddings (N, D)."""
+    flipped: Tensor | None
+    """Those of the mirrored images (N, D)."""
+    text: Tensor
+    """Unit text embeddings (M, D), one a caption of the data set."""
+    encodings: Tensor
+    """Token encodings (M, L, W)."""
+    mask: Tensor
+    """(M, L), False for padding."""
+
+    def captions(self, ids: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Text embeddings, token encodings and mask of the captions ids (B,), cropped to the longest of them."""
+        mask = self.mask[ids]
+        longest = int(mask.sum(dim=1).max())
+        return self.text[ids], self.encodings[ids, :longest], mask[:, :longest]
+
+    def to(self, device: torch.device) -> "Embedded":
+        return Embedded(*(None if tensor is None else tensor.to(device) for tensor in vars(self).values()))
+
+
+def embed_dataset(
+    dataset: CaptionedImages,
+    clip: CLIP,
+    clip_sha256: str,
+    tokenizer: Tokenizer,
+    preprocess: Preprocess,
+    device: torch.device,
+    flipped: bool = False,
+    cache: Path = CACHE,
+) -> Embedded:
+    """The data set's embeddings from the cache; computed and stored if they are not there, or cannot be read."""
+    path = cache / f"{clip_sha256[:16]}-{dataset.fingerprint[:16]}{'-flipped' if flipped else ''}.safetensors"
+    if path.exists():
+        try:
+            tensors, _ = load_tensors(path)
+            return Embedded(**{"flipped": None, **tensors})
+        except (UserError, TypeError):
+            print0(f"{path} is damaged: computing it again")
+    print0(f"embedding {dataset.name}: {len(dataset)} images, {len(dataset.captions)} captions")
+    clip = clip.to(device)
+    tensors = {"images": _embed_images(dataset.images, clip, preprocess, device)}
+    if flipped:
+        tensors["flipped"] = _embed_images(dataset.images.flip(-1), clip, preprocess, device)
+    tensors |= _embed_captions(dataset.captions, clip, tokenizer, device)
+    write_atomically(path, dump_tensors(tensors))
+    return Embedded(**{"flipped": None, **tensors})
+
+
+@torch.inference_mode()
+def _embed_images(images: Tensor, clip: CLIP, preprocess: Preprocess, device: torch.device) -> Tensor:
+    return torch.cat([clip.encode_image(preprocess(part.to(device))).cpu() for part in images.split(BATCH)])
+
+
+@torch.inference_mode()
+def _embed_captions(captions: list[str], clip: CLIP, tokenizer: Tokenizer, device: torch.device) -> dict[str, Tensor]:
+    ids = tokenizer.encode(captions, clip.config.text.context).to(device)
+    parts = [clip.encode_text(part) for part in ids.split(BATCH)]
+    text, encodings = (torch.cat([p.cpu() for p in column]) for column in zip(*parts, strict=True))
+    return {"text": text, "encodings": encodings, "mask": clip.text.mask(ids).cpu()}

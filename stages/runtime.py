@@ -1,0 +1,94 @@
+"""Where we run: device, precision, and ranks. Everything that knows of torch.distributed is in this file."""
+
+import contextlib
+import os
+import sys
+from typing import Literal
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+
+from unclip.errors import UserError
+
+Device = Literal["auto", "cpu", "cuda", "mps"]
+Precision = Literal["auto", "float32", "bfloat16"]
+
+
+def pick_device(wanted: Device) -> torch.device:
+    """CUDA if there is one, else Apple's GPU, else the CPU. Raises UserError for a device that is not there."""
+    present = {"cpu": True, "cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available()}
+    if wanted == "auto":
+        wanted = next(name for name in ("cuda", "mps", "cpu") if present[name])
+    if not present[wanted]:
+        raise UserError(
+            f"device {wanted} is not available here; choose one of {', '.join(k for k in present if present[k])}"
+        )
+    return torch.device(wanted, int(os.environ.get("LOCAL_RANK", 0))) if wanted == "cuda" else torch.device(wanted)
+
+
+def autocast(device: torch.device, precision: Precision):
+    """bfloat16 where the device is fast at it: on CUDA. A CPU emulates it, some hundred times slower than float32."""
+    if precision == "bfloat16" or (precision == "auto" and device.type == "cuda"):
+        return torch.autocast(device.type, torch.bfloat16)
+    return contextlib.nullcontext()
+
+
+def start(wanted: Device) -> torch.device:
+    """Pick the device, and join the process group if torchrun started us."""
+    device = pick_device(wanted)
+    if device.type == "cuda":
+        torch.cuda.set_device(device)
+    if "RANK" in os.environ and not dist.is_initialized():
+        dist.init_process_group("nccl" if device.type == "cuda" else "gloo")
+    return device
+
+
+def rank() -> int:
+    return dist.get_rank() if dist.is_initialized() else 0
+
+
+def world_size() -> int:
+    return dist.get_world_size() if dist.is_initialized() else 1
+
+
+def is_main() -> bool:
+    return rank() == 0
+
+
+def print0(message: str) -> None:
+    """Print a progress message, once for all ranks."""
+    if is_main():
+        print(message, file=sys.stderr, flush=True)
+
+
+def barrier() -> None:
+    """Wait for all ranks."""
+    if dist.is_initialized():
+        dist.barrier()
+
+
+@contextlib.contextmanager
+def main_first():
+    """Run the block on the main rank before the others, which then find what it downloaded or cached."""
+    if not is_main():
+        barrier()
+    yield
+    if is_main():
+        barrier()
+
+
+def average_gradients(model: nn.Module) -> None:
+    """Make the gradients of all ranks their mean, in one message."""
+    if world_size() > 1:
+        gradients = [p.grad for p in model.parameters() if p.grad is not None]
+        flat = torch.cat([g.flatten() for g in gradients])
+        dist.all_reduce(flat)
+        flat /= world_size()
+        for gradient, mean in zip(gradients, flat.split([g.numel() for g in gradients]), strict=True):
+            gradient.copy_(mean.view_as(gradient))
+
+
+def own_share(rows: Tensor) -> Tensor:
+    """This rank's part of a batch's rows."""
+    return rows[rank() :: world_size()]

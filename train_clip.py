@@ -1,0 +1,24 @@
+"""Train CLIP from scratch on captioned images.
+
+    python train_clip.py                             # preset quick, into checkpoints/run
+    python train_clip.py --preset base --out checkpoints/base
+    python train_clip.py --train.lr 1e-3 --help      # every option
+
+The same command again goes on with a training that was interrupted.
+"""
+
+from unclip import cli
+
+
+def main() -> None:
+    from configs.clip import PRESETS
+    from stages.clip import train
+
+    run = cli.parse_run(PRESETS, __doc__)
+    manifest = train(run)
+    figures = ", ".join(f"{key} {value:.4g}" for key, value in manifest.figures.items())
+    print(f"clip in {run.out / 'clip'}: {figures}")
+
+
+if __name__ == "__main__":
+    cli.run(main)

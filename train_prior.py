@@ -1,0 +1,24 @@
+"""Train the diffusion prior on a frozen CLIP.
+
+    python train_prior.py                             # preset quick, into checkpoints/run
+    python train_prior.py --preset base --out checkpoints/base
+    python train_prior.py --train.lr 1e-3 --help      # every option
+
+The same command again goes on with a training that was interrupted.
+"""
+
+from unclip import cli
+
+
+def main() -> None:
+    from configs.prior import PRESETS
+    from stages.prior import train
+
+    run = cli.parse_run(PRESETS, __doc__)
+    manifest = train(run)
+    figures = ", ".join(f"{key} {value:.4g}" for key, value in manifest.figures.items())
+    print(f"prior in {run.out / 'prior'}: {figures}")
+
+
+if __name__ == "__main__":
+    cli.run(main)

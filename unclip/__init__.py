@@ -1,0 +1,16 @@
+"""A small, complete unCLIP: CLIP, diffusion prior, diffusion decoder."""
+
+__all__ = ["UnCLIP", "UserError"]
+
+
+def __getattr__(name: str):
+    """Import on first use: `import unclip` alone costs no second for torch."""
+    if name == "UnCLIP":
+        from unclip.pipeline import UnCLIP
+
+        return UnCLIP
+    if name == "UserError":
+        from unclip.errors import UserError
+
+        return UserError
+    raise AttributeError(f"module 'unclip' has no attribute {name!r}")

@@ -1,0 +1,76 @@
+"""What the command-line programs share: typed options, and one clear line for bad input. Imports no torch."""
+
+import contextlib
+import io
+import os
+import re
+import sys
+import warnings
+from collections.abc import Callable
+from typing import TypeVar
+
+import tyro
+
+from unclip.errors import UserError
+
+C = TypeVar("C")
+
+
+def parse(kind: type[C], description: str, default: C | None = None) -> C:
+    """Read a config dataclass from the command line; --help documents each field by its docstring.
+
+    Raises UserError, in one line that names the nearest right option, for an unknown or an ill-typed one.
+    """
+    messages = io.StringIO()
+    try:
+        with contextlib.redirect_stderr(messages):
+            options = {} if default is None else {"default": default}
+            return tyro.cli(kind, description=description, config=(tyro.conf.FlagCreatePairsOff,), **options)
+    except SystemExit as stop:
+        if stop.code in (0, None):
+            raise
+        raise UserError(_one_line(messages.getvalue())) from None
+
+
+def _one_line(box: str) -> str:
+    """The message in tyro's box of several lines, and the options that it suggests."""
+    lines = [re.sub(r"\x1b\[[\d;]*m", "", line).strip("│╭╮╰╯ ") for line in box.splitlines()]
+    rule = next((i for i, line in enumerate(lines[1:-1], 1) if set(line) == {"─"}), len(lines) - 1)
+    message = " ".join(lines[1:rule])
+    suggestions = [line for line in lines[rule:] if line.startswith("--")]
+    hint = f"; did you mean {' or '.join(suggestions[:2])}?" if suggestions else ""
+    return f"{message.rstrip('.')}{hint} (all options: --help)"
+
+
+def parse_run(presets: dict[str, C], description: str) -> C:
+    """Read a trainer's config: --preset names the defaults that the other options change.
+
+    Raises UserError for an unknown preset or option.
+    """
+    name = "quick"
+    for i, argument in enumerate(sys.argv):
+        if argument == "--preset":
+            name = "".join(sys.argv[i + 1 : i + 2])
+        elif argument.startswith("--preset="):
+            name = argument.removeprefix("--preset=")
+    if name not in presets:
+        raise UserError(f"unknown preset {name!r}; choose one of {', '.join(presets)}")
+    return parse(type(presets[name]), description, presets[name])
+
+
+def run(main: Callable[[], None]) -> None:
+    """Call main; what a user can mend becomes one line on standard error and exit status 1, without a traceback."""
+    warnings.showwarning = lambda message, *_: print(f"warning: {message}", file=sys.stderr)
+    try:
+        main()
+        sys.stdout.flush()
+    except UserError as error:
+        sys.exit(f"error: {error}")
+    except BrokenPipeError:  # the reader of our output has left, as `| head` does
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        sys.exit(1)
+    except OSError as error:
+        where = f"{error.filename}: " if error.filename else ""
+        sys.exit(f"error: {where}{error.strerror or error}; free space or choose another folder, and run it again")
+    except KeyboardInterrupt:
+        sys.exit("interrupted")

@@ -1,0 +1,69 @@
+"""The text tower: a causal transformer whose output at the end-of-text token is the caption's embedding."""
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from unclip.layers import Activation, Block, causal_mask, init_transformer
+
+
+@dataclass(frozen=True)
+class TextConfig:
+    vocab_size: int = 0
+    """Entries of the tokenizer; the trainer fills it in."""
+    eos_id: int = 1
+    """The end-of-text token, where the caption's embedding is read off; the trainer fills it in."""
+    context: int = 32
+    """Longest caption in tokens, start and end included; longer ones are cut."""
+    width: int = 128
+    """Width of the transformer."""
+    layers: int = 3
+    """Number of transformer blocks."""
+    heads: int = 4
+    """Attention heads; they divide the width."""
+    activation: Activation = "gelu"
+    """Non-linearity of the MLPs; OpenAI's weights need quick_gelu."""
+
+
+class TextTransformer(nn.Module):
+    def __init__(self, config: TextConfig, embed_dim: int):
+        super().__init__()
+        self.config = config
+        self.tokens = nn.Embedding(config.vocab_size, config.width)
+        self.positions = nn.Parameter(torch.empty(config.context, config.width))
+        self.blocks = nn.ModuleList(
+            Block(config.width, config.heads, activation=config.activation) for _ in range(config.layers)
+        )
+        self.norm_final = nn.LayerNorm(config.width)
+        self.projection = nn.Linear(config.width, embed_dim, bias=False)
+        self.init_weights()
+
+    def init_weights(self) -> None:
+        """Tokens 0.02 and positions 0.01 as CLIP; the projection keeps the variance of a normalised input."""
+        nn.init.normal_(self.tokens.weight, std=0.02)
+        nn.init.normal_(self.positions, std=0.01)
+        nn.init.normal_(self.projection.weight, std=self.config.width**-0.5)
+        init_transformer(self.blocks)
+
+    def end_of_text(self, ids: Tensor) -> Tensor:
+        """Index (B,) of the first end-of-text token; what follows it is padding."""
+        return (ids == self.config.eos_id).int().argmax(dim=1)
+
+    def mask(self, ids: Tensor) -> Tensor:
+        """(B, L), True for the caption's tokens, start and end included, False for padding."""
+        return torch.arange(ids.shape[1], device=ids.device) <= self.end_of_text(ids)[:, None]
+
+    def forward(self, ids: Tensor) -> tuple[Tensor, Tensor]:
+        """Token ids (B, L) -> embeddings (B, D), not yet of unit norm, and encodings of every token (B, L, W).
+
+        The encodings are taken after the final LayerNorm, before the projection. Padding stands to the right, where a
+        causal mask hides it.
+        """
+        x = self.tokens(ids) + self.positions[: ids.shape[1]]  # (B, L, W)
+        mask = causal_mask(ids.shape[1], ids.device)  # (L, L)
+        for block in self.blocks:
+            x, _ = block(x, mask)  # (B, L, W)
+        x = self.norm_final(x)  # (B, L, W)
+        pooled = x[torch.arange(len(x), device=x.device), self.end_of_text(ids)]  # (B, W)
+        return self.projection(pooled), x  # (B, D), (B, L, W)

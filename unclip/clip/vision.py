@@ -1,0 +1,62 @@
+"""The image tower: a Vision Transformer (Dosovitskiy et al. 2020) as CLIP lays it out."""
+
+import math
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from unclip.layers import Activation, Block, init_transformer
+
+
+@dataclass(frozen=True)
+class VisionConfig:
+    image_size: int = 28
+    """Height and width of the images, in pixels."""
+    channels: int = 1
+    """1 for grey, 3 for colour."""
+    patch_size: int = 7
+    """Height and width of a patch; it divides the image size."""
+    width: int = 128
+    """Width of the transformer."""
+    layers: int = 4
+    """Number of transformer blocks."""
+    heads: int = 4
+    """Attention heads; they divide the width."""
+    activation: Activation = "gelu"
+    """Non-linearity of the MLPs; OpenAI's weights need quick_gelu."""
+
+
+class VisionTransformer(nn.Module):
+    def __init__(self, config: VisionConfig, embed_dim: int):
+        super().__init__()
+        assert config.image_size % config.patch_size == 0, "patch_size must divide image_size"
+        self.config = config
+        tokens = (config.image_size // config.patch_size) ** 2 + 1
+        self.patch = nn.Conv2d(config.channels, config.width, config.patch_size, config.patch_size, bias=False)
+        self.class_token = nn.Parameter(torch.empty(config.width))
+        self.positions = nn.Parameter(torch.empty(tokens, config.width))
+        self.norm_pre = nn.LayerNorm(config.width)
+        self.blocks = nn.ModuleList(
+            Block(config.width, config.heads, activation=config.activation) for _ in range(config.layers)
+        )
+        self.norm_post = nn.LayerNorm(config.width)
+        self.projection = nn.Linear(config.width, embed_dim, bias=False)
+        self.init_weights()
+
+    def init_weights(self) -> None:
+        """Patches: variance-preserving. Tokens, positions and the projection: deviation width^-1/2, as CLIP."""
+        scale = self.config.width**-0.5
+        nn.init.normal_(self.patch.weight, std=1 / math.sqrt(self.patch.weight[0].numel()))
+        for weight in (self.class_token, self.positions, self.projection.weight):
+            nn.init.normal_(weight, std=scale)
+        init_transformer(self.blocks)
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Normalised images (B, C, H, W) -> embeddings (B, D), not yet of unit norm."""
+        x = self.patch(images).flatten(2).transpose(1, 2)  # (B, N, W)
+        x = torch.cat([self.class_token.expand(len(x), 1, -1), x], dim=1)  # (B, 1 + N, W)
+        x = self.norm_pre(x + self.positions)  # (B, 1 + N, W)
+        for block in self.blocks:
+            x, _ = block(x)  # (B, 1 + N, W)
+        return self.projection(self.norm_post(x[:, 0]))  # (B, D)

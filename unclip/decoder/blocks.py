@@ -1,0 +1,92 @@
+"""The decoder's parts: residual block with adaptive group normalisation, attention with a condition, resampling."""
+
+from typing import Literal
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+Resample = Literal["conv", "pool"]
+
+
+def group_norm(channels: int) -> nn.GroupNorm:
+    """At most 32 groups of at least 8 channels where the count allows it."""
+    groups = min(32, max(1, channels // 8))
+    while channels % groups:
+        groups -= 1
+    return nn.GroupNorm(groups, channels)
+
+
+class ResBlock(nn.Module):
+    """x + conv(SiLU(AdaGN(conv(SiLU(GN x))))), Dhariwal & Nichol 2021, section 4.3.
+
+    The condition vector gives a scale and a shift after the second normalisation, h * (1 + scale) + shift; with
+    scale_shift=False it is added before it instead (Ho et al. 2020). The last convolution starts at zero.
+    """
+
+    def __init__(self, channels: int, out: int, vector: int, scale_shift: bool = True, dropout: float = 0.0):
+        super().__init__()
+        self.scale_shift = scale_shift
+        self.norm1 = group_norm(channels)
+        self.conv1 = nn.Conv2d(channels, out, 3, padding=1)
+        self.modulation = nn.Linear(vector, 2 * out if scale_shift else out)
+        self.norm2 = group_norm(out)
+        self.dropout = nn.Dropout(dropout)
+        self.conv2 = nn.Conv2d(out, out, 3, padding=1)
+        self.skip = nn.Conv2d(channels, out, 1) if channels != out else nn.Identity()
+        nn.init.zeros_(self.conv2.weight)
+        nn.init.zeros_(self.conv2.bias)
+
+    def forward(self, x: Tensor, vector: Tensor) -> Tensor:
+        """(B, C, H, W) and the activated condition (B, E) -> (B, out, H, W)."""
+        h = self.conv1(F.silu(self.norm1(x)))  # (B, out, H, W)
+        modulation = self.modulation(vector)[:, :, None, None]
+        if self.scale_shift:
+            scale, shift = modulation.chunk(2, dim=1)
+            h = self.norm2(h) * (1 + scale) + shift
+        else:
+            h = self.norm2(h + modulation)
+        return self.skip(x) + self.conv2(self.dropout(F.silu(h)))
+
+
+class ConditionedAttention(nn.Module):
+    """Self-attention over the pixels, with the condition's keys and values concatenated to the image's own.
+
+    Nichol et al. 2021 (GLIDE), section 4.1. The output projection starts at zero.
+    """
+
+    def __init__(self, channels: int, condition: int, head_dim: int = 32):
+        super().__init__()
+        self.heads = max(1, channels // head_dim)
+        while channels % self.heads:
+            self.heads -= 1
+        self.norm = group_norm(channels)
+        self.qkv = nn.Linear(channels, 3 * channels)
+        self.condition_kv = nn.Linear(condition, 2 * channels)
+        self.out = nn.Linear(channels, channels)
+        nn.init.zeros_(self.out.weight)
+        nn.init.zeros_(self.out.bias)
+
+    def forward(self, x: Tensor, tokens: Tensor | None = None, mask: Tensor | None = None) -> Tensor:
+        """(B, C, H, W), condition tokens (B, K, E) and their mask (B, K), False for padding -> (B, C, H, W)."""
+        height, width = x.shape[-2:]
+        pixels = self.norm(x).flatten(2).transpose(1, 2)  # (B, H W, C)
+        q, k, v = self.qkv(pixels).unflatten(-1, (3, self.heads, -1)).permute(2, 0, 3, 1, 4)  # 3 of (B, heads, H W, d)
+        if tokens is not None:
+            ck, cv = self.condition_kv(tokens).unflatten(-1, (2, self.heads, -1)).permute(2, 0, 3, 1, 4)
+            k, v = torch.cat([ck, k], dim=2), torch.cat([cv, v], dim=2)  # (B, heads, K + H W, d)
+            mask = F.pad(mask, (0, height * width), value=True)[:, None, None]  # (B, 1, 1, K + H W)
+        h = F.scaled_dot_product_attention(q, k, v, attn_mask=mask)  # (B, heads, H W, d)
+        h = self.out(h.transpose(1, 2).flatten(2))  # (B, H W, C)
+        return x + h.transpose(1, 2).unflatten(2, (height, width))
+
+
+def downsample(channels: int, kind: Resample) -> nn.Module:
+    """Halve the height and the width, by a strided convolution or by average pooling."""
+    return nn.Conv2d(channels, channels, 3, stride=2, padding=1) if kind == "conv" else nn.AvgPool2d(2)
+
+
+def upsample(channels: int, kind: Resample) -> nn.Module:
+    """Double the height and the width: nearest neighbours, then a convolution unless kind is "pool"."""
+    nearest = nn.Upsample(scale_factor=2, mode="nearest")
+    return nn.Sequential(nearest, nn.Conv2d(channels, channels, 3, padding=1)) if kind == "conv" else nearest

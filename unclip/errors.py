@@ -1,0 +1,8 @@
+"""The one exception that means: what was given cannot be used, and the message says why."""
+
+
+class UserError(ValueError):
+    """Bad input. The message is one line: what was given, what was expected, what to do next.
+
+    The command-line programs print it without a traceback; Python callers can catch it as a `ValueError`.
+    """

@@ -1,0 +1,96 @@
+"""Pixels in and out: conversions, captioned grids, denoising strips and animations.
+
+Inside the models images are float (B, C, H, W) in [-1, 1]; outside they are uint8.
+"""
+
+import io
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import torch
+from PIL import Image, ImageDraw, ImageFont
+from torch import Tensor
+
+from unclip.checkpoint import write_atomically
+
+INK, PAPER = (20, 20, 20), (255, 255, 255)
+
+
+def to_float(images: Tensor) -> Tensor:
+    """uint8 0 .. 255 -> float in [-1, 1]."""
+    return images.float() / 127.5 - 1
+
+
+def to_uint8(images: Tensor) -> Tensor:
+    """Float in [-1, 1] -> uint8 0 .. 255, rounded."""
+    return ((images.float().clamp(-1, 1) + 1) * 127.5).round().to(torch.uint8)
+
+
+def from_pil(images: Sequence[Image.Image], channels: int, size: int) -> Tensor:
+    """PIL images -> uint8 (B, channels, size, size); an image of another size is resized, its sides as they are."""
+    mode = "L" if channels == 1 else "RGB"
+    arrays = []
+    for image in images:
+        image = image.convert(mode)
+        if image.size != (size, size):
+            image = image.resize((size, size), Image.Resampling.BICUBIC)
+        arrays.append(np.array(image).reshape(size, size, channels))
+    return torch.from_numpy(np.stack(arrays)).permute(0, 3, 1, 2)
+
+
+def to_pil(image: np.ndarray, height: int | None = None) -> Image.Image:
+    """uint8 (H, W, 1 or 3) -> PIL, enlarged to about `height` pixels by a whole factor, so that pixels stay square."""
+    picture = Image.fromarray(image[..., 0] if image.shape[-1] == 1 else image)
+    factor = max(1, round(height / image.shape[0])) if height else 1
+    return picture.resize((picture.width * factor, picture.height * factor), Image.Resampling.NEAREST)
+
+
+def save_png(path: Path, picture: Image.Image) -> None:
+    buffer = io.BytesIO()
+    picture.save(buffer, format="PNG")
+    write_atomically(path, buffer.getvalue())
+
+
+def wrap(text: str, width: int, font: ImageFont.FreeTypeFont) -> list[str]:
+    """Break text into lines of at most `width` pixels, at spaces where there are any; at most four lines."""
+    lines, line = [], ""
+    for word in text.split():
+        while font.getlength(word) > width:  # a word that is too long by itself is broken anywhere
+            cut = next(i for i in range(len(word), 0, -1) if i == 1 or font.getlength(word[:i]) <= width)
+            lines, line, word = [*lines, line] if line else lines, word[:cut], word[cut:]
+            lines, line = [*lines, line], ""
+        if line and font.getlength(f"{line} {word}") > width:
+            lines, line = [*lines, line], word
+        else:
+            line = f"{line} {word}".strip()
+    lines = [*lines, line] if line else lines
+    return [*lines[:3], lines[3].rstrip() + " ..."] if len(lines) > 4 else lines
+
+
+def captioned_grid(rows: Sequence[tuple[str, np.ndarray]], cell: int = 84, margin: int = 200) -> Image.Image:
+    """One row a caption: the caption on the left, then its images uint8 (n, H, W, C), enlarged."""
+    font = ImageFont.load_default(15)
+    cells = [[to_pil(image, cell) for image in images] for _, images in rows]
+    width, height = cells[0][0].size
+    gap, row_height = 4, max(height, 84) + 4
+    columns = max(map(len, cells))
+    sheet = Image.new("RGB", (margin + columns * (width + gap) + gap, len(rows) * row_height + gap), PAPER)
+    draw = ImageDraw.Draw(sheet)
+    for r, ((caption, _), pictures) in enumerate(zip(rows, cells, strict=True)):
+        top = gap + r * row_height
+        lines = wrap(caption, margin - 16, font)
+        y = top + (row_height - gap - 19 * len(lines)) // 2
+        for i, line in enumerate(lines):
+            draw.text((8, y + 19 * i), line, fill=INK, font=font)
+        for c, picture in enumerate(pictures):
+            sheet.paste(picture, (margin + c * (width + gap), top))
+    return sheet
+
+
+def save_gif(path: Path, frames: Sequence[Image.Image], milliseconds: int = 80) -> None:
+    """An endless animation that rests on its last frame."""
+    durations = [milliseconds] * (len(frames) - 1) + [1500]
+    buffer = io.BytesIO()
+    frames[0].save(buffer, "GIF", save_all=True, append_images=list(frames[1:]), duration=durations, loop=0)
+    write_atomically(path, buffer.getvalue())

@@ -1,0 +1,109 @@
+"""What two stages share: the transformer block, the timestep embedding, the scaling of image embeddings."""
+
+import math
+from typing import Literal
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+Activation = Literal["gelu", "quick_gelu"]
+KeyValue = tuple[Tensor, Tensor]
+
+
+class QuickGELU(nn.Module):
+    """x * sigmoid(1.702 x), the approximation that OpenAI's CLIP was trained with."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x * torch.sigmoid(1.702 * x)
+
+
+class Attention(nn.Module):
+    """Multi-head self-attention whose keys and values can be kept and extended."""
+
+    def __init__(self, width: int, heads: int):
+        super().__init__()
+        assert width % heads == 0, f"width {width} is not a multiple of {heads} heads"
+        self.heads = heads
+        self.qkv = nn.Linear(width, 3 * width)
+        self.out = nn.Linear(width, width)
+
+    def forward(self, x: Tensor, mask: Tensor | None = None, past: KeyValue | None = None) -> tuple[Tensor, KeyValue]:
+        """x (B, N, W) attends to `past` (P keys) and itself; mask (..., N, P + N) is True where it may look."""
+        q, k, v = self.qkv(x).unflatten(-1, (3, self.heads, -1)).permute(2, 0, 3, 1, 4)  # 3 of (B, heads, N, W/heads)
+        if past is not None:
+            k, v = torch.cat([past[0], k], dim=2), torch.cat([past[1], v], dim=2)
+        x = F.scaled_dot_product_attention(q, k, v, attn_mask=mask)
+        return self.out(x.transpose(1, 2).flatten(2)), (k, v)
+
+
+class Block(nn.Module):
+    """Pre-LN transformer block: x + attention(LN x), x + MLP(LN x)."""
+
+    def __init__(self, width: int, heads: int, mlp_ratio: float = 4.0, activation: Activation = "gelu"):
+        super().__init__()
+        self.norm1 = nn.LayerNorm(width)
+        self.attention = Attention(width, heads)
+        self.norm2 = nn.LayerNorm(width)
+        self.mlp = nn.Sequential(
+            nn.Linear(width, int(width * mlp_ratio)),
+            nn.GELU() if activation == "gelu" else QuickGELU(),
+            nn.Linear(int(width * mlp_ratio), width),
+        )
+
+    def forward(self, x: Tensor, mask: Tensor | None = None, past: KeyValue | None = None) -> tuple[Tensor, KeyValue]:
+        """(B, N, W) -> (B, N, W), and the keys and values to continue from."""
+        h, kv = self.attention(self.norm1(x), mask, past)
+        x = x + h
+        return x + self.mlp(self.norm2(x)), kv
+
+
+def init_transformer(blocks: nn.ModuleList) -> None:
+    """GPT-2's initialisation: normal of deviation 0.02; what writes to the residual stream is scaled down by the
+    square root of the number of writes, so that the stream's variance does not grow with depth; biases are zero."""
+    for block in blocks:
+        for linear in (block.attention.qkv, block.attention.out, block.mlp[0], block.mlp[2]):
+            nn.init.normal_(linear.weight, std=0.02)
+            nn.init.zeros_(linear.bias)
+        for linear in (block.attention.out, block.mlp[2]):
+            nn.init.normal_(linear.weight, std=0.02 / math.sqrt(2 * len(blocks)))
+
+
+def causal_mask(length: int, device: torch.device | None = None) -> Tensor:
+    """(N, N), True where row i may look at column j <= i."""
+    return torch.ones(length, length, dtype=torch.bool, device=device).tril()
+
+
+def timestep_embedding(t: Tensor, dim: int, max_period: float = 10_000.0) -> Tensor:
+    """Sinusoidal embedding (B, dim) of times (B,), which may be fractional (Vaswani et al. 2017; Ho et al. 2020)."""
+    half = dim // 2
+    frequencies = torch.exp(-math.log(max_period) * torch.arange(half, device=t.device) / half)
+    angles = t[:, None].float() * frequencies
+    return F.pad(torch.cat([angles.cos(), angles.sin()], dim=-1), (0, dim % 2))
+
+
+class EmbeddingScaler(nn.Module):
+    """Shifts and scales CLIP embeddings so that each coordinate has zero mean and unit variance over the training data.
+
+    Unit-norm embeddings of D coordinates have a variance near 1/D: diffused as they are, nearly all noise levels would
+    drown them. The statistics are stored with the weights.
+    """
+
+    def __init__(self, dim: int):
+        super().__init__()
+        self.register_buffer("mean", torch.zeros(dim))
+        self.register_buffer("std", torch.full((dim,), 1 / math.sqrt(dim)))
+
+    def fit(self, embeddings: Tensor) -> "EmbeddingScaler":
+        """Take the statistics of embeddings (N, D); a coordinate that hardly varies keeps the mean deviation."""
+        std, mean = torch.std_mean(embeddings.float(), dim=0)
+        self.mean.copy_(mean)
+        self.std.copy_(std.clamp(min=0.05 * std.mean() + 1e-8))
+        return self
+
+    def scale(self, embeddings: Tensor) -> Tensor:
+        return (embeddings - self.mean) / self.std
+
+    def unscale(self, scaled: Tensor) -> Tensor:
+        """The inverse, put back on the unit sphere where CLIP's embeddings lie."""
+        return F.normalize(scaled * self.std + self.mean, dim=-1)

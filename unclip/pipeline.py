@@ -1,0 +1,220 @@
+"""The whole stack at inference: caption -> text embedding -> image embedding -> pixels."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor
+
+from unclip.checkpoint import STAGES, check_lineage, load_stage, read_manifest
+from unclip.clip import CLIP, Preprocess, Tokenizer, load_clip
+from unclip.decoder import Decoder, DecoderConfig, draw_images
+from unclip.errors import UserError
+from unclip.images import to_uint8
+from unclip.prior import Prior, PriorConfig, draw_embeddings
+from unclip.samplers import spaced_timesteps
+from unclip.settings import Sampling
+
+MOMENTS = 10
+
+
+@dataclass
+class Moment:
+    """One step of the denoising."""
+
+    t: int
+    x: np.ndarray
+    """The state x_t, uint8 (N, H, W, C)."""
+    x0: np.ndarray
+    """The clean image predicted from it, uint8 (N, H, W, C)."""
+
+
+@dataclass
+class Output:
+    """What the pipeline returns: N images, a caption's n images in a row."""
+
+    images: np.ndarray
+    """uint8 (N, H, W, C)."""
+    captions: list[str]
+    """N captions."""
+    seeds: list[int]
+    """N seeds; sample i of a caption has seed + i."""
+    embeddings: Tensor
+    """The image embeddings that the prior drew, unit norm, (N, D)."""
+    trajectory: list[Moment] = field(default_factory=list)
+    """Ten moments of the denoising, the first at pure noise, if asked for."""
+
+
+class UnCLIP:
+    """A trained pipeline. Open one with `UnCLIP.from_pretrained`.
+
+    A sample depends on its caption, its seed and the settings alone, never on what else is in the batch. The caption ""
+    stands for no caption: the prior and the decoder then use their learned nulls, and the sample is unconditional.
+    """
+
+    def __init__(self, clip: CLIP, tokenizer: Tokenizer, preprocess: Preprocess, prior: Prior, decoder: Decoder):
+        self.clip, self.tokenizer, self.preprocess = clip, tokenizer, preprocess
+        self.prior, self.decoder = prior, decoder
+        self.sampling = Sampling()
+
+    @classmethod
+    def from_pretrained(cls, path: str | Path, device: str | torch.device = "cpu") -> "UnCLIP":
+        """Open the pipeline in a folder. Raises UserError if a stage is missing, damaged, or of another lineage."""
+        path = Path(path)
+        manifests = {stage: read_manifest(path / stage) for stage in STAGES}
+        check_lineage(manifests)
+        clip, tokenizer, preprocess = load_clip(path)
+        prior, _ = load_stage(path / "prior", Prior, PriorConfig)
+        decoder, _ = load_stage(path / "decoder", Decoder, DecoderConfig)
+        return cls(clip, tokenizer, preprocess, prior, decoder).to(device)
+
+    def to(self, device: str | torch.device) -> "UnCLIP":
+        for model in (self.clip, self.prior, self.decoder):
+            model.to(device)
+        return self
+
+    @property
+    def device(self) -> torch.device:
+        return self.clip.logit_scale.device
+
+    @torch.inference_mode()
+    def __call__(
+        self, captions: str | Sequence[str], n: int = 1, seed: int = 0, trajectory: bool = False, **settings
+    ) -> Output:
+        """Draw n images of each caption.
+
+        Args:
+            captions: one or several; "" for an unconditional sample. One longer than CLIP's context is cut, with a
+                warning.
+            n: images a caption, at least 1.
+            seed: sample i of every caption uses seed + i.
+            trajectory: also keep ten moments of the denoising.
+            settings: fields of `Sampling`, such as steps=50, guidance=3.0, sampler="ddim".
+
+        Raises:
+            UserError: no captions, or n, seed or a setting out of range.
+        """
+        captions, seeds = self._rows(captions, n, seed)
+        sampling = replace(self.sampling, **settings)
+        embeddings = self._embed(captions, seeds, sampling)
+        images, moments = self._decode(embeddings, captions, seeds, sampling, trajectory)
+        return Output(images, captions, seeds, embeddings, moments)
+
+    @torch.inference_mode()
+    def encode_text(self, captions: str | Sequence[str]) -> Tensor:
+        """CLIP's unit text embeddings (N, D)."""
+        return self._read(_as_list(captions))[0]
+
+    @torch.inference_mode()
+    def encode_image(self, images: Tensor | np.ndarray | Sequence[Image.Image]) -> Tensor:
+        """CLIP's unit image embeddings (N, D), of PIL images or uint8 (N, H, W, C)."""
+        if isinstance(images, (Tensor, np.ndarray)):
+            images = torch.as_tensor(images)
+            if images.ndim != 4 or images.dtype != torch.uint8 or images.shape[-1] not in (1, 3):
+                raise UserError(f"images must be uint8 (N, H, W, 1 or 3), not {images.dtype} {tuple(images.shape)}")
+            images = images.permute(0, 3, 1, 2)
+        return self.clip.encode_image(self.preprocess(images).to(self.device))
+
+    @torch.inference_mode()
+    def embed(self, captions: str | Sequence[str], n: int = 1, seed: int = 0, **settings) -> Tensor:
+        """The prior alone: n unit image embeddings a caption, (N, D). Arguments as for calling the pipeline."""
+        return self._embed(*self._rows(captions, n, seed), replace(self.sampling, **settings))
+
+    @torch.inference_mode()
+    def decode(
+        self,
+        embeddings: Tensor | None,
+        captions: Sequence[str] | None = None,
+        seed: int = 0,
+        **settings,
+    ) -> np.ndarray:
+        """The decoder alone: uint8 images (N, H, W, C), image i with seed + i.
+
+        Args:
+            embeddings: unit image embeddings (N, D), or None to drop them.
+            captions: N captions, or None to drop the text.
+        """
+        if embeddings is None and captions is None:
+            raise UserError("decode needs embeddings, captions, or both; for an unconditional image give captions=['']")
+        captions = [""] * len(embeddings) if captions is None else _as_list(captions)
+        if embeddings is not None and len(embeddings) != len(captions):
+            raise UserError(f"{len(embeddings)} embeddings do not go with {len(captions)} captions")
+        seeds = _seeds(seed, len(captions))
+        return self._decode(embeddings, captions, seeds, replace(self.sampling, **settings))[0]
+
+    def _rows(self, captions: str | Sequence[str], n: int, seed: int) -> tuple[list[str], list[int]]:
+        """Captions and seeds, one a sample."""
+        captions = _as_list(captions)
+        if not captions:
+            raise UserError("the list of captions is empty; give at least one")
+        if n < 1:
+            raise UserError(f"n must be at least 1, not {n}")
+        return [c for c in captions for _ in range(n)], _seeds(seed, n) * len(captions)
+
+    def _read(self, captions: list[str]) -> tuple[Tensor, Tensor, Tensor]:
+        """Text embeddings (N, D), token encodings (N, L, W) and their mask (N, L); distinct captions are read once."""
+        distinct, rows = _distinct(captions)
+        ids = self.tokenizer.encode(distinct, self.clip.config.text.context).to(self.device)
+        text, encodings = self.clip.encode_text(ids)
+        return text[rows], encodings[rows], self.clip.text.mask(ids)[rows]
+
+    def _embed(self, captions: list[str], seeds: list[int], sampling: Sampling) -> Tensor:
+        distinct, rows = _distinct(captions)
+        rows, drop = torch.tensor(rows, device=self.device), self._is_empty(distinct)
+        return draw_embeddings(self.prior, *self._read(distinct), rows, seeds, sampling, drop)
+
+    def _decode(
+        self,
+        embeddings: Tensor | None,
+        captions: list[str],
+        seeds: list[int],
+        sampling: Sampling,
+        trajectory: bool = False,
+    ) -> tuple[np.ndarray, list[Moment]]:
+        _, encodings, mask = self._read(captions)
+        drop_text = self._is_empty(captions)
+        drop_image = torch.full_like(drop_text, embeddings is None)
+        if embeddings is None:
+            embeddings = torch.zeros(len(captions), self.clip.config.embed_dim)
+        timesteps = spaced_timesteps(self.decoder.config.timesteps, sampling.steps)
+        keep = {timesteps[i] for i in np.linspace(0, len(timesteps) - 1, MOMENTS).round().astype(int)}
+        moments: dict[int, list] = {}
+
+        def record(t: int, x: Tensor, x0: Tensor) -> None:
+            if t in keep:
+                moments.setdefault(t, []).append((_as_array(x), _as_array(x0)))
+
+        images = draw_images(
+            self.decoder, embeddings.to(self.device), encodings, mask, seeds, sampling, drop_image, drop_text,
+            record if trajectory else None,
+        )  # fmt: skip
+        joined = [Moment(t, *map(np.concatenate, zip(*parts, strict=True))) for t, parts in moments.items()]
+        return _as_array(images), joined
+
+    def _is_empty(self, captions: list[str]) -> Tensor:
+        """(N,), True for a caption that stands for none."""
+        return torch.tensor([not caption.strip() for caption in captions], device=self.device)
+
+
+def _distinct(captions: list[str]) -> tuple[list[str], list[int]]:
+    """The distinct captions, and for each caption the row of its own."""
+    row_of = {caption: i for i, caption in enumerate(dict.fromkeys(captions))}
+    return list(row_of), [row_of[caption] for caption in captions]
+
+
+def _as_list(captions: str | Sequence[str]) -> list[str]:
+    return [captions] if isinstance(captions, str) else list(captions)
+
+
+def _seeds(seed: int, n: int) -> list[int]:
+    if seed < 0:
+        raise UserError(f"seed must not be negative, but is {seed}")
+    return list(range(seed, seed + n))
+
+
+def _as_array(images: Tensor) -> np.ndarray:
+    """Float (B, C, H, W) in [-1, 1] -> uint8 (B, H, W, C)."""
+    return to_uint8(images).permute(0, 2, 3, 1).cpu().numpy()

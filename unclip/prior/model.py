@@ -1,0 +1,119 @@
+"""The diffusion prior (Ramesh et al. 2022, section 2.2): caption -> CLIP image embedding."""
+
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from unclip.diffusion import GaussianDiffusion, Schedule
+from unclip.layers import Block, EmbeddingScaler, KeyValue, causal_mask, init_transformer, timestep_embedding
+
+
+@dataclass(frozen=True)
+class PriorConfig:
+    embed_dim: int = 0
+    """Dimension of CLIP's embeddings; the trainer fills it in."""
+    text_width: int = 0
+    """Width of CLIP's token encodings; the trainer fills it in."""
+    context: int = 0
+    """CLIP's longest caption in tokens; the trainer fills it in."""
+    width: int = 128
+    """Width of the transformer."""
+    layers: int = 4
+    """Number of transformer blocks."""
+    heads: int = 4
+    """Attention heads; they divide the width."""
+    timesteps: int = 1000
+    """Diffusion steps of the training process."""
+    schedule: Schedule = "cosine"
+    """Noise schedule."""
+
+
+class Prefix(NamedTuple):
+    """What the text contributes at every timestep: computed once a caption, whatever the number of steps."""
+
+    past: list[KeyValue]  # a layer's keys and values, each (B, heads, L + 1, W / heads)
+    mask: Tensor  # (B, L + 1), False for padding
+
+    def repeat(self, rows: Tensor) -> "Prefix":
+        """The prefix of the captions rows (R,)."""
+        return Prefix([(k[rows], v[rows]) for k, v in self.past], self.mask[rows])
+
+    def join(self, other: "Prefix") -> "Prefix":
+        """The rows of both, for a batch that holds the conditional and the null half."""
+        past = [(torch.cat([a, c]), torch.cat([b, d])) for (a, b), (c, d) in zip(self.past, other.past, strict=True)]
+        return Prefix(past, torch.cat([self.mask, other.mask]))
+
+
+class Prior(nn.Module):
+    """A causal transformer over [token encodings, text embedding, timestep, noised image embedding, learned query].
+
+    The output at the query is the predicted image embedding, scaled to unit variance. As the text stands before the
+    timestep under a causal mask, its keys and values do not depend on t.
+    """
+
+    def __init__(self, config: PriorConfig):
+        super().__init__()
+        self.config = config
+        width = config.width
+        self.scaler = EmbeddingScaler(config.embed_dim)
+        self.encoding_in = nn.Linear(config.text_width, width)
+        self.positions = nn.Parameter(torch.empty(config.context, width))
+        self.text_in = nn.Linear(config.embed_dim, width)
+        self.null_encoding = nn.Parameter(torch.empty(config.text_width))
+        self.null_text = nn.Parameter(torch.empty(config.embed_dim))
+        self.time_in = nn.Sequential(nn.Linear(width, width), nn.SiLU(), nn.Linear(width, width))
+        self.image_in = nn.Linear(config.embed_dim, width)
+        self.query = nn.Parameter(torch.empty(width))
+        self.blocks = nn.ModuleList(Block(width, config.heads) for _ in range(config.layers))
+        self.norm_final = nn.LayerNorm(width)
+        self.out = nn.Linear(width, config.embed_dim)
+        self.init_weights()
+
+    def init_weights(self) -> None:
+        """Zero output: an untrained prior predicts the mean embedding, the best guess that knows nothing."""
+        for parameter in (self.positions, self.null_encoding, self.null_text, self.query):
+            nn.init.normal_(parameter, std=0.02)
+        init_transformer(self.blocks)
+        nn.init.zeros_(self.out.weight)
+        nn.init.zeros_(self.out.bias)
+
+    def diffusion(self) -> GaussianDiffusion:
+        return GaussianDiffusion(self.config.timesteps, self.config.schedule, prediction="x0")
+
+    def prefix(self, text: Tensor, encodings: Tensor, mask: Tensor, drop: Tensor | None = None) -> Prefix:
+        """Read the captions.
+
+        Args:
+            text: unit text embeddings (B, D).
+            encodings: token encodings (B, L, text_width).
+            mask: (B, L), False for padding.
+            drop: (B,), True where the text is replaced by the learned null, whose length tells nothing.
+        """
+        text = text * self.config.embed_dim**0.5  # unit variance a coordinate
+        if drop is not None:
+            first = torch.arange(mask.shape[1], device=mask.device) == 0
+            mask = torch.where(drop[:, None], first, mask)
+            encodings = torch.where(drop[:, None, None], self.null_encoding.to(encodings.dtype), encodings)
+            text = torch.where(drop[:, None], self.null_text.to(text.dtype), text)
+        x = self.encoding_in(encodings) + self.positions[: encodings.shape[1]]  # (B, L, W)
+        x = torch.cat([x, self.text_in(text)[:, None]], dim=1)  # (B, L + 1, W)
+        mask = torch.cat([mask, mask.new_ones(len(mask), 1)], dim=1)  # (B, L + 1)
+        look = (mask[:, None] & causal_mask(x.shape[1], x.device))[:, None]  # (B, 1, L + 1, L + 1)
+        past = []
+        for block in self.blocks:
+            x, kv = block(x, look)
+            past.append(kv)
+        return Prefix(past, mask)
+
+    def forward(self, noised: Tensor, t: Tensor, prefix: Prefix) -> Tensor:
+        """Noised, scaled image embeddings (B, D) at times t (B,) -> predicted clean ones (B, D), scaled."""
+        time = self.time_in(timestep_embedding(t, self.config.width))  # (B, W)
+        x = torch.stack([time, self.image_in(noised), self.query.expand(len(t), -1).to(time.dtype)], dim=1)  # (B, 3, W)
+        before = prefix.mask[:, None].expand(-1, 3, -1)  # (B, 3, L + 1)
+        after = causal_mask(3, x.device).expand(len(t), -1, -1)  # (B, 3, 3)
+        look = torch.cat([before, after], dim=2)[:, None]  # (B, 1, 3, L + 4)
+        for block, past in zip(self.blocks, prefix.past, strict=True):
+            x, _ = block(x, look, past)  # (B, 3, W)
+        return self.out(self.norm_final(x[:, 2]))  # (B, D)

@@ -1,0 +1,46 @@
+"""How to sample. Kept apart from the models so that `sample.py --help` need not import torch."""
+
+from dataclasses import dataclass, fields
+from typing import Literal, get_args
+
+from unclip.errors import UserError
+
+Sampler = Literal["ddpm", "ddim", "dpmpp"]
+
+
+@dataclass(frozen=True)
+class Sampling:
+    """Settings of both diffusion samplers. Raises UserError for values out of range."""
+
+    steps: int = 20
+    """Decoder steps an image, from 1 to the decoder's timesteps."""
+    guidance: float = 2.0
+    """Decoder guidance scale: 1 is none, more follows the caption closer at the price of variety."""
+    sampler: Sampler = "dpmpp"
+    """Decoder sampler."""
+    eta: float = 0.0
+    """Noise of the ddim sampler: 0 is deterministic, 1 as noisy as ddpm."""
+    prior_steps: int = 20
+    """Prior steps an embedding (ddim)."""
+    prior_guidance: float = 1.0
+    """Prior guidance scale."""
+    draws: int = 2
+    """Image embeddings drawn for each sample; the one closest to the text embedding is kept."""
+    batch_size: int = 64
+    """Images drawn at once; less needs less memory. It does not change the images."""
+
+    def __post_init__(self):
+        for name in ("steps", "prior_steps", "draws", "batch_size"):
+            if getattr(self, name) < 1:
+                raise UserError(f"{name} must be at least 1, not {getattr(self, name)}")
+        for name in ("guidance", "prior_guidance"):
+            if not 0 <= getattr(self, name) <= 100:
+                raise UserError(f"{name} must lie between 0 and 100, not {getattr(self, name)}")
+        if not 0 <= self.eta <= 1:
+            raise UserError(f"eta must lie between 0 and 1, not {self.eta}")
+        if self.sampler not in get_args(Sampler):
+            raise UserError(f"unknown sampler {self.sampler!r}; choose one of {', '.join(get_args(Sampler))}")
+
+    @classmethod
+    def names(cls) -> list[str]:
+        return [field.name for field in fields(cls)]
