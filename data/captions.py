@@ -10,6 +10,7 @@ the pixels. `attributes` is the rule; it serves real and generated images alike:
 The thirds are those of the class's training images; of the middle third nothing is said.
 """
 
+import itertools
 from dataclasses import dataclass
 
 import torch
@@ -69,11 +70,12 @@ def attribute_codes(measures: Tensor, labels: Tensor, thirds: Tensor) -> Tensor:
 
 def is_held_out(codes: Tensor, labels: Tensor) -> Tensor:
     """(N,), True for images that show a held-out pair."""
-    held_out = torch.zeros(len(labels), dtype=torch.bool)
-    for attribute, name in HELD_OUT:
-        column, words = (0, TONES) if attribute in TONES else (1, WIDTHS)
-        held_out |= (labels == CLASSES.index(name)) & (codes[:, column] == words.index(attribute))
-    return held_out
+    pairs = zip(labels.tolist(), codes.tolist(), strict=True)
+    return torch.tensor([_says_held_out(CLASSES[c], TONES[tone], WIDTHS[width]) for c, (tone, width) in pairs])
+
+
+def _says_held_out(name: str, tone: str, width: str) -> bool:
+    return (tone, name) in HELD_OUT or (width, name) in HELD_OUT
 
 
 def noun_phrase(name: str, tone: str, width: str, width_first: bool) -> tuple[str, str]:
@@ -90,7 +92,7 @@ PLAIN_CAPTIONS = tuple(f"an image of {noun_phrase(name, '', '', False)[0]}" for 
 
 @dataclass
 class Grammar:
-    """All training captions, numbered: `ids` maps (template, class, name, tone, width, order) to a row of `captions`."""
+    """All training captions, numbered: `ids` maps (template, class, name, tone, width, order) to a caption's row."""
 
     captions: list[str]
     ids: Tensor
@@ -99,14 +101,13 @@ class Grammar:
     def build(cls) -> "Grammar":
         captions: dict[str, int] = {}
         ids = torch.full((len(TEMPLATES), len(CLASSES), len(NAMES[0]), len(TONES), len(WIDTHS), 2), -1)
-        for index in torch.ones_like(ids).nonzero().tolist():
+        for index in itertools.product(*map(range, ids.shape)):
             template, label, name, tone, width, order = index
-            codes = torch.tensor([[tone, width]])
-            if is_held_out(codes, torch.tensor([label])):
+            if _says_held_out(CLASSES[label], TONES[tone], WIDTHS[width]):
                 continue
             a, bare = noun_phrase(NAMES[label][name], TONES[tone], WIDTHS[width], bool(order))
             caption = TEMPLATES[template].format(a=a, bare=bare)
-            ids[tuple(index)] = captions.setdefault(caption, len(captions))
+            ids[index] = captions.setdefault(caption, len(captions))
         return cls(list(captions), ids)
 
     def draw(self, labels: Tensor, codes: Tensor, one_phrasing: bool = False) -> Tensor:
@@ -123,4 +124,6 @@ class Grammar:
 
         template, name, order = pick(len(TEMPLATES)), pick(len(NAMES[0])), pick(2)
         said = codes * torch.stack([pick(2), pick(2)], dim=1)
-        return self.ids[template, labels, name, said[:, 0], said[:, 1], order]
+        drawn = self.ids[template, labels, name, said[:, 0], said[:, 1], order]
+        plain = self.ids[template, labels, name, 0, 0, order]
+        return torch.where(drawn < 0, plain, drawn)  # of a held-out pair nothing is said

@@ -79,7 +79,7 @@ def random_flip(images: Tensor) -> Tensor:
 
 
 def random_shift(images: Tensor, pixels: int) -> Tensor:
-    """Shift each image (B, C, H, W) by up to `pixels` either way, a whole batch at once; what enters is zero (black)."""
+    """Shift each image (B, C, H, W) by up to `pixels` either way, a whole batch at once; what enters is black."""
     if pixels == 0:
         return images
     batch, _, height, width = images.shape

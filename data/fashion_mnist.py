@@ -4,6 +4,7 @@
 the folder of an earlier download, torchvision's mirror, Debian's package `dataset-fashion-mnist`.
 """
 
+import functools
 import gzip
 import hashlib
 import shutil
@@ -49,14 +50,11 @@ def load(split: str = "train", root: Path | None = None) -> CaptionedImages:
     if split not in SPLITS:
         raise UserError(f"unknown split {split!r}; choose one of {', '.join(SPLITS)}")
     folder = find(root)
-    images, labels = read(folder, "train")
-    order = torch.randperm(len(images), generator=torch.Generator().manual_seed(0))
-    training = order[VALIDATION:]
-    thirds = class_thirds(attributes(images[training]), labels[training])
+    images, labels, order, thirds = _training_files(folder)
     if split == "test":
         images, labels = read(folder, "t10k")
     else:
-        chosen = training if split == "train" else order[:VALIDATION]
+        chosen = order[VALIDATION:] if split == "train" else order[:VALIDATION]
         images, labels = images[chosen], labels[chosen]
     codes = attribute_codes(attributes(images), labels, thirds)
     if split == "train":
@@ -74,6 +72,15 @@ def load(split: str = "train", root: Path | None = None) -> CaptionedImages:
         codes=codes,
         thirds=thirds,
     )
+
+
+@functools.cache
+def _training_files(folder: Path) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """The 60,000 images and labels, their shuffled order, and the attributes' bounds by class of the training part."""
+    images, labels = read(folder, "train")
+    order = torch.randperm(len(images), generator=torch.Generator().manual_seed(0))
+    training = order[VALIDATION:]
+    return images, labels, order, class_thirds(attributes(images[training]), labels[training])
 
 
 def read(folder: Path, prefix: str) -> tuple[Tensor, Tensor]:
@@ -169,3 +176,9 @@ def _from_debian(folder: Path) -> Path:
         run("apt-get", *own, "download", PACKAGE)
     run("dpkg-deb", "-x", next(folder.glob("*.deb")), folder)
     return folder / "usr" / "share" / "datasets" / "fashion-mnist"
+
+
+if __name__ == "__main__":  # python -m data.fashion_mnist: fetch, verify, and say what there is
+    from unclip import cli
+
+    cli.run(lambda: print(f"Fashion-MNIST in {find()}: " + ", ".join(f"{len(load(s))} {s}" for s in SPLITS)))

@@ -7,7 +7,6 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from data.dataset import random_flip
 from stages import loop, runtime
 from stages.data import DataConfig
 from stages.frozen import Frozen, prepare
@@ -108,7 +107,7 @@ def train(run: DecoderRun) -> Manifest:
             text_width=clip.text.width,
             image_size=data.image_size,
             channels=data.channels,
-        )  # fmt: skip
+        )
     )
     model.image_condition.scaler.fit(frozen.embedded.images)
     stage = DecoderStage(model, frozen, run, device)

@@ -33,6 +33,7 @@ from unclip.checkpoint import (
     write_index,
     write_json,
 )
+from unclip.devices import Device
 from unclip.errors import UserError
 from unclip.images import save_png
 
@@ -63,7 +64,7 @@ class TrainConfig:
     """Steps between lines of metrics.jsonl."""
     seed: int = 0
     """Seed of initialisation, batches and noise."""
-    device: runtime.Device = "auto"
+    device: Device = "auto"
     """Where to train: auto takes a GPU if there is one."""
     precision: runtime.Precision = "auto"
     """auto is bfloat16 autocast on CUDA, float32 elsewhere."""

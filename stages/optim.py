@@ -30,6 +30,6 @@ def make_optimizer(model: nn.Module, lr: float, weight_decay: float, betas: tupl
 
 @torch.no_grad()
 def update_ema(average: nn.Module, model: nn.Module, step: int, decay: float) -> None:
-    """Move `average` towards `model`. Early on the decay is (1 + step) / (10 + step), so that the start is forgotten."""
+    """Move `average` towards `model`. Early on the decay is (1 + step) / (10 + step): the start is soon forgotten."""
     decay = min(decay, (1 + step) / (10 + step))
     torch._foreach_lerp_(list(average.parameters()), list(model.parameters()), 1 - decay)

@@ -9,22 +9,9 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
-from unclip.errors import UserError
+from unclip.devices import Device, pick_device
 
-Device = Literal["auto", "cpu", "cuda", "mps"]
 Precision = Literal["auto", "float32", "bfloat16"]
-
-
-def pick_device(wanted: Device) -> torch.device:
-    """CUDA if there is one, else Apple's GPU, else the CPU. Raises UserError for a device that is not there."""
-    present = {"cpu": True, "cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available()}
-    if wanted == "auto":
-        wanted = next(name for name in ("cuda", "mps", "cpu") if present[name])
-    if not present[wanted]:
-        raise UserError(
-            f"device {wanted} is not available here; choose one of {', '.join(k for k in present if present[k])}"
-        )
-    return torch.device(wanted, int(os.environ.get("LOCAL_RANK", 0))) if wanted == "cuda" else torch.device(wanted)
 
 
 def autocast(device: torch.device, precision: Precision):
@@ -38,6 +25,7 @@ def start(wanted: Device) -> torch.device:
     """Pick the device, and join the process group if torchrun started us."""
     device = pick_device(wanted)
     if device.type == "cuda":
+        device = torch.device("cuda", int(os.environ.get("LOCAL_RANK", 0)))
         torch.cuda.set_device(device)
     if "RANK" in os.environ and not dist.is_initialized():
         dist.init_process_group("nccl" if device.type == "cuda" else "gloo")

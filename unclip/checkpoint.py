@@ -4,8 +4,8 @@
     NAME/tokenizer.json
     NAME/{clip,prior,decoder}/config.json, model.safetensors
 
-A stage's config.json is its manifest: the format's version, the model's config, the SHA-256 of its weights, its parents'
-SHA-256, and the fingerprint of its data. Nothing is unpickled.
+A stage's config.json is its manifest: the format's version, the model's config, the SHA-256 of its weights, that of
+its parents, and the fingerprint of its data. Nothing is unpickled.
 """
 
 import hashlib

@@ -1,6 +1,7 @@
 """What the command-line programs share: typed options, and one clear line for bad input. Imports no torch."""
 
 import contextlib
+import errno
 import io
 import os
 import re
@@ -14,6 +15,11 @@ import tyro
 from unclip.errors import UserError
 
 C = TypeVar("C")
+
+HINTS = {
+    errno.ENOSPC: "; free some space, and give the same command again",
+    **dict.fromkeys((errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR, errno.EEXIST), "; choose another folder"),
+}
 
 
 def parse(kind: type[C], description: str, default: C | None = None) -> C:
@@ -37,6 +43,7 @@ def _one_line(box: str) -> str:
     lines = [re.sub(r"\x1b\[[\d;]*m", "", line).strip("│╭╮╰╯ ") for line in box.splitlines()]
     rule = next((i for i, line in enumerate(lines[1:-1], 1) if set(line) == {"─"}), len(lines) - 1)
     message = " ".join(lines[1:rule])
+    message = re.sub(r"^Error parsing [A-Z]\w+: ", "", message)  # the config class's own check: its words suffice
     suggestions = [line for line in lines[rule:] if line.startswith("--")]
     hint = f"; did you mean {' or '.join(suggestions[:2])}?" if suggestions else ""
     return f"{message.rstrip('.')}{hint} (all options: --help)"
@@ -71,6 +78,6 @@ def run(main: Callable[[], None]) -> None:
         sys.exit(1)
     except OSError as error:
         where = f"{error.filename}: " if error.filename else ""
-        sys.exit(f"error: {where}{error.strerror or error}; free space or choose another folder, and run it again")
+        sys.exit(f"error: {where}{error.strerror or error}{HINTS.get(error.errno, '')}")
     except KeyboardInterrupt:
         sys.exit("interrupted")

@@ -88,7 +88,23 @@ def captioned_grid(rows: Sequence[tuple[str, np.ndarray]], cell: int = 84, margi
     return sheet
 
 
-def save_gif(path: Path, frames: Sequence[Image.Image], milliseconds: int = 80) -> None:
+def denoising_strip(captions: Sequence[str], trajectory: Sequence) -> Image.Image:
+    """Two rows a sample, moments from left to right: the state x_t, and the clean image predicted from it."""
+    rows = []
+    for i, caption in enumerate(captions):
+        rows.append((f"{caption}: x_t", np.stack([moment.x[i] for moment in trajectory])))
+        rows.append(("predicted x0", np.stack([moment.x0[i] for moment in trajectory])))
+    return captioned_grid(rows)
+
+
+def denoising_frames(captions: Sequence[str], trajectory: Sequence, n: int) -> list[Image.Image]:
+    """A grid for each moment: of the states, then, as the last frame, of the final prediction."""
+    states = [moment.x for moment in trajectory] + [trajectory[-1].x0]
+    starts = range(0, len(captions), n)
+    return [captioned_grid([(captions[i], state[i : i + n]) for i in starts]) for state in states]
+
+
+def save_gif(path: Path, frames: Sequence[Image.Image], milliseconds: int = 250) -> None:
     """An endless animation that rests on its last frame."""
     durations = [milliseconds] * (len(frames) - 1) + [1500]
     buffer = io.BytesIO()

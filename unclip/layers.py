@@ -59,14 +59,18 @@ class Block(nn.Module):
 
 
 def init_transformer(blocks: nn.ModuleList) -> None:
-    """GPT-2's initialisation: normal of deviation 0.02; what writes to the residual stream is scaled down by the
-    square root of the number of writes, so that the stream's variance does not grow with depth; biases are zero."""
+    """CLIP's initialisation: deviation width^-1/2, which keeps the variance of a normalised input at any width (a fixed
+    0.02 starves narrow ones); what writes to the residual stream is scaled down by the square root of the number of
+    writes, so that the stream's variance does not grow with depth; biases are zero."""
     for block in blocks:
+        width = block.attention.out.in_features
+        residual = (2 * len(blocks)) ** -0.5
+        nn.init.normal_(block.attention.qkv.weight, std=width**-0.5)
+        nn.init.normal_(block.attention.out.weight, std=width**-0.5 * residual)
+        nn.init.normal_(block.mlp[0].weight, std=(2 * width) ** -0.5)
+        nn.init.normal_(block.mlp[2].weight, std=width**-0.5 * residual)
         for linear in (block.attention.qkv, block.attention.out, block.mlp[0], block.mlp[2]):
-            nn.init.normal_(linear.weight, std=0.02)
             nn.init.zeros_(linear.bias)
-        for linear in (block.attention.out, block.mlp[2]):
-            nn.init.normal_(linear.weight, std=0.02 / math.sqrt(2 * len(blocks)))
 
 
 def causal_mask(length: int, device: torch.device | None = None) -> Tensor:

@@ -5,6 +5,7 @@ All take `timesteps`, the descending integer times to visit; after the last of t
 seed), and `on_step(t, x, x0)`, called once a step with the state and the clean sample predicted from it.
 """
 
+import itertools
 import math
 from collections.abc import Callable, Sequence
 
@@ -147,7 +148,7 @@ def ddim_invert(denoise: Denoise, x0: Tensor, diffusion: GaussianDiffusion, time
     """
     ascending = list(timesteps)[::-1]
     x = x0 * diffusion.abar(ascending[0]).sqrt().item()
-    for t, t_next in zip(ascending[:-1], ascending[1:], strict=True):
+    for t, t_next in itertools.pairwise(ascending):
         predicted = denoise(x, t)
         x = diffusion.add_noise(predicted, diffusion.eps_from_x0(x, predicted, t), t_next)
     return x

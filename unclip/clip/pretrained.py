@@ -45,7 +45,7 @@ def load_clip(path: str | Path) -> tuple[CLIP, Tokenizer, Preprocess]:
     config = clip.config
     if tokenizer.vocab_size != config.text.vocab_size:
         raise UserError(
-            f"{folder.parent / 'tokenizer.json'} has {tokenizer.vocab_size} entries, but the CLIP beside it was trained "
-            f"with {config.text.vocab_size}; restore the tokenizer that belongs to it"
+            f"{folder.parent / 'tokenizer.json'} has {tokenizer.vocab_size} entries, but the CLIP beside it was "
+            f"trained with {config.text.vocab_size}; restore the tokenizer that belongs to it"
         )
     return clip, tokenizer, Preprocess(config.vision.image_size, config.vision.channels)

@@ -1,0 +1,38 @@
+# make demo    train the three stages on Fashion-MNIST and draw outputs/demo.png
+# make test    lint and test
+# Both set up .venv first. PYTHON names the interpreter to build it with.
+
+PYTHON ?= python3
+PY := .venv/bin/python
+RUN ?= checkpoints/run
+
+.PHONY: setup data demo test lint clean
+
+setup: .venv/.installed
+
+# Installed in place: the scripts run from the checkout.
+.venv/.installed: pyproject.toml
+	$(PYTHON) -m venv .venv
+	$(PY) -m pip install --quiet --disable-pip-version-check --editable '.[dev]'
+	touch $@
+
+data: setup
+	$(PY) -m data.fashion_mnist
+
+demo: data
+	$(PY) train_clip.py --out $(RUN)
+	$(PY) train_prior.py --out $(RUN)
+	$(PY) train_decoder.py --out $(RUN)
+	$(PY) sample.py --checkpoint $(RUN) --captions-file data/ten_captions.txt --n 8 --out outputs/demo
+	cp outputs/demo/grid.png outputs/demo.png
+	@echo "Look at outputs/demo.png"
+
+lint: setup
+	.venv/bin/ruff check .
+	.venv/bin/ruff format --check .
+
+test: lint data
+	$(PY) -m pytest
+
+clean:
+	rm -rf .venv outputs build *.egg-info

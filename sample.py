@@ -1,0 +1,159 @@
+"""Draw images from captions with a trained pipeline.
+
+    python sample.py "an image of a sneaker" "an image of a bag" --n 8
+    python sample.py --captions-file captions.txt --npz --out outputs/x       # one caption a line
+    echo "a dark narrow dress" | python sample.py --strip --gif
+    python sample.py "" --n 16                                                # no caption: unconditional samples
+
+Writes grid.png, one PNG an image, and samples.json into --out. Image i of a caption depends on the caption, the
+settings and --seed + i alone. On two CPU cores ten images take about two seconds, after some seconds of loading.
+"""
+
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Literal
+
+import tyro
+
+from unclip import cli
+from unclip.errors import UserError
+from unclip.settings import Sampling
+
+ROOT = Path(__file__).resolve().parent
+
+
+@dataclass(frozen=True)
+class Options(Sampling):
+    captions: Annotated[tuple[str, ...], tyro.conf.Positional] = ()
+    """Captions; without any they are read from standard input, one a line."""
+    captions_file: Path | None = None
+    """Read captions from this file, one a line; empty lines are passed over."""
+    checkpoint: Path | None = None
+    """Folder of a trained pipeline (default: the newest complete one under checkpoints/, else the committed one)."""
+    n: int = 1
+    """Images a caption."""
+    seed: int = 0
+    """Image i of every caption uses seed + i."""
+    out: Path = Path("outputs/samples")
+    """Folder for the pictures."""
+    npz: bool = False
+    """Also write samples.npz: images uint8 (N, H, W, C), captions (N,), seeds (N,)."""
+    strip: bool = False
+    """Also write strip.png: ten moments of the denoising, x_t above the clean image predicted from it."""
+    gif: bool = False
+    """Also write denoising.gif: the same ten moments as an animation."""
+    device: Literal["auto", "cpu", "cuda", "mps"] = "auto"
+    """Where to draw: auto takes a GPU if there is one."""
+
+
+def read_captions(options: Options) -> list[str]:
+    """From the arguments, the file, or standard input. Raises UserError if there are none."""
+    if options.captions and options.captions_file:
+        raise UserError("give captions as arguments or with --captions-file, not both")
+    if options.captions:
+        return list(options.captions)
+    if options.captions_file is None and sys.stdin.isatty():
+        raise UserError('no captions; give some, like: python sample.py "an image of a sneaker"')
+    source = options.captions_file or "standard input"
+    try:
+        raw = options.captions_file.read_bytes() if options.captions_file else sys.stdin.buffer.read()
+        captions = [line.strip() for line in raw.decode("utf-8-sig").splitlines() if line.strip()]
+    except UnicodeDecodeError as error:
+        raise UserError(f"{source} is not UTF-8 text ({error.reason} at byte {error.start})") from error
+    if not captions:
+        raise UserError(f"{source} holds no caption; give one a line")
+    return captions
+
+
+def default_checkpoint() -> Path:
+    """The newest complete pipeline under checkpoints/, else the committed one."""
+    from unclip.checkpoint import STAGES, read_manifest
+
+    def finished(folder: Path) -> float:
+        """When the last stage was finished, or 0."""
+        try:
+            if all(read_manifest(folder / stage).complete for stage in STAGES):
+                return (folder / "decoder" / "config.json").stat().st_mtime
+        except UserError:
+            pass
+        return 0.0
+
+    committed = ROOT / "checkpoints" / "fashion-mnist"
+    times = {folder: finished(folder) for folder in (ROOT / "checkpoints").glob("*/") if folder != committed}
+    newest = max(times, key=times.get, default=committed)
+    if not times.get(newest):
+        newest = committed
+    if not newest.is_dir():
+        raise UserError(
+            "no trained pipeline under checkpoints/; train one with: make demo, or name one: --checkpoint DIR"
+        )
+    return newest
+
+
+def write(options: Options, output, checkpoint: Path) -> None:
+    """Write everything that was asked for."""
+    import io
+    from dataclasses import asdict
+
+    import numpy as np
+
+    from unclip.checkpoint import write_atomically, write_json
+    from unclip.images import captioned_grid, denoising_frames, denoising_strip, save_gif, save_png, to_pil
+
+    n, names = options.n, []
+    for i, (image, seed) in enumerate(zip(output.images, output.seeds, strict=True)):
+        names.append(f"{i // n:03d}-{slug(output.captions[i])}-seed{seed}.png")
+        save_png(options.out / names[-1], to_pil(image))
+    rows = [(output.captions[i], output.images[i : i + n]) for i in range(0, len(output.images), n)]
+    save_png(options.out / "grid.png", captioned_grid(rows))
+    if options.npz:
+        buffer = io.BytesIO()
+        np.savez_compressed(
+            buffer, images=output.images, captions=np.array(output.captions), seeds=np.array(output.seeds)
+        )
+        write_atomically(options.out / "samples.npz", buffer.getvalue())
+    if options.strip:
+        save_png(options.out / "strip.png", denoising_strip(output.captions, output.trajectory))
+    if options.gif:
+        save_gif(options.out / "denoising.gif", denoising_frames(output.captions, output.trajectory, n))
+    settings = {name: value for name, value in asdict(options).items() if name in Sampling.names()}
+    samples = [
+        {"file": file, "caption": caption, "seed": seed}
+        for file, caption, seed in zip(names, output.captions, output.seeds, strict=True)
+    ]
+    write_json(options.out / "samples.json", {"checkpoint": str(checkpoint), "settings": settings, "samples": samples})
+
+
+def slug(caption: str) -> str:
+    """A short, safe piece of a file name."""
+    words = "".join(c if c.isascii() and c.isalnum() else " " for c in caption.lower()).split()
+    return "-".join(words)[:60].rstrip("-") or "image"
+
+
+def main() -> None:
+    options = cli.parse(Options, __doc__)
+    captions = read_captions(options)
+    if options.n < 1:
+        raise UserError(f"--n must be at least 1, not {options.n}")
+    if options.seed < 0:
+        raise UserError(f"--seed must not be negative, but is {options.seed}")
+    options.out.mkdir(parents=True, exist_ok=True)
+
+    import time
+
+    from unclip.devices import pick_device
+    from unclip.pipeline import UnCLIP
+
+    checkpoint = options.checkpoint or default_checkpoint()
+    pipeline = UnCLIP.from_pretrained(checkpoint, pick_device(options.device))
+    began = time.perf_counter()
+    settings = {name: getattr(options, name) for name in Sampling.names()}
+    output = pipeline(captions, options.n, options.seed, trajectory=options.strip or options.gif, **settings)
+    seconds = time.perf_counter() - began
+    write(options, output, checkpoint)
+    print(f"{len(output.images)} images in {seconds:.1f} s with {checkpoint}: {options.out / 'grid.png'}")
+
+
+if __name__ == "__main__":
+    cli.run(main)

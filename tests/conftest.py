@@ -1,0 +1,145 @@
+"""What the tests share: made-up captioned images, a trained tiny pipeline, and ways to run the scripts."""
+
+import importlib
+import io
+import os
+import shutil
+import subprocess
+import sys
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+import torch
+
+ROOT = Path(__file__).resolve().parents[1]
+sys.path.insert(0, str(ROOT))  # the scripts and data, stages, configs are run from the checkout, not installed
+
+from data import fashion_mnist
+from data.captions import CLASSES, PLAIN_CAPTIONS, Grammar
+from data.dataset import CaptionedImages
+from unclip import UnCLIP, cli
+
+
+@dataclass
+class Finished:
+    """What a script left behind."""
+
+    code: int
+    out: str
+    err: str
+
+
+@dataclass
+class TrainedPipeline:
+    folder: Path
+    seconds: dict[str, float]
+    """Wall time of each stage's script."""
+
+
+def run_python(*arguments, stdin: bytes = b"", cwd: Path = ROOT) -> Finished:
+    """Run the interpreter in a process of its own."""
+    command = [sys.executable, *map(str, arguments)]
+    done = subprocess.run(command, input=stdin, capture_output=True, cwd=cwd, timeout=300)
+    return Finished(done.returncode, done.stdout.decode(), done.stderr.decode())
+
+
+def assert_one_error_line(finished: Finished, *words: str) -> None:
+    """What bad input gives: exit status 1, and one line on standard error that holds all the words."""
+    assert finished.code == 1, finished
+    assert finished.err.startswith("error: "), finished.err
+    assert finished.err.count("\n") == 1, finished.err
+    assert finished.err.endswith("\n"), finished.err
+    for word in words:
+        assert word in finished.err
+
+
+def files_under(folder: Path) -> list[str]:
+    """Every file in a folder, hidden ones included."""
+    return sorted(str(path.relative_to(folder)) for path in folder.rglob("*") if not path.is_dir())
+
+
+def contents(folder: Path) -> dict[str, bytes]:
+    return {name: (folder / name).read_bytes() for name in files_under(folder)}
+
+
+def made_up_data(count: int, seed: int, name: str = "made-up") -> CaptionedImages:
+    """Noise with a bright block whose place tells the class: something to learn in a few steps, at no cost."""
+    generator = torch.Generator().manual_seed(seed)
+    labels = torch.arange(count) % len(CLASSES)
+    images = torch.randint(0, 60, (count, 1, 28, 28), generator=generator, dtype=torch.uint8)
+    for image, label in zip(images, labels.tolist(), strict=True):
+        image[:, 2 * label : 2 * label + 8, 4:24] += 150
+    codes = torch.zeros(count, 2, dtype=torch.long)
+    grammar = Grammar.build()
+    return CaptionedImages(
+        name=name,
+        images=images,
+        captions=grammar.captions,
+        draw=lambda rows, one_phrasing: grammar.draw(labels[rows], codes[rows], one_phrasing),
+        labels=labels,
+        classes=CLASSES,
+        class_captions=PLAIN_CAPTIONS,
+        codes=codes,
+    )
+
+
+@pytest.fixture
+def script(monkeypatch, capsys):
+    """Call a script's main in this process, as the interpreter would: script("sample", "a bag", "--n", 2)."""
+
+    def call(name: str, *arguments, stdin: bytes = b"") -> Finished:
+        monkeypatch.setattr(sys, "argv", [f"{name}.py", *map(str, arguments)])
+        monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(stdin)))
+        capsys.readouterr()
+        code, message = 0, ""
+        try:
+            cli.run(importlib.import_module(name).main)
+        except SystemExit as stop:  # a string is printed by the interpreter, which then exits with 1
+            code, message = (1, f"{stop.code}\n") if isinstance(stop.code, str) else (stop.code or 0, "")
+        captured = capsys.readouterr()
+        return Finished(code, captured.out, captured.err + message)
+
+    return call
+
+
+@pytest.fixture(scope="session")
+def splits() -> dict[str, CaptionedImages]:
+    """The real Fashion-MNIST. Read only."""
+    return {split: fashion_mnist.load(split) for split in fashion_mnist.SPLITS}
+
+
+@pytest.fixture(scope="session")
+def trained(tmp_path_factory) -> TrainedPipeline:
+    """The three stages of preset tiny, trained once through the command line. Read only: copy before changing it."""
+    folder = tmp_path_factory.mktemp("trained") / "tiny"
+    seconds = {}
+    for stage in ("clip", "prior", "decoder"):
+        began = time.perf_counter()
+        finished = run_python(ROOT / f"train_{stage}.py", "--preset", "tiny", "--out", folder)
+        seconds[stage] = time.perf_counter() - began
+        assert finished.code == 0, finished.err
+    return TrainedPipeline(folder, seconds)
+
+
+@pytest.fixture(scope="session")
+def tiny(trained) -> UnCLIP:
+    """The trained tiny pipeline, opened."""
+    return UnCLIP.from_pretrained(trained.folder)
+
+
+@pytest.fixture
+def copied(trained, tmp_path) -> Path:
+    """A copy of the trained tiny pipeline that a test may damage."""
+    return shutil.copytree(trained.folder, tmp_path / "pipeline", ignore=shutil.ignore_patterns("train"))
+
+
+@pytest.fixture
+def full_disk(monkeypatch) -> None:
+    """Every write to disk fails from now on, as late as it can."""
+
+    def refuse(handle: int) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(os, "fsync", refuse)

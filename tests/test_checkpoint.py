@@ -1,0 +1,289 @@
+"""Files on disk: what is saved comes back exactly, what is damaged is refused in one line, what fails leaves no trace."""
+
+import json
+from dataclasses import asdict, dataclass, field
+
+import pytest
+import torch
+from conftest import contents, files_under
+from torch import nn
+
+from unclip import UnCLIP, checkpoint
+from unclip.checkpoint import (
+    Manifest,
+    check_lineage,
+    dump_tensors,
+    load_stage,
+    load_tensors,
+    load_weights,
+    read_json,
+    read_manifest,
+    save_stage,
+    write_atomically,
+    write_index,
+    write_json,
+)
+from unclip.errors import UserError
+
+
+@dataclass(frozen=True)
+class InnerConfig:
+    rates: tuple[int, ...] = (1, 2)
+
+
+@dataclass(frozen=True)
+class SmallConfig:
+    width: int = 4
+    inner: InnerConfig = field(default_factory=InnerConfig)
+
+
+class Small(nn.Module):
+    def __init__(self, config: SmallConfig):
+        super().__init__()
+        self.config = config
+        self.linear = nn.Linear(config.width, 3)
+        self.register_buffer("scale", torch.rand(2))
+
+
+@pytest.fixture
+def stage(tmp_path):
+    """A saved stage: its folder, its model, its manifest."""
+    torch.manual_seed(0)
+    model = Small(SmallConfig(width=5, inner=InnerConfig((3, 4, 5))))
+    manifest = Manifest("prior", parents={"clip": "c" * 64}, data={"name": "d"}, step=7, figures={"loss": 0.5})
+    save_stage(tmp_path / "run" / "prior", model, manifest)
+    return tmp_path / "run" / "prior", model, manifest
+
+
+def load(folder):
+    return load_stage(folder, Small, SmallConfig)
+
+
+def refusal(folder) -> str:
+    """The message that a folder is refused with, in one line that names the folder."""
+    with pytest.raises(UserError) as caught:
+        load(folder)
+    message = str(caught.value)
+    assert "\n" not in message
+    assert str(folder.parent) in message
+    return message
+
+
+def edit(folder, **changes):
+    values = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps({**values, **changes}))
+
+
+# --- stages -----------------------------------------------------------------------------------------------------------
+
+
+def test_saved_stage_comes_back_exactly(stage):
+    folder, model, manifest = stage
+    loaded, found = load(folder)
+    assert asdict(found) == json.loads(json.dumps(asdict(manifest)))
+    assert loaded.config == model.config
+    assert loaded.state_dict().keys() == model.state_dict().keys()
+    for name, tensor in model.state_dict().items():
+        assert torch.equal(loaded.state_dict()[name], tensor)
+    assert not loaded.training
+    assert not any(parameter.requires_grad for parameter in loaded.parameters())
+    assert files_under(folder) == ["config.json", "model.safetensors"]
+
+
+@pytest.mark.parametrize("place", [3, 60, -1], ids=["header length", "header", "weights"])
+def test_flipped_byte_in_the_weights_is_refused(place, stage):
+    path = stage[0] / "model.safetensors"
+    content = bytearray(path.read_bytes())
+    content[place] ^= 1
+    path.write_bytes(content)
+    assert "is damaged: its SHA-256 is" in refusal(stage[0])
+
+
+@pytest.mark.parametrize("kept", [0, 5, 100, -1])
+def test_truncated_weights_are_refused(kept, stage):
+    path = stage[0] / "model.safetensors"
+    path.write_bytes(path.read_bytes()[:kept])
+    assert "model.safetensors is damaged" in refusal(stage[0])
+
+
+def test_missing_weights_are_refused(stage):
+    (stage[0] / "model.safetensors").unlink()
+    assert "model.safetensors is missing" in refusal(stage[0])
+
+
+def test_missing_manifest_names_the_command_that_trains_the_stage(stage):
+    (stage[0] / "config.json").unlink()
+    assert f"train it with: python train_prior.py --out {stage[0].parent}" in refusal(stage[0])
+
+
+def test_missing_pipeline_says_that_it_does_not_exist(tmp_path):
+    message = refusal(tmp_path / "nowhere" / "decoder")
+    assert "does not exist" in message
+    assert "python train_decoder.py" in message
+
+
+@pytest.mark.parametrize("content", ["", "{", "not json", '{"stage": "prior",', b"\xff\xfe\x00", "[" * 50])
+def test_manifest_that_is_not_json_is_refused(content, stage):
+    (stage[0] / "config.json").write_bytes(content if isinstance(content, bytes) else content.encode())
+    assert "config.json is not readable JSON" in refusal(stage[0])
+
+
+@pytest.mark.parametrize("version", [0, 2, "1", None])
+def test_other_format_version_is_refused(version, stage):
+    edit(stage[0], format=version)
+    assert f"has format {version}, but this version reads format {checkpoint.FORMAT}" in refusal(stage[0])
+
+
+@pytest.mark.parametrize("content", ["[]", "3", "null", "{}"])
+def test_json_that_is_no_manifest_is_refused(content, stage):
+    (stage[0] / "config.json").write_text(content)
+    assert "has format None" in refusal(stage[0])
+
+
+def test_unknown_manifest_field_is_refused(stage):
+    edit(stage[0], colour="blue")
+    assert "colour" in refusal(stage[0])
+
+
+@pytest.mark.parametrize("model", [{"width": 5, "wings": 2}, {"width": 5, "inner": {"wings": 2}}])
+def test_unknown_config_field_is_named(model, stage):
+    edit(stage[0], model=model)
+    assert "has the unknown field 'wings'" in refusal(stage[0])
+
+
+def test_config_of_another_model_is_refused_with_both_shapes(stage):
+    edit(stage[0], model={"width": 6})
+    message = refusal(stage[0])
+    assert "holds (3, 5) for linear.weight, but the model expects (3, 6)" in message
+
+
+@pytest.mark.parametrize("model", [{"width": "five"}, {"width": None}, [], {"inner": 3}])
+def test_ill_typed_config_is_refused(model, stage):
+    edit(stage[0], model=model)
+    assert "config.json" in refusal(stage[0])
+
+
+def test_weights_with_a_key_too_many_or_too_few_are_refused(stage):
+    model = stage[1]
+    tensors = dict(model.state_dict())
+    with pytest.raises(UserError, match="holds nothing for scale, but the model expects \\(2,\\)"):
+        load_weights(model, {k: v for k, v in tensors.items() if k != "scale"}, stage[0])
+    with pytest.raises(UserError, match="holds \\(1,\\) for extra, but the model expects nothing"):
+        load_weights(model, {**tensors, "extra": torch.zeros(1)}, stage[0])
+
+
+# --- tensors and files ------------------------------------------------------------------------------------------------
+
+
+def test_tensors_and_metadata_round_trip(tmp_path):
+    tensors = {"a": torch.randn(3, 4).T, "b": torch.tensor([True, False]), "c": torch.arange(3), "d": torch.tensor(2.5)}
+    (tmp_path / "t").write_bytes(dump_tensors(tensors, {"note": "kept"}))
+    loaded, metadata = load_tensors(tmp_path / "t")
+    assert metadata == {"note": "kept"}
+    assert loaded.keys() == tensors.keys()
+    for key, value in tensors.items():
+        assert torch.equal(loaded[key], value)
+
+
+@pytest.mark.parametrize("content", [b"", b"abc", b"\x08\0\0\0\0\0\0\0{}      junk", b"\xff" * 64])
+def test_damaged_tensor_file_is_refused(content, tmp_path):
+    (tmp_path / "t").write_bytes(content)
+    with pytest.raises(UserError, match="is damaged or truncated") as caught:
+        load_tensors(tmp_path / "t")
+    assert "\n" not in str(caught.value)
+
+
+def test_write_makes_folders_and_replaces_the_whole_file(tmp_path):
+    path = tmp_path / "new" / "folder" / "file"
+    write_atomically(path, "a longer text")
+    write_atomically(path, "text ü")
+    assert path.read_text(encoding="utf-8") == "text ü"
+    assert path.stat().st_mode & 0o777 == 0o644
+    assert files_under(tmp_path) == ["new/folder/file"]
+
+
+@pytest.mark.parametrize("existed", [True, False])
+def test_full_disk_leaves_the_old_file_and_nothing_else(existed, tmp_path, full_disk):
+    if existed:
+        (tmp_path / "file").write_text("old")
+    before = contents(tmp_path)
+    with pytest.raises(OSError, match="No space left"):
+        write_atomically(tmp_path / "file", b"new" * 1000)
+    assert contents(tmp_path) == before
+
+
+def test_interruption_while_writing_leaves_the_old_file(tmp_path, monkeypatch):
+    def interrupt(*_):
+        raise KeyboardInterrupt
+
+    (tmp_path / "file").write_text("old")
+    monkeypatch.setattr(checkpoint.os, "replace", interrupt)
+    with pytest.raises(KeyboardInterrupt):
+        write_atomically(tmp_path / "file", "new")
+    assert contents(tmp_path) == {"file": b"old"}
+
+
+def test_full_disk_keeps_the_stage_that_was_there(stage, full_disk):
+    folder, model, manifest = stage
+    before = contents(folder)
+    nn.init.zeros_(model.linear.weight)
+    with pytest.raises(OSError, match="No space left"):
+        save_stage(folder, model, manifest)
+    assert contents(folder) == before
+
+
+def test_json_round_trips(tmp_path):
+    write_json(tmp_path / "a.json", {"x": [1, 2.5, None], "y": "ü"})
+    assert read_json(tmp_path / "a.json") == {"x": [1, 2.5, None], "y": "ü"}
+
+
+# --- pipelines --------------------------------------------------------------------------------------------------------
+
+
+def test_descendants_of_another_clip_are_refused_with_both_hashes():
+    own, other = "1234567890abcdef" * 4, "fedcba0987654321" * 4
+    family = {"clip": Manifest("clip", sha256=own), "prior": Manifest("prior", parents={"clip": own})}
+    check_lineage(family)
+    with pytest.raises(UserError) as caught:
+        check_lineage({**family, "decoder": Manifest("decoder", parents={"clip": other})})
+    for word in ("the decoder", own[:12], other[:12], "python train_decoder.py --out"):
+        assert word in str(caught.value)
+
+
+@pytest.mark.parametrize("stage", ["prior", "decoder"])
+def test_pipeline_with_a_foreign_stage_is_refused(stage, copied):
+    edit(copied / stage, parents={"clip": "f" * 64})
+    own = read_manifest(copied / "clip").sha256
+    with pytest.raises(UserError) as caught:
+        UnCLIP.from_pretrained(copied)
+    for word in (stage, own[:12], "f" * 12):
+        assert word in str(caught.value)
+
+
+def test_index_lists_the_complete_stages(tmp_path):
+    model = Small(SmallConfig())
+    hashes = {}
+    for stage, complete in (("clip", True), ("prior", False), ("decoder", True)):
+        manifest = Manifest(stage, step=3, complete=complete, figures={"f": 1.5})
+        hashes[stage] = save_stage(tmp_path / stage, model, manifest)
+    write_index(tmp_path)
+    listed = {stage: {"sha256": hashes[stage], "step": 3, "figures": {"f": 1.5}} for stage in ("clip", "decoder")}
+    assert read_json(tmp_path / "model_index.json") == {"format": checkpoint.FORMAT, "stages": listed}
+
+
+def test_manifest_on_disk_names_all_that_a_stage_comes_from(trained):
+    clip, prior, decoder = (read_manifest(trained.folder / stage) for stage in checkpoint.STAGES)
+    assert prior.parents == decoder.parents == {"clip": clip.sha256}
+    assert clip.parents == {}
+    for name, manifest in (("clip", clip), ("prior", prior), ("decoder", decoder)):
+        assert manifest.stage == name
+        assert manifest.format == checkpoint.FORMAT
+        assert manifest.complete
+        assert 0 < manifest.step <= manifest.training["train"]["steps"]
+        assert manifest.data["name"].startswith("fashion-mnist/train")
+        assert len(manifest.data["fingerprint"]) == 64
+        weights = (trained.folder / name / "model.safetensors").read_bytes()
+        assert checkpoint.sha256(weights) == manifest.sha256
+        assert json.loads((trained.folder / name / "config.json").read_text()) == json.loads(
+            json.dumps(asdict(manifest))
+        )

@@ -1,0 +1,128 @@
+"""The shared layers against torch's own, and against slow loops."""
+
+import math
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import nn
+
+from unclip.layers import Block, EmbeddingScaler, QuickGELU, causal_mask, init_transformer, timestep_embedding
+
+QUICK = settings(deadline=None, max_examples=50, derandomize=True)
+
+
+def test_a_block_equals_torchs_pre_norm_layer():
+    torch.manual_seed(0)
+    block = Block(12, 3)
+    reference = nn.TransformerEncoderLayer(
+        12, 3, dim_feedforward=48, dropout=0.0, activation="gelu", batch_first=True, norm_first=True
+    )
+    names = {"norm1": "norm1", "norm2": "norm2", "attention.out": "self_attn.out_proj", "mlp.0": "linear1"}
+    names |= {"mlp.2": "linear2"}
+    for ours, theirs in names.items():
+        block.get_submodule(ours).load_state_dict(reference.get_submodule(theirs).state_dict())
+    with torch.no_grad():
+        reference.self_attn.in_proj_bias.normal_()
+        block.attention.qkv.weight.copy_(reference.self_attn.in_proj_weight)
+        block.attention.qkv.bias.copy_(reference.self_attn.in_proj_bias)
+    x = torch.randn(2, 5, 12)
+    torch.testing.assert_close(block(x)[0], reference(x), rtol=1e-5, atol=1e-5)
+    hidden = nn.Transformer.generate_square_subsequent_mask(5)
+    torch.testing.assert_close(block(x, causal_mask(5))[0], reference(x, hidden), rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("cut", [1, 3, 6])
+def test_a_block_continued_from_kept_keys_equals_one_causal_pass(cut):
+    torch.manual_seed(0)
+    block, x, mask = Block(8, 2), torch.randn(3, 7, 8), causal_mask(7)
+    whole, (k, v) = block(x, mask)
+    first, past = block(x[:, :cut], mask[:cut, :cut])
+    second, (k_after, v_after) = block(x[:, cut:], mask[cut:], past)
+    torch.testing.assert_close(torch.cat([first, second], dim=1), whole)
+    torch.testing.assert_close(k_after, k)
+    torch.testing.assert_close(v_after, v)
+
+
+def test_quick_gelu_is_its_formula_and_is_chosen_by_name():
+    x = torch.linspace(-5, 5, 21)
+    want = torch.tensor([v / (1 + math.exp(-1.702 * v)) for v in x.tolist()])
+    torch.testing.assert_close(QuickGELU()(x), want)
+    assert isinstance(Block(4, 1, activation="quick_gelu").mlp[1], QuickGELU)
+    assert isinstance(Block(4, 1).mlp[1], nn.GELU)
+
+
+def test_what_writes_to_the_residual_stream_starts_smaller_with_depth():
+    torch.manual_seed(0)
+    shallow, deep = (nn.ModuleList(Block(64, 2) for _ in range(n)) for n in (2, 8))
+    init_transformer(shallow)
+    init_transformer(deep)
+    for name in ("attention.qkv", "mlp.0", "attention.out", "mlp.2"):
+        a, b = shallow[0].get_submodule(name).weight.std(), deep[0].get_submodule(name).weight.std()
+        assert (a / b).item() == pytest.approx(2 if name in ("attention.out", "mlp.2") else 1, rel=0.05)
+    assert not any(p.any() for name, p in deep.named_parameters() if "bias" in name)
+
+
+def test_the_causal_mask_looks_at_itself_and_back():
+    mask = causal_mask(4)
+    assert [[mask[i, j].item() for j in range(4)] for i in range(4)] == [[j <= i for j in range(4)] for i in range(4)]
+
+
+@QUICK
+@given(st.lists(st.floats(0, 1000, width=32), min_size=1, max_size=5), st.integers(1, 33))
+def test_timestep_embedding_equals_a_loop(times, dim):
+    got = timestep_embedding(torch.tensor(times), dim)
+    assert got.shape == (len(times), dim)
+    half = dim // 2
+    for row, t in zip(got.tolist(), times, strict=True):
+        angles = [t * 10_000 ** (-i / half) for i in range(half)]
+        want = [math.cos(a) for a in angles] + [math.sin(a) for a in angles] + [0.0] * (dim % 2)
+        assert row == pytest.approx(want, abs=2e-4)  # angles up to 1000 in float32
+
+
+def test_timestep_embedding_takes_whole_times_and_any_period():
+    torch.testing.assert_close(timestep_embedding(torch.tensor([7]), 6), timestep_embedding(torch.tensor([7.0]), 6))
+    want = torch.tensor([[math.cos(3), math.cos(0.3), math.sin(3), math.sin(0.3)]])
+    torch.testing.assert_close(timestep_embedding(torch.tensor([3]), 4, max_period=100.0), want)
+
+
+def unit_embeddings(n: int = 500, dim: int = 6) -> torch.Tensor:
+    """Points on the unit sphere, of unequal mean and spread in each coordinate."""
+    torch.manual_seed(0)
+    x = torch.randn(n, dim) * torch.linspace(0.2, 2, dim) + torch.linspace(-1, 1, dim)
+    return nn.functional.normalize(x, dim=-1)
+
+
+def test_scaled_embeddings_have_zero_mean_and_unit_variance():
+    embeddings = unit_embeddings()
+    scaled = EmbeddingScaler(6).fit(embeddings).scale(embeddings)
+    torch.testing.assert_close(scaled.mean(dim=0), torch.zeros(6), rtol=0, atol=1e-5)
+    torch.testing.assert_close(scaled.var(dim=0), torch.ones(6), rtol=1e-4, atol=0)
+
+
+def test_unscaling_inverts_on_the_sphere_and_always_returns_to_it():
+    embeddings = unit_embeddings()
+    scaler = EmbeddingScaler(6).fit(embeddings)
+    torch.testing.assert_close(scaler.unscale(scaler.scale(embeddings)), embeddings, rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(scaler.unscale(torch.randn(9, 6)).norm(dim=-1), torch.ones(9))
+
+
+def test_an_unfitted_scaler_multiplies_by_the_root_of_the_dimension():
+    embeddings = unit_embeddings()
+    torch.testing.assert_close(EmbeddingScaler(6).scale(embeddings), embeddings * math.sqrt(6))
+
+
+def test_a_constant_coordinate_is_not_blown_up():
+    """Divided by its own deviation, rounding errors of a coordinate that never varies would count as signal."""
+    embeddings = unit_embeddings()
+    embeddings[:, 2] = 0.25 + 1e-7 * torch.randn(len(embeddings))
+    scaler = EmbeddingScaler(6).fit(embeddings)
+    assert scaler.scale(embeddings)[:, 2].abs().max() < 1e-3
+    assert scaler.scale(embeddings).isfinite().all()
+
+
+def test_the_statistics_travel_with_the_weights():
+    fitted, fresh = EmbeddingScaler(6).fit(unit_embeddings()), EmbeddingScaler(6)
+    fresh.load_state_dict(fitted.state_dict())
+    assert torch.equal(fresh.scale(unit_embeddings()), fitted.scale(unit_embeddings()))

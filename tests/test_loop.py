@@ -1,0 +1,450 @@
+"""The training loop, mostly on a stage that it was not written for: linear regression (toy.py)."""
+
+import json
+from dataclasses import replace
+
+import pytest
+import torch
+from conftest import ROOT, contents, files_under, made_up_data, run_python
+from toy import SETTINGS, LineConfig, LineStage, manifest
+
+from stages import loop, runtime
+from stages.clip import AugmentConfig, CLIPRun, CLIPStage
+from stages.data import DataConfig
+from stages.decoder import DecoderRun, DecoderStage
+from stages.embed import embed_dataset
+from stages.frozen import Frozen
+from stages.optim import cosine_warmup
+from stages.prior import PriorStage
+from unclip.checkpoint import Manifest, load_stage, load_tensors, read_json, read_manifest, sha256
+from unclip.clip import CLIP, CLIPConfig, Preprocess, TextConfig, Tokenizer, VisionConfig
+from unclip.decoder import Decoder, DecoderConfig
+from unclip.errors import UserError
+from unclip.prior import Prior, PriorConfig
+
+CPU = torch.device("cpu")
+
+
+def train(folder, stage=None, config=SETTINGS, described=None):
+    return loop.train(stage or LineStage(), config, CPU, folder, described or manifest())
+
+
+def metrics(folder, name="line") -> list[dict]:
+    lines = (folder / name / "train" / "metrics.jsonl").read_text().splitlines()
+    timing = ("seconds", "images_per_second")
+    return [{k: v for k, v in json.loads(line).items() if k not in timing} for line in lines]
+
+
+def assert_same_run(one, other, name="line"):
+    """The saved weights, the state that a run would go on from, and the figures on the way are equal to the bit."""
+    assert (one / name / "model.safetensors").read_bytes() == (other / name / "model.safetensors").read_bytes()
+    states, progress = [], []
+    for folder in (one, other):
+        tensors, metadata = load_tensors(folder / name / "train" / "state.safetensors")
+        states.append(tensors)
+        progress.append(json.loads(metadata["progress"]) | {"seconds": None})
+    assert progress[0] == progress[1]
+    assert states[0].keys() == states[1].keys()
+    assert {key.split(".")[0] for key in states[0]} == {"model", "average", "optimizer"}
+    for key, value in states[0].items():
+        assert torch.equal(value, states[1][key]), key
+    assert metrics(one, name) == metrics(other, name)
+    assert read_json(one / name / "config.json") == read_json(other / name / "config.json")
+    assert files_under(one) == files_under(other)
+
+
+def break_off(stage, method: str, call: int):
+    """Make a stage raise KeyboardInterrupt at the given call of a method."""
+    original, calls = getattr(stage, method), []
+
+    def interrupted(*arguments):
+        calls.append(1)
+        if len(calls) == call:
+            raise KeyboardInterrupt
+        return original(*arguments)
+
+    setattr(stage, method, interrupted)
+    return stage
+
+
+# --- training ---------------------------------------------------------------------------------------------------------
+
+
+def test_loop_fits_a_line_without_knowing_what_a_stage_is(tmp_path):
+    config = replace(SETTINGS, steps=300, lr=0.1, evaluate_every=100, preview_every=150)
+    result = train(tmp_path, LineStage(noise=0.0), config)
+    assert result.complete
+    assert result.figures["error"] < 1e-3
+    model, found = load_stage(tmp_path / "line", type(LineStage().model), LineConfig)
+    assert asdict_equal(found, result)
+    torch.testing.assert_close(model.linear.weight, torch.tensor([[1.0, 2.0, 3.0]]), atol=0.05, rtol=0)
+    assert files_under(tmp_path) == [
+        "line/config.json", "line/model.safetensors", "line/train/metrics.jsonl", "line/train/preview-000150.png",
+        "line/train/preview-000300.png", "line/train/run.json", "line/train/state.safetensors", "model_index.json",
+    ]  # fmt: skip
+
+
+def asdict_equal(one: Manifest, other: Manifest) -> bool:
+    return vars(one) == vars(other)
+
+
+def test_metrics_follow_the_schedule_and_come_at_their_steps(tmp_path):
+    train(tmp_path)
+    lines = metrics(tmp_path)
+    logged = [line for line in lines if "loss" in line]
+    assert [line["step"] for line in logged] == [2, 4, 6, 8, 10, 12]
+    for line in logged:
+        expected = SETTINGS.lr * cosine_warmup(line["step"] - 1, SETTINGS.steps, SETTINGS.warmup)
+        assert line["lr"] == pytest.approx(expected)
+        assert line["grad_norm"] > 0
+        assert line["drawn"] == SETTINGS.batch_size
+    assert [line["step"] for line in lines if "validation/error" in line] == [4, 8, 12]
+
+
+def test_logged_loss_is_the_mean_since_the_last_line(tmp_path):
+    stage, losses = LineStage(), []
+    original = stage.loss
+
+    def recorded(model, rows):
+        loss, extra = original(model, rows)
+        losses.append(loss.item())
+        return loss, extra
+
+    stage.loss = recorded
+    train(tmp_path, stage)
+    logged = [line["loss"] for line in metrics(tmp_path) if "loss" in line]
+    assert logged == pytest.approx([(a + b) / 2 for a, b in zip(losses[::2], losses[1::2], strict=True)])
+
+
+def test_gradient_is_clipped_to_its_largest_norm(tmp_path, monkeypatch):
+    norms = []
+
+    def recorded(model, lr, weight_decay, betas):
+        optimizer = torch.optim.SGD(model.parameters(), lr=lr)
+        step = optimizer.step
+        optimizer.step = lambda: (norms.append(norm_of_gradient(model)), step())
+        return optimizer
+
+    monkeypatch.setattr(loop, "make_optimizer", recorded)
+    train(tmp_path, config=replace(SETTINGS, clip_grad=0.25))
+    assert len(norms) == 12
+    assert norms == pytest.approx([0.25] * 12, rel=1e-3)
+
+
+def norm_of_gradient(model) -> float:
+    return torch.cat([p.grad.flatten() for p in model.parameters()]).norm().item()
+
+
+def test_every_example_is_seen_equally_often(tmp_path):
+    stage = LineStage()
+    train(tmp_path, stage, replace(SETTINGS, steps=10))
+    assert torch.cat(stage.batches).bincount().tolist() == [2] * 40
+
+
+def test_saved_weights_are_the_moving_average_not_the_last(tmp_path):
+    train(tmp_path, config=replace(SETTINGS, steps=4))
+    weights, _ = load_tensors(tmp_path / "line" / "model.safetensors")
+    state, _ = load_tensors(tmp_path / "line" / "train" / "state.safetensors")
+    assert torch.equal(weights["linear.weight"], state["average.linear.weight"])
+    assert not torch.equal(weights["linear.weight"], state["model.linear.weight"])
+
+
+def test_moving_average_follows_the_slow_formula(tmp_path):
+    stage, seen = LineStage(), []
+    original = stage.loss
+    stage.loss = lambda model, rows: (seen.append(model.linear.weight.detach().clone()), original(model, rows))[1]
+    train(tmp_path, stage, replace(SETTINGS, steps=4))
+    state, _ = load_tensors(tmp_path / "line" / "train" / "state.safetensors")
+    average = seen[0]
+    for step, weight in enumerate([*seen[1:], state["model.linear.weight"]]):
+        decay = min(SETTINGS.ema, (1 + step) / (10 + step))
+        average = decay * average + (1 - decay) * weight
+    torch.testing.assert_close(state["average.linear.weight"], average)
+
+
+def test_other_seed_is_another_run(tmp_path):
+    train(tmp_path / "a")
+    train(tmp_path / "b", config=replace(SETTINGS, seed=1))
+    assert metrics(tmp_path / "a") != metrics(tmp_path / "b")
+
+
+# --- interruption -----------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("method", "call"), [("loss", 1), ("loss", 3), ("loss", 5), ("loss", 12), ("evaluate", 2), ("preview", 2)]
+)
+def test_interrupted_training_resumed_equals_uninterrupted(method, call, tmp_path):
+    train(tmp_path / "whole")
+    with pytest.raises(KeyboardInterrupt):
+        train(tmp_path / "broken", break_off(LineStage(), method, call))
+    train(tmp_path / "broken")
+    assert_same_run(tmp_path / "whole", tmp_path / "broken")
+
+
+def test_training_interrupted_again_and_again_equals_uninterrupted(tmp_path):
+    train(tmp_path / "whole")
+    for _ in range(2):
+        with pytest.raises(KeyboardInterrupt):
+            train(tmp_path / "broken", break_off(LineStage(), "loss", 6))
+    train(tmp_path / "broken")
+    assert_same_run(tmp_path / "whole", tmp_path / "broken")
+
+
+def test_resumed_training_does_not_repeat_saved_steps(tmp_path):
+    with pytest.raises(KeyboardInterrupt):
+        train(tmp_path, break_off(LineStage(), "loss", 11))
+    stage = LineStage()
+    train(tmp_path, stage)
+    assert len(stage.batches) == 12 - 8
+
+
+def test_line_that_was_half_written_does_not_stop_a_resume(tmp_path):
+    train(tmp_path / "whole")
+    with pytest.raises(KeyboardInterrupt):
+        train(tmp_path / "broken", break_off(LineStage(), "loss", 8))
+    with open(tmp_path / "broken" / "line" / "train" / "metrics.jsonl", "a") as file:
+        file.write('{"step": 7, "seco')  # the disk was full, or the power went
+    train(tmp_path / "broken")
+    assert_same_run(tmp_path / "whole", tmp_path / "broken")
+
+
+@pytest.mark.parametrize("call", [1, 2, 3])
+def test_interruption_before_the_state_is_saved_is_made_good(call, tmp_path, monkeypatch):
+    train(tmp_path / "whole")
+    save, calls = loop.save_state, []
+
+    def interrupted(*arguments):
+        calls.append(1)
+        if len(calls) == call:
+            raise KeyboardInterrupt
+        save(*arguments)
+
+    monkeypatch.setattr(loop, "save_state", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        train(tmp_path / "broken")
+    train(tmp_path / "broken")
+    assert read_json(tmp_path / "broken" / "model_index.json") == read_json(tmp_path / "whole" / "model_index.json")
+    for name in ("line/model.safetensors", "line/config.json"):
+        assert (tmp_path / "broken" / name).read_bytes() == (tmp_path / "whole" / name).read_bytes()
+
+
+@pytest.mark.parametrize("damage", [lambda c: c[: len(c) // 2], lambda c: b"", lambda c: b"\xff" * 50])
+def test_damaged_state_is_refused(damage, tmp_path):
+    with pytest.raises(KeyboardInterrupt):
+        train(tmp_path, break_off(LineStage(), "loss", 6))
+    path = tmp_path / "line" / "train" / "state.safetensors"
+    path.write_bytes(damage(path.read_bytes()))
+    with pytest.raises(UserError, match="state.safetensors is damaged or truncated"):
+        train(tmp_path)
+
+
+def test_completed_run_is_not_trained_again(tmp_path):
+    first = train(tmp_path)
+    before = contents(tmp_path)
+    stage = LineStage()
+    assert vars(train(tmp_path, stage)) == vars(first)
+    assert stage.batches == []
+    assert contents(tmp_path) == before
+
+
+@pytest.mark.parametrize("finished", [True, False])
+def test_other_settings_in_the_same_folder_are_refused_by_name(finished, tmp_path):
+    if finished:
+        train(tmp_path)
+    else:
+        with pytest.raises(KeyboardInterrupt):
+            train(tmp_path, break_off(LineStage(), "loss", 2))
+    before = contents(tmp_path)
+    other = replace(manifest(), training={"train": {"lr": 0.5, "seed": 0}})
+    with pytest.raises(UserError, match=r"holds a run with training\.train\.lr = 0\.05, not 0\.5"):
+        train(tmp_path, described=other)
+    with pytest.raises(UserError, match=r"holds a run with data\.name = line, not circle"):
+        train(tmp_path, described=replace(manifest(), data={"name": "circle"}))
+    assert contents(tmp_path) == before
+
+
+def test_folder_and_device_make_no_other_run():
+    run = CLIPRun()
+    moved = replace(
+        run, out=run.out / "x", preset="other", data=DataConfig(root=run.out), train=replace(run.train, device="cpu")
+    )
+    assert loop.settings(moved) == loop.settings(run)
+    assert loop.settings(replace(run, vocab_size=5)) != loop.settings(run)
+    assert loop.settings(replace(run, train=replace(run.train, seed=5))) != loop.settings(run)
+
+
+# --- the best weights -------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("direction", "figures", "best"),
+    [
+        ("lowest", [3.0, 1.0, 2.0], 8),
+        ("highest", [3.0, 1.0, 2.0], 4),
+        ("highest", [1.0, 2.0, 3.0], 12),
+        ("lowest", [1.0, 1.0, 1.0], 4),
+    ],
+)
+def test_best_weights_are_kept_beside_the_last(direction, figures, best, tmp_path):
+    stage, averages, given = LineStage(), {}, iter(figures)
+    stage.best_is = ("error", direction)
+
+    def evaluate(model):
+        averages[4 * (len(averages) + 1)] = model.linear.weight.clone()
+        return {"error": next(given)}
+
+    stage.evaluate = evaluate
+    result = train(tmp_path, stage)
+    weights, _ = load_tensors(tmp_path / "line" / "model.safetensors")
+    assert torch.equal(weights["linear.weight"], averages[best])
+    assert (result.step, result.figures["error"], result.complete) == (best, figures[best // 4 - 1], True)
+    assert sha256((tmp_path / "line" / "model.safetensors").read_bytes()) == result.sha256
+    state, _ = load_tensors(tmp_path / "line" / "train" / "state.safetensors")
+    assert torch.equal(state["average.linear.weight"], averages[12])
+
+
+# --- what can go wrong ------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("bad", [float("nan"), float("inf")])
+def test_loss_that_is_not_finite_stops_the_training(bad, tmp_path):
+    stage = LineStage()
+    original = stage.loss
+    stage.loss = lambda model, rows: (original(model, rows)[0] * bad, {})
+    with pytest.raises(UserError, match=r"line: the loss is (nan|inf) near step 2; try a lower --train\.lr"):
+        train(tmp_path, stage)
+
+
+def test_weights_that_are_not_finite_are_never_saved(tmp_path):
+    stage = LineStage()
+    original = stage.loss
+    stage.loss = lambda model, rows: (original(model, rows)[0] * float("nan"), {})
+    with pytest.raises(UserError, match="the loss is nan"):
+        train(tmp_path, stage, replace(SETTINGS, log_every=12))
+    assert not (tmp_path / "line" / "model.safetensors").exists()
+
+
+def test_full_disk_stops_the_training_and_leaves_whole_files(tmp_path, full_disk):
+    with pytest.raises(OSError, match="No space left"):
+        train(tmp_path)
+    assert files_under(tmp_path) == []
+
+
+@pytest.mark.parametrize("name", ["steps", "batch_size", "evaluate_every", "preview_every", "log_every"])
+def test_settings_out_of_range_are_refused_by_name(name):
+    with pytest.raises(UserError, match=f"--train.{name.replace('_', '-')} must be at least 1, not 0"):
+        replace(SETTINGS, **{name: 0})
+
+
+@pytest.mark.parametrize("settings", [{"lr": 0.0}, {"lr": float("nan")}, {"ema": 1.0}, {"seed": -1}])
+def test_other_settings_out_of_range_are_refused(settings):
+    with pytest.raises(UserError, match="lr > 0, 0 <= ema < 1 and seed >= 0"):
+        replace(SETTINGS, **settings)
+
+
+# --- device, precision, ranks -----------------------------------------------------------------------------------------
+
+
+def test_precision_follows_the_device():
+    with runtime.autocast(CPU, "auto"):
+        assert (torch.ones(2, 2) @ torch.ones(2, 2)).dtype == torch.float32
+    with runtime.autocast(CPU, "bfloat16"):
+        assert (torch.ones(2, 2) @ torch.ones(2, 2)).dtype == torch.bfloat16
+    with runtime.autocast(CPU, "float32"):
+        assert (torch.ones(2, 2) @ torch.ones(2, 2)).dtype == torch.float32
+
+
+def test_two_ranks_train_to_the_weights_of_one(tmp_path):
+    launch = ("-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2")
+    finished = run_python(*launch, ROOT / "tests" / "toy.py", tmp_path / "two")
+    assert finished.code == 0, finished.err
+    assert sorted(finished.out.splitlines()) == ["rank 0 of 2", "rank 1 of 2"]
+    train(tmp_path / "one", LineStage(noise=0.0))
+    one, two = (load_tensors(tmp_path / n / "line" / "train" / "state.safetensors")[0] for n in ("one", "two"))
+    assert one.keys() == two.keys()
+    for key, value in one.items():
+        torch.testing.assert_close(two[key], value, atol=1e-5, rtol=1e-4)
+    lines = metrics(tmp_path / "two")
+    assert [line["step"] for line in lines] == [line["step"] for line in metrics(tmp_path / "one")]
+    assert {line["drawn"] for line in lines if "drawn" in line} == {SETTINGS.batch_size / 2}
+    assert files_under(tmp_path / "one") == files_under(tmp_path / "two")
+
+
+# --- the three stages -------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def frozen(tmp_path_factory) -> Frozen:
+    """A small untrained CLIP, and made-up data as it sees them."""
+    data, validation = made_up_data(40, seed=0), made_up_data(20, seed=1)
+    tokenizer = Tokenizer.train(data.captions, 300)
+    torch.manual_seed(0)
+    text = TextConfig(tokenizer.vocab_size, tokenizer.end_id, width=16, layers=1, heads=2)
+    clip = CLIP(CLIPConfig(16, VisionConfig(patch_size=14, width=16, layers=1, heads=2), text)).eval()
+    cache = tmp_path_factory.mktemp("cache")
+    embedded, embedded_validation = (
+        embed_dataset(part, clip, "c" * 64, tokenizer, Preprocess(28, 1), CPU, flipped=True, cache=cache)
+        for part in (data, validation)
+    )
+    return Frozen(clip, data, validation, embedded, embedded_validation, {"clip": "c" * 64})
+
+
+def clip_stage(frozen: Frozen) -> CLIPStage:
+    tokenizer = Tokenizer.train(frozen.data.captions, 300)
+    torch.manual_seed(0)
+    return CLIPStage(CLIP(frozen.clip.config), tokenizer, frozen.data, frozen.validation, AugmentConfig(), CPU)
+
+
+def prior_stage(frozen: Frozen) -> PriorStage:
+    torch.manual_seed(0)
+    model = Prior(PriorConfig(16, 16, frozen.clip.config.text.context, width=16, layers=1, heads=2))
+    model.scaler.fit(frozen.embedded.images)
+    return PriorStage(model, frozen, 0.1, 10, CPU)
+
+
+def decoder_stage(frozen: Frozen) -> DecoderStage:
+    torch.manual_seed(0)
+    model = Decoder(DecoderConfig(16, 16, width=8, multipliers=(1, 2), blocks=1, condition_width=32, head_dim=8))
+    model.image_condition.scaler.fit(frozen.embedded.images)
+    return DecoderStage(model, frozen, DecoderRun(evaluate_on=10, flip=True), CPU)
+
+
+@pytest.mark.parametrize("make", [clip_stage, prior_stage, decoder_stage])
+def test_every_stage_resumed_equals_uninterrupted(make, frozen, tmp_path):
+    config = replace(SETTINGS, steps=6, evaluate_every=2, preview_every=6)
+    described = Manifest(make(frozen).name)
+    train(tmp_path / "whole", make(frozen), config, described)
+    with pytest.raises(KeyboardInterrupt):
+        train(tmp_path / "broken", break_off(make(frozen), "loss", 4), config, described)
+    train(tmp_path / "broken", make(frozen), config, described)
+    assert_same_run(tmp_path / "whole", tmp_path / "broken", described.stage)
+    assert read_manifest(tmp_path / "broken" / described.stage).complete
+
+
+@pytest.mark.parametrize("make", [prior_stage, decoder_stage])
+def test_frozen_clip_never_runs_inside_a_training_step(make, frozen, monkeypatch):
+    stage = make(frozen)
+    for name in ("encode_image", "encode_text", "forward"):
+        monkeypatch.setattr(CLIP, name, lambda *_: pytest.fail("the frozen CLIP was run"))
+    loss, _ = stage.loss(stage.model, torch.arange(8))
+    loss.backward()
+    assert loss.item() > 0
+
+
+def test_clip_reports_its_loss_beside_chance(frozen):
+    stage = clip_stage(frozen)
+    torch.manual_seed(0)
+    _, extra = stage.loss(stage.model, torch.arange(20))
+    assert 0 < extra["chance_loss"] <= torch.tensor(20.0).log()
+    assert extra["logit_scale"].item() == pytest.approx(1 / 0.07, rel=1e-3)
+    assert set(stage.evaluate(stage.model)) == {
+        "accuracy", "image_to_text_recall@1", "image_to_text_recall@5", "logit_scale",
+    }  # fmt: skip
+
+
+def test_prior_reports_four_cosines_side_by_side(frozen):
+    stage = prior_stage(frozen)
+    figures = stage.evaluate(stage.model)
+    assert set(figures) == {"cosine_sample", "cosine_text", "cosine_unrelated", "cosine_ceiling"}
+    assert all(-1 <= value <= 1.0001 for value in figures.values())

@@ -1,0 +1,47 @@
+"""Metrics against loops."""
+
+import math
+
+import pytest
+import torch
+import torch.nn.functional as F
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from unclip.metrics import recall_at_k, same_group_ceiling
+
+QUICK = settings(deadline=None, max_examples=60, derandomize=True)
+
+
+@QUICK
+@given(st.integers(1, 8), st.integers(1, 8), st.integers(1, 10), st.integers(0, 1000))
+def test_recall_counts_the_rows_whose_right_column_is_among_the_best(n, m, k, seed):
+    generator = torch.Generator().manual_seed(seed)
+    similarity, right = torch.randn(n, m, generator=generator), torch.randint(m, (n,), generator=generator)
+    hits = 0
+    for row, column in zip(similarity.tolist(), right.tolist(), strict=True):
+        hits += sum(other > row[column] for other in row) < k
+    assert recall_at_k(similarity, right, k) == pytest.approx(hits / n)
+
+
+@QUICK
+@given(st.lists(st.integers(0, 4), min_size=2, max_size=12), st.integers(0, 1000))
+def test_the_ceiling_is_the_mean_cosine_of_all_pairs_within_groups(groups, seed):
+    generator = torch.Generator().manual_seed(seed)
+    x = F.normalize(torch.randn(len(groups), 5, generator=generator), dim=-1)
+    cosines = [
+        (x[i] @ x[j]).item()
+        for i in range(len(groups))
+        for j in range(len(groups))
+        if i != j and groups[i] == groups[j]
+    ]
+    got = same_group_ceiling(x, torch.tensor(groups))
+    if cosines:
+        assert got == pytest.approx(sum(cosines) / len(cosines), abs=1e-5)
+    else:
+        assert math.isnan(got)
+
+
+def test_the_ceiling_of_groups_without_spread_is_one():
+    x = F.normalize(torch.tensor([[1.0, 2], [3, 1], [1, 2], [3, 1], [3, 1]]), dim=-1)
+    assert same_group_ceiling(x, torch.tensor([0, 1, 0, 1, 1])) == pytest.approx(1.0, abs=1e-6)

@@ -1,0 +1,337 @@
+"""The trained tiny pipeline: a sample depends on its caption, its seed and the settings alone."""
+
+import warnings
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from unclip import UnCLIP, UserError
+from unclip.settings import Sampling
+
+BAG, DRESS = "an image of a bag", "an image of a dress"
+FEW = {"steps": 6, "prior_steps": 4}
+
+
+def assert_same_images(one: np.ndarray, other: np.ndarray) -> None:
+    """Equal to within rounding: at most one grey level apart."""
+    assert one.shape == other.shape
+    assert np.abs(one.astype(int) - other.astype(int)).max() <= 1
+
+
+def differ(one: np.ndarray, other: np.ndarray) -> bool:
+    return bool(np.abs(one.astype(int) - other.astype(int)).mean() > 1)
+
+
+# --- what a sample depends on -----------------------------------------------------------------------------------------
+
+
+def test_output_has_the_promised_shapes(tiny):
+    out = tiny([BAG, DRESS], n=3, seed=4, **FEW)
+    assert out.images.dtype == np.uint8
+    assert out.images.shape == (6, 28, 28, 1)
+    assert out.captions == [BAG] * 3 + [DRESS] * 3
+    assert out.seeds == [4, 5, 6] * 2
+    assert out.embeddings.shape == (6, tiny.clip.config.embed_dim)
+    torch.testing.assert_close(out.embeddings.norm(dim=1), torch.ones(6))
+    assert out.trajectory == []
+
+
+@pytest.mark.parametrize("caption", [BAG, ""])
+def test_sample_is_the_same_alone_and_in_a_batch_of_64(caption, tiny):
+    others = [f"a photo of a {tone} {name}" for tone in ("dark", "light", "narrow", "wide") for name in ("coat", "boot")]
+    captions = [(*others, "", "trousers, and a much longer caption than the rest")[i % 10] for i in range(63)]
+    captions.insert(37, caption)
+    alone = tiny(caption, seed=0, **FEW)
+    together = tiny(captions, seed=0, **FEW)
+    assert len(together.images) == 64
+    assert_same_images(together.images[37:38], alone.images)
+    torch.testing.assert_close(together.embeddings[37:38], alone.embeddings, atol=1e-4, rtol=0)
+    assert differ(together.images[36], alone.images[0])
+
+
+def test_each_image_of_a_caption_uses_the_next_seed(tiny):
+    several = tiny(BAG, n=3, seed=7, **FEW).images
+    for i in range(3):
+        assert_same_images(several[i : i + 1], tiny(BAG, seed=7 + i, **FEW).images)
+    assert differ(several[0], several[1])
+    assert differ(several[1], several[2])
+
+
+def test_equal_seeds_repeat_exactly_and_large_ones_work(tiny):
+    big = 2**62
+    assert np.array_equal(tiny(BAG, seed=big, **FEW).images, tiny(BAG, seed=big, **FEW).images)
+    assert differ(tiny(BAG, seed=big, **FEW).images, tiny(BAG, seed=big % 2**32, **FEW).images)
+
+
+def test_sampling_leaves_the_global_generator_alone(tiny):
+    torch.manual_seed(3)
+    state = torch.get_rng_state()
+    tiny(BAG, sampler="ddpm", **FEW)
+    assert torch.equal(torch.get_rng_state(), state)
+
+
+@pytest.mark.parametrize(
+    ("one", "other"), [("An Image of an ANKLE boot", "an image of an ankle boot"), (f"  {BAG}\t", "an image  of a bag")]
+)
+def test_case_and_white_space_do_not_matter(one, other, tiny):
+    out = tiny([one, other], **FEW)
+    assert_same_images(out.images[:1], out.images[1:])
+    assert out.captions == [one, other]
+
+
+def test_a_single_string_is_one_caption(tiny):
+    assert np.array_equal(tiny(BAG, **FEW).images, tiny([BAG], **FEW).images)
+
+
+def test_captions_change_the_image(tiny):
+    out = tiny([BAG, DRESS, ""], **FEW)
+    assert differ(out.images[0], out.images[1])
+    assert not torch.allclose(out.embeddings[0], out.embeddings[1], atol=1e-3)
+    assert not torch.allclose(out.embeddings[0], out.embeddings[2], atol=1e-3)
+
+
+def test_unconditional_samples_differ_by_seed_alone(tiny):
+    out = tiny("", n=2, **FEW)
+    assert differ(out.images[0], out.images[1])
+    assert_same_images(tiny("   ", **FEW).images, out.images[:1])
+    strong = tiny.embed("", prior_guidance=5.0, prior_steps=4)  # null against null: guidance has nothing to push on
+    torch.testing.assert_close(strong, out.embeddings[:1], atol=1e-4, rtol=0)
+
+
+@pytest.mark.parametrize("sampler", ["ddpm", "ddim", "dpmpp"])
+def test_every_sampler_draws_its_own_finite_images(sampler, tiny):
+    drawn = tiny(BAG, n=2, sampler=sampler, **FEW)
+    assert drawn.images.std() > 5
+    other = {"ddpm": "ddim", "ddim": "dpmpp", "dpmpp": "ddpm"}[sampler]
+    assert not np.array_equal(drawn.images, tiny(BAG, n=2, sampler=other, **FEW).images)
+    torch.testing.assert_close(drawn.embeddings, tiny.embed(BAG, n=2, prior_steps=4))
+
+
+@pytest.mark.parametrize(
+    "settings", [{"guidance": 1.0}, {"guidance": 6.0}, {"steps": 12}, {"prior_guidance": 3.0}, {"draws": 6},
+                 {"sampler": "ddim", "eta": 1.0}]
+)  # fmt: skip
+def test_every_setting_has_an_effect(settings, tiny):
+    base = {"sampler": settings.get("sampler", "dpmpp"), **FEW}
+    assert not np.array_equal(tiny(BAG, n=4, **base).images, tiny(BAG, n=4, **{**base, **settings}).images)
+
+
+def test_batch_size_has_none(tiny):
+    assert_same_images(tiny([BAG, DRESS], n=3, **FEW).images, tiny([BAG, DRESS], n=3, batch_size=2, **FEW).images)
+
+
+# --- trajectories -----------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("sampler", ["dpmpp", "ddim", "ddpm"])
+def test_trajectory_holds_ten_moments_from_noise_to_the_image(sampler, tiny):
+    out = tiny([BAG, DRESS], n=2, trajectory=True, sampler=sampler, steps=15, prior_steps=4)
+    times = [moment.t for moment in out.trajectory]
+    assert len(times) == len(set(times)) == 10
+    assert times == sorted(times, reverse=True)
+    assert times[0] == tiny.decoder.config.timesteps - 1
+    for moment in out.trajectory:
+        assert moment.x.shape == moment.x0.shape == out.images.shape
+        assert moment.x.dtype == moment.x0.dtype == np.uint8
+    assert np.array_equal(out.trajectory[-1].x0, out.images)
+    assert differ(out.trajectory[0].x, out.images)
+    assert differ(out.trajectory[0].x0, out.images)
+    assert np.array_equal(
+        out.images, tiny([BAG, DRESS], n=2, sampler=sampler, steps=15, prior_steps=4).images
+    )  # watching changes nothing
+
+
+def test_trajectory_is_the_same_in_small_batches(tiny):
+    whole = tiny([BAG, DRESS, ""], n=2, trajectory=True, steps=10, prior_steps=4, batch_size=64)
+    parts = tiny([BAG, DRESS, ""], n=2, trajectory=True, steps=10, prior_steps=4, batch_size=2)
+    assert len(whole.trajectory) == len(parts.trajectory) == 10
+    for one, other in zip(whole.trajectory, parts.trajectory, strict=True):
+        assert one.t == other.t
+        assert_same_images(one.x, other.x)
+        assert_same_images(one.x0, other.x0)
+
+
+def test_trajectory_of_few_steps_holds_them_all(tiny):
+    for steps in (1, 3):
+        out = tiny(BAG, trajectory=True, steps=steps, prior_steps=2)
+        assert len(out.trajectory) == steps
+
+
+# --- the parts --------------------------------------------------------------------------------------------------------
+
+
+def test_text_embeddings_are_unit_and_do_not_depend_on_the_batch(tiny):
+    together = tiny.encode_text([BAG, DRESS, BAG, "a photograph of a light narrow pair of trousers"])
+    assert together.shape == (4, tiny.clip.config.embed_dim)
+    torch.testing.assert_close(together.norm(dim=1), torch.ones(4))
+    torch.testing.assert_close(together[:1], tiny.encode_text(BAG), atol=1e-5, rtol=0)
+    assert torch.equal(together[0], together[2])
+    assert not torch.allclose(together[0], together[1], atol=1e-3)
+
+
+def test_image_embeddings_are_unit_for_every_kind_of_input(tiny):
+    images = tiny([BAG, DRESS], **FEW).images
+    from_array = tiny.encode_image(images)
+    assert from_array.shape == (2, tiny.clip.config.embed_dim)
+    torch.testing.assert_close(from_array.norm(dim=1), torch.ones(2))
+    torch.testing.assert_close(tiny.encode_image(torch.from_numpy(images)), from_array)
+    torch.testing.assert_close(tiny.encode_image([Image.fromarray(image[..., 0]) for image in images]), from_array)
+    colour = np.repeat(images, 3, axis=-1)
+    torch.testing.assert_close(tiny.encode_image(colour), from_array, atol=1e-4, rtol=0)
+    assert not torch.allclose(from_array[0], from_array[1], atol=1e-3)
+
+
+def test_prior_and_decoder_in_turn_are_the_pipeline(tiny):
+    out = tiny([BAG, DRESS], seed=5, **FEW)
+    for i, caption in enumerate((BAG, DRESS)):
+        embedding = tiny.embed(caption, seed=5, **FEW)
+        torch.testing.assert_close(embedding, out.embeddings[i : i + 1], atol=1e-5, rtol=0)
+        assert_same_images(tiny.decode(embedding, [caption], seed=5, **FEW), out.images[i : i + 1])
+
+
+def test_decoder_draws_from_embeddings_alone_and_from_captions_alone(tiny):
+    embeddings = tiny.embed([BAG, DRESS], seed=2, **FEW)
+    both, image_only = (tiny.decode(embeddings, captions, seed=2, **FEW) for captions in ([BAG, DRESS], None))
+    text_only = tiny.decode(None, [BAG, DRESS], seed=2, **FEW)
+    for one, other in ((both, image_only), (both, text_only), (image_only, text_only)):
+        assert one.shape == (2, 28, 28, 1)
+        assert not np.array_equal(one, other)
+    assert_same_images(image_only, tiny.decode(embeddings, ["", ""], seed=2, **FEW))
+    assert_same_images(tiny.decode(embeddings[1:], None, seed=3, **FEW), image_only[1:])  # image i uses seed + i
+
+
+def test_best_of_several_draws_is_kept(tiny):
+    text = tiny.encode_text(BAG)
+    scores = [(tiny.embed(BAG, n=8, draws=draws, prior_steps=4) @ text.T)[:, 0] for draws in (1, 2, 6)]
+    assert (scores[1] >= scores[0] - 1e-5).all()
+    assert (scores[2] >= scores[1] - 1e-5).all()
+    assert (scores[2] > scores[0] + 1e-5).any()
+
+
+# --- odd and bad input ------------------------------------------------------------------------------------------------
+
+
+def test_long_caption_is_cut_with_a_warning_and_drawn(tiny):
+    long = "a dark narrow dress and " * 40 + "a bag"
+    with pytest.warns(UserWarning, match=r"caption of \d+ tokens is cut to the \d+ that fit: 'a dark narrow dress"):
+        cut = tiny(long, **FEW)
+    assert cut.images.shape == (1, 28, 28, 1)
+    assert cut.captions == [long]
+    with pytest.warns(UserWarning, match="is cut"):
+        assert np.array_equal(tiny(long + " and a shoe", **FEW).images, cut.images)
+
+
+def test_any_text_is_drawn_without_a_warning(tiny):
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        out = tiny(["靴 👟", "ÄÖÜ ß", "\x00\x7f", "<|endoftext|>"], **FEW)
+    assert out.images.shape == (4, 28, 28, 1)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        ({"captions": []}, "the list of captions is empty"),
+        ({"captions": BAG, "n": 0}, "n must be at least 1, not 0"),
+        ({"captions": BAG, "seed": -1}, "seed must not be negative"),
+        ({"captions": BAG, "steps": 0}, "steps must be at least 1, not 0"),
+        ({"captions": BAG, "steps": 5000}, "steps must be between 1 and 1000, not 5000"),
+        ({"captions": BAG, "prior_steps": 5000}, "steps must be between 1 and 1000, not 5000"),
+        ({"captions": BAG, "sampler": "euler"}, "unknown sampler 'euler'; choose one of ddpm, ddim, dpmpp"),
+        ({"captions": BAG, "guidance": -1.0}, "guidance must lie between 0 and 100"),
+        ({"captions": BAG, "prior_guidance": float("nan")}, "prior_guidance must lie between 0 and 100"),
+        ({"captions": BAG, "eta": 1.5}, "eta must lie between 0 and 1"),
+        ({"captions": BAG, "draws": 0}, "draws must be at least 1"),
+        ({"captions": BAG, "batch_size": 0}, "batch_size must be at least 1"),
+        ({"captions": ["a bag", "\ud800"]}, "is not valid Unicode text"),
+        ({"captions": [3]}, "caption"),
+        ({"captions": [None]}, "caption"),
+    ],
+)
+def test_bad_arguments_are_refused_in_one_line(arguments, words, tiny):
+    with pytest.raises(UserError) as caught:
+        tiny(**arguments)
+    assert words in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+def test_unknown_setting_is_refused_by_name(tiny):
+    with pytest.raises(TypeError, match="guidence"):
+        tiny(BAG, guidence=3.0)
+
+
+@pytest.mark.parametrize(
+    "images",
+    [
+        np.zeros((2, 28, 28), np.uint8),
+        np.zeros((2, 28, 28, 1), np.float32),
+        np.zeros((2, 28, 28, 2), np.uint8),
+        torch.zeros(2, 1, 28, 28, dtype=torch.uint8),
+    ],
+)
+def test_images_of_another_layout_are_refused(images, tiny):
+    with pytest.raises(UserError, match="images must be uint8"):
+        tiny.encode_image(images)
+
+
+def test_empty_lists_are_refused_everywhere(tiny):
+    nothing = torch.zeros(0, tiny.clip.config.embed_dim)
+    for call in (
+        lambda: tiny.encode_text([]),
+        lambda: tiny.encode_image([]),
+        lambda: tiny.embed([]),
+        lambda: tiny.decode(None, []),
+        lambda: tiny.decode(nothing),
+    ):
+        with pytest.raises(UserError):
+            call()
+
+
+def test_decode_refuses_what_does_not_fit(tiny):
+    embeddings = tiny.embed(BAG, n=2, **FEW)
+    with pytest.raises(UserError, match="decode needs embeddings, captions, or both"):
+        tiny.decode(None)
+    with pytest.raises(UserError, match="2 embeddings do not go with 3 captions"):
+        tiny.decode(embeddings, [BAG] * 3)
+    with pytest.raises(UserError, match="seed must not be negative"):
+        tiny.decode(embeddings, seed=-3)
+    with pytest.raises(UserError, match="embeddings"):
+        tiny.decode(embeddings[:, :5])
+
+
+# --- opening ----------------------------------------------------------------------------------------------------------
+
+
+def test_pipeline_opens_frozen_on_the_device_asked_for(trained, tiny):
+    assert tiny.device == torch.device("cpu")
+    for model in (tiny.clip, tiny.prior, tiny.decoder):
+        assert not model.training
+        assert not any(parameter.requires_grad for parameter in model.parameters())
+    elsewhere = UnCLIP.from_pretrained(str(trained.folder), device="meta")
+    assert elsewhere.device.type == "meta"
+    for model in (elsewhere.clip, elsewhere.prior, elsewhere.decoder):
+        assert {tensor.device.type for tensor in model.state_dict().values()} == {"meta"}
+
+
+@pytest.mark.parametrize("stage", ["clip", "prior", "decoder"])
+def test_pipeline_without_a_stage_is_refused(stage, copied):
+    (copied / stage).rename(copied.parent / "away")
+    with pytest.raises(UserError, match=f"has no trained {stage} stage; train it with: python train_{stage}.py"):
+        UnCLIP.from_pretrained(copied)
+
+
+@pytest.mark.parametrize("content", [None, b"", b"{}", b"\xff"])
+def test_pipeline_without_its_tokenizer_is_refused(content, copied):
+    path = copied / "tokenizer.json"
+    path.unlink() if content is None else path.write_bytes(content)
+    with pytest.raises(UserError, match="tokenizer.json") as caught:
+        UnCLIP.from_pretrained(copied)
+    assert "\n" not in str(caught.value)
+
+
+def test_settings_know_their_names():
+    assert set(Sampling.names()) == {
+        "steps", "guidance", "sampler", "eta", "prior_steps", "prior_guidance", "draws", "batch_size",
+    }  # fmt: skip

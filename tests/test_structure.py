@@ -1,0 +1,189 @@
+"""The tree's own rules, read off its syntax trees: who imports whom, what is never used, what is documented."""
+
+import ast
+import tomllib
+from pathlib import Path
+
+import pytest
+from conftest import ROOT, run_python
+
+LAYERS = ("unclip", "data", "stages", "configs")
+SCRIPTS = ("train_clip", "train_prior", "train_decoder", "sample")
+ORDER = {name: rank for rank, name in enumerate((*LAYERS, *SCRIPTS))}
+FILES = sorted([*(p for layer in LAYERS for p in (ROOT / layer).rglob("*.py")), *(ROOT / f"{s}.py" for s in SCRIPTS)])
+NAMES = [str(path.relative_to(ROOT)) for path in FILES]
+UNPICKLERS = {"pickle", "cPickle", "_pickle", "dill", "cloudpickle", "joblib", "shelve", "marshal"}
+
+
+def imports(tree: ast.AST) -> list[str]:
+    """Dotted names of all that is imported anywhere below a node."""
+    found = []
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Import):
+            found += [alias.name for alias in node.names]
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, "imports are absolute here"
+            found += [node.module, *(f"{node.module}.{alias.name}" for alias in node.names)]
+    return found
+
+
+def imports_on_import(tree: ast.AST) -> list[str]:
+    """What is imported when the module is: outside of functions."""
+    if isinstance(tree, (ast.FunctionDef, ast.AsyncFunctionDef, ast.Lambda)):
+        return []
+    own = imports(tree) if isinstance(tree, (ast.Import, ast.ImportFrom)) else []
+    return own + [name for child in ast.iter_child_nodes(tree) for name in imports_on_import(child)]
+
+
+def wrong_way(layer: str, tree: ast.AST) -> list[str]:
+    """Imports of our own code that point up, or from one script to another."""
+    rank = min(ORDER[layer], len(LAYERS))
+    tops = [(name, name.split(".")[0]) for name in imports(tree)]
+    return [name for name, top in tops if top in ORDER and top != layer and ORDER[top] >= rank]
+
+
+def unpickling(tree: ast.AST) -> list[str]:
+    """What could run code hidden in a file."""
+    found = [name for name in imports(tree) if name.split(".")[0] in UNPICKLERS]
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Attribute) and f"{ast.unparse(node.value)}.{node.attr}" in ("torch.load", "torch.save"):
+            found.append(ast.unparse(node))
+        if isinstance(node, ast.keyword) and node.arg in ("allow_pickle", "weights_only"):
+            found.append(node.arg)
+    return found + [name for name in imports(tree) if name in ("torch.load", "torch.save")]
+
+
+def undocumented_options(tree: ast.AST) -> list[str]:
+    """Fields of config dataclasses without a docstring beneath; a nested config has its own fields to document."""
+    found = []
+    for node in ast.walk(tree):
+        if not isinstance(node, ast.ClassDef) or not node.name.endswith(("Config", "Run", "Options", "Sampling")):
+            continue
+        for field, after in zip(node.body, [*node.body[1:], None], strict=True):
+            if isinstance(field, ast.AnnAssign) and not ast.unparse(field.annotation).endswith("Config"):
+                documented = isinstance(after, ast.Expr) and isinstance(after.value, ast.Constant)
+                if not documented and field.target.id not in ("data", "model", "augment", "train"):
+                    found.append(f"{node.name}.{field.target.id}")
+    return found
+
+
+def parsed(path: Path) -> ast.Module:
+    return ast.parse(path.read_text(encoding="utf-8"))
+
+
+def test_the_walk_meets_every_module():
+    assert len(FILES) > 30
+    assert {path.name for path in FILES} >= {"pipeline.py", "loop.py", "captions.py", "sample.py"}
+
+
+@pytest.mark.parametrize("path", FILES, ids=NAMES)
+def test_imports_point_one_way(path):
+    layer = path.relative_to(ROOT).parts[0].removesuffix(".py")
+    assert wrong_way(layer, parsed(path)) == []
+
+
+@pytest.mark.parametrize(
+    ("layer", "source"),
+    [
+        ("unclip", "import data.captions"),
+        ("unclip", "def f():\n    from stages import loop"),
+        ("data", "from configs.clip import PRESETS"),
+        ("stages", "import sample"),
+        ("sample", "import train_clip"),
+    ],
+)
+def test_wrong_imports_would_be_noticed(layer, source):
+    assert wrong_way(layer, ast.parse(source))
+    assert not wrong_way("train_clip", ast.parse("from configs.clip import PRESETS\nimport unclip, datasets"))
+
+
+@pytest.mark.parametrize("name", ["diffusion", "samplers"])
+def test_diffusion_and_samplers_know_no_model(name):
+    own = {imported for imported in imports(parsed(ROOT / "unclip" / f"{name}.py")) if imported.startswith("unclip")}
+    modules = {imported for imported in own if imported.count(".") == 1}
+    assert modules <= {"unclip.diffusion", "unclip.samplers", "unclip.errors"}
+
+
+@pytest.mark.parametrize("path", FILES, ids=NAMES)
+def test_slow_libraries_are_imported_only_where_they_are_used(path):
+    slow = {"torchvision", "datasets", "transformers", "matplotlib"}
+    assert not slow & {name.split(".")[0] for name in imports_on_import(parsed(path))}
+
+
+def test_slow_import_would_be_noticed():
+    source = "try:\n    import torchvision\nexcept ImportError:\n    pass\ndef f():\n    import datasets"
+    assert imports_on_import(ast.parse(source)) == ["torchvision"]
+
+
+@pytest.mark.parametrize("path", FILES, ids=NAMES)
+def test_nothing_is_unpickled(path):
+    assert unpickling(parsed(path)) == []
+
+
+@pytest.mark.parametrize(
+    "source", ["import pickle", "import torch\ntorch.load('x')", "np.load(f, allow_pickle=True)", "from torch import load"]
+)
+def test_unpickling_would_be_noticed(source):
+    assert unpickling(ast.parse(source))
+
+
+@pytest.mark.parametrize("path", FILES, ids=NAMES)
+def test_every_option_is_documented(path):
+    assert undocumented_options(parsed(path)) == []
+
+
+def test_undocumented_option_would_be_noticed():
+    source = 'class AConfig:\n    x: int = 1\n    """Said."""\n    y: int = 2\n    inner: BConfig = 3'
+    assert undocumented_options(ast.parse(source)) == ["AConfig.y"]
+
+
+def test_only_the_library_and_its_subpackages_are_installed():
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))
+    folders = {path.parent for path in (ROOT / "unclip").rglob("*.py")}
+    found = {".".join(folder.relative_to(ROOT).parts) for folder in folders}
+    assert set(project["tool"]["setuptools"]["packages"]) == found
+    assert found == {"unclip", "unclip.clip", "unclip.prior", "unclip.decoder"}
+
+
+@pytest.mark.parametrize("folder", ["unclip", "unclip/clip", "unclip/prior", "unclip/decoder", "data", "stages", "configs"])
+def test_packages_are_regular_ones(folder):
+    assert (ROOT / folder / "__init__.py").is_file()
+
+
+HELP = """
+import runpy, socket, sys
+def refuse(*_, **__):
+    raise OSError("no network while importing")
+socket.create_connection = socket.getaddrinfo = refuse
+for script in sys.argv[2:]:
+    sys.argv = [script, "--help"]
+    try:
+        runpy.run_path(script, run_name="__main__")
+    except SystemExit as stop:
+        assert stop.code == 0, stop.code
+slow = [name for name in SLOW if name in sys.modules]
+sys.exit(f"imported {slow}" if slow else 0)
+"""
+
+
+def run_help(slow: tuple[str, ...], *scripts: str):
+    return run_python("-c", HELP.replace("SLOW", repr(slow)), "-", *(ROOT / f"{script}.py" for script in scripts))
+
+
+def test_help_of_sample_imports_no_torch():
+    finished = run_help(("torch", "torchvision", "datasets", "tokenizers"), "sample")
+    assert finished.code == 0, finished.err
+    for option in ("--checkpoint", "--captions-file", "--steps", "--guidance", "--sampler", "--npz", "--gif", "--strip",
+                   "--seed", "--n ", "--out"):  # fmt: skip
+        assert option in finished.out
+
+
+def test_help_of_the_trainers_imports_no_torchvision_and_fetches_nothing():
+    finished = run_help(("torchvision", "datasets"), "train_clip", "train_prior", "train_decoder")
+    assert finished.code == 0, finished.err
+    for option in ("--out", "--preset", "--train.lr", "--data.root", "--model.vision.width", "--model.schedule"):
+        assert option in finished.out
+
+
+def test_help_check_would_notice_torch():
+    assert "imported ['argparse']" in run_help(("argparse",), "sample").err
