@@ -40,7 +40,7 @@ class Options(Sampling):
     npz: bool = False
     """Also write samples.npz: images uint8 (N, H, W, C), captions (N,), seeds (N,)."""
     strip: bool = False
-    """Also write strip.png: ten moments of the denoising, x_t above the clean image predicted from it."""
+    """Also write strip.png: of each caption's first image ten moments of the denoising, x_t above the predicted x0."""
     gif: bool = False
     """Also write denoising.gif: the same ten moments as an animation."""
     device: Literal["auto", "cpu", "cuda", "mps"] = "auto"
@@ -114,7 +114,7 @@ def write(options: Options, output, checkpoint: Path) -> None:
         )
         write_atomically(options.out / "samples.npz", buffer.getvalue())
     if options.strip:
-        save_png(options.out / "strip.png", denoising_strip(output.captions, output.trajectory))
+        save_png(options.out / "strip.png", denoising_strip(output.captions, output.trajectory, n))
     if options.gif:
         save_gif(options.out / "denoising.gif", denoising_frames(output.captions, output.trajectory, n))
     settings = {name: value for name, value in asdict(options).items() if name in Sampling.names()}

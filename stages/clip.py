@@ -56,6 +56,7 @@ class CLIPStage:
         self.preprocess = Preprocess(config.vision.image_size, config.vision.channels)
 
     def loss(self, model: CLIP, rows: Tensor) -> tuple[Tensor, dict[str, float | Tensor]]:
+        """The contrastive loss of a batch; with several ranks each contrasts its own share."""
         images = random_shift(self.data.images[rows], self.augment.shift)
         if self.augment.flip:
             images = random_flip(images)

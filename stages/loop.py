@@ -166,10 +166,10 @@ def train(
         if runtime.is_main() and (last or progress.step % config.evaluate_every == 0):
             log.validation(validate(stage, average, folder, manifest, progress, last))
             save_state(folder / "train" / "state.safetensors", model, average, optimizer, progress)
-        runtime.barrier()
     log.close()
     if runtime.is_main():
         write_index(pipeline)
+    runtime.barrier()
     return read_manifest(folder)
 
 

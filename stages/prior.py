@@ -43,7 +43,7 @@ class PriorStage:
         self.model, self.frozen, self.drop, self.device = model, frozen, drop, device
         self.diffusion = model.diffusion()
         self.size = len(frozen.data)
-        self.held_out = torch.arange(len(frozen.validation))[:evaluate_on]
+        self.evaluate_on = evaluate_on
 
     def loss(self, model: Prior, rows: Tensor) -> tuple[Tensor, dict[str, float | Tensor]]:
         captions = self.frozen.data.draw(rows, False).to(self.device)
@@ -63,18 +63,18 @@ class PriorStage:
         """
         embedded = self.frozen.embedded_validation
         torch.manual_seed(0)
-        captions = self.frozen.validation.draw(self.held_out, False)
-        true = embedded.images[self.held_out]
+        groups = self.frozen.validation.draw(torch.arange(len(embedded.images)), False)
+        captions, true = groups[: self.evaluate_on], embedded.images[: self.evaluate_on]
         text, encodings, mask = embedded.captions(captions.to(self.device))
         rows = torch.arange(len(captions), device=self.device)
         sample = draw_embeddings(
             model, text, encodings, mask, rows, range(len(rows)), Sampling(draws=1, batch_size=500)
         )
-        groups = self.frozen.validation.draw(torch.arange(len(embedded.images)), True)
+        other, apart = true.roll(1, dims=0), captions != captions.roll(1)
         return {
             "cosine_sample": (sample * true).sum(dim=1).mean().item(),
             "cosine_text": (text * true).sum(dim=1).mean().item(),
-            "cosine_unrelated": (sample * true.roll(1, dims=0)).sum(dim=1).mean().item(),
+            "cosine_unrelated": (sample * other).sum(dim=1)[apart].mean().item(),
             "cosine_ceiling": same_group_ceiling(embedded.images.cpu(), groups),
         }
 

@@ -13,13 +13,15 @@ from pathlib import Path
 import pytest
 import torch
 
-ROOT = Path(__file__).resolve().parents[1]
-sys.path.insert(0, str(ROOT))  # the scripts and data, stages, configs are run from the checkout, not installed
+# The scripts, and data, stages and configs, are run from the checkout: they are not installed.
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from data import fashion_mnist
 from data.captions import CLASSES, PLAIN_CAPTIONS, Grammar
 from data.dataset import CaptionedImages
 from unclip import UnCLIP, cli
+
+ROOT = Path(__file__).resolve().parents[1]
 
 
 @dataclass

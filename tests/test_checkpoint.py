@@ -1,4 +1,4 @@
-"""Files on disk: what is saved comes back exactly, what is damaged is refused in one line, what fails leaves no trace."""
+"""Files on disk: what is saved comes back exactly, what is damaged is refused, what fails leaves no trace."""
 
 import json
 from dataclasses import asdict, dataclass, field

@@ -144,7 +144,10 @@ def bayes(abar: float, abar_prev: float, x0: float, xt: float) -> tuple[float, f
 def test_the_posterior_is_bayes_rule(schedule, t, t_prev):
     x0, xt = torch.randn(2, 3, 4, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
     mean, variance = GaussianDiffusion(1000, schedule).posterior(x0, xt, t, t_prev)
-    abar, abar_prev = reference_abar(schedule, 1000, t), reference_abar(schedule, 1000, t - 1 if t_prev is None else t_prev)
+    abar, abar_prev = (
+        reference_abar(schedule, 1000, t),
+        reference_abar(schedule, 1000, t - 1 if t_prev is None else t_prev),
+    )
     for i in np.ndindex(3, 4):
         want_mean, want_variance = bayes(abar, abar_prev, x0[i].item(), xt[i].item())
         assert mean[i].item() == pytest.approx(want_mean, rel=1e-6, abs=1e-9)

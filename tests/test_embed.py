@@ -35,13 +35,12 @@ def clip(tokenizer):
 def calls(clip, monkeypatch):
     """Names of CLIP's towers, one for each time that one is run."""
     made = []
+
+    def counted(name, tower):
+        return lambda x: (made.append(name), tower(x))[1]
+
     for name in ("encode_image", "encode_text"):
-
-        def counted(x, name=name, tower=getattr(clip, name)):
-            made.append(name)
-            return tower(x)
-
-        monkeypatch.setattr(clip, name, counted)
+        monkeypatch.setattr(clip, name, counted(name, getattr(clip, name)))
     return made
 
 

@@ -121,7 +121,8 @@ def test_nothing_is_unpickled(path):
 
 
 @pytest.mark.parametrize(
-    "source", ["import pickle", "import torch\ntorch.load('x')", "np.load(f, allow_pickle=True)", "from torch import load"]
+    "source",
+    ["import pickle", "import torch\ntorch.load('x')", "np.load(f, allow_pickle=True)", "from torch import load"],
 )
 def test_unpickling_would_be_noticed(source):
     assert unpickling(ast.parse(source))
@@ -145,7 +146,9 @@ def test_only_the_library_and_its_subpackages_are_installed():
     assert found == {"unclip", "unclip.clip", "unclip.prior", "unclip.decoder"}
 
 
-@pytest.mark.parametrize("folder", ["unclip", "unclip/clip", "unclip/prior", "unclip/decoder", "data", "stages", "configs"])
+@pytest.mark.parametrize(
+    "folder", ["unclip", "unclip/clip", "unclip/prior", "unclip/decoder", "data", "stages", "configs"]
+)
 def test_packages_are_regular_ones(folder):
     assert (ROOT / folder / "__init__.py").is_file()
 

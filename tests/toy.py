@@ -54,7 +54,7 @@ class LineStage:
         return {"error": (model.linear(self.x) - self.y).square().mean().item()}
 
     def preview(self, model: Line) -> Image.Image:
-        return Image.new("L", (4, 4), int(model.linear.bias.abs().item() * 10) % 256)
+        return Image.new("L", (4, 4), int(model.linear.bias.nan_to_num().abs().item() * 10) % 256)
 
 
 def make_line() -> Line:

@@ -55,9 +55,9 @@ def save_png(path: Path, picture: Image.Image) -> None:
 def wrap(text: str, width: int, font: ImageFont.FreeTypeFont) -> list[str]:
     """Break text into lines of at most `width` pixels, at spaces where there are any; at most four lines."""
     lines, line = [], ""
-    for word in text.split():
+    for word in text[:1000].split():  # more than four lines hold
         while font.getlength(word) > width:  # a word that is too long by itself is broken anywhere
-            cut = next(i for i in range(len(word), 0, -1) if i == 1 or font.getlength(word[:i]) <= width)
+            cut = next((i for i in range(1, len(word)) if font.getlength(word[: i + 1]) > width), 1)
             lines, line, word = [*lines, line] if line else lines, word[:cut], word[cut:]
             lines, line = [*lines, line], ""
         if line and font.getlength(f"{line} {word}") > width:
@@ -88,11 +88,11 @@ def captioned_grid(rows: Sequence[tuple[str, np.ndarray]], cell: int = 84, margi
     return sheet
 
 
-def denoising_strip(captions: Sequence[str], trajectory: Sequence) -> Image.Image:
-    """Two rows a sample, moments from left to right: the state x_t, and the clean image predicted from it."""
+def denoising_strip(captions: Sequence[str], trajectory: Sequence, n: int) -> Image.Image:
+    """Moments from left to right, for the first of each caption's n samples: the state x_t above the predicted x0."""
     rows = []
-    for i, caption in enumerate(captions):
-        rows.append((f"{caption}: x_t", np.stack([moment.x[i] for moment in trajectory])))
+    for i in range(0, len(captions), n):
+        rows.append((f"{captions[i]}: x_t", np.stack([moment.x[i] for moment in trajectory])))
         rows.append(("predicted x0", np.stack([moment.x0[i] for moment in trajectory])))
     return captioned_grid(rows)
 

@@ -99,8 +99,8 @@ class EmbeddingScaler(nn.Module):
         self.register_buffer("std", torch.full((dim,), 1 / math.sqrt(dim)))
 
     def fit(self, embeddings: Tensor) -> "EmbeddingScaler":
-        """Take the statistics of embeddings (N, D); a coordinate that hardly varies keeps the mean deviation."""
-        std, mean = torch.std_mean(embeddings.float(), dim=0)
+        """Take the statistics of embeddings (N, D); the deviation is at least a twentieth of its mean."""
+        std, mean = torch.std_mean(embeddings.float(), dim=0, correction=0)
         self.mean.copy_(mean)
         self.std.copy_(std.clamp(min=0.05 * std.mean() + 1e-8))
         return self

@@ -11,13 +11,12 @@ def recall_at_k(similarity: Tensor, right: Tensor, k: int) -> float:
 
 
 def same_group_ceiling(embeddings: Tensor, groups: Tensor) -> float:
-    """Mean cosine between two different unit embeddings (N, D) of the same group (N,): a sampler's fair ceiling.
+    """Mean cosine of a unit embedding (N, D) to the others of its group (N,): a fair ceiling for a sampler.
 
-    NaN if no group has two members.
+    Averaged over the embeddings whose group has another member; NaN if there is none.
     """
     count = int(groups.max()) + 1
-    sums = torch.zeros(count, embeddings.shape[1]).index_add_(0, groups, embeddings)
-    sizes = torch.bincount(groups, minlength=count)
-    own = torch.zeros(count).index_add_(0, groups, (embeddings**2).sum(dim=1))
-    pairs = sizes * (sizes - 1)
-    return (((sums**2).sum(dim=1) - own).sum() / pairs.sum()).item()
+    sums = torch.zeros(count, embeddings.shape[1]).index_add_(0, groups, embeddings)[groups]  # (N, D)
+    others = torch.bincount(groups, minlength=count)[groups] - 1  # (N,)
+    cosine = ((embeddings * sums).sum(dim=1) - (embeddings**2).sum(dim=1)) / others
+    return cosine[others > 0].mean().item()

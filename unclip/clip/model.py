@@ -39,8 +39,13 @@ class CLIP(nn.Module):
         return F.normalize(embeddings, dim=-1), encodings
 
     def temperature(self) -> Tensor:
-        """The factor on cosine similarities, at most 100 (Radford et al. 2021, section 2.5)."""
-        return self.logit_scale.clamp(max=self.max_logit_scale).exp()
+        """The factor on cosine similarities, at most 100 (Radford et al. 2021, section 2.5).
+
+        The parameter itself is clamped: the gradient of a clamped copy is zero above the bound, where it would stay.
+        """
+        with torch.no_grad():
+            self.logit_scale.clamp_(max=self.max_logit_scale)
+        return self.logit_scale.exp()
 
 
 def contrastive_loss(images: Tensor, texts: Tensor, caption: Tensor, scale: Tensor | float) -> Tensor:

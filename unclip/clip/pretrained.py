@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+import torch
 import torch.nn.functional as F
 from PIL import Image
 from torch import Tensor
@@ -29,8 +30,9 @@ class Preprocess:
         if not isinstance(images, Tensor):
             images = from_pil(images, self.channels, self.image_size)
         x = images.float() / 255
-        if x.shape[1] != self.channels:
-            x = x.mean(dim=1, keepdim=True).expand(-1, self.channels, -1, -1)
+        if x.shape[1] != self.channels:  # colour to grey by luminance (ITU-R 601, as Pillow), grey to colour by copying
+            luminance = torch.tensor([0.299, 0.587, 0.114], device=x.device) if x.shape[1] == 3 else x.new_ones(1)
+            x = torch.einsum("bchw,c->bhw", x, luminance)[:, None].expand(-1, self.channels, -1, -1)
         if x.shape[-2:] != (self.image_size, self.image_size):
             x = F.interpolate(x, (self.image_size, self.image_size), mode="bicubic", antialias=True).clamp(0, 1)
         return (x - self.mean) / self.std

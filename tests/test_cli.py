@@ -1,0 +1,329 @@
+"""Bad input to the scripts: one line on standard error, a non-zero exit, no traceback, no half-written file."""
+
+import gzip
+import json
+import shutil
+from dataclasses import dataclass
+
+import pytest
+import torch
+from conftest import ROOT, assert_one_error_line, contents, files_under, run_python
+
+from data import fashion_mnist
+from unclip import cli
+from unclip.errors import UserError
+
+BAG = "an image of a bag"
+TRAINERS = ("train_clip", "train_prior", "train_decoder")
+
+
+@pytest.fixture
+def raw(tmp_path):
+    """A folder with links to the real files, which a test may replace."""
+    folder = tmp_path / "raw"
+    folder.mkdir()
+    for name in fashion_mnist.FILES:
+        (folder / f"{name}.gz").symlink_to(fashion_mnist.find() / f"{name}.gz")
+    return folder
+
+
+# --- sample.py, before it imports torch: as real processes ------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        ((BAG, "--n", "0"), ("n must be at least 1, not 0",)),
+        ((BAG, "--n", "-3"), ("n must be at least 1, not -3",)),
+        ((BAG, "--n", "many"), ("--n", "'many'")),
+        ((BAG, "--seed", "-1"), ("seed must not be negative",)),
+        ((BAG, "--steps", "0"), ("steps must be at least 1, not 0",)),
+        ((BAG, "--guidance", "nan"), ("guidance must lie between 0 and 100",)),
+        ((BAG, "--sampler", "euler"), ("euler", "'ddpm', 'ddim', 'dpmpp'")),
+        ((BAG, "--stepz", "5"), ("--stepz", "did you mean --steps")),
+        ((BAG, "--captions-flie", "x"), ("--captions-flie", "did you mean --captions-file")),
+        ((), ("standard input holds no caption",)),
+        (("--captions-file", "{tmp}/empty.txt"), ("empty.txt holds no caption",)),
+        (("--captions-file", "{tmp}/latin.txt"), ("latin.txt is not UTF-8 text", "byte 12")),
+        (("--captions-file", "{tmp}/missing.txt"), ("missing.txt", "No such file")),
+        ((BAG, "--captions-file", "{tmp}/empty.txt"), ("not both",)),
+    ],
+)
+def test_sample_refuses_bad_options(arguments, words, tmp_path):
+    (tmp_path / "empty.txt").write_text("\n  \n\t\n")
+    (tmp_path / "latin.txt").write_bytes("an image of \xe0 la mode\n".encode("latin-1"))
+    before = contents(tmp_path)
+    given = [argument.format(tmp=tmp_path) for argument in arguments]
+    finished = run_python(ROOT / "sample.py", *given, "--out", tmp_path / "out")
+    assert_one_error_line(finished, *words)
+    assert finished.out == ""
+    assert contents(tmp_path) == before
+
+
+@pytest.mark.parametrize("stdin", [b"", b"\n \n", b"\xef\xbb\xbf\n", b"\xff\xfe"])
+def test_sample_refuses_standard_input_without_captions(stdin, script, tmp_path):
+    assert_one_error_line(script("sample", "--out", tmp_path / "out", stdin=stdin), "standard input")
+    assert files_under(tmp_path) == []
+
+
+# --- sample.py and the folders it is given ----------------------------------------------------------------------------
+
+
+def test_sample_refuses_a_missing_checkpoint_as_a_real_process(tmp_path):
+    finished = run_python(ROOT / "sample.py", BAG, "--checkpoint", tmp_path / "none", "--out", tmp_path / "out")
+    assert_one_error_line(finished, str(tmp_path / "none"), "does not exist", "python train_clip.py --out")
+    assert files_under(tmp_path) == []
+
+
+@pytest.mark.parametrize("stage", ["clip", "prior", "decoder"])
+def test_sample_refuses_an_incomplete_checkpoint(stage, copied, script, tmp_path):
+    shutil.rmtree(copied / stage)
+    finished = script("sample", BAG, "--checkpoint", copied, "--out", tmp_path / "out")
+    assert_one_error_line(finished, f"has no trained {stage} stage", f"python train_{stage}.py --out {copied}")
+    assert files_under(tmp_path / "out") == []
+
+
+def test_sample_refuses_a_checkpoint_that_is_a_file(script, tmp_path):
+    (tmp_path / "file").write_text("x")
+    assert_one_error_line(script("sample", BAG, "--checkpoint", tmp_path / "file", "--out", tmp_path / "out"), "file")
+
+
+@pytest.mark.parametrize("name", ["model.safetensors", "config.json"])
+@pytest.mark.parametrize("damage", [lambda c: c[: len(c) // 2], lambda c: b"", lambda c: b"\0" + c[1:]])
+def test_sample_refuses_a_damaged_checkpoint(name, damage, copied, script, tmp_path):
+    path = copied / "prior" / name
+    path.write_bytes(damage(path.read_bytes()))
+    finished = script("sample", BAG, "--checkpoint", copied, "--out", tmp_path / "out")
+    assert_one_error_line(finished, str(path))
+    assert files_under(tmp_path / "out") == []
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (("--steps", "5000"), "steps must be between 1 and 1000, not 5000"),
+        (("--prior-steps", "5000"), "steps must be between 1 and 1000, not 5000"),
+    ],
+)
+def test_sample_refuses_more_steps_than_the_model_has(arguments, words, trained, script, tmp_path):
+    finished = script("sample", BAG, *arguments, "--checkpoint", trained.folder, "--out", tmp_path / "out")
+    assert_one_error_line(finished, words)
+    assert files_under(tmp_path) == []
+
+
+def test_sample_refuses_a_device_that_is_not_there(trained, script, tmp_path, monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    arguments = ("--checkpoint", trained.folder, "--out", tmp_path / "out", "--device", "cuda")
+    assert_one_error_line(script("sample", BAG, *arguments), "device cuda is not available here")
+
+
+def test_sample_refuses_an_output_folder_beneath_a_file(trained, script, tmp_path):
+    (tmp_path / "file").write_text("x")
+    finished = script("sample", BAG, "--checkpoint", trained.folder, "--out", tmp_path / "file" / "out")
+    assert_one_error_line(finished, str(tmp_path / "file"))
+    assert contents(tmp_path) == {"file": b"x"}
+
+
+def test_sample_on_a_full_disk_leaves_no_file(trained, script, tmp_path, full_disk):
+    arguments = ("--checkpoint", trained.folder, "--out", tmp_path / "out", "--steps", 1, "--prior-steps", 1)
+    assert_one_error_line(script("sample", BAG, *arguments, "--npz", "--gif", "--strip"), "No space left on device")
+    assert files_under(tmp_path) == []
+
+
+def test_sample_into_a_read_only_folder_leaves_no_file(trained, script, tmp_path, monkeypatch):
+    def refuse(*_, **__):
+        raise PermissionError(13, "Permission denied", str(tmp_path / "out"))
+
+    monkeypatch.setattr("unclip.checkpoint.tempfile.mkstemp", refuse)  # a test that runs as root may write anywhere
+    arguments = ("--checkpoint", trained.folder, "--out", tmp_path / "out", "--steps", 1, "--prior-steps", 1)
+    assert_one_error_line(script("sample", BAG, *arguments), "Permission denied", str(tmp_path / "out"))
+    assert files_under(tmp_path) == []
+
+
+def test_sample_refuses_seeds_that_samples_npz_cannot_hold(trained, script, tmp_path):
+    arguments = ("--checkpoint", trained.folder, "--out", tmp_path / "out", "--steps", 1, "--prior-steps", 1, "--npz")
+    assert_one_error_line(script("sample", BAG, *arguments, "--seed", 2**70), "seed")
+    assert files_under(tmp_path) == []
+
+
+def test_caption_that_is_not_unicode_is_refused(trained, script, tmp_path):
+    arguments = ("--checkpoint", trained.folder, "--out", tmp_path / "out")
+    assert_one_error_line(script("sample", "a bag \udcff", *arguments), "is not valid Unicode text")
+    assert files_under(tmp_path) == []
+
+
+# --- the trainers -----------------------------------------------------------------------------------------------------
+
+
+def test_stages_out_of_order_are_refused_as_a_real_process(tmp_path):
+    finished = run_python(ROOT / "train_prior.py", "--preset", "tiny", "--out", tmp_path / "run")
+    assert_one_error_line(finished, "no trained clip stage", f"python train_clip.py --out {tmp_path / 'run'}")
+    assert not (tmp_path / "run").exists()
+
+
+def test_decoder_before_clip_is_refused(script, tmp_path):
+    finished = script("train_decoder", "--preset", "tiny", "--out", tmp_path)
+    assert_one_error_line(finished, f"{tmp_path} has no trained clip stage")
+    assert files_under(tmp_path) == []
+
+
+def test_prior_on_a_clip_in_training_is_refused(copied, script):
+    path = copied / "clip" / "config.json"
+    path.write_text(json.dumps({**json.loads(path.read_text()), "complete": False}))
+    before = contents(copied)
+    shown = script("train_prior", "--preset", "tiny", "--out", copied)
+    assert_one_error_line(shown, "still in training", f"python train_clip.py --out {copied}")
+    assert contents(copied) == before
+
+
+@pytest.mark.parametrize("name", TRAINERS)
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (("--preset", "huge"), ("unknown preset 'huge'; choose one of tiny, quick, base",)),
+        (("--preset=huge",), ("unknown preset 'huge'",)),
+        (("--preset",), ("unknown preset ''",)),
+        (("--train.stepz", "5"), ("--train.stepz", "did you mean --train.steps")),
+        (("--train.lr", "fast"), ("--train.lr", "'fast'")),
+        (("--train.steps", "0"), ("--train.steps must be at least 1, not 0",)),
+        (("--train.device", "tpu"), ("tpu", "'auto', 'cpu'")),
+        (("--train.ema", "2"), ("0 <= ema < 1",)),
+    ],
+)
+def test_trainers_refuse_bad_options(name, arguments, words, script, tmp_path):
+    assert_one_error_line(script(name, "--out", tmp_path, *arguments), *words)
+    assert files_under(tmp_path) == []
+
+
+DAMAGES = {
+    "truncated": lambda content: content[: len(content) // 2],
+    "corrupt": lambda content: content[:300] + b"\0\1\2\3" + content[304:],
+    "other content": lambda content: gzip.compress(b"\0" * 60_008),
+    "missing": None,
+}
+
+
+@pytest.mark.parametrize("damage", DAMAGES)
+def test_damaged_data_is_refused(damage, raw, script, tmp_path):
+    path = raw / "train-labels-idx1-ubyte.gz"
+    content = path.read_bytes()
+    path.unlink()
+    if DAMAGES[damage]:
+        path.write_bytes(DAMAGES[damage](content))
+    finished = script("train_clip", "--preset", "tiny", "--data.root", raw, "--out", tmp_path / "run")
+    assert_one_error_line(finished, path.name)
+    assert not (tmp_path / "run").exists()
+
+
+def test_data_root_without_data_is_refused(script, tmp_path):
+    finished = script("train_clip", "--preset", "tiny", "--data.root", tmp_path / "none", "--out", tmp_path / "run")
+    assert_one_error_line(finished, "none does not hold Fashion-MNIST")
+    assert files_under(tmp_path) == []
+
+
+def test_training_beneath_a_file_is_refused(script, tmp_path):
+    (tmp_path / "file").write_text("x")
+    finished = script("train_clip", "--preset", "tiny", "--out", tmp_path / "file" / "run")
+    assert_one_error_line(finished, str(tmp_path / "file"))
+    assert contents(tmp_path) == {"file": b"x"}
+
+
+def test_training_on_a_full_disk_leaves_no_file(script, tmp_path, full_disk):
+    assert_one_error_line(
+        script("train_clip", "--preset", "tiny", "--out", tmp_path / "run"), "No space left on device"
+    )
+    assert files_under(tmp_path) == []
+
+
+@pytest.mark.parametrize(
+    "arguments", [("--model.vision.heads", 5), ("--model.vision.patch-size", 5), ("--model.text.heads", 5)]
+)
+def test_model_that_cannot_be_built_is_refused(arguments, script, tmp_path):
+    finished = script("train_clip", "--preset", "tiny", "--out", tmp_path / "run", *arguments)
+    assert_one_error_line(finished)
+    assert files_under(tmp_path) == []
+
+
+def test_other_settings_in_the_folder_of_a_run_are_refused(copied, script):
+    before = contents(copied)
+    finished = script("train_clip", "--preset", "tiny", "--out", copied, "--train.lr", "0.123")
+    assert_one_error_line(finished, "holds a run with training.train.lr", "not 0.123", "--out")
+    assert contents(copied) == before
+
+
+def test_stages_of_a_finished_run_refuse_a_new_clip(trained, copied, script, tmp_path):
+    """A prior that was trained on another CLIP than the folder now holds is refused, and so is sampling with it."""
+    path = copied / "prior" / "config.json"
+    path.write_text(json.dumps({**json.loads(path.read_text()), "parents": {"clip": "f" * 64}}))
+    own = json.loads((copied / "clip" / "config.json").read_text())["sha256"]
+    finished = script("sample", BAG, "--checkpoint", copied, "--out", tmp_path / "out")
+    assert_one_error_line(finished, "f" * 12, own[:12])
+    assert_one_error_line(script("train_prior", "--preset", "tiny", "--out", copied), "parents.clip", own)
+
+
+def test_very_few_images_train_or_are_refused(script, tmp_path):
+    few = ("--data.limit", 5, "--train.steps", 1, "--train.batch-size", 4)
+    finished = script("train_clip", "--preset", "tiny", "--out", tmp_path / "run", *few)
+    assert finished.code in (0, 1)
+    assert "Traceback" not in finished.err
+    assert finished.code == 0 or "error: " in finished.err
+
+
+# --- the helpers themselves -------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Options:
+    size: int = 3
+    """How large."""
+
+
+def test_right_options_are_read_and_typed(monkeypatch):
+    monkeypatch.setattr("sys.argv", ["x", "--size", "5"])
+    assert cli.parse(Options, "") == Options(5)
+    monkeypatch.setattr("sys.argv", ["x"])
+    assert cli.parse(Options, "", Options(7)) == Options(7)
+
+
+def test_preset_gives_the_defaults_that_options_change(monkeypatch):
+    presets = {"quick": Preset("quick", 1), "base": Preset("base", 2)}
+    for argv, expected in (([], Preset("quick", 1)), (["--preset", "base"], Preset("base", 2)),
+                           (["--preset=base", "--size", "9"], Preset("base", 9))):  # fmt: skip
+        monkeypatch.setattr("sys.argv", ["x", *argv])
+        assert cli.parse_run(presets, "") == expected
+
+
+@dataclass(frozen=True)
+class Preset:
+    preset: str
+    """Which."""
+    size: int
+    """How large."""
+
+
+def failing(error: BaseException):
+    def main() -> None:
+        raise error
+
+    return main
+
+
+@pytest.mark.parametrize(
+    ("error", "message"),
+    [
+        (UserError("bad thing; do that"), "error: bad thing; do that"),
+        (OSError(28, "No space left on device", "/x/y"), "error: /x/y: No space left on device"),
+        (PermissionError(13, "Permission denied", "/x"), "error: /x: Permission denied"),
+        (KeyboardInterrupt(), "interrupted"),
+    ],
+)
+def test_what_a_user_can_mend_becomes_one_line(error, message):
+    with pytest.raises(SystemExit) as caught:
+        cli.run(failing(error))
+    assert str(caught.value.code).startswith(message)
+    assert "\n" not in str(caught.value.code)
+
+
+def test_a_defect_of_ours_keeps_its_traceback():
+    with pytest.raises(ZeroDivisionError):
+        cli.run(failing(ZeroDivisionError()))

@@ -1,0 +1,238 @@
+"""Through the command line as a user goes: three trainings of preset tiny, then sample.py and all that it writes."""
+
+import json
+import math
+import os
+import shutil
+
+import numpy as np
+import pytest
+from conftest import ROOT, contents, files_under, run_python
+from PIL import Image
+
+from unclip import UnCLIP
+from unclip.checkpoint import STAGES, read_json, read_manifest
+
+CAPTIONS = ("An image of an ankle boot", "a dark narrow dress", "")
+TEN = (ROOT / "data" / "ten_captions.txt").read_text(encoding="utf-8").splitlines()
+FEW = ("--steps", 2, "--prior-steps", 2)
+
+
+@pytest.fixture(scope="module")
+def drawn(trained, tmp_path_factory):
+    """The folder that one full call of sample.py writes, run from another folder than the checkout."""
+    out = tmp_path_factory.mktemp("drawn") / "deep" / "out"
+    options = ("--n", 2, "--seed", 5, "--steps", 12, "--npz", "--gif", "--strip", "--checkpoint", trained.folder)
+    finished = run_python(ROOT / "sample.py", *CAPTIONS, *options, "--out", out, cwd=out.parents[1])
+    assert finished.code == 0, finished.err
+    assert finished.err == ""
+    assert "6 images in" in finished.out
+    assert str(out / "grid.png") in finished.out
+    return out
+
+
+# --- training ---------------------------------------------------------------------------------------------------------
+
+
+def test_three_tiny_stages_train_in_time(trained):
+    """The budget is 60 s on two idle cores; twice that, so that a busy machine does not fail the test."""
+    assert sum(trained.seconds.values()) < 120, trained.seconds
+
+
+def test_pipeline_folder_is_laid_out_as_promised(trained):
+    files = set(files_under(trained.folder))
+    assert {"model_index.json", "tokenizer.json"} <= files
+    for stage in STAGES:
+        inside = {name.removeprefix(f"{stage}/") for name in files if name.startswith(f"{stage}/")}
+        assert {"config.json", "model.safetensors", "train/metrics.jsonl", "train/state.safetensors"} <= inside
+        assert any(name.startswith("train/preview-") and name.endswith(".png") for name in inside)
+    assert not [name for name in files if name.rsplit("/", 1)[-1].startswith(".")]
+
+
+def test_index_names_the_weights_of_all_stages(trained):
+    index = read_json(trained.folder / "model_index.json")
+    assert list(index["stages"]) == list(STAGES)
+    for stage in STAGES:
+        assert index["stages"][stage]["sha256"] == read_manifest(trained.folder / stage).sha256
+
+
+@pytest.mark.parametrize("stage", STAGES)
+def test_loss_falls_and_figures_are_finite(stage, trained):
+    lines = (trained.folder / stage / "train" / "metrics.jsonl").read_text().splitlines()
+    figures = [json.loads(line) for line in lines]
+    losses = [line["loss"] for line in figures if "loss" in line]
+    assert losses[-1] < losses[0]
+    assert all(math.isfinite(value) for line in figures for value in line.values())
+    assert any(key.startswith("validation/") for line in figures for key in line)
+    assert all(line["images_per_second"] > 0 for line in figures if "loss" in line)
+
+
+def test_tiny_clip_beats_chance_and_tiny_prior_beats_an_unrelated_caption(trained):
+    clip, prior = (read_manifest(trained.folder / stage).figures for stage in ("clip", "prior"))
+    assert clip["accuracy"] > 0.15  # ten classes
+    assert prior["cosine_sample"] > prior["cosine_unrelated"]
+    assert prior["cosine_sample"] > prior["cosine_text"]
+
+
+def test_same_command_again_leaves_a_trained_stage_alone(trained, script):
+    before = contents(trained.folder)
+    finished = script("train_decoder", "--preset", "tiny", "--out", trained.folder)
+    assert finished.code == 0
+    assert "is trained already" in finished.err
+    assert contents(trained.folder) == before
+
+
+# --- what sample.py writes --------------------------------------------------------------------------------------------
+
+
+def test_sample_writes_what_was_asked_for_and_nothing_else(drawn):
+    pictures = [f"{i:03d}-{name}-seed{seed}.png" for i, name in enumerate(
+        ("an-image-of-an-ankle-boot", "a-dark-narrow-dress", "image")) for seed in (5, 6)]  # fmt: skip
+    assert files_under(drawn) == sorted(
+        [*pictures, "denoising.gif", "grid.png", "samples.json", "samples.npz", "strip.png"]
+    )
+
+
+def test_archive_holds_images_captions_and_seeds_in_order(drawn):
+    with np.load(drawn / "samples.npz") as archive:  # which refuses pickled content
+        assert set(archive) == {"images", "captions", "seeds"}
+        images, captions, seeds = (archive[name] for name in ("images", "captions", "seeds"))
+    assert images.shape == (6, 28, 28, 1)
+    assert images.dtype == np.uint8
+    assert captions.tolist() == [caption for caption in CAPTIONS for _ in range(2)]
+    assert seeds.tolist() == [5, 6] * 3
+    assert np.issubdtype(seeds.dtype, np.integer)
+
+
+def test_pictures_are_the_images_of_the_archive(drawn):
+    samples = read_json(drawn / "samples.json")["samples"]
+    images = np.load(drawn / "samples.npz")["images"]
+    assert len(samples) == len(images)
+    for sample, image in zip(samples, images, strict=True):
+        assert np.array_equal(np.array(Image.open(drawn / sample["file"])), image[..., 0])
+
+
+def test_record_says_how_the_samples_were_drawn(drawn, trained):
+    record = read_json(drawn / "samples.json")
+    assert record["checkpoint"] == str(trained.folder)
+    assert record["settings"]["steps"] == 12
+    assert {"guidance", "sampler", "prior_steps", "draws"} <= set(record["settings"])
+    assert [(s["caption"], s["seed"]) for s in record["samples"]] == [(c, s) for c in CAPTIONS for s in (5, 6)]
+
+
+def test_python_draws_what_the_script_drew(drawn, tiny):
+    images = np.load(drawn / "samples.npz")["images"]
+    again = tiny(list(CAPTIONS), n=2, seed=5, steps=12).images
+    assert np.abs(images.astype(int) - again.astype(int)).max() <= 1
+
+
+def test_grid_shows_the_images_beside_their_captions(drawn):
+    grid = np.array(Image.open(drawn / "grid.png").convert("L"))
+    images = np.load(drawn / "samples.npz")["images"][..., 0]
+    for image in images:
+        enlarged = image.repeat(3, axis=0).repeat(3, axis=1)
+        assert contains(grid, enlarged)
+    left = grid[:, :200].min(axis=1)  # ink of the captions
+    assert (left[: grid.shape[0] // 3] < 100).any()
+    assert (left[grid.shape[0] // 3 : 2 * grid.shape[0] // 3] < 100).any()
+
+
+def contains(sheet: np.ndarray, picture: np.ndarray) -> bool:
+    """Whether a picture is pasted somewhere on a sheet."""
+    height, width = picture.shape
+    corners = np.argwhere(sheet[: len(sheet) - height + 1, : sheet.shape[1] - width + 1] == picture[0, 0])
+    return any(np.array_equal(sheet[y : y + height, x : x + width], picture) for y, x in corners)
+
+
+def test_strip_goes_from_noise_to_the_first_image_of_each_caption(drawn):
+    strip = np.array(Image.open(drawn / "strip.png").convert("L"))
+    images = np.load(drawn / "samples.npz")["images"][..., 0]
+    right, left = strip[:, -95:], strip[:, : -95 * 8]
+    for i, image in enumerate(images):
+        enlarged = image.repeat(3, axis=0).repeat(3, axis=1)
+        assert contains(right, enlarged) == (i % 2 == 0)
+        assert not contains(left, enlarged)
+
+
+def test_animation_has_ten_moments_and_the_result(drawn):
+    with Image.open(drawn / "denoising.gif") as animation:
+        assert animation.n_frames == 11
+        assert animation.info["loop"] == 0  # endless
+        animation.seek(10)
+        last = np.array(animation.convert("L")).astype(int)
+    grid = np.array(Image.open(drawn / "grid.png").convert("L")).astype(int)
+    assert last.shape == grid.shape
+    assert np.abs(last - grid).mean() < 3  # a palette of 256 colours
+
+
+# --- where captions come from, where pictures go ----------------------------------------------------------------------
+
+
+def sampled(script, tmp_path, trained, *arguments, stdin=b""):
+    """The captions that a call of sample.py drew."""
+    finished = script(
+        "sample", *arguments, *FEW, "--checkpoint", trained.folder, "--out", tmp_path / "out", stdin=stdin
+    )
+    assert finished.code == 0, finished.err
+    return [sample["caption"] for sample in read_json(tmp_path / "out" / "samples.json")["samples"]]
+
+
+@pytest.mark.parametrize("mark", [b"", b"\xef\xbb\xbf"], ids=["plain", "byte order mark"])
+@pytest.mark.parametrize("end", [b"\n", b"\r\n"], ids=["unix", "windows"])
+def test_captions_are_read_from_a_file(mark, end, script, tmp_path, trained):
+    path = tmp_path / "captions.txt"
+    path.write_bytes(mark + end.join([b"a bag", b"", b"   ", "  ein Schuh f\u00fcr 5 \u20ac ".encode(), b"a coat"]))
+    found = sampled(script, tmp_path, trained, "--captions-file", path)
+    assert found == ["a bag", "ein Schuh f\u00fcr 5 \u20ac", "a coat"]
+
+
+def test_captions_are_read_from_standard_input(script, tmp_path, trained):
+    assert sampled(script, tmp_path, trained, stdin=b"a bag\n\na coat\n") == ["a bag", "a coat"]
+
+
+def test_ten_captions_work_as_written_and_in_lower_case(script, tmp_path, trained):
+    assert len(TEN) == 10
+    lower = [caption.lower() for caption in TEN]
+    assert sampled(script, tmp_path, trained, *TEN, *lower, "--npz") == TEN + lower
+    images = np.load(tmp_path / "out" / "samples.npz")["images"].astype(int)
+    assert np.abs(images[:10] - images[10:]).max() <= 1
+
+
+def test_long_caption_is_drawn_with_one_line_of_warning(script, tmp_path, trained):
+    long = "a dark narrow dress " * 30
+    finished = script("sample", long, *FEW, "--checkpoint", trained.folder, "--out", tmp_path / "out")
+    assert finished.code == 0
+    assert finished.err.startswith("warning: caption of ")
+    assert finished.err.count("\n") == 1
+    assert "is cut to" in finished.err
+    assert len(files_under(tmp_path / "out")) == 3
+
+
+def test_samples_of_one_run_replace_those_of_the_last_as_whole_files(script, tmp_path, trained):
+    sampled(script, tmp_path, trained, "a bag")
+    first = contents(tmp_path / "out")
+    sampled(script, tmp_path, trained, "a bag")
+    assert contents(tmp_path / "out") == first
+
+
+def test_newest_complete_run_is_drawn_from_else_the_committed_one(script, tmp_path, trained, monkeypatch):
+    import sample
+
+    monkeypatch.setattr(sample, "ROOT", tmp_path)
+    for age, name in enumerate(("fashion-mnist", "newer", "older")):
+        shutil.copytree(trained.folder, tmp_path / "checkpoints" / name)
+        moment = 1_700_000_000 - 1000 * age
+        os.utime(tmp_path / "checkpoints" / name / "decoder" / "config.json", (moment, moment))
+    assert sample.default_checkpoint().name == "newer"
+    shutil.rmtree(tmp_path / "checkpoints" / "newer" / "decoder")
+    assert sample.default_checkpoint().name == "older"
+    (tmp_path / "checkpoints" / "newer" / "prior" / "config.json").write_text("not json")
+    assert sample.default_checkpoint().name == "older"
+    shutil.rmtree(tmp_path / "checkpoints" / "older")
+    shutil.rmtree(tmp_path / "checkpoints" / "newer")
+    assert sample.default_checkpoint().name == "fashion-mnist"
+    UnCLIP.from_pretrained(sample.default_checkpoint())
+    shutil.rmtree(tmp_path / "checkpoints" / "fashion-mnist")
+    finished = script("sample", "a bag", "--out", tmp_path / "out")
+    assert finished.code == 1
+    assert finished.err.startswith("error: no trained pipeline under checkpoints/")
