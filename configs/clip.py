@@ -19,11 +19,12 @@ PRESETS = {
     "quick": CLIPRun(
         model=CLIPConfig(
             embed_dim=128,
-            vision=VisionConfig(patch_size=4, width=96, layers=4, heads=3),
+            vision=VisionConfig(patch_size=7, width=128, layers=4, heads=4),
             text=TextConfig(width=128, layers=2, heads=4),
         ),
+        augment=AugmentConfig(flip=False, shift=0),  # it sees each image hardly more than once
         train=TrainConfig(
-            steps=900, batch_size=64, lr=2e-3, warmup=80, evaluate_every=300, preview_every=900, ema=0.99
+            steps=1100, batch_size=64, lr=1e-3, warmup=60, evaluate_every=550, preview_every=1100, ema=0.99
         ),
     ),
     "base": CLIPRun(

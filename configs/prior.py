@@ -16,7 +16,7 @@ PRESETS = {
     "quick": PriorRun(
         model=PriorConfig(width=128, layers=4, heads=4),
         train=TrainConfig(
-            steps=1000, batch_size=64, lr=2e-3, warmup=80, evaluate_every=500, preview_every=1000, ema=0.99
+            steps=700, batch_size=64, lr=1e-3, warmup=60, evaluate_every=350, preview_every=700, ema=0.99
         ),
     ),
     "base": PriorRun(

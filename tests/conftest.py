@@ -40,10 +40,10 @@ class TrainedPipeline:
     """Wall time of each stage's script."""
 
 
-def run_python(*arguments, stdin: bytes = b"", cwd: Path = ROOT) -> Finished:
-    """Run the interpreter in a process of its own."""
+def run_python(*arguments, stdin: bytes = b"", cwd: Path = ROOT, **variables: str) -> Finished:
+    """Run the interpreter in a process of its own, with these environment variables beside the usual ones."""
     command = [sys.executable, *map(str, arguments)]
-    done = subprocess.run(command, input=stdin, capture_output=True, cwd=cwd, timeout=300)
+    done = subprocess.run(command, input=stdin, capture_output=True, cwd=cwd, timeout=300, env=os.environ | variables)
     return Finished(done.returncode, done.stdout.decode(), done.stderr.decode())
 
 

@@ -60,6 +60,12 @@ def test_sample_refuses_bad_options(arguments, words, tmp_path):
     assert contents(tmp_path) == before
 
 
+def test_bad_option_is_one_line_on_a_terminal_without_unicode_too(tmp_path):
+    finished = run_python(ROOT / "sample.py", BAG, "--stepz", "5", "--out", tmp_path / "out", PYTHONIOENCODING="ascii")
+    assert_one_error_line(finished, "--stepz", "did you mean --steps")
+    assert "---" not in finished.err
+
+
 @pytest.mark.parametrize("stdin", [b"", b"\n \n", b"\xef\xbb\xbf\n", b"\xff\xfe"])
 def test_sample_refuses_standard_input_without_captions(stdin, script, tmp_path):
     assert_one_error_line(script("sample", "--out", tmp_path / "out", stdin=stdin), "standard input")
@@ -157,7 +163,7 @@ def test_caption_that_is_not_unicode_is_refused(trained, script, tmp_path):
 
 def test_stages_out_of_order_are_refused_as_a_real_process(tmp_path):
     finished = run_python(ROOT / "train_prior.py", "--preset", "tiny", "--out", tmp_path / "run")
-    assert_one_error_line(finished, "no trained clip stage", f"python train_clip.py --out {tmp_path / 'run'}")
+    assert_one_error_line(finished, "no clip stage", f"python train_clip.py --out {tmp_path / 'run'}")
     assert not (tmp_path / "run").exists()
 
 

@@ -43,7 +43,7 @@ def test_sample_is_the_same_alone_and_in_a_batch_of_64(caption, tiny):
     others = [
         f"a photo of a {tone} {name}" for tone in ("dark", "light", "narrow", "wide") for name in ("coat", "boot")
     ]
-    captions = [(*others, "", "trousers, and a much longer caption than the rest")[i % 10] for i in range(63)]
+    captions = [(*others, "", "a catalogue picture of a dark narrow pullover")[i % 10] for i in range(63)]
     captions.insert(37, caption)
     alone = tiny(caption, seed=0, **FEW)
     together = tiny(captions, seed=0, **FEW)

@@ -7,6 +7,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from unclip.errors import UserError
+
 Activation = Literal["gelu", "quick_gelu"]
 KeyValue = tuple[Tensor, Tensor]
 
@@ -23,7 +25,8 @@ class Attention(nn.Module):
 
     def __init__(self, width: int, heads: int):
         super().__init__()
-        assert width % heads == 0, f"width {width} is not a multiple of {heads} heads"
+        if heads < 1 or width % heads:
+            raise UserError(f"width {width} is not a multiple of {heads} heads")
         self.heads = heads
         self.qkv = nn.Linear(width, 3 * width)
         self.out = nn.Linear(width, width)

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
+from unclip.errors import UserError
 from unclip.layers import Activation, Block, init_transformer
 
 
@@ -30,7 +31,8 @@ class VisionConfig:
 class VisionTransformer(nn.Module):
     def __init__(self, config: VisionConfig, embed_dim: int):
         super().__init__()
-        assert config.image_size % config.patch_size == 0, "patch_size must divide image_size"
+        if config.patch_size < 1 or config.image_size % config.patch_size:
+            raise UserError(f"patch_size {config.patch_size} does not divide image_size {config.image_size}")
         self.config = config
         tokens = (config.image_size // config.patch_size) ** 2 + 1
         self.patch = nn.Conv2d(config.channels, config.width, config.patch_size, config.patch_size, bias=False)
