@@ -136,8 +136,8 @@ def main() -> None:
     captions = read_captions(options)
     if options.n < 1:
         raise UserError(f"--n must be at least 1, not {options.n}")
-    if options.seed < 0:
-        raise UserError(f"--seed must not be negative, but is {options.seed}")
+    if not 0 <= options.seed < 2**63 - options.n:
+        raise UserError(f"--seed must not be negative or reach 2**63, but is {options.seed}")
     options.out.mkdir(parents=True, exist_ok=True)
 
     import time

@@ -1,9 +1,11 @@
 """Train CLIP from scratch on captioned images."""
 
+from collections import Counter
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import torch
+import torch.nn.functional as F
 from PIL import Image
 from torch import Tensor
 
@@ -13,8 +15,11 @@ from stages.data import DataConfig
 from unclip.checkpoint import Manifest
 from unclip.clip import CLIP, CLIPConfig, Preprocess, Tokenizer
 from unclip.clip.model import chance_loss, contrastive_loss
+from unclip.errors import UserError
 from unclip.images import captioned_grid
 from unclip.metrics import recall_at_k
+
+PHRASINGS = 4
 
 
 @dataclass(frozen=True)
@@ -23,6 +28,10 @@ class AugmentConfig:
     """Mirror half of the images."""
     shift: int = 1
     """Largest shift in pixels, either way."""
+
+    def __post_init__(self):
+        if self.shift < 0:
+            raise UserError(f"--augment.shift must not be negative, but is {self.shift}")
 
 
 @dataclass(frozen=True)
@@ -68,27 +77,33 @@ class CLIPStage:
         return loss, {"chance_loss": chance_loss(len(rows), len(distinct)), "logit_scale": model.temperature().detach()}
 
     def evaluate(self, model: CLIP) -> dict[str, float]:
-        """On the validation images: zero-shot accuracy from the plain captions, and recall@k over distinct captions."""
+        """On the validation images: zero-shot accuracy from the plain captions, and recall@k over distinct captions.
+
+        Recall is the mean over a few phrasings, in each of which two captions of one meaning are the same string.
+        """
         images = self._embed(model, self.validation.images)
         figures = {}
         if self.validation.classes:
             text = self._encode(model, self.tokenizer.encode(self.validation.class_captions, model.config.text.context))
             right = (images @ text.T).argmax(dim=1) == self.validation.labels
             figures["accuracy"] = right.float().mean().item()
-        torch.manual_seed(0)
-        distinct, caption = self.validation.draw(torch.arange(len(images)), False).unique(return_inverse=True)
-        text = self._encode(model, self.ids[distinct])
-        for k in (1, 5):
-            figures[f"image_to_text_recall@{k}"] = recall_at_k(images @ text.T, caption, k)
-        figures["logit_scale"] = model.temperature().item()
-        return figures
+        recall = Counter()
+        for phrasing in range(PHRASINGS):
+            torch.manual_seed(phrasing)
+            distinct, caption = self.validation.draw(torch.arange(len(images)), True).unique(return_inverse=True)
+            similarity = images @ self._encode(model, self.ids[distinct]).T  # (N, U)
+            right = F.one_hot(caption, len(distinct)).bool()  # (N, U)
+            for k in (1, 5):
+                recall[f"image_to_text_recall@{k}"] += recall_at_k(similarity, right, k) / PHRASINGS
+                recall[f"text_to_image_recall@{k}"] += recall_at_k(similarity.T, right.T, k) / PHRASINGS
+        return {**figures, **recall, "logit_scale": model.temperature().item()}
 
     def preview(self, model: CLIP) -> Image.Image:
         """For each plain caption, the validation images that match it best."""
         similarity = self._encode(
             model, self.tokenizer.encode(self.validation.class_captions, model.config.text.context)
         )
-        best = (similarity @ self._embed(model, self.validation.images).T).topk(8).indices
+        best = (similarity @ self._embed(model, self.validation.images).T).topk(min(8, len(self.validation))).indices
         images = self.validation.images.permute(0, 2, 3, 1).numpy()
         return captioned_grid([(c, images[i]) for c, i in zip(self.validation.class_captions, best, strict=True)])
 

@@ -18,8 +18,8 @@ class DataConfig:
 
     def load(self) -> tuple[CaptionedImages, CaptionedImages]:
         """The training and the validation data."""
-        if self.limit is not None and self.limit < 1:
-            raise UserError(f"--data.limit must be at least 1, not {self.limit}")
+        if self.limit is not None and self.limit < 10:
+            raise UserError(f"--data.limit must be at least 10, for the preview grids, not {self.limit}")
         with main_first():
             train, validation = (fashion_mnist.load(split, self.root) for split in ("train", "validation"))
         return train.first(self.limit), validation.first(self.limit)

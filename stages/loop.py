@@ -124,6 +124,8 @@ def train(
 
     Raises UserError if the folder holds a run with other settings, or if the loss is no longer finite.
     """
+    if config.batch_size % runtime.world_size():
+        raise UserError(f"--train.batch-size {config.batch_size} is not a multiple of {runtime.world_size()} ranks")
     folder = pipeline / stage.name
     manifest.model = asdict(stage.model.config)
     with runtime.main_first():
@@ -131,6 +133,8 @@ def train(
         complete = complete or ((folder / "config.json").exists() and read_manifest(folder).complete)
     if complete:
         runtime.print0(f"{stage.name}: {folder} is trained already; delete it to train it anew")
+        if runtime.is_main():
+            write_index(pipeline)
         return read_manifest(folder)
     if runtime.is_main():
         for name, content in (beside or {}).items():
@@ -222,6 +226,8 @@ def validate(
     """Take the validation figures, and save the averaged weights if they are the best so far."""
     figures = stage.evaluate(average)
     key, direction = stage.best_is
+    if not math.isfinite(figures[key]):
+        raise UserError(f"{stage.name}: validation {key} is {figures[key]} at step {progress.step}; lower --train.lr")
     sign = 1 if direction == "highest" else -1
     if progress.best is None or sign * figures[key] > sign * progress.best:
         progress.best = figures[key]
@@ -283,15 +289,19 @@ class Log:
     def _drop_lines_after(self, step: int) -> None:
         """Lines that an interrupted run wrote after its last saved state will be written again."""
         if self.path.exists():
-            lines = self.path.read_text().splitlines(keepends=True)
-            write_atomically(self.path, "".join(line for line in lines if json.loads(line)["step"] <= step))
+            whole = [line for line in self.path.read_text().splitlines(keepends=True) if line.endswith("}\n")]
+            write_atomically(self.path, "".join(line for line in whole if json.loads(line)["step"] <= step))
 
     def step(self, loss: Tensor, extra: dict[str, float | Tensor]) -> None:
         self.losses.append(loss.detach())
         if self.bar is not None:
             self.bar.update()
         step = self.progress.step
-        if step % self.config.log_every and step != self.config.steps:
+        due = (
+            self.config.log_every,
+            self.config.evaluate_every,
+        )  # every state that is saved has seen its losses checked
+        if all(step % every for every in due) and step != self.config.steps:
             return
         mean = torch.stack(self.losses).mean().item()
         if not math.isfinite(mean):

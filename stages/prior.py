@@ -71,12 +71,14 @@ class PriorStage:
             model, text, encodings, mask, rows, range(len(rows)), Sampling(draws=1, batch_size=500)
         )
         other, apart = true.roll(1, dims=0), captions != captions.roll(1)
-        return {
+        figures = {
             "cosine_sample": (sample * true).sum(dim=1).mean().item(),
             "cosine_text": (text * true).sum(dim=1).mean().item(),
             "cosine_unrelated": (sample * other).sum(dim=1)[apart].mean().item(),
-            "cosine_ceiling": same_group_ceiling(embedded.images.cpu(), groups),
         }
+        if groups.unique().numel() < len(groups):
+            figures["cosine_ceiling"] = same_group_ceiling(embedded.images.cpu(), groups)
+        return figures
 
     def preview(self, model: Prior) -> Image.Image:
         """For some captions, the validation images whose embeddings are nearest to eight draws of the prior."""

@@ -13,9 +13,6 @@ from pathlib import Path
 import pytest
 import torch
 
-# The scripts, and data, stages and configs, are run from the checkout: they are not installed.
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
-
 from data import fashion_mnist
 from data.captions import CLASSES, PLAIN_CAPTIONS, Grammar
 from data.dataset import CaptionedImages

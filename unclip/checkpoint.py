@@ -157,7 +157,13 @@ def load_stage(folder: Path, model_class: type[M], config_class: type) -> tuple[
             f"{path} is damaged: its SHA-256 is {found[:12]}.., but its config.json names {manifest.sha256[:12]}..; "
             "restore it or train that stage again"
         )
-    model = model_class(from_dict(config_class, manifest.model, str(folder / "config.json")))
+    try:
+        model = model_class(from_dict(config_class, manifest.model, str(folder / "config.json")))
+    except (TypeError, AttributeError, ValueError, RuntimeError) as error:
+        if isinstance(error, UserError):
+            raise
+        reason = str(error).splitlines()[0]
+        raise UserError(f"{folder / 'config.json'} does not describe a {manifest.stage} ({reason})") from error
     load_weights(model, load_tensors(path)[0], path)
     return model.eval().requires_grad_(False), manifest
 

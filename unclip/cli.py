@@ -39,12 +39,17 @@ def parse(kind: type[C], description: str, default: C | None = None) -> C:
 
 
 def _one_line(box: str) -> str:
-    """The message in tyro's box of several lines, and the options that it suggests."""
+    """The message in tyro's box (a title, the message, a rule, suggestions), and the options that it suggests."""
     lines = [re.sub(r"\x1b\[[\d;]*m", "", line).strip("│╭╮╰╯ ") for line in box.splitlines()]
-    rule = next((i for i, line in enumerate(lines[1:-1], 1) if set(line) == {"─"}), len(lines) - 1)
-    message = " ".join(lines[1:rule])
-    message = re.sub(r"^Error parsing [A-Z]\w+: ", "", message)  # the config class's own check: its words suffice
-    suggestions = [line for line in lines[rule:] if line.startswith("--")]
+    sections: list[list[str]] = [[]]
+    for line in filter(None, lines[1:]):
+        if set(line) <= {"─", "-"}:
+            sections.append([])
+        else:
+            sections[-1].append(line)
+    message, *rest = [section for section in sections if section]
+    message = re.sub(r"^Error parsing [A-Z]\w+: ", "", " ".join(message))  # a config class's own words suffice
+    suggestions = [line for section in rest for line in section if line.startswith("--")]
     hint = f"; did you mean {' or '.join(suggestions[:2])}?" if suggestions else ""
     return f"{message.rstrip('.')}{hint} (all options: --help)"
 

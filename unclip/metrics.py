@@ -5,9 +5,9 @@ from torch import Tensor
 
 
 def recall_at_k(similarity: Tensor, right: Tensor, k: int) -> float:
-    """Share of the rows of similarity (N, M) whose right column (N,) is among the k highest."""
+    """Share of the rows of similarity (N, M) that have a right column, right (N, M) bool, among their k highest."""
     top = similarity.topk(min(k, similarity.shape[1]), dim=1).indices
-    return (top == right[:, None]).any(dim=1).float().mean().item()
+    return right.gather(1, top).any(dim=1).float().mean().item()
 
 
 def same_group_ceiling(embeddings: Tensor, groups: Tensor) -> float:

@@ -19,6 +19,7 @@ from unclip.samplers import spaced_timesteps
 from unclip.settings import Sampling
 
 MOMENTS = 10
+MAX_SEED = 2**63  # what fits an int64 array
 
 
 @dataclass
@@ -116,6 +117,8 @@ class UnCLIP:
             if images.ndim != 4 or images.dtype != torch.uint8 or images.shape[-1] not in (1, 3):
                 raise UserError(f"images must be uint8 (N, H, W, 1 or 3), not {images.dtype} {tuple(images.shape)}")
             images = images.permute(0, 3, 1, 2)
+        if len(images) == 0:
+            raise UserError("the list of images is empty; give at least one")
         return self.clip.encode_image(self.preprocess(images).to(self.device))
 
     @torch.inference_mode()
@@ -139,7 +142,10 @@ class UnCLIP:
         """
         if embeddings is None and captions is None:
             raise UserError("decode needs embeddings, captions, or both; for an unconditional image give captions=['']")
-        captions = [""] * len(embeddings) if captions is None else _as_list(captions)
+        width = self.clip.config.embed_dim
+        if embeddings is not None and (embeddings.ndim != 2 or embeddings.shape[1] != width or len(embeddings) == 0):
+            raise UserError(f"embeddings must be (N, {width}) with N at least 1, not {tuple(embeddings.shape)}")
+        captions = _as_list([""] * len(embeddings) if captions is None else captions)
         if embeddings is not None and len(embeddings) != len(captions):
             raise UserError(f"{len(embeddings)} embeddings do not go with {len(captions)} captions")
         seeds = _seeds(seed, len(captions))
@@ -148,8 +154,6 @@ class UnCLIP:
     def _rows(self, captions: str | Sequence[str], n: int, seed: int) -> tuple[list[str], list[int]]:
         """Captions and seeds, one a sample."""
         captions = _as_list(captions)
-        if not captions:
-            raise UserError("the list of captions is empty; give at least one")
         if n < 1:
             raise UserError(f"n must be at least 1, not {n}")
         return [c for c in captions for _ in range(n)], _seeds(seed, n) * len(captions)
@@ -206,12 +210,18 @@ def _distinct(captions: list[str]) -> tuple[list[str], list[int]]:
 
 
 def _as_list(captions: str | Sequence[str]) -> list[str]:
-    return [captions] if isinstance(captions, str) else list(captions)
+    captions = [captions] if isinstance(captions, str) else list(captions)
+    if not captions:
+        raise UserError("the list of captions is empty; give at least one")
+    for caption in captions:
+        if not isinstance(caption, str):
+            raise UserError(f"a caption must be a string, not {caption!r}")
+    return captions
 
 
 def _seeds(seed: int, n: int) -> list[int]:
-    if seed < 0:
-        raise UserError(f"seed must not be negative, but is {seed}")
+    if not 0 <= seed <= MAX_SEED - n:
+        raise UserError(f"seed must not be negative or reach 2**63, but is {seed}")
     return list(range(seed, seed + n))
 
 

@@ -64,9 +64,9 @@ class Decoder(nn.Module):
         super().__init__()
         self.config = config
         vector = 4 * config.width
-        width = config.condition_width
-        self.image_condition = ImageCondition(config.embed_dim, vector, config.image_tokens, width)
-        self.text_condition = TextCondition(config.text_width, width, config.text_layers) if config.text else None
+        tokens = config.condition_width
+        self.image_condition = ImageCondition(config.embed_dim, vector, config.image_tokens, tokens)
+        self.text_condition = TextCondition(config.text_width, tokens, config.text_layers) if config.text else None
         self.time = nn.Sequential(nn.Linear(config.width, vector), nn.SiLU(), nn.Linear(vector, vector))
 
         def block(channels: int, out: int) -> ResBlock:
@@ -74,7 +74,7 @@ class Decoder(nn.Module):
 
         def attention(level: int, channels: int) -> nn.Module | None:
             if level in config.attention_levels:
-                return ConditionedAttention(channels, config.condition_width, config.head_dim)
+                return ConditionedAttention(channels, tokens, config.head_dim)
             return None
 
         widths = [config.width * m for m in config.multipliers]
@@ -84,20 +84,20 @@ class Decoder(nn.Module):
         self.down = nn.ModuleList()
         for level, width in enumerate(widths):
             for _ in range(config.blocks):
-                self.down.append(Stage(block(channels, width), attention(level, width)))
+                self.down.append(UNetLayer(block(channels, width), attention(level, width)))
                 channels = width
                 skips.append(channels)
             if level < len(widths) - 1:
                 self.down.append(downsample(channels, config.resample))
                 skips.append(channels)
         self.middle = nn.ModuleList([
-            Stage(block(channels, channels), ConditionedAttention(channels, config.condition_width, config.head_dim)),
-            Stage(block(channels, channels), None),
+            UNetLayer(block(channels, channels), ConditionedAttention(channels, tokens, config.head_dim)),
+            UNetLayer(block(channels, channels), None),
         ])  # fmt: skip
         self.up = nn.ModuleList()
         for level, width in reversed(list(enumerate(widths))):
             for _ in range(config.blocks + 1):
-                self.up.append(Stage(block(channels + skips.pop(), width), attention(level, width)))
+                self.up.append(UNetLayer(block(channels + skips.pop(), width), attention(level, width)))
                 channels = width
             if level > 0:
                 self.up.append(upsample(channels, config.resample))
@@ -151,18 +151,22 @@ class Decoder(nn.Module):
         h = self.conv_in(F.pixel_unshuffle(x, self.config.space_to_depth))  # (B, width, H / s, W / s)
         skips = [h]
         for layer in self.down:
-            h = layer(h, vector, condition) if isinstance(layer, Stage) else layer(h)
+            h = layer(h, vector, condition) if isinstance(layer, UNetLayer) else layer(h)
             skips.append(h)
         for layer in self.middle:
             h = layer(h, vector, condition)
         for layer in self.up:
-            h = layer(torch.cat([h, skips.pop()], dim=1), vector, condition) if isinstance(layer, Stage) else layer(h)
+            h = (
+                layer(torch.cat([h, skips.pop()], dim=1), vector, condition)
+                if isinstance(layer, UNetLayer)
+                else layer(h)
+            )
         h = self.conv_out(F.silu(self.norm_out(h)))
         h = F.pixel_shuffle(h, self.config.space_to_depth)  # (B, C, H, W)
         return h[..., top : top + height, left : left + width]
 
 
-class Stage(nn.Module):
+class UNetLayer(nn.Module):
     """A residual block and, where the level has it, attention."""
 
     def __init__(self, block: ResBlock, attention: ConditionedAttention | None):
