@@ -12,13 +12,13 @@ settings and --seed + i alone. On two CPU cores ten images take about two second
 import sys
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated
 
 import tyro
 
 from unclip import cli
 from unclip.errors import UserError
-from unclip.settings import Sampling
+from unclip.settings import Device, Sampling, check_seeds
 
 ROOT = Path(__file__).resolve().parent
 
@@ -43,7 +43,7 @@ class Options(Sampling):
     """Also write strip.png: of each caption's first image ten moments of the denoising, x_t above the predicted x0."""
     gif: bool = False
     """Also write denoising.gif: the same ten moments as an animation."""
-    device: Literal["auto", "cpu", "cuda", "mps"] = "auto"
+    device: Device = "auto"
     """Where to draw: auto takes a GPU if there is one."""
 
 
@@ -98,7 +98,7 @@ def write(options: Options, output, checkpoint: Path) -> None:
 
     import numpy as np
 
-    from unclip.checkpoint import write_atomically, write_json
+    from unclip.files import write_atomically, write_json
     from unclip.images import captioned_grid, denoising_frames, denoising_strip, save_gif, save_png, to_pil
 
     n, names = options.n, []
@@ -136,10 +136,9 @@ def main() -> None:
     captions = read_captions(options)
     if options.n < 1:
         raise UserError(f"--n must be at least 1, not {options.n}")
-    if not 0 <= options.seed < 2**63 - options.n:
-        raise UserError(f"--seed must not be negative or reach 2**63, but is {options.seed}")
-    options.out.mkdir(parents=True, exist_ok=True)
+    check_seeds(options.seed, options.n)
 
+    import tempfile
     import time
 
     from unclip.devices import pick_device
@@ -147,6 +146,8 @@ def main() -> None:
 
     checkpoint = options.checkpoint or default_checkpoint()
     pipeline = UnCLIP.from_pretrained(checkpoint, pick_device(options.device))
+    options.out.mkdir(parents=True, exist_ok=True)
+    tempfile.TemporaryFile(dir=options.out).close()  # a folder that cannot be written to is found before the work
     began = time.perf_counter()
     settings = {name: getattr(options, name) for name in Sampling.names()}
     output = pipeline(captions, options.n, options.seed, trajectory=options.strip or options.gif, **settings)

@@ -13,11 +13,13 @@ from unclip import cli
 def main() -> None:
     from configs.decoder import PRESETS
     from stages.decoder import train
+    from stages.runtime import is_main
 
     run = cli.parse_run(PRESETS, __doc__)
     manifest = train(run)
-    figures = ", ".join(f"{key} {value:.4g}" for key, value in manifest.figures.items())
-    print(f"decoder in {run.out / 'decoder'}: {figures}")
+    if is_main():
+        figures = ", ".join(f"{key} {value:.4g}" for key, value in manifest.figures.items())
+        print(f"decoder in {run.out / 'decoder'}: {figures}")
 
 
 if __name__ == "__main__":

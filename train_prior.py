@@ -13,11 +13,13 @@ from unclip import cli
 def main() -> None:
     from configs.prior import PRESETS
     from stages.prior import train
+    from stages.runtime import is_main
 
     run = cli.parse_run(PRESETS, __doc__)
     manifest = train(run)
-    figures = ", ".join(f"{key} {value:.4g}" for key, value in manifest.figures.items())
-    print(f"prior in {run.out / 'prior'}: {figures}")
+    if is_main():
+        figures = ", ".join(f"{key} {value:.4g}" for key, value in manifest.figures.items())
+        print(f"prior in {run.out / 'prior'}: {figures}")
 
 
 if __name__ == "__main__":

@@ -1,9 +1,10 @@
 """What every source of captioned images gives to the trainers, and how batches are drawn from it."""
 
 import hashlib
+import json
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
-from functools import cached_property
+from functools import cached_property, lru_cache
 
 import torch
 from torch import Tensor
@@ -54,7 +55,7 @@ class CaptionedImages:
     def fingerprint(self) -> str:
         """SHA-256 over the images and the captions."""
         digest = hashlib.sha256(self.images.numpy())
-        digest.update("\n".join(self.captions).encode())
+        digest.update(json.dumps([list(self.images.shape), self.captions]).encode())
         return digest.hexdigest()
 
 
@@ -66,10 +67,14 @@ def shuffled_rows(step: int, batch_size: int, size: int, seed: int) -> Tensor:
     start, rows = step * batch_size, []
     while batch_size > 0:
         epoch, offset = divmod(start, size)
-        generator = torch.Generator().manual_seed(seed * 1_000_003 + epoch)
-        rows.append(torch.randperm(size, generator=generator)[offset : offset + batch_size])
+        rows.append(_permutation(size, seed, epoch)[offset : offset + batch_size])
         start, batch_size = start + len(rows[-1]), batch_size - len(rows[-1])
     return torch.cat(rows)
+
+
+@lru_cache(maxsize=2)
+def _permutation(size: int, seed: int, epoch: int) -> Tensor:
+    return torch.randperm(size, generator=torch.Generator().manual_seed(seed * 1_000_003 + epoch))
 
 
 def random_flip(images: Tensor) -> Tensor:

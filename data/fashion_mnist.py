@@ -1,7 +1,8 @@
 """Fashion-MNIST (Xiao et al. 2017, arXiv 1708.07747): find it, check it, split it.
 
 70,000 grey garments of 28x28 pixels in ten classes. The files are taken from the first of: the folder that is given,
-the folder of an earlier download, torchvision's mirror, Debian's package `dataset-fashion-mnist`.
+the folder of an earlier download, Debian's package `dataset-fashion-mnist` where it is installed, torchvision's mirror,
+the same package downloaded and unpacked, which needs no root.
 """
 
 import functools
@@ -102,9 +103,11 @@ def _contents(folder: Path, name: str) -> bytes:
     try:
         content = gzip.decompress(path.read_bytes()) if path.suffix == ".gz" else path.read_bytes()
     except (gzip.BadGzipFile, EOFError, zlib.error) as error:
-        raise UserError(f"{path} is corrupt or truncated ({error}); delete it to fetch it again") from error
+        raise UserError(
+            f"{path} is corrupt or truncated ({error}); restore it, or delete it to fetch it again"
+        ) from error
     if hashlib.sha256(content).hexdigest() != FILES[name]:
-        raise UserError(f"{path} is corrupt: its SHA-256 is not that of Fashion-MNIST; delete it to fetch it again")
+        raise UserError(f"{path} is corrupt: its SHA-256 is not that of Fashion-MNIST; delete it, or restore it")
     return content
 
 
@@ -136,7 +139,7 @@ def find(root: Path | None = None) -> Path:
                 for name in FILES:
                     shutil.move(folder / f"{name}.gz", RAW / f"{name}.gz")
                 return RAW
-            except (OSError, RuntimeError, UserError, subprocess.SubprocessError) as error:
+            except Exception as error:  # whatever a download may raise: the next source is tried, and the reason kept
                 reasons.append(f"{fetch.__doc__.rstrip('.')}: {str(error).splitlines()[0] if str(error) else error!r}")
     raise UserError(
         f"Fashion-MNIST could not be fetched ({'; '.join(reasons)}); put its four .gz files in {RAW}, or name their "

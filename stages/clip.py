@@ -12,7 +12,7 @@ from torch import Tensor
 from data.dataset import CaptionedImages, random_flip, random_shift
 from stages import loop, runtime
 from stages.data import DataConfig
-from unclip.checkpoint import Manifest
+from unclip.checkpoint import Manifest, sha256
 from unclip.clip import CLIP, CLIPConfig, Preprocess, Tokenizer
 from unclip.clip.model import chance_loss, contrastive_loss
 from unclip.errors import UserError
@@ -73,8 +73,9 @@ class CLIPStage:
         ids = self.ids[distinct, : self.lengths[distinct].max()]
         image = model.encode_image(self.preprocess(images.to(self.device)))
         text, _ = model.encode_text(ids.to(self.device))
-        loss = contrastive_loss(image, text, caption.to(self.device), model.temperature())
-        return loss, {"chance_loss": chance_loss(len(rows), len(distinct)), "logit_scale": model.temperature().detach()}
+        scale = model.scale()
+        loss = contrastive_loss(image, text, caption.to(self.device), scale)
+        return loss, {"chance_loss": chance_loss(len(rows), len(distinct)), "logit_scale": scale.detach()}
 
     def evaluate(self, model: CLIP) -> dict[str, float]:
         """On the validation images: zero-shot accuracy from the plain captions, and recall@k over distinct captions.
@@ -96,7 +97,7 @@ class CLIPStage:
             for k in (1, 5):
                 recall[f"image_to_text_recall@{k}"] += recall_at_k(similarity, right, k) / PHRASINGS
                 recall[f"text_to_image_recall@{k}"] += recall_at_k(similarity.T, right.T, k) / PHRASINGS
-        return {**figures, **recall, "logit_scale": model.temperature().item()}
+        return {**figures, **recall, "logit_scale": model.scale().item()}
 
     def preview(self, model: CLIP) -> Image.Image:
         """For each plain caption, the validation images that match it best."""
@@ -124,6 +125,7 @@ def train(run: CLIPRun) -> Manifest:
     torch.manual_seed(run.train.seed)
     model = CLIP(replace(run.model, vision=vision, text=text))
     source = {"name": data.name, "fingerprint": data.fingerprint}
-    manifest = Manifest("clip", data=source, training=loop.settings(run))
+    parents = {"tokenizer": sha256(tokenizer.to_json().encode())}
+    manifest = Manifest("clip", parents=parents, data=source, training=loop.settings(run))
     stage = CLIPStage(model, tokenizer, data, validation, run.augment, device)
     return loop.train(stage, run.train, device, run.out, manifest, {"tokenizer.json": tokenizer.to_json()})

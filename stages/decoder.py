@@ -9,9 +9,11 @@ from torch import Tensor
 
 from stages import loop, runtime
 from stages.data import DataConfig
+from stages.embed import Embedded
 from stages.frozen import Frozen, prepare
 from unclip.checkpoint import Manifest
 from unclip.decoder import Decoder, DecoderConfig, draw_images
+from unclip.errors import UserError
 from unclip.images import captioned_grid, to_float, to_uint8
 from unclip.settings import Sampling
 
@@ -34,6 +36,10 @@ class DecoderRun:
     model: DecoderConfig = field(default_factory=DecoderConfig)
     train: loop.TrainConfig = field(default_factory=loop.TrainConfig)
 
+    def __post_init__(self):
+        if not 0 <= self.drop_image <= 1 or not 0 <= self.drop_text <= 1 or self.evaluate_on < 1:
+            raise UserError("--drop-image and --drop-text must lie in 0 .. 1, and --evaluate-on be at least 1")
+
 
 class DecoderStage:
     """Gives the loop the diffusion loss on true image embeddings, and the same on held-out images."""
@@ -48,7 +54,7 @@ class DecoderStage:
 
     def loss(self, model: Decoder, rows: Tensor) -> tuple[Tensor, dict[str, float | Tensor]]:
         run, embedded = self.run, self.frozen.embedded
-        captions = self.frozen.data.draw(rows, False).to(self.device)
+        captions = self.frozen.data.draw(rows, False)
         drop_image, drop_text = torch.rand(len(rows)) < run.drop_image, torch.rand(len(rows)) < run.drop_text
         pixels, image = self.frozen.data.images[rows], embedded.images[rows.to(self.device)]
         if run.flip:
@@ -58,8 +64,20 @@ class DecoderStage:
         loss = self._weighted_error(model, pixels, image, captions, embedded, drop_image, drop_text)
         return loss, {}
 
-    def _weighted_error(self, model, pixels, image, captions, embedded, drop_image, drop_text) -> Tensor:
-        """Squared error on the target, with min-SNR weights, averaged over the batch."""
+    def _weighted_error(
+        self,
+        model: Decoder,
+        pixels: Tensor,
+        image: Tensor,
+        captions: Tensor,
+        embedded: Embedded,
+        drop_image: Tensor,
+        drop_text: Tensor,
+    ) -> Tensor:
+        """Squared error on the target, with min-SNR weights, averaged over the batch.
+
+        Pixels uint8 (B, C, H, W), their embeddings (B, D), caption ids (B,) into `embedded`, and what to drop (B,).
+        """
         x0 = to_float(pixels.to(self.device))
         t = self.diffusion.draw_timesteps(len(x0))
         noise = torch.randn(x0.shape).to(self.device)
@@ -73,22 +91,25 @@ class DecoderStage:
         """The loss on held-out images with nothing dropped; times and noise are the same at every call."""
         validation, embedded = self.frozen.validation, self.frozen.embedded_validation
         torch.manual_seed(0)
-        losses = []
-        for rows in torch.arange(len(validation))[: self.run.evaluate_on].split(250):
-            captions, keep = validation.draw(rows, False).to(self.device), torch.zeros(len(rows), dtype=torch.bool)
-            image = embedded.images[rows.to(self.device)]
-            error = self._weighted_error(model, validation.images[rows], image, captions, embedded, keep, keep)
-            losses += [error] * len(rows)
-        return {"loss": torch.stack(losses).mean().item()}
+        rows = torch.arange(len(validation))[: self.run.evaluate_on]
+        total = 0.0
+        for part in rows.split(250):
+            captions, keep = validation.draw(part, False), torch.zeros(len(part), dtype=torch.bool)
+            image = embedded.images[part.to(self.device)]
+            error = self._weighted_error(model, validation.images[part], image, captions, embedded, keep, keep)
+            total += error.item() * len(part) / len(rows)
+        return {"loss": total}
 
     def preview(self, model: Decoder) -> Image.Image:
         """For ten validation images: the image, and seven draws from its true embedding and caption."""
         validation, embedded = self.frozen.validation, self.frozen.embedded_validation
         torch.manual_seed(0)
         captions = validation.draw(torch.arange(10), False)
-        rows = torch.arange(10, device=self.device).repeat_interleave(7)
-        _, encodings, mask = embedded.captions(captions.to(self.device)[rows])
-        drawn = draw_images(model, embedded.images[rows], encodings, mask, list(range(7)) * 10, Sampling())
+        rows = torch.arange(10).repeat_interleave(7)
+        _, encodings, mask = embedded.captions(captions[rows])
+        sampling = Sampling(steps=min(Sampling.steps, model.config.timesteps))
+        images = embedded.images[rows.to(self.device)]
+        drawn = draw_images(model, images, encodings, mask, list(range(7)) * 10, sampling)
         grid = torch.cat([validation.images[:10, None], to_uint8(drawn).cpu().unflatten(0, (10, 7))], dim=1)
         grid = grid.permute(0, 1, 3, 4, 2).numpy()
         return captioned_grid([(validation.captions[c], row) for c, row in zip(captions, grid, strict=True)])

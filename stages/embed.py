@@ -4,7 +4,8 @@ A file holds the image embeddings (and those of the mirrored images where they a
 text embedding and its token encodings. It is keyed by the hash of CLIP's weights and the fingerprint of the data.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
+from functools import cached_property
 from pathlib import Path
 
 import torch
@@ -12,9 +13,10 @@ from torch import Tensor
 
 from data.dataset import CaptionedImages
 from stages.runtime import print0
-from unclip.checkpoint import dump_tensors, load_tensors, write_atomically
+from unclip.checkpoint import dump_tensors, load_tensors
 from unclip.clip import CLIP, Preprocess, Tokenizer
 from unclip.errors import UserError
+from unclip.files import write_atomically
 
 CACHE = Path(__file__).resolve().parent.parent / "data" / "cache"
 BATCH = 256
@@ -36,13 +38,22 @@ class Embedded:
     """(M, L), False for padding."""
 
     def captions(self, ids: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Text embeddings, token encodings and mask of the captions ids (B,), cropped to the longest of them."""
-        mask = self.mask[ids]
-        longest = int(mask.sum(dim=1).max())
-        return self.text[ids], self.encodings[ids, :longest], mask[:, :longest]
+        """Text embeddings, token encodings and mask of the captions ids (B,), cropped to the longest of them.
+
+        `ids` and `lengths` are on the CPU, so that no GPU is waited for.
+        """
+        longest = int(self.lengths[ids].max())
+        ids = ids.to(self.text.device)
+        return self.text[ids], self.encodings[ids, :longest], self.mask[ids, :longest]
+
+    @cached_property
+    def lengths(self) -> Tensor:
+        """Tokens of each caption (M,)."""
+        return self.mask.sum(dim=1).cpu()
 
     def to(self, device: torch.device) -> "Embedded":
-        return Embedded(*(None if tensor is None else tensor.to(device) for tensor in vars(self).values()))
+        tensors = {f.name: getattr(self, f.name) for f in fields(self)}
+        return Embedded(**{name: None if t is None else t.to(device) for name, t in tensors.items()})
 
 
 def embed_dataset(

@@ -26,15 +26,13 @@ from unclip.checkpoint import (
     dump_tensors,
     load_tensors,
     load_weights,
-    read_json,
     read_manifest,
     save_stage,
-    write_atomically,
     write_index,
-    write_json,
 )
 from unclip.devices import Device
 from unclip.errors import UserError
+from unclip.files import read_json, write_atomically, write_json
 from unclip.images import save_png
 
 
@@ -73,8 +71,20 @@ class TrainConfig:
         for name in ("steps", "batch_size", "evaluate_every", "preview_every", "log_every"):
             if getattr(self, name) < 1:
                 raise UserError(f"--train.{name.replace('_', '-')} must be at least 1, not {getattr(self, name)}")
-        if not self.lr > 0 or not 0 <= self.ema < 1 or self.seed < 0:
-            raise UserError(f"--train needs lr > 0, 0 <= ema < 1 and seed >= 0, not {self.lr}, {self.ema}, {self.seed}")
+        if (
+            self.warmup < 0
+            or self.weight_decay < 0
+            or not self.clip_grad > 0
+            or not all(0 <= b < 1 for b in self.betas)
+        ):
+            raise UserError(
+                "--train needs warmup >= 0, weight-decay >= 0, clip-grad > 0 and betas in 0 .. 1, "
+                f"not {self.warmup}, {self.weight_decay}, {self.clip_grad}, {self.betas}"
+            )
+        if not self.lr > 0 or not 0 <= self.ema < 1 or not 0 <= self.seed < 2**31:
+            raise UserError(
+                f"--train needs lr > 0, 0 <= ema < 1 and 0 <= seed < 2**31, not {self.lr}, {self.ema}, {self.seed}"
+            )
 
 
 class Stage(Protocol):
@@ -129,8 +139,7 @@ def train(
     folder = pipeline / stage.name
     manifest.model = asdict(stage.model.config)
     with runtime.main_first():
-        complete = runtime.is_main() and check_same_run(folder, manifest)
-        complete = complete or ((folder / "config.json").exists() and read_manifest(folder).complete)
+        complete = check_same_run(folder, manifest)
     if complete:
         runtime.print0(f"{stage.name}: {folder} is trained already; delete it to train it anew")
         if runtime.is_main():
@@ -146,23 +155,12 @@ def train(
     log = Log(folder / "train" / "metrics.jsonl", stage, config, progress)
     model.train()
     while progress.step < config.steps:
-        step, began = progress.step, time.perf_counter()
-        torch.manual_seed((config.seed * 1_000_003 + step) * 1_009 + runtime.rank())
-        rows = runtime.own_share(shuffled_rows(step, config.batch_size, stage.size, config.seed))
-        with runtime.autocast(device, config.precision):
-            loss, extra = stage.loss(model, rows)
-        optimizer.zero_grad()
-        loss.backward()
-        runtime.average_gradients(model)
-        norm = nn.utils.clip_grad_norm_(model.parameters(), config.clip_grad)
-        rate = config.lr * cosine_warmup(step, config.steps, config.warmup)
-        for group in optimizer.param_groups:
-            group["lr"] = rate
-        optimizer.step()
-        update_ema(average, model, step, config.ema)
+        began = time.perf_counter()
+        figures = take_step(stage, config, model, optimizer, progress.step, device)
+        update_ema(average, model, progress.step, config.ema)
         progress.step += 1
         progress.seconds += time.perf_counter() - began
-        log.step(loss, {**extra, "grad_norm": norm, "lr": rate})
+        log.step(figures)
 
         last = progress.step == config.steps
         if runtime.is_main() and (last or progress.step % config.preview_every == 0):
@@ -175,6 +173,30 @@ def train(
         write_index(pipeline)
     runtime.barrier()
     return read_manifest(folder)
+
+
+def take_step(
+    stage: Stage,
+    config: TrainConfig,
+    model: nn.Module,
+    optimizer: torch.optim.Optimizer,
+    step: int,
+    device: torch.device,
+) -> dict[str, float | Tensor]:
+    """One optimiser step; what to log of it."""
+    torch.manual_seed((config.seed * 1_000_003 + step + 1) * 1_009 + runtime.rank())
+    rows = runtime.own_share(shuffled_rows(step, config.batch_size, stage.size, config.seed))
+    with runtime.autocast(device, config.precision):
+        loss, extra = stage.loss(model, rows)
+    optimizer.zero_grad()
+    loss.backward()
+    runtime.average_gradients(model)
+    norm = nn.utils.clip_grad_norm_(model.parameters(), config.clip_grad)
+    rate = config.lr * cosine_warmup(step, config.steps, config.warmup)
+    for group in optimizer.param_groups:
+        group["lr"] = rate
+    optimizer.step()
+    return {"loss": loss.detach(), **extra, "grad_norm": norm, "lr": rate}
 
 
 def settings(run: Any) -> dict[str, Any]:
@@ -272,7 +294,7 @@ class Log:
 
     def __init__(self, path: Path, stage: Stage, config: TrainConfig, progress: Progress):
         self.path, self.stage, self.config, self.progress = path, stage, config, progress
-        self.losses: list[Tensor] = []
+        self.recent: list[dict[str, float | Tensor]] = []
         self.mark = (progress.step, progress.seconds)
         self.bar = None
         if runtime.is_main():
@@ -292,26 +314,27 @@ class Log:
             whole = [line for line in self.path.read_text().splitlines(keepends=True) if line.endswith("}\n")]
             write_atomically(self.path, "".join(line for line in whole if json.loads(line)["step"] <= step))
 
-    def step(self, loss: Tensor, extra: dict[str, float | Tensor]) -> None:
-        self.losses.append(loss.detach())
+    def step(self, figures: dict[str, float | Tensor]) -> None:
+        """Take note of a step. At intervals, and wherever the state is saved, log the means since the last time.
+
+        Raises UserError if the loss is no longer finite.
+        """
+        self.recent.append(figures)
         if self.bar is not None:
             self.bar.update()
         step = self.progress.step
-        due = (
-            self.config.log_every,
-            self.config.evaluate_every,
-        )  # every state that is saved has seen its losses checked
-        if all(step % every for every in due) and step != self.config.steps:
+        if step % self.config.log_every and step % self.config.evaluate_every and step != self.config.steps:
             return
-        mean = torch.stack(self.losses).mean().item()
-        if not math.isfinite(mean):
-            raise UserError(f"{self.stage.name}: the loss is {mean} near step {step}; try a lower --train.lr")
+        means = {k: sum(float(figures[k]) for figures in self.recent) / len(self.recent) for k in figures}
+        if not math.isfinite(means["loss"]):
+            raise UserError(f"{self.stage.name}: the loss is {means['loss']} near step {step}; try a lower --train.lr")
         images = (step - self.mark[0]) * self.config.batch_size
         rate = images / (self.progress.seconds - self.mark[1])
         left = (self.config.steps - step) * self.config.batch_size / rate
-        self.losses, self.mark = [], (step, self.progress.seconds)
-        self._write({"loss": mean, **{k: float(v) for k, v in extra.items()}, "images_per_second": rate})
-        self._say(f"loss {mean:.4f}, {rate:.0f} images/s, {int(left) // 60}:{int(left) % 60:02d} left")
+        self.recent, self.mark = [], (step, self.progress.seconds)
+        self._write({**means, "images_per_second": rate})
+        told = ", ".join(f"{k} {v:.4g}" for k, v in means.items() if k not in ("grad_norm", "lr"))
+        self._say(f"{told}, {rate:.0f} images/s, {int(left) // 60}:{int(left) % 60:02d} left")
 
     def validation(self, figures: dict[str, float]) -> None:
         self._write({f"validation/{key}": value for key, value in figures.items()})

@@ -12,10 +12,13 @@ from stages import loop, runtime
 from stages.data import DataConfig
 from stages.frozen import Frozen, prepare
 from unclip.checkpoint import Manifest
+from unclip.errors import UserError
 from unclip.images import captioned_grid
-from unclip.metrics import same_group_ceiling
+from unclip.metrics import same_group_cosine
 from unclip.prior import Prior, PriorConfig, draw_embeddings
 from unclip.settings import Sampling
+
+PHRASINGS = 4
 
 
 @dataclass(frozen=True)
@@ -32,6 +35,10 @@ class PriorRun:
     model: PriorConfig = field(default_factory=PriorConfig)
     train: loop.TrainConfig = field(default_factory=loop.TrainConfig)
 
+    def __post_init__(self):
+        if not 0 <= self.drop <= 1 or self.evaluate_on < PHRASINGS:
+            raise UserError(f"--drop must lie in 0 .. 1 and --evaluate-on be at least {PHRASINGS}")
+
 
 class PriorStage:
     """Gives the loop the squared error on the clean embedding, and cosines on held-out pairs."""
@@ -44,9 +51,10 @@ class PriorStage:
         self.diffusion = model.diffusion()
         self.size = len(frozen.data)
         self.evaluate_on = evaluate_on
+        self.sampling = Sampling(prior_steps=min(Sampling.prior_steps, model.config.timesteps))
 
     def loss(self, model: Prior, rows: Tensor) -> tuple[Tensor, dict[str, float | Tensor]]:
-        captions = self.frozen.data.draw(rows, False).to(self.device)
+        captions = self.frozen.data.draw(rows, False)
         drop = (torch.rand(len(rows)) < self.drop).to(self.device)
         t = self.diffusion.draw_timesteps(len(rows))
         x0 = model.scaler.scale(self.frozen.embedded.images[rows.to(self.device)])
@@ -59,26 +67,26 @@ class PriorStage:
         """Mean cosines to the true image embeddings of held-out pairs, side by side.
 
         cosine_sample should be well above cosine_text, near cosine_ceiling (two images of one caption), and
-        cosine_unrelated (the sample against the image of another caption) far below.
+        cosine_unrelated (the sample against the image of another caption) far below. Several phrasings are averaged;
+        within one, captions of one meaning are one string, so that another caption has another meaning.
         """
-        embedded = self.frozen.embedded_validation
-        torch.manual_seed(0)
-        groups = self.frozen.validation.draw(torch.arange(len(embedded.images)), False)
-        captions, true = groups[: self.evaluate_on], embedded.images[: self.evaluate_on]
-        text, encodings, mask = embedded.captions(captions.to(self.device))
-        rows = torch.arange(len(captions), device=self.device)
-        sample = draw_embeddings(
-            model, text, encodings, mask, rows, range(len(rows)), Sampling(draws=1, batch_size=500)
-        )
-        other, apart = true.roll(1, dims=0), captions != captions.roll(1)
-        figures = {
-            "cosine_sample": (sample * true).sum(dim=1).mean().item(),
-            "cosine_text": (text * true).sum(dim=1).mean().item(),
-            "cosine_unrelated": (sample * other).sum(dim=1)[apart].mean().item(),
-        }
-        if groups.unique().numel() < len(groups):
-            figures["cosine_ceiling"] = same_group_ceiling(embedded.images.cpu(), groups)
-        return figures
+        embedded, validation = self.frozen.embedded_validation, self.frozen.validation
+        cosines: dict[str, list[Tensor]] = {name: [] for name in ("sample", "text", "unrelated", "ceiling")}
+        for phrasing, rows in enumerate(torch.arange(len(validation))[: self.evaluate_on].chunk(PHRASINGS)):
+            torch.manual_seed(phrasing)
+            groups = validation.draw(torch.arange(len(validation)), True)
+            text, encodings, mask = embedded.captions(groups[rows])
+            sampling = replace(self.sampling, draws=1, batch_size=500)
+            own = torch.arange(len(rows), device=self.device)
+            sample = draw_embeddings(model, text, encodings, mask, own, rows.tolist(), sampling).cpu()
+            true, text, images = embedded.images.cpu()[rows], text.cpu(), embedded.images.cpu()
+            apart = groups[rows] != groups[rows].roll(1)
+            cosines["sample"].append((sample * true).sum(dim=1))
+            cosines["text"].append((text * true).sum(dim=1))
+            cosines["unrelated"].append((sample * true.roll(1, dims=0)).sum(dim=1)[apart])
+            cosines["ceiling"].append(same_group_cosine(images, groups)[rows])
+        figures = {f"cosine_{name}": torch.cat(values).nanmean().item() for name, values in cosines.items()}
+        return {**figures, "embedding_std": model.scaler.std.mean().item()}
 
     def preview(self, model: Prior) -> Image.Image:
         """For some captions, the validation images whose embeddings are nearest to eight draws of the prior."""
@@ -86,9 +94,7 @@ class PriorStage:
         torch.manual_seed(0)
         captions = validation.draw(torch.arange(10), False)
         rows = torch.arange(10, device=self.device).repeat_interleave(8)
-        drawn = draw_embeddings(
-            model, *embedded.captions(captions.to(self.device)), rows, list(range(8)) * 10, Sampling()
-        )
+        drawn = draw_embeddings(model, *embedded.captions(captions), rows, list(range(8)) * 10, self.sampling)
         nearest = (drawn @ embedded.images.T).argmax(dim=1).view(10, 8).cpu()
         images = validation.images.permute(0, 2, 3, 1).numpy()
         return captioned_grid([(validation.captions[c], images[i]) for c, i in zip(captions, nearest, strict=True)])

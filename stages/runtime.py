@@ -3,6 +3,7 @@
 import contextlib
 import os
 import sys
+from datetime import timedelta
 from typing import Literal
 
 import torch
@@ -28,7 +29,8 @@ def start(wanted: Device) -> torch.device:
         device = torch.device("cuda", int(os.environ.get("LOCAL_RANK", 0)))
         torch.cuda.set_device(device)
     if "RANK" in os.environ and not dist.is_initialized():
-        dist.init_process_group("nccl" if device.type == "cuda" else "gloo")
+        backend = "nccl" if device.type == "cuda" else "gloo"
+        dist.init_process_group(backend, timeout=timedelta(hours=2))  # the others wait while one downloads and embeds
     return device
 
 
@@ -61,9 +63,11 @@ def main_first():
     """Run the block on the main rank before the others, which then find what it downloaded or cached."""
     if not is_main():
         barrier()
-    yield
-    if is_main():
-        barrier()
+    try:
+        yield
+    finally:  # an error of the main rank must not leave the others waiting
+        if is_main():
+            barrier()
 
 
 def average_gradients(model: nn.Module) -> None:

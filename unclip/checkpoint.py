@@ -9,9 +9,6 @@ its parents, and the fingerprint of its data. Nothing is unpickled.
 """
 
 import hashlib
-import json
-import os
-import tempfile
 from dataclasses import asdict, dataclass, field, fields, is_dataclass
 from pathlib import Path
 from typing import Any, TypeVar
@@ -21,6 +18,7 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 
 from unclip.errors import UserError
+from unclip.files import read_json, write_atomically, write_json
 
 FORMAT = 1
 STAGES = ("clip", "prior", "decoder")
@@ -35,7 +33,7 @@ class Manifest:
     model: dict[str, Any] = field(default_factory=dict)
     """The model's config."""
     parents: dict[str, str] = field(default_factory=dict)
-    """SHA-256 of the weights of the frozen stages that this one was trained on."""
+    """SHA-256 of what this stage was trained on: CLIP's tokenizer; the prior's and the decoder's CLIP."""
     data: dict[str, Any] = field(default_factory=dict)
     """Name and fingerprint of the training data."""
     training: dict[str, Any] = field(default_factory=dict)
@@ -49,33 +47,6 @@ class Manifest:
     sha256: str = ""
     """Of model.safetensors."""
     format: int = FORMAT
-
-
-def write_atomically(path: Path, content: bytes | str) -> None:
-    """Write a whole file or nothing: a full disk or a crash leaves the old file as it was."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
-    try:
-        with os.fdopen(handle, "wb") as file:
-            file.write(content.encode() if isinstance(content, str) else content)
-            file.flush()
-            os.fsync(file.fileno())
-        os.chmod(temporary, 0o644)  # mkstemp lets only its owner read
-        os.replace(temporary, path)
-    except BaseException:
-        Path(temporary).unlink(missing_ok=True)
-        raise
-
-
-def write_json(path: Path, content: Any) -> None:
-    write_atomically(path, json.dumps(content, indent=2) + "\n")
-
-
-def read_json(path: Path) -> Any:
-    try:
-        return json.loads(path.read_text(encoding="utf-8"))
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
-        raise UserError(f"{path} is not readable JSON ({error}); restore it or train that stage again") from error
 
 
 def sha256(content: bytes) -> str:
@@ -181,8 +152,8 @@ def load_weights(model: nn.Module, tensors: dict[str, Tensor], path: Path) -> No
 def check_lineage(manifests: dict[str, Manifest]) -> None:
     """Refuse a prior or a decoder that descends from another CLIP than the pipeline's. Raises UserError."""
     own = manifests["clip"].sha256
-    for stage, manifest in manifests.items():
-        theirs = manifest.parents.get("clip", own)
+    for stage in ("prior", "decoder"):
+        theirs = manifests[stage].parents.get("clip", "unknown")
         if theirs != own:
             raise UserError(
                 f"the {stage} was trained on CLIP {theirs[:12]}.., but this pipeline holds {own[:12]}..; "
@@ -191,9 +162,22 @@ def check_lineage(manifests: dict[str, Manifest]) -> None:
 
 
 def write_index(pipeline: Path) -> None:
-    """Bring model_index.json up to date with the complete stages of a pipeline."""
+    """Bring model_index.json, for programs, and README.md, for people, up to date with the complete stages."""
     stages = {}
     for stage in STAGES:
         if (pipeline / stage / "config.json").is_file() and (manifest := read_manifest(pipeline / stage)).complete:
             stages[stage] = {"sha256": manifest.sha256, "step": manifest.step, "figures": manifest.figures}
-    write_json(pipeline / "model_index.json", {"format": FORMAT, "stages": stages})
+    index = {"format": FORMAT, "stages": stages}
+    path = pipeline / "model_index.json"
+    if path.exists() and read_json(path) == index:
+        return  # nor is a README touched that somebody wrote since
+    write_json(path, index)
+    rows = [
+        f"| {stage} | {entry['step']} | `{entry['sha256'][:12]}` | "
+        + ", ".join(f"{key} {value:.4g}" for key, value in entry["figures"].items())
+        + " |"
+        for stage, entry in stages.items()
+    ]
+    table = "\n".join(["| stage | steps | SHA-256 | validation figures |", "|---|---|---|---|", *rows])
+    usage = f'    python sample.py --checkpoint {pipeline} "an image of a sneaker"'
+    write_atomically(pipeline / "README.md", f"# unCLIP pipeline {pipeline.name}\n\n{table}\n\n{usage}\n")

@@ -84,5 +84,9 @@ def run(main: Callable[[], None]) -> None:
     except OSError as error:
         where = f"{error.filename}: " if error.filename else ""
         sys.exit(f"error: {where}{error.strerror or error}{HINTS.get(error.errno, '')}")
+    except RuntimeError as error:
+        if type(error).__name__ != "OutOfMemoryError":  # torch's, which this module does not import
+            raise
+        sys.exit("error: the device is out of memory; choose a smaller batch size")
     except KeyboardInterrupt:
         sys.exit("interrupted")

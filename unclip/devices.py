@@ -1,12 +1,9 @@
 """Pick the device to run on."""
 
-from typing import Literal
-
 import torch
 
 from unclip.errors import UserError
-
-Device = Literal["auto", "cpu", "cuda", "mps"]
+from unclip.settings import Device
 
 
 def pick_device(wanted: Device) -> torch.device:

@@ -147,21 +147,17 @@ class GaussianDiffusion:
         """Stratified timesteps (B,): one uniform draw in each of B equal slices of 0 .. T-1, which lowers variance."""
         return ((torch.arange(batch) + torch.rand(batch)) * self.timesteps / batch).long().clamp(max=self.timesteps - 1)
 
-    def denoiser(self, model, clip: float | None = None):
-        """Wrap model(x, t (B,)) -> prediction as denoise(x, t: int) -> x0, limited to [-clip, clip] where given."""
+    def denoiser(self, model, clip_x0: float | None = None):
+        """Wrap model(x, t (B,)) -> prediction as denoise(x, t: int) -> x0, limited to +-clip_x0 where given."""
 
         def denoise(x: Tensor, t: int) -> Tensor:
             output = model(x, torch.full((len(x),), t, device=x.device))
             x0 = self.to_x0(output, x, t)
-            return x0 if clip is None else x0.clamp(-clip, clip)
+            return x0 if clip_x0 is None else x0.clamp(-clip_x0, clip_x0)
 
         return denoise
 
 
 def _like(coefficient: Tensor, x: Tensor) -> Tensor:
     """A () or (B,) coefficient, with x's dtype and device, shaped to broadcast over x's trailing dimensions."""
-    return (
-        coefficient.to(x.device, x.dtype)
-        if coefficient.ndim == 0
-        else (coefficient.to(x.dtype).to(x.device).view(-1, *[1] * (x.ndim - 1)))
-    )
+    return coefficient.to(x.dtype).to(x.device).view(-1, *[1] * (x.ndim - 1))

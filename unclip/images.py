@@ -12,7 +12,7 @@ import torch
 from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
 
-from unclip.checkpoint import write_atomically
+from unclip.files import write_atomically
 
 INK, PAPER = (20, 20, 20), (255, 255, 255)
 

@@ -10,13 +10,12 @@ def recall_at_k(similarity: Tensor, right: Tensor, k: int) -> float:
     return right.gather(1, top).any(dim=1).float().mean().item()
 
 
-def same_group_ceiling(embeddings: Tensor, groups: Tensor) -> float:
-    """Mean cosine of a unit embedding (N, D) to the others of its group (N,): a fair ceiling for a sampler.
+def same_group_cosine(embeddings: Tensor, groups: Tensor) -> Tensor:
+    """Mean cosine (N,) of each unit embedding (N, D) to the others of its group (N,); NaN where there is no other.
 
-    Averaged over the embeddings whose group has another member; NaN if there is none.
+    For groups of one caption it is the fair ceiling of what a sampler can reach.
     """
     count = int(groups.max()) + 1
     sums = torch.zeros(count, embeddings.shape[1]).index_add_(0, groups, embeddings)[groups]  # (N, D)
     others = torch.bincount(groups, minlength=count)[groups] - 1  # (N,)
-    cosine = ((embeddings * sums).sum(dim=1) - (embeddings**2).sum(dim=1)) / others
-    return cosine[others > 0].mean().item()
+    return ((embeddings * sums).sum(dim=1) - (embeddings**2).sum(dim=1)) / others

@@ -1,8 +1,10 @@
 """The whole stack at inference: caption -> text embedding -> image embedding -> pixels."""
 
+import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -16,10 +18,9 @@ from unclip.errors import UserError
 from unclip.images import to_uint8
 from unclip.prior import Prior, PriorConfig, draw_embeddings
 from unclip.samplers import spaced_timesteps
-from unclip.settings import Sampling
+from unclip.settings import Sampling, check_seeds
 
 MOMENTS = 10
-MAX_SEED = 2**63  # what fits an int64 array
 
 
 @dataclass
@@ -67,6 +68,9 @@ class UnCLIP:
         path = Path(path)
         manifests = {stage: read_manifest(path / stage) for stage in STAGES}
         check_lineage(manifests)
+        for stage, manifest in manifests.items():
+            if not manifest.complete:
+                warnings.warn(f"the {stage} in {path} is still in training (step {manifest.step})", stacklevel=2)
         clip, tokenizer, preprocess = load_clip(path)
         prior, _ = load_stage(path / "prior", Prior, PriorConfig)
         decoder, _ = load_stage(path / "decoder", Decoder, DecoderConfig)
@@ -100,14 +104,16 @@ class UnCLIP:
         """
         captions, seeds = self._rows(captions, n, seed)
         sampling = replace(self.sampling, **settings)
-        embeddings = self._embed(captions, seeds, sampling)
-        images, moments = self._decode(embeddings, captions, seeds, sampling, trajectory)
+        read = self._read(captions)
+        embeddings = self._embed(read, seeds, sampling)
+        images, moments = self._decode(embeddings, read, seeds, sampling, trajectory)
         return Output(images, captions, seeds, embeddings, moments)
 
     @torch.inference_mode()
     def encode_text(self, captions: str | Sequence[str]) -> Tensor:
         """CLIP's unit text embeddings (N, D)."""
-        return self._read(_as_list(captions))[0]
+        read = self._read(_as_list(captions))
+        return read.text[read.rows]
 
     @torch.inference_mode()
     def encode_image(self, images: Tensor | np.ndarray | Sequence[Image.Image]) -> Tensor:
@@ -119,17 +125,19 @@ class UnCLIP:
             images = images.permute(0, 3, 1, 2)
         if len(images) == 0:
             raise UserError("the list of images is empty; give at least one")
-        return self.clip.encode_image(self.preprocess(images).to(self.device))
+        parts = (images[i : i + self.sampling.batch_size] for i in range(0, len(images), self.sampling.batch_size))
+        return torch.cat([self.clip.encode_image(self.preprocess(part).to(self.device)) for part in parts])
 
     @torch.inference_mode()
     def embed(self, captions: str | Sequence[str], n: int = 1, seed: int = 0, **settings) -> Tensor:
         """The prior alone: n unit image embeddings a caption, (N, D). Arguments as for calling the pipeline."""
-        return self._embed(*self._rows(captions, n, seed), replace(self.sampling, **settings))
+        captions, seeds = self._rows(captions, n, seed)
+        return self._embed(self._read(captions), seeds, replace(self.sampling, **settings))
 
     @torch.inference_mode()
     def decode(
         self,
-        embeddings: Tensor | None,
+        embeddings: Tensor | np.ndarray | None,
         captions: Sequence[str] | None = None,
         seed: int = 0,
         **settings,
@@ -143,13 +151,14 @@ class UnCLIP:
         if embeddings is None and captions is None:
             raise UserError("decode needs embeddings, captions, or both; for an unconditional image give captions=['']")
         width = self.clip.config.embed_dim
+        embeddings = None if embeddings is None else torch.as_tensor(embeddings)
         if embeddings is not None and (embeddings.ndim != 2 or embeddings.shape[1] != width or len(embeddings) == 0):
             raise UserError(f"embeddings must be (N, {width}) with N at least 1, not {tuple(embeddings.shape)}")
         captions = _as_list([""] * len(embeddings) if captions is None else captions)
         if embeddings is not None and len(embeddings) != len(captions):
             raise UserError(f"{len(embeddings)} embeddings do not go with {len(captions)} captions")
         seeds = _seeds(seed, len(captions))
-        return self._decode(embeddings, captions, seeds, replace(self.sampling, **settings))[0]
+        return self._decode(embeddings, self._read(captions), seeds, replace(self.sampling, **settings))[0]
 
     def _rows(self, captions: str | Sequence[str], n: int, seed: int) -> tuple[list[str], list[int]]:
         """Captions and seeds, one a sample."""
@@ -158,31 +167,32 @@ class UnCLIP:
             raise UserError(f"n must be at least 1, not {n}")
         return [c for c in captions for _ in range(n)], _seeds(seed, n) * len(captions)
 
-    def _read(self, captions: list[str]) -> tuple[Tensor, Tensor, Tensor]:
-        """Text embeddings (N, D), token encodings (N, L, W) and their mask (N, L); distinct captions are read once."""
-        distinct, rows = _distinct(captions)
-        ids = self.tokenizer.encode(distinct, self.clip.config.text.context).to(self.device)
+    def _read(self, captions: list[str]) -> "Read":
+        """Put the captions through CLIP, each distinct one once."""
+        row_of = {caption: i for i, caption in enumerate(dict.fromkeys(captions))}
+        ids = self.tokenizer.encode(list(row_of), self.clip.config.text.context).to(self.device)
         text, encodings = self.clip.encode_text(ids)
-        return text[rows], encodings[rows], self.clip.text.mask(ids)[rows]
+        empty = torch.tensor([not caption.strip() for caption in row_of], device=self.device)
+        rows = torch.tensor([row_of[caption] for caption in captions], device=self.device)
+        return Read(text, encodings, self.clip.text.mask(ids), empty, rows)
 
-    def _embed(self, captions: list[str], seeds: list[int], sampling: Sampling) -> Tensor:
-        distinct, rows = _distinct(captions)
-        rows, drop = torch.tensor(rows, device=self.device), self._is_empty(distinct)
-        return draw_embeddings(self.prior, *self._read(distinct), rows, seeds, sampling, drop)
+    def _embed(self, read: "Read", seeds: list[int], sampling: Sampling) -> Tensor:
+        return draw_embeddings(
+            self.prior, read.text, read.encodings, read.mask, read.rows, seeds, sampling, drop=read.empty
+        )
 
     def _decode(
         self,
         embeddings: Tensor | None,
-        captions: list[str],
+        read: "Read",
         seeds: list[int],
         sampling: Sampling,
         trajectory: bool = False,
     ) -> tuple[np.ndarray, list[Moment]]:
-        _, encodings, mask = self._read(captions)
-        drop_text = self._is_empty(captions)
+        encodings, mask, drop_text = (tensor[read.rows] for tensor in (read.encodings, read.mask, read.empty))
         drop_image = torch.full_like(drop_text, embeddings is None)
         if embeddings is None:
-            embeddings = torch.zeros(len(captions), self.clip.config.embed_dim)
+            embeddings = torch.zeros(len(read.rows), self.clip.config.embed_dim)
         timesteps = spaced_timesteps(self.decoder.config.timesteps, sampling.steps)
         keep = {timesteps[i] for i in np.linspace(0, len(timesteps) - 1, MOMENTS).round().astype(int)}
         moments: dict[int, list] = {}
@@ -198,15 +208,15 @@ class UnCLIP:
         joined = [Moment(t, *map(np.concatenate, zip(*parts, strict=True))) for t, parts in moments.items()]
         return _as_array(images), joined
 
-    def _is_empty(self, captions: list[str]) -> Tensor:
-        """(N,), True for a caption that stands for none."""
-        return torch.tensor([not caption.strip() for caption in captions], device=self.device)
 
+class Read(NamedTuple):
+    """N captions, of which U are distinct, as CLIP reads them."""
 
-def _distinct(captions: list[str]) -> tuple[list[str], list[int]]:
-    """The distinct captions, and for each caption the row of its own."""
-    row_of = {caption: i for i, caption in enumerate(dict.fromkeys(captions))}
-    return list(row_of), [row_of[caption] for caption in captions]
+    text: Tensor  # (U, D), unit norm
+    encodings: Tensor  # (U, L, W)
+    mask: Tensor  # (U, L), False for padding
+    empty: Tensor  # (U,), True for a caption that stands for none
+    rows: Tensor  # (N,), which of the U each caption is
 
 
 def _as_list(captions: str | Sequence[str]) -> list[str]:
@@ -220,8 +230,7 @@ def _as_list(captions: str | Sequence[str]) -> list[str]:
 
 
 def _seeds(seed: int, n: int) -> list[int]:
-    if not 0 <= seed <= MAX_SEED - n:
-        raise UserError(f"seed must not be negative or reach 2**63, but is {seed}")
+    check_seeds(seed, n)
     return list(range(seed, seed + n))
 
 

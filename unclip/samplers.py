@@ -27,6 +27,9 @@ def spaced_timesteps(timesteps: int, steps: int) -> list[int]:
     return [round(timesteps - i * timesteps / steps) - 1 for i in range(steps)]
 
 
+PRIOR_STREAM, DECODER_STREAM = 1, 2  # equal seeds give the two stages unrelated noise
+
+
 class RowNoise:
     """Standard-normal noise in which row i depends on seeds[i] (and on how often it was asked) alone.
 
@@ -128,8 +131,7 @@ def dpmpp(
         abar, abar_prev = diffusion.abar(t).item(), diffusion.abar(t_prev).item()
         h = _log_snr(abar_prev) - _log_snr(abar)
         # Lu et al. 2022, eq. 12: extrapolate x0 linearly in lambda from the last two predictions.
-        slope = 0.0 if previous is None else h / (2 * h_last)
-        target = x0 if previous is None else x0 + slope * (x0 - previous)
+        target = x0 if previous is None else x0 + h / (2 * h_last) * (x0 - previous)
         x = math.sqrt((1 - abar_prev) / (1 - abar)) * x - math.sqrt(abar_prev) * math.expm1(-h) * target
         previous, h_last = x0, h
     return x
@@ -146,6 +148,8 @@ def ddim_invert(denoise: Denoise, x0: Tensor, diffusion: GaussianDiffusion, time
     Dhariwal & Nichol 2021, section F. `timesteps` is the same descending list that the sampler takes. The clean sample
     enters as if it stood at the last time, whose noise level is close to none.
     """
+    if len(timesteps) < 2:
+        raise UserError(f"inversion needs at least 2 steps, not {len(timesteps)}")
     ascending = list(timesteps)[::-1]
     x = x0 * diffusion.abar(ascending[0]).sqrt().item()
     for t, t_next in itertools.pairwise(ascending):

@@ -3,9 +3,22 @@
 from dataclasses import dataclass, fields
 from typing import Literal, get_args
 
+import tyro
+
 from unclip.errors import UserError
 
 Sampler = Literal["ddpm", "ddim", "dpmpp"]
+Device = Literal["auto", "cpu", "cuda", "mps"]
+MAX_SEED = 2**63 - 1  # what fits an int64 array
+
+FromData = tyro.conf.Suppress[int]
+"""A field of a model's config that the trainer takes from the data or the frozen CLIP: no option."""
+
+
+def check_seeds(seed: int, n: int) -> None:
+    """Raise UserError unless seed .. seed + n - 1 are all usable."""
+    if not 0 <= seed <= MAX_SEED - n:
+        raise UserError(f"seed must not be negative or reach 2**63, but is {seed}")
 
 
 @dataclass(frozen=True)
@@ -38,6 +51,8 @@ class Sampling:
                 raise UserError(f"{name} must lie between 0 and 100, not {getattr(self, name)}")
         if not 0 <= self.eta <= 1:
             raise UserError(f"eta must lie between 0 and 1, not {self.eta}")
+        if self.eta and self.sampler != "ddim":
+            raise UserError(f"eta is for the ddim sampler, not for {self.sampler}; choose that or leave it out")
         if self.sampler not in get_args(Sampler):
             raise UserError(f"unknown sampler {self.sampler!r}; choose one of {', '.join(get_args(Sampler))}")
 

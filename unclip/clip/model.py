@@ -38,7 +38,7 @@ class CLIP(nn.Module):
         embeddings, encodings = self.text(ids)
         return F.normalize(embeddings, dim=-1), encodings
 
-    def temperature(self) -> Tensor:
+    def scale(self) -> Tensor:
         """The factor on cosine similarities, at most 100 (Radford et al. 2021, section 2.5).
 
         The parameter itself is clamped: the gradient of a clamped copy is zero above the bound, where it would stay.
@@ -60,7 +60,8 @@ def contrastive_loss(images: Tensor, texts: Tensor, caption: Tensor, scale: Tens
     An image has one right caption among U. A caption has as positives all images with it: the mean of their
     log-probabilities among B counts (Khosla et al. 2020, eq. 2). Equal strings are so never each other's negatives.
     """
-    logits = scale * images @ texts.T  # (B, U)
+    with torch.autocast(images.device.type, enabled=False):  # bfloat16 would round logits near 100 to steps of a half
+        logits = scale * images.float() @ texts.float().T  # (B, U)
     image_to_text = F.cross_entropy(logits, caption)
     positive = F.one_hot(caption, len(texts)).to(logits.dtype)  # (B, U)
     positive = positive / positive.sum(dim=0, keepdim=True)  # every caption has an image: no column is empty

@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from PIL import Image
 from torch import Tensor
 
-from unclip.checkpoint import load_stage
+from unclip.checkpoint import load_stage, sha256
 from unclip.clip.model import CLIP, CLIPConfig
 from unclip.clip.tokenizer import Tokenizer
 from unclip.errors import UserError
@@ -42,12 +42,14 @@ def load_clip(path: str | Path) -> tuple[CLIP, Tokenizer, Preprocess]:
     """Open the CLIP of a pipeline folder, or a `clip` folder inside one. Raises UserError if there is none."""
     path = Path(path)
     folder = path / "clip" if (path / "clip").is_dir() else path
-    clip, _ = load_stage(folder, CLIP, CLIPConfig)
-    tokenizer = Tokenizer.load(folder.parent / "tokenizer.json")
-    config = clip.config
-    if tokenizer.vocab_size != config.text.vocab_size:
+    clip, manifest = load_stage(folder, CLIP, CLIPConfig)
+    path = folder.parent / "tokenizer.json"
+    tokenizer = Tokenizer.load(path)
+    found, expected = sha256(path.read_bytes()), manifest.parents.get("tokenizer", "unknown")
+    if found != expected:
         raise UserError(
-            f"{folder.parent / 'tokenizer.json'} has {tokenizer.vocab_size} entries, but the CLIP beside it was "
-            f"trained with {config.text.vocab_size}; restore the tokenizer that belongs to it"
+            f"{path} has the SHA-256 {found[:12]}.., but the CLIP beside it was trained with {expected[:12]}..; "
+            "restore the tokenizer that belongs to it"
         )
+    config = clip.config
     return clip, tokenizer, Preprocess(config.vision.image_size, config.vision.channels)

@@ -6,14 +6,15 @@ import torch
 from torch import Tensor, nn
 
 from unclip.layers import Activation, Block, causal_mask, init_transformer
+from unclip.settings import FromData
 
 
 @dataclass(frozen=True)
 class TextConfig:
-    vocab_size: int = 0
-    """Entries of the tokenizer; the trainer fills it in."""
-    eos_id: int = 1
-    """The end-of-text token, where the caption's embedding is read off; the trainer fills it in."""
+    vocab_size: FromData = 0
+    """Entries of the tokenizer."""
+    eos_id: FromData = 1
+    """The end-of-text token, where the caption's embedding is read off."""
     context: int = 32
     """Longest caption in tokens, start and end included; longer ones are cut."""
     width: int = 128

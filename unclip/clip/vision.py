@@ -8,13 +8,14 @@ from torch import Tensor, nn
 
 from unclip.errors import UserError
 from unclip.layers import Activation, Block, init_transformer
+from unclip.settings import FromData
 
 
 @dataclass(frozen=True)
 class VisionConfig:
-    image_size: int = 28
+    image_size: FromData = 28
     """Height and width of the images, in pixels."""
-    channels: int = 1
+    channels: FromData = 1
     """1 for grey, 3 for colour."""
     patch_size: int = 7
     """Height and width of a patch; it divides the image size."""

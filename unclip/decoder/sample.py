@@ -7,10 +7,8 @@ import torch
 from torch import Tensor
 
 from unclip.decoder.unet import Decoder
-from unclip.samplers import SAMPLERS, RowNoise, guided, spaced_timesteps
+from unclip.samplers import DECODER_STREAM, SAMPLERS, RowNoise, guided, spaced_timesteps
 from unclip.settings import Sampling
-
-STREAM = 2  # equal seeds give the prior and the decoder unrelated noise
 
 
 @torch.inference_mode()
@@ -57,7 +55,7 @@ def draw_images(
         model = partial(decoder, condition=decoder.condition(*part))
         if sampling.guidance != 1:
             model = guided(model, sampling.guidance)
-        noise = RowNoise(seeds[start : start + batch], STREAM)
+        noise = RowNoise(seeds[start : start + batch], DECODER_STREAM)
         x = noise(images.new_empty(batch, config.channels, config.image_size, config.image_size))
-        drawn.append(sampler(diffusion.denoiser(model, clip=1.0), x, diffusion, timesteps, noise, on_step))
+        drawn.append(sampler(diffusion.denoiser(model, clip_x0=1.0), x, diffusion, timesteps, noise, on_step))
     return torch.cat(drawn)

@@ -13,17 +13,18 @@ from unclip.decoder.blocks import ConditionedAttention, Resample, ResBlock, down
 from unclip.decoder.condition import Condition, ImageCondition, TextCondition
 from unclip.diffusion import GaussianDiffusion, Prediction, Schedule
 from unclip.layers import timestep_embedding
+from unclip.settings import FromData
 
 
 @dataclass(frozen=True)
 class DecoderConfig:
-    embed_dim: int = 0
-    """Dimension of CLIP's embeddings; the trainer fills it in."""
-    text_width: int = 0
-    """Width of CLIP's token encodings; the trainer fills it in."""
-    image_size: int = 28
+    embed_dim: FromData = 0
+    """Dimension of CLIP's embeddings."""
+    text_width: FromData = 0
+    """Width of CLIP's token encodings."""
+    image_size: FromData = 28
     """Height and width of the images that are sampled, in pixels."""
-    channels: int = 1
+    channels: FromData = 1
     """1 for grey, 3 for colour."""
     space_to_depth: int = 2
     """Fold squares of so many pixels into channels at the input, and back at the output; 1 for none."""
@@ -156,11 +157,10 @@ class Decoder(nn.Module):
         for layer in self.middle:
             h = layer(h, vector, condition)
         for layer in self.up:
-            h = (
-                layer(torch.cat([h, skips.pop()], dim=1), vector, condition)
-                if isinstance(layer, UNetLayer)
-                else layer(h)
-            )
+            if isinstance(layer, UNetLayer):
+                h = layer(torch.cat([h, skips.pop()], dim=1), vector, condition)
+            else:
+                h = layer(h)
         h = self.conv_out(F.silu(self.norm_out(h)))
         h = F.pixel_shuffle(h, self.config.space_to_depth)  # (B, C, H, W)
         return h[..., top : top + height, left : left + width]

@@ -8,16 +8,17 @@ from torch import Tensor, nn
 
 from unclip.diffusion import GaussianDiffusion, Schedule
 from unclip.layers import Block, EmbeddingScaler, KeyValue, causal_mask, init_transformer, timestep_embedding
+from unclip.settings import FromData
 
 
 @dataclass(frozen=True)
 class PriorConfig:
-    embed_dim: int = 0
-    """Dimension of CLIP's embeddings; the trainer fills it in."""
-    text_width: int = 0
-    """Width of CLIP's token encodings; the trainer fills it in."""
-    context: int = 0
-    """CLIP's longest caption in tokens; the trainer fills it in."""
+    embed_dim: FromData = 0
+    """Dimension of CLIP's embeddings."""
+    text_width: FromData = 0
+    """Width of CLIP's token encodings."""
+    context: FromData = 0
+    """CLIP's longest caption in tokens."""
     width: int = 128
     """Width of the transformer."""
     layers: int = 4

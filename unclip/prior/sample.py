@@ -7,10 +7,8 @@ import torch
 from torch import Tensor
 
 from unclip.prior.model import Prior
-from unclip.samplers import RowNoise, ddim, guided, spaced_timesteps
+from unclip.samplers import PRIOR_STREAM, RowNoise, ddim, guided, spaced_timesteps
 from unclip.settings import Sampling
-
-STREAM = 1  # equal seeds give the prior and the decoder unrelated noise
 
 
 @torch.inference_mode()
@@ -51,7 +49,7 @@ def draw_embeddings(
             model = guided(partial(prior, prefix=own.join(nulls.repeat(rows[part]))), guidance)
         candidates = []
         for draw in range(sampling.draws):
-            noise = RowNoise(seeds[part], STREAM, draw)
+            noise = RowNoise(seeds[part], PRIOR_STREAM, draw)
             x = noise(text[rows[part]])
             x = ddim(diffusion.denoiser(model), x, diffusion, timesteps, noise)
             candidates.append(prior.scaler.unscale(x))
