@@ -24,7 +24,7 @@ PRESETS = {
         ),
         augment=AugmentConfig(flip=False, shift=0),  # it sees each image hardly more than once
         train=TrainConfig(
-            steps=1100, batch_size=64, lr=1e-3, warmup=60, evaluate_every=550, preview_every=1100, ema=0.99
+            steps=1000, batch_size=64, lr=1e-3, warmup=60, evaluate_every=500, preview_every=1000, ema=0.99
         ),
     ),
     "base": CLIPRun(

@@ -14,9 +14,10 @@ PRESETS = {
         train=TrainConfig(steps=60, batch_size=32, lr=2e-3, warmup=10, evaluate_every=30, preview_every=60, ema=0.9),
     ),
     "quick": DecoderRun(
-        model=DecoderConfig(space_to_depth=2, width=48, multipliers=(1, 2), blocks=1, attention_levels=(1,)),
+        evaluate_on=500,
+        model=DecoderConfig(space_to_depth=2, width=40, multipliers=(1, 2), blocks=1, attention_levels=(1,)),
         train=TrainConfig(
-            steps=1500, batch_size=32, lr=1e-3, warmup=100, evaluate_every=350, preview_every=700, ema=0.995
+            steps=1200, batch_size=32, lr=1e-3, warmup=100, evaluate_every=600, preview_every=600, ema=0.995
         ),
     ),
     "base": DecoderRun(

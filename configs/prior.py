@@ -14,9 +14,10 @@ PRESETS = {
         train=TrainConfig(steps=60, batch_size=64, lr=2e-3, warmup=10, evaluate_every=30, preview_every=60, ema=0.9),
     ),
     "quick": PriorRun(
+        evaluate_on=500,
         model=PriorConfig(width=128, layers=4, heads=4),
         train=TrainConfig(
-            steps=700, batch_size=64, lr=1e-3, warmup=60, evaluate_every=350, preview_every=700, ema=0.99
+            steps=600, batch_size=64, lr=1e-3, warmup=60, evaluate_every=300, preview_every=600, ema=0.99
         ),
     ),
     "base": PriorRun(

@@ -40,6 +40,8 @@ TEMPLATES = (
     "a catalogue picture of {a}", "a photograph of {a}", "a drawing of {a}", "here is {a}", "{a} on a black background",
 )  # fmt: skip
 
+SINGULAR = ("this is {a}", "here is {a}")  # "this is trousers" is no English: the first template takes their place
+
 TONES, WIDTHS = ("", "dark", "light"), ("", "narrow", "wide")
 
 HELD_OUT = (("light", "sneaker"), ("wide", "trousers"))
@@ -105,6 +107,8 @@ class Grammar:
             template, label, name, tone, width, order = index
             if _says_held_out(CLASSES[label], TONES[tone], WIDTHS[width]):
                 continue
+            if NAMES[label][name] in PLURAL and TEMPLATES[template] in SINGULAR:
+                template = 0
             a, bare = noun_phrase(NAMES[label][name], TONES[tone], WIDTHS[width], bool(order))
             caption = TEMPLATES[template].format(a=a, bare=bare)
             ids[index] = captions.setdefault(caption, len(captions))

@@ -71,20 +71,18 @@ class TrainConfig:
         for name in ("steps", "batch_size", "evaluate_every", "preview_every", "log_every"):
             if getattr(self, name) < 1:
                 raise UserError(f"--train.{name.replace('_', '-')} must be at least 1, not {getattr(self, name)}")
-        if (
-            self.warmup < 0
-            or self.weight_decay < 0
-            or not self.clip_grad > 0
-            or not all(0 <= b < 1 for b in self.betas)
-        ):
-            raise UserError(
-                "--train needs warmup >= 0, weight-decay >= 0, clip-grad > 0 and betas in 0 .. 1, "
-                f"not {self.warmup}, {self.weight_decay}, {self.clip_grad}, {self.betas}"
-            )
-        if not self.lr > 0 or not 0 <= self.ema < 1 or not 0 <= self.seed < 2**31:
-            raise UserError(
-                f"--train needs lr > 0, 0 <= ema < 1 and 0 <= seed < 2**31, not {self.lr}, {self.ema}, {self.seed}"
-            )
+        rules = {
+            "warmup": ("at least 0", self.warmup >= 0),
+            "weight-decay": ("at least 0", self.weight_decay >= 0),
+            "clip-grad": ("above 0", self.clip_grad > 0),
+            "betas": ("in 0 .. 1", all(0 <= beta < 1 for beta in self.betas)),
+            "lr": ("above 0", self.lr > 0),
+            "ema": ("at least 0 and below 1", 0 <= self.ema < 1),
+            "seed": ("at least 0 and below 2**31", 0 <= self.seed < 2**31),
+        }
+        for name, (rule, kept) in rules.items():
+            if not kept:
+                raise UserError(f"--train.{name} must be {rule}, not {getattr(self, name.replace('-', '_'))}")
 
 
 class Stage(Protocol):
@@ -332,7 +330,7 @@ class Log:
         rate = images / (self.progress.seconds - self.mark[1])
         left = (self.config.steps - step) * self.config.batch_size / rate
         self.recent, self.mark = [], (step, self.progress.seconds)
-        self._write({**means, "images_per_second": rate})
+        self._write({**means, "lr": figures["lr"], "images_per_second": rate})
         told = ", ".join(f"{k} {v:.4g}" for k, v in means.items() if k not in ("grad_norm", "lr"))
         self._say(f"{told}, {rate:.0f} images/s, {int(left) // 60}:{int(left) % 60:02d} left")
 

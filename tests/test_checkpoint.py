@@ -8,7 +8,7 @@ import torch
 from conftest import contents, files_under
 from torch import nn
 
-from unclip import UnCLIP, checkpoint
+from unclip import UnCLIP, checkpoint, files
 from unclip.checkpoint import (
     Manifest,
     check_lineage,
@@ -16,14 +16,13 @@ from unclip.checkpoint import (
     load_stage,
     load_tensors,
     load_weights,
-    read_json,
     read_manifest,
     save_stage,
-    write_atomically,
+    sha256,
     write_index,
-    write_json,
 )
 from unclip.errors import UserError
+from unclip.files import read_json, write_atomically, write_json
 
 
 @dataclass(frozen=True)
@@ -217,7 +216,7 @@ def test_interruption_while_writing_leaves_the_old_file(tmp_path, monkeypatch):
         raise KeyboardInterrupt
 
     (tmp_path / "file").write_text("old")
-    monkeypatch.setattr(checkpoint.os, "replace", interrupt)
+    monkeypatch.setattr(files.os, "replace", interrupt)
     with pytest.raises(KeyboardInterrupt):
         write_atomically(tmp_path / "file", "new")
     assert contents(tmp_path) == {"file": b"old"}
@@ -242,12 +241,18 @@ def test_json_round_trips(tmp_path):
 
 def test_descendants_of_another_clip_are_refused_with_both_hashes():
     own, other = "1234567890abcdef" * 4, "fedcba0987654321" * 4
-    family = {"clip": Manifest("clip", sha256=own), "prior": Manifest("prior", parents={"clip": own})}
+    family = {"clip": Manifest("clip", sha256=own)}
+    family |= {stage: Manifest(stage, parents={"clip": own}) for stage in ("prior", "decoder")}
     check_lineage(family)
     with pytest.raises(UserError) as caught:
         check_lineage({**family, "decoder": Manifest("decoder", parents={"clip": other})})
     for word in ("the decoder", own[:12], other[:12], "python train_decoder.py --out"):
         assert word in str(caught.value)
+
+
+def test_a_stage_that_names_no_clip_is_refused():
+    with pytest.raises(UserError, match="the prior was trained on CLIP unknown"):
+        check_lineage({stage: Manifest(stage, sha256="a" * 64) for stage in ("clip", "prior", "decoder")})
 
 
 @pytest.mark.parametrize("stage", ["prior", "decoder"])
@@ -274,7 +279,7 @@ def test_index_lists_the_complete_stages(tmp_path):
 def test_manifest_on_disk_names_all_that_a_stage_comes_from(trained):
     clip, prior, decoder = (read_manifest(trained.folder / stage) for stage in checkpoint.STAGES)
     assert prior.parents == decoder.parents == {"clip": clip.sha256}
-    assert clip.parents == {}
+    assert clip.parents == {"tokenizer": sha256((trained.folder / "tokenizer.json").read_bytes())}
     for name, manifest in (("clip", clip), ("prior", prior), ("decoder", decoder)):
         assert manifest.stage == name
         assert manifest.format == checkpoint.FORMAT

@@ -140,7 +140,7 @@ def test_sample_into_a_read_only_folder_leaves_no_file(trained, script, tmp_path
     def refuse(*_, **__):
         raise PermissionError(13, "Permission denied", str(tmp_path / "out"))
 
-    monkeypatch.setattr("unclip.checkpoint.tempfile.mkstemp", refuse)  # a test that runs as root may write anywhere
+    monkeypatch.setattr("unclip.files.tempfile.mkstemp", refuse)  # a test that runs as root may write anywhere
     arguments = ("--checkpoint", trained.folder, "--out", tmp_path / "out", "--steps", 1, "--prior-steps", 1)
     assert_one_error_line(script("sample", BAG, *arguments), "Permission denied", str(tmp_path / "out"))
     assert files_under(tmp_path) == []

@@ -108,7 +108,7 @@ def test_gradient_reaches_every_parameter_of_a_tower(tower):
     clip = tiny_clip()
     ids = torch.tensor([[0, 5, 6, END], [0, 7, END, END]])
     images, texts = clip.encode_image(torch.randn(2, 1, 8, 8)), clip.encode_text(ids)[0]
-    contrastive_loss(images, texts, torch.tensor([0, 1]), clip.temperature()).backward()
+    contrastive_loss(images, texts, torch.tensor([0, 1]), clip.scale()).backward()
     assert all(p.grad is not None and p.grad.any() for p in clip.get_submodule(tower).parameters())
     assert clip.logit_scale.grad != 0
 
@@ -121,12 +121,12 @@ def test_the_temperature_is_clamped_at_one_hundred(logit, want):
     clip = tiny_clip()
     with torch.no_grad():
         clip.logit_scale.fill_(logit)
-    assert clip.temperature().item() == pytest.approx(want, rel=1e-5)
+    assert clip.scale().item() == pytest.approx(want, rel=1e-5)
 
 
 def test_the_temperature_starts_at_that_of_clip():
     config = CLIPConfig(text=TextConfig(vocab_size=3, width=8, layers=1), vision=VisionConfig(width=8, layers=1))
-    assert CLIP(config).temperature().item() == pytest.approx(1 / 0.07, rel=1e-5)
+    assert CLIP(config).scale().item() == pytest.approx(1 / 0.07, rel=1e-5)
 
 
 def slow_contrastive_loss(images, texts, caption, scale) -> float:

@@ -258,7 +258,7 @@ def test_a_denoiser_gives_the_model_one_time_a_row_and_clips_x0(prediction):
         return d.target(x0, noise, 60)
 
     torch.testing.assert_close(d.denoiser(model)(xt, 60), x0, rtol=1e-4, atol=1e-5)
-    torch.testing.assert_close(d.denoiser(model, clip=1.0)(xt, 60), x0.clamp(-1, 1), rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(d.denoiser(model, clip_x0=1.0)(xt, 60), x0.clamp(-1, 1), rtol=1e-4, atol=1e-5)
     assert seen == [[60, 60, 60]] * 2
 
 

@@ -11,7 +11,8 @@ from conftest import ROOT, contents, files_under, run_python
 from PIL import Image
 
 from unclip import UnCLIP
-from unclip.checkpoint import STAGES, read_json, read_manifest
+from unclip.checkpoint import STAGES, read_manifest
+from unclip.files import read_json
 
 CAPTIONS = ("An image of an ankle boot", "a dark narrow dress", "")
 TEN = (ROOT / "data" / "ten_captions.txt").read_text(encoding="utf-8").splitlines()

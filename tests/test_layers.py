@@ -98,7 +98,7 @@ def test_scaled_embeddings_have_zero_mean_and_unit_variance():
     embeddings = unit_embeddings()
     scaled = EmbeddingScaler(6).fit(embeddings).scale(embeddings)
     torch.testing.assert_close(scaled.mean(dim=0), torch.zeros(6), rtol=0, atol=1e-5)
-    torch.testing.assert_close(scaled.var(dim=0), torch.ones(6), rtol=1e-4, atol=0)
+    torch.testing.assert_close(scaled.var(dim=0, correction=0), torch.ones(6), rtol=1e-4, atol=0)
 
 
 def test_unscaling_inverts_on_the_sphere_and_always_returns_to_it():

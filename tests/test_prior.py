@@ -10,8 +10,7 @@ import torch.nn.functional as F
 from unclip.layers import timestep_embedding
 from unclip.prior import Prior, PriorConfig, draw_embeddings
 from unclip.prior.model import Prefix
-from unclip.prior.sample import STREAM
-from unclip.samplers import RowNoise
+from unclip.samplers import PRIOR_STREAM, RowNoise
 from unclip.settings import Sampling
 
 CONFIG = PriorConfig(embed_dim=6, text_width=5, context=8, width=16, layers=2, heads=2, timesteps=50)
@@ -216,7 +215,7 @@ def test_a_caption_that_stands_for_none_keeps_its_first_candidate(prior):
 
 def test_guidance_moves_away_from_the_null(prior):
     """One step of DDIM lands on the predicted x0, where guidance is plain arithmetic."""
-    x, t = RowNoise([0, 1, 2], STREAM, 0)(torch.empty(3, 6)), torch.full((3,), 49)
+    x, t = RowNoise([0, 1, 2], PRIOR_STREAM, 0)(torch.empty(3, 6)), torch.full((3,), 49)
     text = prior(x, t, prior.prefix(*captions()))
     null = prior(x, t, prior.prefix(*captions(), torch.ones(3, dtype=torch.bool)))
     for scale in (0.0, 1.0, 2.5):

@@ -52,7 +52,7 @@ def test_ddpm_reproduces_the_published_values(prediction, total):
     d = GaussianDiffusion(1000, "linear", prediction)
     generator = torch.manual_seed(0)
     noise = lambda x: torch.randn(x.shape, generator=generator)  # noqa: E731
-    x = ddpm(d.denoiser(golden_model, clip=1.0), golden_sample(), d, range(999, -1, -1), noise)
+    x = ddpm(d.denoiser(golden_model, clip_x0=1.0), golden_sample(), d, range(999, -1, -1), noise)
     assert x.abs().sum().item() == pytest.approx(total, abs=0.1)
 
 
@@ -64,7 +64,7 @@ def test_ddim_reproduces_the_published_values(prediction, total):
     within [-1, 1], so that the two agree.
     """
     d = GaussianDiffusion(1000, "linear", prediction)
-    x = ddim(d.denoiser(golden_model, clip=1.0), golden_sample(), d, range(900, -1, -100))
+    x = ddim(d.denoiser(golden_model, clip_x0=1.0), golden_sample(), d, range(900, -1, -100))
     assert x.abs().sum().item() == pytest.approx(total, abs=0.01)
 
 

@@ -8,7 +8,8 @@ import re
 import sys
 import warnings
 from collections.abc import Callable
-from typing import TypeVar
+from dataclasses import fields, is_dataclass
+from typing import Any, TypeVar
 
 import tyro
 
@@ -48,7 +49,7 @@ def _one_line(box: str) -> str:
         else:
             sections[-1].append(line)
     message, *rest = [section for section in sections if section]
-    message = re.sub(r"^Error parsing [A-Z]\w+: ", "", " ".join(message))  # a config class's own words suffice
+    message = re.sub(r"^Error parsing \w+: ", "", " ".join(message))  # a config class's own words suffice
     suggestions = [line for section in rest for line in section if line.startswith("--")]
     hint = f"; did you mean {' or '.join(suggestions[:2])}?" if suggestions else ""
     return f"{message.rstrip('.')}{hint} (all options: --help)"
@@ -67,7 +68,20 @@ def parse_run(presets: dict[str, C], description: str) -> C:
             name = argument.removeprefix("--preset=")
     if name not in presets:
         raise UserError(f"unknown preset {name!r}; choose one of {', '.join(presets)}")
-    return parse(type(presets[name]), description, presets[name])
+    config = parse(type(presets[name]), description, presets[name])
+    defaults = _options(presets[name])
+    changed = [f"{key} = {value}" for key, value in _options(config).items() if value != defaults[key]]
+    print(f"preset {name}{', with ' if changed else ''}{', '.join(changed)}")
+    return config
+
+
+def _options(config: Any, prefix: str = "") -> dict[str, Any]:
+    """{"train.lr": 1e-3, ...}."""
+    flat = {}
+    for item in fields(config):
+        value = getattr(config, item.name)
+        flat |= _options(value, f"{prefix}{item.name}.") if is_dataclass(value) else {prefix + item.name: value}
+    return flat
 
 
 def run(main: Callable[[], None]) -> None:

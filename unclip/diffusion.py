@@ -160,4 +160,5 @@ class GaussianDiffusion:
 
 def _like(coefficient: Tensor, x: Tensor) -> Tensor:
     """A () or (B,) coefficient, with x's dtype and device, shaped to broadcast over x's trailing dimensions."""
-    return coefficient.to(x.dtype).to(x.device).view(-1, *[1] * (x.ndim - 1))
+    coefficient = coefficient.to(x.dtype).to(x.device)
+    return coefficient if coefficient.ndim == 0 else coefficient.view(-1, *[1] * (x.ndim - 1))

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
+from unclip.errors import UserError
 from unclip.layers import Activation, Block, causal_mask, init_transformer
 from unclip.settings import FromData
 
@@ -30,6 +31,8 @@ class TextConfig:
 class TextTransformer(nn.Module):
     def __init__(self, config: TextConfig, embed_dim: int):
         super().__init__()
+        if config.context < 3:
+            raise UserError(f"context must be at least 3 (start, one token, end), not {config.context}")
         self.config = config
         self.tokens = nn.Embedding(config.vocab_size, config.width)
         self.positions = nn.Parameter(torch.empty(config.context, config.width))

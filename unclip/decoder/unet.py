@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from unclip.decoder.blocks import ConditionedAttention, Resample, ResBlock, downsample, group_norm, upsample
 from unclip.decoder.condition import Condition, ImageCondition, TextCondition
 from unclip.diffusion import GaussianDiffusion, Prediction, Schedule
+from unclip.errors import UserError
 from unclip.layers import timestep_embedding
 from unclip.settings import FromData
 
@@ -63,6 +64,9 @@ class DecoderConfig:
 class Decoder(nn.Module):
     def __init__(self, config: DecoderConfig):
         super().__init__()
+        sizes = (config.width, config.space_to_depth, config.blocks, config.image_tokens, *config.multipliers)
+        if min(sizes) < 1 or not config.multipliers:
+            raise UserError(f"the decoder needs widths, blocks and multipliers of at least 1, not {config}")
         self.config = config
         vector = 4 * config.width
         tokens = config.condition_width
