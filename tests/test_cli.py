@@ -193,7 +193,7 @@ def test_prior_on_a_clip_in_training_is_refused(copied, script):
         (("--train.lr", "fast"), ("--train.lr", "'fast'")),
         (("--train.steps", "0"), ("--train.steps must be at least 1, not 0",)),
         (("--train.device", "tpu"), ("tpu", "'auto', 'cpu'")),
-        (("--train.ema", "2"), ("0 <= ema < 1",)),
+        (("--train.ema", "2"), ("--train.ema must be at least 0 and below 1, not 2.0",)),
     ],
 )
 def test_trainers_refuse_bad_options(name, arguments, words, script, tmp_path):

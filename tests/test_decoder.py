@@ -338,10 +338,8 @@ SAMPLING = Sampling(steps=3, guidance=2.0)
 @pytest.mark.parametrize("sampler", ["ddpm", "ddim", "dpmpp"])
 @pytest.mark.parametrize("guidance", [1.0, 2.0])
 def test_a_batch_of_images_equals_its_singles(sampler, guidance):
-    decoder, sampling = (
-        random_decoder(channels=3),
-        Sampling(steps=3, sampler=sampler, guidance=guidance, eta=0.5 * (sampler == "ddim")),
-    )
+    eta = 0.5 if sampler == "ddim" else 0.0
+    decoder, sampling = random_decoder(channels=3), Sampling(steps=3, sampler=sampler, guidance=guidance, eta=eta)
     images, encodings, mask = conditions()
     together = draw_images(decoder, images, encodings, mask, [4, 5, 6], sampling)
     assert together.shape == (3, 3, 8, 8)
