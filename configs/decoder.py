@@ -17,7 +17,7 @@ PRESETS = {
         evaluate_on=500,
         model=DecoderConfig(space_to_depth=2, width=40, multipliers=(1, 2), blocks=1, attention_levels=(1,)),
         train=TrainConfig(
-            steps=1200, batch_size=32, lr=1e-3, warmup=100, evaluate_every=600, preview_every=600, ema=0.995
+            steps=1500, batch_size=32, lr=1e-3, warmup=100, evaluate_every=750, preview_every=750, ema=0.995
         ),
     ),
     "base": DecoderRun(

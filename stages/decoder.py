@@ -119,7 +119,7 @@ def train(run: DecoderRun) -> Manifest:
     """Train a decoder on the CLIP in run.out. Returns the manifest of the trained decoder."""
     device = runtime.start(run.train.device)
     frozen = prepare(run.out, run.data, device, run.flip)
-    clip, data = frozen.clip.config, frozen.data
+    clip, data = frozen.clip, frozen.data
     torch.manual_seed(run.train.seed)
     model = Decoder(
         replace(

@@ -11,13 +11,13 @@ from stages import runtime
 from stages.data import DataConfig
 from stages.embed import Embedded, embed_dataset
 from unclip.checkpoint import Manifest, read_manifest
-from unclip.clip import CLIP, load_clip
+from unclip.clip import CLIPConfig, load_clip
 from unclip.errors import UserError
 
 
 @dataclass
 class Frozen:
-    clip: CLIP
+    clip: CLIPConfig
     data: CaptionedImages
     validation: CaptionedImages
     embedded: Embedded
@@ -50,4 +50,4 @@ def prepare(out: Path, data: DataConfig, device: torch.device, flipped: bool = F
             for images in (train, validation)
         )
     parents = {"clip": parent.sha256}
-    return Frozen(clip, train, validation, embedded.to(device), embedded_validation.to(device), parents)
+    return Frozen(clip.config, train, validation, embedded.to(device), embedded_validation.to(device), parents)

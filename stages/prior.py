@@ -104,7 +104,7 @@ def train(run: PriorRun) -> Manifest:
     """Train a prior on the CLIP in run.out. Returns the manifest of the trained prior."""
     device = runtime.start(run.train.device)
     frozen = prepare(run.out, run.data, device)
-    clip = frozen.clip.config
+    clip = frozen.clip
     torch.manual_seed(run.train.seed)
     model = Prior(replace(run.model, embed_dim=clip.embed_dim, text_width=clip.text.width, context=clip.text.context))
     model.scaler.fit(frozen.embedded.images)

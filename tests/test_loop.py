@@ -392,18 +392,18 @@ def frozen(tmp_path_factory) -> Frozen:
         embed_dataset(part, clip, "c" * 64, tokenizer, Preprocess(28, 1), CPU, flipped=True, cache=cache)
         for part in (data, validation)
     )
-    return Frozen(clip, data, validation, embedded, embedded_validation, {"clip": "c" * 64})
+    return Frozen(clip.config, data, validation, embedded, embedded_validation, {"clip": "c" * 64})
 
 
 def clip_stage(frozen: Frozen) -> CLIPStage:
     tokenizer = Tokenizer.train(frozen.data.captions, 500)
     torch.manual_seed(0)
-    return CLIPStage(CLIP(frozen.clip.config), tokenizer, frozen.data, frozen.validation, AugmentConfig(), CPU)
+    return CLIPStage(CLIP(frozen.clip), tokenizer, frozen.data, frozen.validation, AugmentConfig(), CPU)
 
 
 def prior_stage(frozen: Frozen) -> PriorStage:
     torch.manual_seed(0)
-    model = Prior(PriorConfig(16, 16, frozen.clip.config.text.context, width=16, layers=1, heads=2))
+    model = Prior(PriorConfig(16, 16, frozen.clip.text.context, width=16, layers=1, heads=2))
     model.scaler.fit(frozen.embedded.images)
     return PriorStage(model, frozen, 0.1, 10, CPU)
 
