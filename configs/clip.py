@@ -37,7 +37,14 @@ PRESETS = {
         augment=AugmentConfig(flip=True, shift=2),
         # 200 epochs of the 51,341 training images
         train=TrainConfig(
-            steps=80_200, batch_size=128, lr=5e-4, warmup=2_000, evaluate_every=2_000, preview_every=4_000, ema=0.9999
+            steps=80_200,
+            batch_size=128,
+            lr=5e-4,
+            warmup=2_000,
+            evaluate_every=2_000,
+            save_every=1_000,
+            preview_every=4_000,
+            ema=0.9999,
         ),
     ),
 }

@@ -27,7 +27,14 @@ PRESETS = {
         ),
         # 100 epochs of the 51,341 training images
         train=TrainConfig(
-            steps=40_100, batch_size=128, lr=3e-4, warmup=2_000, evaluate_every=2_000, preview_every=4_000, ema=0.9999
+            steps=40_100,
+            batch_size=128,
+            lr=3e-4,
+            warmup=2_000,
+            evaluate_every=2_000,
+            save_every=1_000,
+            preview_every=4_000,
+            ema=0.9999,
         ),
     ),
 }

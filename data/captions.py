@@ -73,7 +73,9 @@ def attribute_codes(measures: Tensor, labels: Tensor, thirds: Tensor) -> Tensor:
 def is_held_out(codes: Tensor, labels: Tensor) -> Tensor:
     """(N,), True for images that show a held-out pair."""
     pairs = zip(labels.tolist(), codes.tolist(), strict=True)
-    return torch.tensor([_says_held_out(CLASSES[c], TONES[tone], WIDTHS[width]) for c, (tone, width) in pairs])
+    return torch.tensor(
+        [_says_held_out(CLASSES[c], TONES[tone], WIDTHS[width]) for c, (tone, width) in pairs], dtype=torch.bool
+    )
 
 
 def _says_held_out(name: str, tone: str, width: str) -> bool:

@@ -42,7 +42,7 @@ class DecoderRun:
 
 
 class DecoderStage:
-    """Gives the loop the diffusion loss on true image embeddings, and the same on held-out images."""
+    """Gives the loop the diffusion loss on true image embeddings, and the same on validation images."""
 
     name = "decoder"
     best_is = ("loss", "lowest")
@@ -88,7 +88,7 @@ class DecoderStage:
         return (error * self.diffusion.loss_weight(t).to(self.device)).mean()
 
     def evaluate(self, model: Decoder) -> dict[str, float]:
-        """The loss on held-out images with nothing dropped; times and noise are the same at every call."""
+        """The loss on validation images with nothing dropped; times and noise are the same at every call."""
         validation, embedded = self.frozen.validation, self.frozen.embedded_validation
         torch.manual_seed(0)
         rows = torch.arange(len(validation))[: self.run.evaluate_on]

@@ -55,7 +55,9 @@ class TrainConfig:
     ema: float = 0.999
     """Decay of the moving average of the weights, which is what is saved."""
     evaluate_every: int = 500
-    """Steps between validations; each also saves the state, so that a run can go on from there."""
+    """Steps between validations."""
+    save_every: int = 100
+    """Steps between saved states, from which an interrupted run goes on."""
     preview_every: int = 500
     """Steps between preview grids."""
     log_every: int = 50
@@ -68,7 +70,7 @@ class TrainConfig:
     """auto is bfloat16 autocast on CUDA, float32 elsewhere."""
 
     def __post_init__(self):
-        for name in ("steps", "batch_size", "evaluate_every", "preview_every", "log_every"):
+        for name in ("steps", "batch_size", "evaluate_every", "save_every", "preview_every", "log_every"):
             if getattr(self, name) < 1:
                 raise UserError(f"--train.{name.replace('_', '-')} must be at least 1, not {getattr(self, name)}")
         rules = {
@@ -160,12 +162,15 @@ def train(
         progress.seconds += time.perf_counter() - began
         log.step(figures)
 
-        last = progress.step == config.steps
-        if runtime.is_main() and (last or progress.step % config.preview_every == 0):
-            save_png(folder / "train" / f"preview-{progress.step:06d}.png", preview(stage, average))
-        if runtime.is_main() and (last or progress.step % config.evaluate_every == 0):
-            log.validation(validate(stage, average, folder, manifest, progress, last))
-            save_state(folder / "train" / "state.safetensors", model, average, optimizer, progress)
+        if runtime.is_main():
+            last = progress.step == config.steps
+            if last or progress.step % config.preview_every == 0:
+                save_png(folder / "train" / f"preview-{progress.step:06d}.png", preview(stage, average))
+            evaluated = last or progress.step % config.evaluate_every == 0
+            if evaluated:
+                log.validation(validate(stage, average, folder, manifest, progress, last))
+            if evaluated or progress.step % config.save_every == 0:
+                save_state(folder / "train" / "state.safetensors", model, average, optimizer, progress)
     log.close()
     if runtime.is_main():
         write_index(pipeline)
@@ -212,15 +217,15 @@ def check_same_run(folder: Path, manifest: Manifest) -> bool:
     wanted = {key: getattr(manifest, key) for key in ("model", "parents", "data", "training")}
     wanted = json.loads(json.dumps(wanted))  # as it reads after a round trip: tuples are lists
     record, weights = folder / "train" / "run.json", folder / "config.json"
-    if not record.exists() and not weights.exists():
-        write_json(record, wanted)
+    if not weights.exists() and not (folder / "train" / "state.safetensors").exists():
+        write_json(record, wanted)  # also over that of a run that failed before it saved anything
         return False
     earlier = read_json(weights if weights.exists() else record)
     found = _flatten(earlier)
     for key, value in _flatten(wanted).items():
         if found.get(key) != value:
             raise UserError(
-                f"{folder} holds a run with {key} = {found.get(key)}, not {value}; "
+                f"{folder} holds a run with {key.removeprefix('training.')} = {found.get(key)}, not {value}; "
                 f"choose another --out, or delete {folder} to train it anew"
             )
     return earlier.get("complete", False)
@@ -296,6 +301,7 @@ class Log:
         self.mark = (progress.step, progress.seconds)
         self.bar = None
         if runtime.is_main():
+            path.parent.mkdir(parents=True, exist_ok=True)
             self._drop_lines_after(progress.step)
             millions = sum(p.numel() for p in stage.model.parameters()) / 1e6
             going_on = f", going on from step {progress.step}" if progress.step else ""
@@ -321,7 +327,8 @@ class Log:
         if self.bar is not None:
             self.bar.update()
         step = self.progress.step
-        if step % self.config.log_every and step % self.config.evaluate_every and step != self.config.steps:
+        due = (self.config.log_every, self.config.evaluate_every, self.config.save_every)
+        if all(step % every for every in due) and step != self.config.steps:
             return
         means = {k: sum(float(figures[k]) for figures in self.recent) / len(self.recent) for k in figures}
         if not math.isfinite(means["loss"]):

@@ -41,7 +41,7 @@ class PriorRun:
 
 
 class PriorStage:
-    """Gives the loop the squared error on the clean embedding, and cosines on held-out pairs."""
+    """Gives the loop the squared error on the clean embedding, and cosines on validation pairs."""
 
     name = "prior"
     best_is = ("cosine_sample", "highest")
@@ -64,7 +64,7 @@ class PriorStage:
         return F.mse_loss(predicted.float(), self.diffusion.target(x0, noise, t)), {}
 
     def evaluate(self, model: Prior) -> dict[str, float]:
-        """Mean cosines to the true image embeddings of held-out pairs, side by side.
+        """Mean cosines to the true image embeddings of validation pairs, side by side.
 
         cosine_sample should be well above cosine_text, near cosine_ceiling (two images of one caption), and
         cosine_unrelated (the sample against the image of another caption) far below. Several phrasings are averaged;

@@ -11,6 +11,7 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 from unclip.devices import Device, pick_device
+from unclip.errors import UserError
 
 Precision = Literal["auto", "float32", "bfloat16"]
 
@@ -27,6 +28,8 @@ def start(wanted: Device) -> torch.device:
     device = pick_device(wanted)
     if device.type == "cuda":
         device = torch.device("cuda", int(os.environ.get("LOCAL_RANK", 0)))
+        if device.index >= torch.cuda.device_count():
+            raise UserError(f"rank {device.index} has no GPU of its own: there are {torch.cuda.device_count()}")
         torch.cuda.set_device(device)
     if "RANK" in os.environ and not dist.is_initialized():
         backend = "nccl" if device.type == "cuda" else "gloo"

@@ -253,7 +253,7 @@ def test_model_that_cannot_be_built_is_refused(arguments, script, tmp_path):
 def test_other_settings_in_the_folder_of_a_run_are_refused(copied, script):
     before = contents(copied)
     finished = script("train_clip", "--preset", "tiny", "--out", copied, "--train.lr", "0.123")
-    assert_one_error_line(finished, "holds a run with training.train.lr", "not 0.123", "--out")
+    assert_one_error_line(finished, "holds a run with train.lr", "not 0.123", "--out")
     assert contents(copied) == before
 
 

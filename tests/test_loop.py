@@ -251,16 +251,23 @@ def test_completed_run_is_not_trained_again(tmp_path):
     assert contents(tmp_path) == before
 
 
+def test_a_run_that_failed_before_it_saved_anything_may_be_given_other_settings(tmp_path):
+    with pytest.raises(KeyboardInterrupt):
+        train(tmp_path, break_off(LineStage(), "loss", 2))
+    other = replace(manifest(), training={"train": {"lr": 0.5, "seed": 0}})
+    assert train(tmp_path, described=other).training == other.training
+
+
 @pytest.mark.parametrize("finished", [True, False])
 def test_other_settings_in_the_same_folder_are_refused_by_name(finished, tmp_path):
     if finished:
         train(tmp_path)
     else:
         with pytest.raises(KeyboardInterrupt):
-            train(tmp_path, break_off(LineStage(), "loss", 2))
+            train(tmp_path, break_off(LineStage(), "loss", 6))  # the first state is saved at step 4
     before = contents(tmp_path)
     other = replace(manifest(), training={"train": {"lr": 0.5, "seed": 0}})
-    with pytest.raises(UserError, match=r"holds a run with training\.train\.lr = 0\.05, not 0\.5"):
+    with pytest.raises(UserError, match=r"holds a run with train\.lr = 0\.05, not 0\.5"):
         train(tmp_path, described=other)
     with pytest.raises(UserError, match=r"holds a run with data\.name = line, not circle"):
         train(tmp_path, described=replace(manifest(), data={"name": "circle"}))

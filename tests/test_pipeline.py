@@ -240,7 +240,7 @@ def test_any_text_is_drawn_without_a_warning(tiny):
         ({"captions": BAG, "seed": -1}, "seed must not be negative"),
         ({"captions": BAG, "steps": 0}, "steps must be at least 1, not 0"),
         ({"captions": BAG, "steps": 5000}, "steps must be between 1 and 1000, not 5000"),
-        ({"captions": BAG, "prior_steps": 5000}, "steps must be between 1 and 1000, not 5000"),
+        ({"captions": BAG, "prior_steps": 5000}, "prior_steps must be between 1 and 1000, not 5000"),
         ({"captions": BAG, "sampler": "euler"}, "unknown sampler 'euler'; choose one of ddpm, ddim, dpmpp"),
         ({"captions": BAG, "guidance": -1.0}, "guidance must lie between 0 and 100"),
         ({"captions": BAG, "prior_guidance": float("nan")}, "prior_guidance must lie between 0 and 100"),

@@ -108,9 +108,13 @@ def read_manifest(folder: Path) -> Manifest:
         found = values.get("format") if isinstance(values, dict) else None
         raise UserError(f"{path} has format {found}, but this version reads format {FORMAT}; train that stage again")
     try:
-        return Manifest(**values)
+        manifest = Manifest(**values)
+        for name, kind in (("model", dict), ("parents", dict), ("data", dict), ("sha256", str)):
+            if not isinstance(getattr(manifest, name), kind):
+                raise TypeError(f"{name} is no {kind.__name__}")
     except TypeError as error:
         raise UserError(f"{path} is not a stage's manifest ({error}); train that stage again") from error
+    return manifest
 
 
 def load_stage(folder: Path, model_class: type[M], config_class: type) -> tuple[M, Manifest]:

@@ -51,7 +51,10 @@ def _one_line(box: str) -> str:
     message, *rest = [section for section in sections if section]
     message = re.sub(r"^Error parsing \w+: ", "", " ".join(message))  # a config class's own words suffice
     suggestions = [line for section in rest for line in section if line.startswith("--")]
-    hint = f"; did you mean {' or '.join(suggestions[:2])}?" if suggestions else ""
+    hint = ""
+    if suggestions:  # an unknown option's neighbours; of an ill-typed one its own usage
+        unknown = message.startswith("Unrecognized")
+        hint = f"; did you mean {' or '.join(suggestions[:2])}?" if unknown else f"; expected {suggestions[0]}"
     return f"{message.rstrip('.')}{hint} (all options: --help)"
 
 
@@ -71,7 +74,8 @@ def parse_run(presets: dict[str, C], description: str) -> C:
     config = parse(type(presets[name]), description, presets[name])
     defaults = _options(presets[name])
     changed = [f"{key} = {value}" for key, value in _options(config).items() if value != defaults[key]]
-    print(f"preset {name}{', with ' if changed else ''}{', '.join(changed)}")
+    if os.environ.get("RANK", "0") == "0":
+        print(f"preset {name}{', with ' if changed else ''}{', '.join(changed)}")
     return config
 
 

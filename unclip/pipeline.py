@@ -116,8 +116,9 @@ class UnCLIP:
         return read.text[read.rows]
 
     @torch.inference_mode()
-    def encode_image(self, images: Tensor | np.ndarray | Sequence[Image.Image]) -> Tensor:
+    def encode_image(self, images: Tensor | np.ndarray | Image.Image | Sequence[Image.Image]) -> Tensor:
         """CLIP's unit image embeddings (N, D), of PIL images or uint8 (N, H, W, C)."""
+        images = [images] if isinstance(images, Image.Image) else images
         if isinstance(images, (Tensor, np.ndarray)):
             images = torch.as_tensor(images)
             if images.ndim != 4 or images.dtype != torch.uint8 or images.shape[-1] not in (1, 3):
@@ -151,7 +152,7 @@ class UnCLIP:
         if embeddings is None and captions is None:
             raise UserError("decode needs embeddings, captions, or both; for an unconditional image give captions=['']")
         width = self.clip.config.embed_dim
-        embeddings = None if embeddings is None else torch.as_tensor(embeddings)
+        embeddings = None if embeddings is None else torch.as_tensor(embeddings, dtype=torch.float)
         if embeddings is not None and (embeddings.ndim != 2 or embeddings.shape[1] != width or len(embeddings) == 0):
             raise UserError(f"embeddings must be (N, {width}) with N at least 1, not {tuple(embeddings.shape)}")
         captions = _as_list([""] * len(embeddings) if captions is None else captions)

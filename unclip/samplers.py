@@ -20,10 +20,10 @@ Denoise = Callable[[Tensor, int], Tensor]
 OnStep = Callable[[int, Tensor, Tensor], None]
 
 
-def spaced_timesteps(timesteps: int, steps: int) -> list[int]:
+def spaced_timesteps(timesteps: int, steps: int, name: str = "steps") -> list[int]:
     """`steps` descending times from T-1, evenly spaced ("trailing": Lin et al. 2023, table 2). steps = T visits all."""
     if not 1 <= steps <= timesteps:
-        raise UserError(f"steps must be between 1 and {timesteps}, not {steps}")
+        raise UserError(f"{name} must be between 1 and {timesteps}, not {steps}")
     return [round(timesteps - i * timesteps / steps) - 1 for i in range(steps)]
 
 

@@ -38,7 +38,7 @@ def draw_embeddings(
     guidance = sampling.prior_guidance
     nulls = prior.prefix(text, encodings, mask, torch.ones_like(drop)) if guidance != 1 else None
     diffusion = prior.diffusion()
-    timesteps = spaced_timesteps(diffusion.timesteps, sampling.prior_steps)
+    timesteps = spaced_timesteps(diffusion.timesteps, sampling.prior_steps, "prior_steps")
     kept = []
     for start in range(0, len(rows), sampling.batch_size):
         part = slice(start, start + sampling.batch_size)
