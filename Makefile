@@ -1,12 +1,13 @@
-# make demo    train the three stages on Fashion-MNIST and draw outputs/demo.png
-# make test    lint and test
+# make demo      train the three stages on Fashion-MNIST and draw outputs/demo.png
+# make evaluate  measure the pipeline in RUN, stage by stage
+# make test      lint and test
 # Both set up .venv first. PYTHON names the interpreter to build it with.
 
 PYTHON ?= python3
 PY := .venv/bin/python
 RUN ?= checkpoints/run
 
-.PHONY: setup data demo test lint clean
+.PHONY: setup data demo evaluate test lint clean
 
 setup: .venv/.installed
 
@@ -26,6 +27,9 @@ demo: data
 	$(PY) sample.py --checkpoint $(RUN) --captions-file data/ten_captions.txt --n 8 --out outputs/demo
 	cp outputs/demo/grid.png outputs/demo.png
 	@echo "Look at outputs/demo.png"
+
+evaluate: data
+	$(PY) -m stages.evaluate --checkpoint $(RUN)
 
 lint: setup
 	.venv/bin/ruff check .

@@ -93,12 +93,11 @@ def default_checkpoint() -> Path:
 
 def write(options: Options, output, checkpoint: Path) -> None:
     """Write everything that was asked for."""
-    import io
     from dataclasses import asdict
 
     import numpy as np
 
-    from unclip.files import write_atomically, write_json
+    from unclip.files import write_arrays, write_json
     from unclip.images import captioned_grid, denoising_frames, denoising_strip, save_gif, save_png, to_pil
 
     n, names = options.n, []
@@ -108,11 +107,8 @@ def write(options: Options, output, checkpoint: Path) -> None:
     rows = [(output.captions[i], output.images[i : i + n]) for i in range(0, len(output.images), n)]
     save_png(options.out / "grid.png", captioned_grid(rows))
     if options.npz:
-        buffer = io.BytesIO()
-        np.savez_compressed(
-            buffer, images=output.images, captions=np.array(output.captions), seeds=np.array(output.seeds)
-        )
-        write_atomically(options.out / "samples.npz", buffer.getvalue())
+        arrays = {"images": output.images, "captions": np.array(output.captions), "seeds": np.array(output.seeds)}
+        write_arrays(options.out / "samples.npz", arrays)
     if options.strip:
         save_png(options.out / "strip.png", denoising_strip(output.captions, output.trajectory, n))
     if options.gif:

@@ -27,6 +27,26 @@ PRESETS = {
             steps=1000, batch_size=64, lr=1e-3, warmup=60, evaluate_every=500, preview_every=1000, ema=0.99
         ),
     ),
+    "small": CLIPRun(
+        preset="small",
+        model=CLIPConfig(
+            embed_dim=128,
+            vision=VisionConfig(patch_size=7, width=160, layers=6, heads=5),
+            text=TextConfig(width=128, layers=3, heads=4),
+        ),
+        augment=AugmentConfig(flip=True, shift=2),
+        # 9 epochs of the 51,341 training images
+        train=TrainConfig(
+            steps=3_600,
+            batch_size=128,
+            lr=1e-3,
+            muon_lr=4e-3,
+            warmup=150,
+            evaluate_every=600,
+            preview_every=1_800,
+            ema=0.998,
+        ),
+    ),
     "base": CLIPRun(
         preset="base",
         model=CLIPConfig(

@@ -12,6 +12,7 @@ The thirds are those of the class's training images; of the middle third nothing
 
 import itertools
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -94,6 +95,33 @@ def noun_phrase(name: str, tone: str, width: str, width_first: bool) -> tuple[st
 PLAIN_CAPTIONS = tuple(f"an image of {noun_phrase(name, '', '', False)[0]}" for name in CLASSES)
 
 
+class Asked(NamedTuple):
+    """A caption that asks for one attribute of one class."""
+
+    caption: str
+    label: int
+    measure: int
+    """Column of the codes: 0 tone, 1 width."""
+    code: int
+    held_out: bool
+
+    @property
+    def word(self) -> str:
+        return (TONES, WIDTHS)[self.measure][self.code]
+
+
+def attribute_captions() -> list[Asked]:
+    """ "an image of a dark sneaker": every class with every attribute, those that no training caption says included."""
+    asked = []
+    for label, name in enumerate(CLASSES):
+        for measure, words in enumerate((TONES, WIDTHS)):
+            for code, word in enumerate(words[1:], start=1):
+                tone, width = (word, "") if measure == 0 else ("", word)
+                caption = f"an image of {noun_phrase(name, tone, width, False)[0]}"
+                asked.append(Asked(caption, label, measure, code, _says_held_out(name, tone, width)))
+    return asked
+
+
 @dataclass
 class Grammar:
     """All training captions, numbered: `ids` maps (template, class, name, tone, width, order) to a caption's row."""
@@ -115,6 +143,11 @@ class Grammar:
             caption = TEMPLATES[template].format(a=a, bare=bare)
             ids[index] = captions.setdefault(caption, len(captions))
         return cls(list(captions), ids)
+
+    def class_prompts(self) -> tuple[tuple[str, ...], ...]:
+        """For each class its captions without attributes."""
+        rows = (self.ids[:, label, :, 0, 0].unique().tolist() for label in range(len(CLASSES)))
+        return tuple(tuple(self.captions[i] for i in ids) for ids in rows)
 
     def draw(self, labels: Tensor, codes: Tensor, one_phrasing: bool = False) -> Tensor:
         """Draw a caption id (B,) for each image.

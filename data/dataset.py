@@ -28,6 +28,8 @@ class CaptionedImages:
     """Names of the classes."""
     class_captions: tuple[str, ...] = ()
     """The plain caption of each class: "an image of a sneaker"."""
+    class_prompts: tuple[tuple[str, ...], ...] = ()
+    """All phrasings of each class that say no more than it, for zero-shot classification by an ensemble of them."""
     codes: Tensor | None = None
     """Attribute codes (N, 2), see data/captions.py."""
     thirds: Tensor | None = field(default=None, repr=False)

@@ -39,12 +39,12 @@ SPLITS = ("train", "validation", "test")
 VALIDATION = 5_000
 
 
-def load(split: str = "train", root: Path | None = None) -> CaptionedImages:
+def load(split: str = "train", root: Path | None = None, held_out: bool = False) -> CaptionedImages:
     """Load a split into memory.
 
     The 60,000 training images are split at random (seeded) into 55,000 and 5,000 for validation; choices are made on
     the 5,000, and the 10,000 test images are for final figures alone. "train" leaves out the images that show a
-    held-out pair of class and attribute (data/captions.py); the other splits keep them.
+    held-out pair of class and attribute (data/captions.py), unless `held_out` asks for them; other splits keep them.
 
     Raises UserError if the files are found nowhere, or are damaged.
     """
@@ -58,7 +58,7 @@ def load(split: str = "train", root: Path | None = None) -> CaptionedImages:
         chosen = order[VALIDATION:] if split == "train" else order[:VALIDATION]
         images, labels = images[chosen], labels[chosen]
     codes = attribute_codes(attributes(images), labels, thirds)
-    if split == "train":
+    if split == "train" and not held_out:
         keep = ~is_held_out(codes, labels)
         images, labels, codes = images[keep], labels[keep], codes[keep]
     grammar = Grammar.build()
@@ -70,6 +70,7 @@ def load(split: str = "train", root: Path | None = None) -> CaptionedImages:
         labels=labels,
         classes=CLASSES,
         class_captions=PLAIN_CAPTIONS,
+        class_prompts=grammar.class_prompts(),
         codes=codes,
         thirds=thirds,
     )

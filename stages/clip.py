@@ -1,6 +1,7 @@
 """Train CLIP from scratch on captioned images."""
 
 from collections import Counter
+from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
@@ -39,7 +40,7 @@ class CLIPRun:
     out: Path = Path("checkpoints/run")
     """Folder of the pipeline; CLIP goes to its subfolder clip."""
     preset: str = "quick"
-    """Defaults of all other options: tiny (tests), quick (a laptop) or base (one GPU)."""
+    """Defaults of all other options: tiny (tests), quick (minutes on a laptop), small (hours) or base (one GPU)."""
     vocab_size: int = 1024
     """Largest vocabulary of the tokenizer, which is trained on the captions."""
     data: DataConfig = field(default_factory=DataConfig)
@@ -78,25 +79,14 @@ class CLIPStage:
         return loss, {"chance_loss": chance_loss(len(rows), len(distinct)), "logit_scale": scale.detach()}
 
     def evaluate(self, model: CLIP) -> dict[str, float]:
-        """On the validation images: zero-shot accuracy from the plain captions, and recall@k over distinct captions.
-
-        Recall is the mean over a few phrasings, in each of which two captions of one meaning are the same string.
-        """
+        """On the validation images: zero-shot accuracy from the plain captions, and recall@k over distinct captions."""
         images = self._embed(model, self.validation.images)
         figures = {}
         if self.validation.classes:
             text = self._encode(model, self.tokenizer.encode(self.validation.class_captions, model.config.text.context))
             right = (images @ text.T).argmax(dim=1) == self.validation.labels
             figures["accuracy"] = right.float().mean().item()
-        recall = Counter()
-        for phrasing in range(PHRASINGS):
-            torch.manual_seed(phrasing)
-            distinct, caption = self.validation.draw(torch.arange(len(images)), True).unique(return_inverse=True)
-            similarity = images @ self._encode(model, self.ids[distinct]).T  # (N, U)
-            right = F.one_hot(caption, len(distinct)).bool()  # (N, U)
-            for k in (1, 5):
-                recall[f"image_to_text_recall@{k}"] += recall_at_k(similarity, right, k) / PHRASINGS
-                recall[f"text_to_image_recall@{k}"] += recall_at_k(similarity.T, right.T, k) / PHRASINGS
+        recall = caption_recall(images, self.validation, lambda ids: self._encode(model, self.ids[ids]))
         return {**figures, **recall, "logit_scale": model.scale().item()}
 
     def preview(self, model: CLIP) -> Image.Image:
@@ -113,6 +103,24 @@ class CLIPStage:
 
     def _encode(self, model: CLIP, ids: Tensor) -> Tensor:
         return torch.cat([model.encode_text(part.to(self.device))[0].cpu() for part in ids.split(500)])
+
+
+def caption_recall(images: Tensor, data: CaptionedImages, encode: Callable[[Tensor], Tensor]) -> dict[str, float]:
+    """Recall@1 and @5 over the distinct captions of a data set, both ways, by unit image embeddings (N, D).
+
+    `encode` gives the unit text embeddings (U, D) of caption ids (U,). Recall is the mean over a few phrasings, in each
+    of which two captions of one meaning are the same string.
+    """
+    recall = Counter()
+    for phrasing in range(PHRASINGS):
+        torch.manual_seed(phrasing)
+        distinct, caption = data.draw(torch.arange(len(images)), True).unique(return_inverse=True)
+        similarity = images @ encode(distinct).T  # (N, U)
+        right = F.one_hot(caption, len(distinct)).bool()  # (N, U)
+        for k in (1, 5):
+            recall[f"image_to_text_recall@{k}"] += recall_at_k(similarity, right, k) / PHRASINGS
+            recall[f"text_to_image_recall@{k}"] += recall_at_k(similarity.T, right.T, k) / PHRASINGS
+    return dict(recall)
 
 
 def train(run: CLIPRun) -> Manifest:

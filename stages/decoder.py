@@ -23,7 +23,7 @@ class DecoderRun:
     out: Path = Path("checkpoints/run")
     """Folder of the pipeline, which holds a trained clip; the decoder goes to its subfolder decoder."""
     preset: str = "quick"
-    """Defaults of all other options: tiny (tests), quick (a laptop) or base (one GPU)."""
+    """Defaults of all other options: tiny (tests), quick (minutes on a laptop), small (hours) or base (one GPU)."""
     drop_image: float = 0.1
     """Share of the image embeddings that are replaced by the learned null, for guidance."""
     drop_text: float = 0.5

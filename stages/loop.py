@@ -9,6 +9,7 @@ import json
 import math
 import sys
 import time
+from collections import defaultdict
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, Protocol
@@ -20,7 +21,7 @@ from tqdm import tqdm
 
 from data.dataset import shuffled_rows
 from stages import runtime
-from stages.optim import cosine_warmup, make_optimizer, update_ema
+from stages.optim import cosine_warmup, make_optimizers, update_ema
 from unclip.checkpoint import (
     Manifest,
     dump_tensors,
@@ -43,11 +44,13 @@ class TrainConfig:
     batch_size: int = 32
     """Examples a step, over all ranks."""
     lr: float = 1e-3
-    """Peak learning rate."""
+    """Peak learning rate of AdamW."""
+    muon_lr: float = 0.0
+    """Peak learning rate of Muon, which then takes the matrices and convolutions over from AdamW; 0 for AdamW alone."""
     warmup: int = 50
     """Steps of linear warm-up; a half cosine down to zero follows."""
     weight_decay: float = 0.05
-    """AdamW's weight decay, on matrices and convolutions only."""
+    """Decoupled weight decay, on matrices and convolutions only."""
     betas: tuple[float, float] = (0.9, 0.99)
     """AdamW's decay rates."""
     clip_grad: float = 1.0
@@ -79,6 +82,7 @@ class TrainConfig:
             "clip-grad": ("above 0", self.clip_grad > 0),
             "betas": ("in 0 .. 1", all(0 <= beta < 1 for beta in self.betas)),
             "lr": ("above 0", self.lr > 0),
+            "muon-lr": ("at least 0", self.muon_lr >= 0),
             "ema": ("at least 0 and below 1", 0 <= self.ema < 1),
             "seed": ("at least 0 and below 2**31", 0 <= self.seed < 2**31),
         }
@@ -150,13 +154,13 @@ def train(
             write_atomically(pipeline / name, content)
     model = stage.model.to(device)
     average = copy.deepcopy(model).requires_grad_(False).eval()
-    optimizer = make_optimizer(model, config.lr, config.weight_decay, config.betas)
-    progress = load_state(folder / "train" / "state.safetensors", model, average, optimizer)
+    optimizers = make_optimizers(model, config.lr, config.weight_decay, config.betas, config.muon_lr)
+    progress = load_state(folder / "train" / "state.safetensors", model, average, optimizers)
     log = Log(folder / "train" / "metrics.jsonl", stage, config, progress)
     model.train()
     while progress.step < config.steps:
         began = time.perf_counter()
-        figures = take_step(stage, config, model, optimizer, progress.step, device)
+        figures = take_step(stage, config, model, optimizers, progress.step, device)
         update_ema(average, model, progress.step, config.ema)
         progress.step += 1
         progress.seconds += time.perf_counter() - began
@@ -170,7 +174,7 @@ def train(
             if evaluated:
                 log.validation(validate(stage, average, folder, manifest, progress, last))
             if evaluated or progress.step % config.save_every == 0:
-                save_state(folder / "train" / "state.safetensors", model, average, optimizer, progress)
+                save_state(folder / "train" / "state.safetensors", model, average, optimizers, progress)
     log.close()
     if runtime.is_main():
         write_index(pipeline)
@@ -182,7 +186,7 @@ def take_step(
     stage: Stage,
     config: TrainConfig,
     model: nn.Module,
-    optimizer: torch.optim.Optimizer,
+    optimizers: list[torch.optim.Optimizer],
     step: int,
     device: torch.device,
 ) -> dict[str, float | Tensor]:
@@ -191,15 +195,16 @@ def take_step(
     rows = runtime.own_share(shuffled_rows(step, config.batch_size, stage.size, config.seed))
     with runtime.autocast(device, config.precision):
         loss, extra = stage.loss(model, rows)
-    optimizer.zero_grad()
+    model.zero_grad()
     loss.backward()
     runtime.average_gradients(model)
     norm = nn.utils.clip_grad_norm_(model.parameters(), config.clip_grad)
-    rate = config.lr * cosine_warmup(step, config.steps, config.warmup)
-    for group in optimizer.param_groups:
-        group["lr"] = rate
-    optimizer.step()
-    return {"loss": loss.detach(), **extra, "grad_norm": norm, "lr": rate}
+    factor = cosine_warmup(step, config.steps, config.warmup)
+    for optimizer in optimizers:
+        for group in optimizer.param_groups:
+            group["lr"] = group["peak"] * factor
+        optimizer.step()
+    return {"loss": loss.detach(), **extra, "grad_norm": norm, "lr": config.lr * factor}
 
 
 def settings(run: Any) -> dict[str, Any]:
@@ -263,32 +268,35 @@ def validate(
 
 
 def save_state(
-    path: Path, model: nn.Module, average: nn.Module, optimizer: torch.optim.Optimizer, progress: Progress
+    path: Path, model: nn.Module, average: nn.Module, optimizers: list[torch.optim.Optimizer], progress: Progress
 ) -> None:
     """All that a run needs to go on, in one file that is replaced as a whole."""
     tensors = {f"model.{k}": v for k, v in model.state_dict().items()}
     tensors |= {f"average.{k}": v for k, v in average.state_dict().items()}
-    for i, moments in optimizer.state_dict()["state"].items():
-        tensors |= {f"optimizer.{i}.{k}": v for k, v in moments.items()}
+    for optimizer in optimizers:
+        name = type(optimizer).__name__
+        for i, moments in optimizer.state_dict()["state"].items():
+            tensors |= {f"{name}.{i}.{k}": v for k, v in moments.items()}
     write_atomically(path, dump_tensors(tensors, {"progress": json.dumps(asdict(progress))}))
 
 
-def load_state(path: Path, model: nn.Module, average: nn.Module, optimizer: torch.optim.Optimizer) -> Progress:
+def load_state(path: Path, model: nn.Module, average: nn.Module, optimizers: list[torch.optim.Optimizer]) -> Progress:
     """Go on from a saved state, or from the beginning if there is none. Raises UserError if it is damaged."""
     if not path.exists():
         return Progress()
     tensors, metadata = load_tensors(path)
-    parts: dict[str, dict[str, Tensor]] = {"model": {}, "average": {}, "optimizer": {}}
+    parts: dict[str, dict[str, Tensor]] = defaultdict(dict)
     for key, value in tensors.items():
         part, name = key.split(".", 1)
         parts[part][name] = value
     load_weights(model, parts["model"], path)
     load_weights(average, parts["average"], path)
-    state: dict[int, dict[str, Tensor]] = {}
-    for key, value in parts["optimizer"].items():
-        index, name = key.split(".", 1)
-        state.setdefault(int(index), {})[name] = value
-    optimizer.load_state_dict({"state": state, "param_groups": optimizer.state_dict()["param_groups"]})
+    for optimizer in optimizers:
+        state: dict[int, dict[str, Tensor]] = defaultdict(dict)
+        for key, value in parts[type(optimizer).__name__].items():
+            index, name = key.split(".", 1)
+            state[int(index)][name] = value
+        optimizer.load_state_dict({"state": state, "param_groups": optimizer.state_dict()["param_groups"]})
     return Progress(**json.loads(metadata["progress"]))
 
 

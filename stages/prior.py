@@ -8,8 +8,10 @@ import torch.nn.functional as F
 from PIL import Image
 from torch import Tensor
 
+from data.dataset import CaptionedImages
 from stages import loop, runtime
 from stages.data import DataConfig
+from stages.embed import Embedded
 from stages.frozen import Frozen, prepare
 from unclip.checkpoint import Manifest
 from unclip.errors import UserError
@@ -26,7 +28,7 @@ class PriorRun:
     out: Path = Path("checkpoints/run")
     """Folder of the pipeline, which holds a trained clip; the prior goes to its subfolder prior."""
     preset: str = "quick"
-    """Defaults of all other options: tiny (tests), quick (a laptop) or base (one GPU)."""
+    """Defaults of all other options: tiny (tests), quick (minutes on a laptop), small (hours) or base (one GPU)."""
     drop: float = 0.1
     """Share of the captions that are replaced by the learned null, for guidance."""
     evaluate_on: int = 1000
@@ -64,28 +66,15 @@ class PriorStage:
         return F.mse_loss(predicted.float(), self.diffusion.target(x0, noise, t)), {}
 
     def evaluate(self, model: Prior) -> dict[str, float]:
-        """Mean cosines to the true image embeddings of validation pairs, side by side.
-
-        cosine_sample should be well above cosine_text, near cosine_ceiling (two images of one caption), and
-        cosine_unrelated (the sample against the image of another caption) far below. Several phrasings are averaged;
-        within one, captions of one meaning are one string, so that another caption has another meaning.
-        """
-        embedded, validation = self.frozen.embedded_validation, self.frozen.validation
-        cosines: dict[str, list[Tensor]] = {name: [] for name in ("sample", "text", "unrelated", "ceiling")}
-        for phrasing, rows in enumerate(torch.arange(len(validation))[: self.evaluate_on].chunk(PHRASINGS)):
-            torch.manual_seed(phrasing)
-            groups = validation.draw(torch.arange(len(validation)), True)
-            text, encodings, mask = embedded.captions(groups[rows])
-            sampling = replace(self.sampling, draws=1, batch_size=500)
-            own = torch.arange(len(rows), device=self.device)
-            sample = draw_embeddings(model, text, encodings, mask, own, rows.tolist(), sampling).cpu()
-            true, text, images = embedded.images.cpu()[rows], text.cpu(), embedded.images.cpu()
-            apart = groups[rows] != groups[rows].roll(1)
-            cosines["sample"].append((sample * true).sum(dim=1))
-            cosines["text"].append((text * true).sum(dim=1))
-            cosines["unrelated"].append((sample * true.roll(1, dims=0)).sum(dim=1)[apart])
-            cosines["ceiling"].append(same_group_cosine(images, groups)[rows])
-        figures = {f"cosine_{name}": torch.cat(values).nanmean().item() for name, values in cosines.items()}
+        """The means of `pair_cosines` on validation pairs, with one draw a caption."""
+        cosines = pair_cosines(
+            model,
+            self.frozen.embedded_validation,
+            self.frozen.validation,
+            self.evaluate_on,
+            replace(self.sampling, draws=1, batch_size=500),
+        )
+        figures = {f"cosine_{name}": values.nanmean().item() for name, values in cosines.items()}
         return {**figures, "embedding_std": model.scaler.std.mean().item()}
 
     def preview(self, model: Prior) -> Image.Image:
@@ -98,6 +87,33 @@ class PriorStage:
         nearest = (drawn @ embedded.images.T).argmax(dim=1).view(10, 8).cpu()
         images = validation.images.permute(0, 2, 3, 1).numpy()
         return captioned_grid([(validation.captions[c], images[i]) for c, i in zip(captions, nearest, strict=True)])
+
+
+def pair_cosines(
+    model: Prior, embedded: Embedded, data: CaptionedImages, count: int, sampling: Sampling
+) -> dict[str, Tensor]:
+    """Cosines (count,) to the true image embedding of each of a data set's first `count` images, side by side.
+
+    "sample", of what the prior draws for the image's caption, should be well above "text", of the caption's text
+    embedding, and near "ceiling", of the other images of that caption (NaN where there are none); "unrelated", of the
+    sample and the image of another caption (NaN where it is the same), far below. The images are shared among a few
+    phrasings; within one, captions of one meaning are one string, so that another caption has another meaning.
+    """
+    cosines: dict[str, list[Tensor]] = {name: [] for name in ("sample", "text", "unrelated", "ceiling")}
+    images = embedded.images.cpu()
+    for phrasing, rows in enumerate(torch.arange(len(data))[:count].chunk(PHRASINGS)):
+        torch.manual_seed(phrasing)
+        groups = data.draw(torch.arange(len(data)), True)
+        text, encodings, mask = embedded.captions(groups[rows])
+        own = torch.arange(len(rows), device=text.device)
+        sample = draw_embeddings(model, text, encodings, mask, own, rows.tolist(), sampling).cpu()
+        true, text = images[rows], text.cpu()
+        same = groups[rows] == groups[rows].roll(1)
+        cosines["sample"].append((sample * true).sum(dim=1))
+        cosines["text"].append((text * true).sum(dim=1))
+        cosines["unrelated"].append((sample * true.roll(1, dims=0)).sum(dim=1).masked_fill(same, torch.nan))
+        cosines["ceiling"].append(same_group_cosine(images, groups)[rows])
+    return {name: torch.cat(values) for name, values in cosines.items()}
 
 
 def train(run: PriorRun) -> Manifest:

@@ -47,7 +47,7 @@ def assert_same_run(one, other, name="line"):
         progress.append(json.loads(metadata["progress"]) | {"seconds": None})
     assert progress[0] == progress[1]
     assert states[0].keys() == states[1].keys()
-    assert {key.split(".")[0] for key in states[0]} == {"model", "average", "optimizer"}
+    assert {key.split(".")[0] for key in states[0]} == {"model", "average", "AdamW"}
     for key, value in states[0].items():
         assert torch.equal(value, states[1][key]), key
     assert metrics(one, name) == metrics(other, name)
@@ -122,13 +122,13 @@ def test_logged_loss_is_the_mean_since_the_last_line(tmp_path):
 def test_gradient_is_clipped_to_its_largest_norm(tmp_path, monkeypatch):
     norms = []
 
-    def recorded(model, lr, weight_decay, betas):
-        optimizer = torch.optim.SGD(model.parameters(), lr=lr)
+    def recorded(model, lr, *_):
+        optimizer = torch.optim.SGD([{"params": model.parameters(), "peak": lr}], lr=lr)
         step = optimizer.step
         optimizer.step = lambda: (norms.append(norm_of_gradient(model)), step())
-        return optimizer
+        return [optimizer]
 
-    monkeypatch.setattr(loop, "make_optimizer", recorded)
+    monkeypatch.setattr(loop, "make_optimizers", recorded)
     train(tmp_path, config=replace(SETTINGS, clip_grad=0.25))
     assert len(norms) == 12
     assert norms == pytest.approx([0.25] * 12, rel=1e-3)

@@ -2,13 +2,24 @@
 
 import math
 
+import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from unclip.metrics import recall_at_k, same_group_cosine
+from unclip.metrics import (
+    confusion,
+    coverage,
+    frechet_distance,
+    mean,
+    modality_gap,
+    nearest,
+    recall_at_k,
+    same_group_cosine,
+    share,
+)
 
 QUICK = settings(deadline=None, max_examples=40, derandomize=True)
 
@@ -33,3 +44,94 @@ def test_the_ceiling_of_an_image_is_its_mean_cosine_to_the_rest_of_its_group(gro
     for i, group in enumerate(groups):
         others = [cosine[i][j] for j in range(len(groups)) if j != i and groups[j] == group]
         assert got[i] == pytest.approx(sum(others) / len(others), abs=1e-5) if others else math.isnan(got[i])
+
+
+def random(*shape: int, seed: int = 0) -> torch.Tensor:
+    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed))
+
+
+@QUICK
+@given(st.integers(1, 500), st.floats(0, 1))
+def test_the_interval_of_a_share_ends_where_the_score_test_does(n, part):
+    """Wilson's bounds are the p for which the found share lies 1.96 standard errors *of that p* away."""
+    hits = round(part * n)
+    got = share(torch.arange(n) < hits)
+    assert got["n"] == n
+    assert got["value"] == pytest.approx(hits / n)
+    assert 0 <= got["low"] <= got["value"] <= got["high"] <= 1
+    for p in (got["low"], got["high"]):
+        assert abs(hits / n - p) == pytest.approx(1.959964 * math.sqrt(p * (1 - p) / n), abs=1e-6)
+
+
+def test_the_interval_of_a_mean_passes_over_what_is_not_there():
+    got = mean(torch.tensor([1.0, 2.0, float("nan"), 3.0]))
+    assert (got["value"], got["n"]) == (2.0, 3)
+    assert got["high"] - got["value"] == pytest.approx(1.959964 / math.sqrt(3))
+    assert got["value"] - got["low"] == pytest.approx(1.959964 / math.sqrt(3))
+
+
+def test_modality_gap_is_the_distance_of_the_centres():
+    images, texts = random(9, 4, seed=1), random(5, 4, seed=2)
+    expected = np.linalg.norm(images.numpy().mean(axis=0) - texts.numpy().mean(axis=0))
+    assert modality_gap(images, texts) == pytest.approx(expected, rel=1e-5)
+
+
+@QUICK
+@given(st.lists(st.tuples(st.integers(0, 3), st.integers(0, 3)), min_size=1, max_size=30))
+def test_confusion_counts_pairs(pairs):
+    got = confusion(*torch.tensor(pairs).T, classes=4).tolist()
+    assert got == [[pairs.count((i, j)) for j in range(4)] for i in range(4)]
+
+
+@QUICK
+@given(st.integers(1, 6), st.integers(0, 1000))
+def test_frechet_distance_equals_its_definition(dim, seed):
+    """With a general matrix root: the eigenvalues of A B, whose roots sum to tr (A B)^1/2."""
+    a = random(40, dim, seed=seed) * torch.linspace(0.5, 2, dim)
+    b = random(30, dim, seed=seed + 1) @ random(dim, dim, seed=seed + 2) + 1
+    (x, y) = (a.double().numpy(), b.double().numpy())
+    cov_x, cov_y = (np.atleast_2d(np.cov(z, rowvar=False)) for z in (x, y))
+    roots = np.sqrt(np.linalg.eigvals(cov_x @ cov_y).astype(complex)).real.sum()
+    expected = ((x.mean(0) - y.mean(0)) ** 2).sum() + np.trace(cov_x) + np.trace(cov_y) - 2 * roots
+    assert frechet_distance(a, b) == pytest.approx(expected, rel=1e-6, abs=1e-8)
+    assert frechet_distance(b, a) == pytest.approx(expected, rel=1e-6, abs=1e-8)
+
+
+def test_frechet_distance_of_a_set_to_itself_to_its_shift_and_to_its_double():
+    a = random(500, 8)
+    assert frechet_distance(a, a) == pytest.approx(0, abs=1e-6)
+    assert frechet_distance(a, a + 3) == pytest.approx(8 * 9, rel=1e-6)
+    centred = a - a.mean(dim=0)
+    assert frechet_distance(centred, 2 * centred) == pytest.approx(centred.double().T.cov().trace().item(), rel=1e-6)
+
+
+def test_frechet_distance_holds_with_fewer_samples_than_dimensions():
+    a, b = random(5, 16, seed=1), random(400, 16, seed=2)
+    assert math.isfinite(frechet_distance(a, b))
+    assert frechet_distance(a, a) == pytest.approx(0, abs=1e-5)
+
+
+@QUICK
+@given(st.integers(1, 12), st.integers(3, 12), st.integers(1, 3), st.integers(0, 1000))
+def test_nearest_neighbours_equal_a_loop(n, m, k, seed):
+    a, b = random(n, 3, seed=seed), random(m, 3, seed=seed + 1)
+    distances, rows = nearest(a, b, k, chunk=5)
+    for i in range(n):
+        expected = sorted((math.dist(a[i], b[j]), j) for j in range(m))[:k]
+        assert distances[i].tolist() == pytest.approx([d for d, _ in expected], abs=1e-4)
+        assert rows[i].tolist() == [j for _, j in expected]
+
+
+@QUICK
+@given(st.integers(1, 12), st.integers(5, 12), st.integers(1, 3), st.integers(0, 1000))
+def test_coverage_equals_its_definition(n, m, k, seed):
+    inside, of = 1.5 * random(n, 2, seed=seed), random(m, 2, seed=seed + 1)
+    radius = [sorted(math.dist(of[i], of[j]) for j in range(m) if j != i)[k - 1] for i in range(m)]
+    expected = [any(math.dist(inside[i], of[j]) <= radius[j] for j in range(m)) for i in range(n)]
+    assert coverage(inside, of, k, chunk=5).tolist() == expected
+
+
+def test_coverage_of_a_set_by_itself_and_by_one_far_away():
+    a = random(50, 4)
+    assert coverage(a, a).all()
+    assert not coverage(a + 100, a).any()

@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import nn
 
-from stages.optim import cosine_warmup, make_optimizer, update_ema
+from stages.optim import Muon, cosine_warmup, make_optimizers, orthogonalised, update_ema
 from unclip.clip import CLIP, CLIPConfig, TextConfig, VisionConfig
 from unclip.decoder import Decoder, DecoderConfig
 from unclip.prior import Prior, PriorConfig
@@ -42,7 +42,7 @@ def test_schedule_stays_at_its_floor_after_the_end_and_needs_no_warmup():
 @pytest.mark.parametrize("name", MODELS)
 def test_only_matrices_and_convolutions_decay(name):
     model = MODELS[name]()
-    optimizer = make_optimizer(model, lr=1e-3, weight_decay=0.1, betas=(0.9, 0.95))
+    [optimizer] = make_optimizers(model, lr=1e-3, weight_decay=0.1, betas=(0.9, 0.95))
     decay = {id(p): group["weight_decay"] for group in optimizer.param_groups for p in group["params"]}
     matrices = {f"{n}.weight" for n, m in model.named_modules() if isinstance(m, (nn.Linear, nn.Conv2d))}
     assert sum(len(group["params"]) for group in optimizer.param_groups) == len(decay) == len(list(model.parameters()))
@@ -55,7 +55,7 @@ def test_only_matrices_and_convolutions_decay(name):
 def test_embeddings_positions_norms_and_biases_do_not_shrink():
     model = MODELS["clip"]()
     before = {name: parameter.clone() for name, parameter in model.named_parameters()}
-    optimizer = make_optimizer(model, lr=0.5, weight_decay=0.1, betas=(0.9, 0.95))
+    [optimizer] = make_optimizers(model, lr=0.5, weight_decay=0.1, betas=(0.9, 0.95))
     for parameter in model.parameters():
         parameter.grad = torch.zeros_like(parameter)
     optimizer.step()
@@ -90,3 +90,46 @@ def test_moving_average_forgets_the_start_quickly():
     update_ema(average, model, 0, 0.999)
     assert average.weight.item() == pytest.approx(0.9)
     assert not average.weight.requires_grad or average.weight.grad is None
+
+
+def test_orthogonalised_keeps_the_singular_vectors_and_makes_the_values_nearly_one():
+    torch.manual_seed(0)
+    for shape in ((12, 12), (8, 40), (40, 8)):
+        matrix = torch.randn(shape, dtype=torch.float64)
+        u, _, vh = torch.linalg.svd(matrix, full_matrices=False)
+        core = u.T @ orthogonalised(matrix) @ vh.T  # diagonal where the singular vectors are kept
+        assert core.diagonal().min() > 0.6
+        assert core.diagonal().max() < 1.3
+        torch.testing.assert_close(core, torch.diag(core.diagonal()), atol=1e-9, rtol=0)
+
+
+def test_muon_steps_by_the_orthogonalised_momentum():
+    """Two steps against the formulas, for a matrix, for stacked queries, keys and values, and for a convolution."""
+    torch.manual_seed(0)
+    weights = [nn.Parameter(torch.randn(shape)) for shape in ((6, 10), (12, 4), (5, 3, 3, 3))]
+    expected, momenta = [w.detach().clone() for w in weights], [torch.zeros_like(w) for w in weights]
+    optimizer = Muon(weights, lr=0.1, weight_decay=0.5, momentum=0.9)
+    for _ in range(2):
+        for i, weight in enumerate(weights):
+            weight.grad = torch.randn_like(weight)
+            momenta[i] = 0.9 * momenta[i] + 0.1 * weight.grad
+            update = (0.1 * weight.grad + 0.9 * momenta[i]).flatten(1)
+            parts = update.chunk(3) if i == 1 else [update]
+            moved = torch.cat([orthogonalised(p) * 0.2 * math.sqrt(max(p.shape)) for p in parts])
+            expected[i] = expected[i] * (1 - 0.1 * 0.5) - 0.1 * moved.view_as(weight)
+        optimizer.step()
+    for weight, value in zip(weights, expected, strict=True):
+        torch.testing.assert_close(weight.detach(), value)
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_muon_takes_what_decays_and_adamw_the_rest(name):
+    model = MODELS[name]()
+    [alone] = make_optimizers(model, lr=1e-3, weight_decay=0.1, betas=(0.9, 0.95))
+    muon, adamw = make_optimizers(model, lr=1e-3, weight_decay=0.1, betas=(0.9, 0.95), muon_lr=0.02)
+    assert isinstance(muon, Muon)
+    groups = (muon.param_groups, adamw.param_groups, alone.param_groups[:1], alone.param_groups[1:])
+    ids = [{id(p) for group in part for p in group["params"]} for part in groups]
+    assert ids[0] == ids[2]
+    assert ids[1] == ids[3]
+    assert [group["peak"] for group in (*muon.param_groups, *adamw.param_groups)] == [0.02, 1e-3]

@@ -173,7 +173,7 @@ def write_index(pipeline: Path) -> None:
             stages[stage] = {"sha256": manifest.sha256, "step": manifest.step, "figures": manifest.figures}
     index = {"format": FORMAT, "stages": stages}
     path = pipeline / "model_index.json"
-    if path.exists() and read_json(path) == index:
+    if not stages or (path.exists() and read_json(path) == index):
         return  # nor is a README touched that somebody wrote since
     write_json(path, index)
     rows = [

@@ -1,10 +1,13 @@
 """Files: written whole or not at all, and JSON with errors that name the file."""
 
+import io
 import json
 import os
 import tempfile
 from pathlib import Path
 from typing import Any
+
+import numpy as np
 
 from unclip.errors import UserError
 
@@ -29,6 +32,13 @@ def write_atomically(path: Path, content: bytes | str) -> None:
 
 def write_json(path: Path, content: Any) -> None:
     write_atomically(path, json.dumps(content, indent=2) + "\n")
+
+
+def write_arrays(path: Path, arrays: dict[str, np.ndarray]) -> None:
+    """A compressed .npz file."""
+    buffer = io.BytesIO()
+    np.savez_compressed(buffer, **arrays)
+    write_atomically(path, buffer.getvalue())
 
 
 def read_json(path: Path) -> Any:

@@ -68,17 +68,24 @@ def wrap(text: str, width: int, font: ImageFont.FreeTypeFont) -> list[str]:
     return [*lines[:3], lines[3].rstrip() + " ..."] if len(lines) > 4 else lines
 
 
-def captioned_grid(rows: Sequence[tuple[str, np.ndarray]], cell: int = 84, margin: int = 200) -> Image.Image:
-    """One row a caption: the caption on the left, then its images uint8 (n, H, W, C), enlarged."""
+def captioned_grid(
+    rows: Sequence[tuple[str, np.ndarray]], cell: int = 84, margin: int = 200, columns: Sequence[str] = ()
+) -> Image.Image:
+    """One row a caption: the caption on the left, then its images uint8 (n, H, W, C), enlarged.
+
+    `columns` are headings, each over an equal share of the images.
+    """
     font = ImageFont.load_default(15)
     cells = [[to_pil(image, cell) for image in images] for _, images in rows]
     width, height = cells[0][0].size
     gap, row_height = 4, max(height, 84) + 4
-    columns = max(map(len, cells))
-    sheet = Image.new("RGB", (margin + columns * (width + gap) + gap, len(rows) * row_height + gap), PAPER)
+    across, head = max(map(len, cells)), 24 if columns else 0
+    sheet = Image.new("RGB", (margin + across * (width + gap) + gap, head + len(rows) * row_height + gap), PAPER)
     draw = ImageDraw.Draw(sheet)
+    for c, heading in enumerate(columns):
+        draw.text((margin + c * across // len(columns) * (width + gap), gap), heading, fill=INK, font=font)
     for r, ((caption, _), pictures) in enumerate(zip(rows, cells, strict=True)):
-        top = gap + r * row_height
+        top = head + gap + r * row_height
         lines = wrap(caption, margin - 16, font)
         y = top + (row_height - gap - 19 * len(lines)) // 2
         for i, line in enumerate(lines):

@@ -1,7 +1,14 @@
-"""Figures that tell how good embeddings are."""
+"""Figures that tell how good embeddings and images are. Plain functions of tensors; they know no model.
+
+Counts and distances are exact; nothing here draws random numbers.
+"""
+
+import math
 
 import torch
 from torch import Tensor
+
+Z = 1.959964  # the normal distribution's 97.5% quantile: what a 95% interval takes
 
 
 def recall_at_k(similarity: Tensor, right: Tensor, k: int) -> float:
@@ -19,3 +26,63 @@ def same_group_cosine(embeddings: Tensor, groups: Tensor) -> Tensor:
     sums = torch.zeros(count, embeddings.shape[1]).index_add_(0, groups, embeddings)[groups]  # (N, D)
     others = torch.bincount(groups, minlength=count)[groups] - 1  # (N,)
     return ((embeddings * sums).sum(dim=1) - (embeddings**2).sum(dim=1)) / others
+
+
+def modality_gap(images: Tensor, texts: Tensor) -> float:
+    """Distance between the centres of image embeddings (N, D) and text embeddings (M, D) (Liang et al. 2022)."""
+    return (images.mean(dim=0) - texts.mean(dim=0)).norm().item()
+
+
+def share(right: Tensor) -> dict[str, float]:
+    """The share of True in right (N,), with Wilson's 95% interval: {"value", "low", "high", "n"}."""
+    n, p = len(right), right.double().mean().item()
+    centre, half = p + Z**2 / (2 * n), Z * math.sqrt(p * (1 - p) / n + Z**2 / (4 * n**2))
+    low, high = ((centre + sign * half) / (1 + Z**2 / n) for sign in (-1, 1))
+    return {"value": p, "low": max(0.0, min(low, p)), "high": min(1.0, max(high, p)), "n": n}
+
+
+def mean(values: Tensor) -> dict[str, float]:
+    """The mean of values (N,), NaN left out, with the normal 95% interval: {"value", "low", "high", "n"}."""
+    values = values[~values.isnan()].double()
+    m, half = values.mean().item(), Z * values.std().item() / math.sqrt(len(values))
+    return {"value": m, "low": m - half, "high": m + half, "n": len(values)}
+
+
+def confusion(truth: Tensor, predicted: Tensor, classes: int) -> Tensor:
+    """Counts (classes, classes): row = true class, column = predicted class, of labels (N,) each."""
+    return torch.bincount(truth * classes + predicted, minlength=classes**2).view(classes, classes)
+
+
+def moments(features: Tensor) -> tuple[Tensor, Tensor]:
+    """Mean (D,) and covariance (D, D) of features (N, D), in float64."""
+    features = features.double()
+    return features.mean(dim=0), features.T.cov().reshape(features.shape[1], features.shape[1])
+
+
+def frechet_distance(a: Tensor, b: Tensor) -> float:
+    """Squared Frechet distance between Gaussians fitted to features (N, D) and (M, D) (Heusel et al. 2017, eq. 6).
+
+    |m_a - m_b|^2 + tr(A + B - 2 (A B)^1/2). The trace of the root is the sum of the roots of the eigenvalues of
+    A^1/2 B A^1/2, which is symmetric, so that no general matrix root is needed.
+    """
+    (mean_a, cov_a), (mean_b, cov_b) = moments(a), moments(b)
+    values, vectors = torch.linalg.eigh(cov_a)
+    root = vectors * values.clamp(min=0).sqrt() @ vectors.T
+    cross = torch.linalg.eigvalsh(root @ cov_b @ root).clamp(min=0).sqrt().sum()
+    return ((mean_a - mean_b).square().sum() + cov_a.trace() + cov_b.trace() - 2 * cross).item()
+
+
+def nearest(a: Tensor, b: Tensor, k: int = 1, chunk: int = 1000) -> tuple[Tensor, Tensor]:
+    """Euclidean distances (N, k) from each row of a (N, D) to its k nearest rows of b (M, D), and their indices."""
+    parts = [torch.cdist(part, b).topk(k, dim=1, largest=False) for part in a.split(chunk)]
+    return torch.cat([part.values for part in parts]), torch.cat([part.indices for part in parts])
+
+
+def coverage(inside: Tensor, of: Tensor, k: int = 3, chunk: int = 1000) -> Tensor:
+    """Which rows of `inside` (N, D) lie in the manifold of `of` (M, D): bool (N,).
+
+    The manifold is the union of balls around the rows, each reaching to its k-th nearest other row (Kynkaanniemi et al.
+    2019, eq. 1-3). coverage(generated, real) is precision, coverage(real, generated) recall.
+    """
+    radius = nearest(of, of, k + 1, chunk)[0][:, -1]  # the nearest row is the row itself
+    return torch.cat([(torch.cdist(part, of) <= radius).any(dim=1) for part in inside.split(chunk)])

@@ -1,0 +1,327 @@
+"""What is measured of a trained pipeline: one section a method, each a dictionary of figures.
+
+A share or a mean is {"value", "low", "high", "n"} with its 95% interval.
+"""
+
+import time
+from dataclasses import asdict, dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor
+
+from data.captions import Asked, attribute_captions, attribute_codes, attributes
+from data.dataset import CaptionedImages
+from stages.classifier import Classifier, judge
+from stages.clip import caption_recall
+from stages.embed import Embedded
+from stages.prior import pair_cosines
+from unclip import UnCLIP
+from unclip.images import captioned_grid, denoising_strip
+from unclip.metrics import (
+    confusion,
+    coverage,
+    frechet_distance,
+    mean,
+    modality_gap,
+    nearest,
+    same_group_cosine,
+    share,
+)
+from unclip.settings import Sampling
+
+WAYS = ("true embedding", "prior", "text embedding", "caption alone", "nothing")
+"""What drives the decoder: the error budget compares them (Ramesh et al. 2022, section 5.1)."""
+PRIOR_GUIDANCE = (1.0, 1.5, 2.0, 4.0)
+
+
+@dataclass
+class Evaluation:
+    """What the sections share."""
+
+    pipeline: UnCLIP
+    train: CaptionedImages
+    """All the real training images, those of the held-out pairs included."""
+    test: CaptionedImages
+    embedded: Embedded
+    """The test set as the pipeline's CLIP sees it."""
+    classifier: Classifier
+    sampling: Sampling
+    samples: int
+    """Images drawn for each figure."""
+    seed: int
+    features: Tensor = field(init=False)
+    """The classifier's features of the test images."""
+    predicted: Tensor = field(init=False)
+    """The classes that it sees in them."""
+    kept: dict[str, np.ndarray] = field(default_factory=dict)
+    """Arrays for evaluation.npz."""
+    pictures: dict[str, Image.Image] = field(default_factory=dict)
+
+    def __post_init__(self):
+        logits, self.features = judge(self.classifier, self.test.images)
+        self.predicted = logits.argmax(dim=1)
+
+    # -- the sections -----------------------------------------------------------------------------------------------
+
+    def clip(self) -> dict[str, Any]:
+        """Zero-shot accuracy, caption retrieval, attributes, and the modality gap."""
+        images, test = self.embedded.images, self.test
+        row = {caption: i for i, caption in enumerate(test.captions)}
+        prompts = [self.embedded.text[[row[c] for c in captions]].mean(dim=0) for captions in test.class_prompts]
+        plain = self.embedded.text[[row[c] for c in test.class_captions]]
+        right = (images @ torch.stack(prompts).T).argmax(dim=1) == test.labels
+        by_class = {name: share(right[test.labels == c]) for c, name in enumerate(test.classes)}
+        asked = attribute_captions()
+        text = self.pipeline.encode_text([a.caption for a in asked]).cpu()
+        torch.manual_seed(self.seed)
+        drawn = self.embedded.text[test.draw(torch.arange(len(test)), False)]
+        return {
+            "zero_shot": share(right),
+            "zero_shot_plain_caption": share((images @ plain.T).argmax(dim=1) == test.labels),
+            "zero_shot_by_class": by_class,
+            "recall": caption_recall(images, test, lambda ids: self.embedded.text[ids]),
+            "attributes": {
+                name: share(self._tells_apart(images, text, asked, measure))
+                for measure, name in enumerate(("dark or light", "narrow or wide"))
+            },
+            "modality_gap": modality_gap(images, drawn),
+            "images": len(test),
+        }
+
+    def _tells_apart(self, images: Tensor, text: Tensor, asked: list[Asked], measure: int) -> Tensor:
+        """Of the test images that show an extreme of a measure: whether the right word is nearer than its opposite."""
+        codes, labels = self.test.codes[:, measure], self.test.labels
+        extremes = {(a.label, a.code): text[i] for i, a in enumerate(asked) if a.measure == measure}
+        low, high = (torch.stack([extremes[c, code] for c in range(len(self.test.classes))]) for code in (1, 2))
+        nearer_high = (images * (high - low)[labels]).sum(dim=1) > 0
+        return (nearer_high == (codes == 2))[codes > 0]
+
+    def prior(self) -> dict[str, Any]:
+        """Cosines to the true embedding, with their ceiling and floors; and how far the draws of a caption spread."""
+        count = min(self.samples, len(self.test))
+        base = replace(self.sampling, draws=1, batch_size=500)
+        rows = [{"draws": 1, "prior_guidance": scale} for scale in PRIOR_GUIDANCE]
+        rows.append({"draws": 2, "prior_guidance": base.prior_guidance})
+        for row in rows:
+            cosines = pair_cosines(self.pipeline.prior, self.embedded, self.test, count, replace(base, **row))
+            row |= {name: mean(values) for name, values in cosines.items()}
+        n = max(2, count // len(self.test.classes))
+        drawn = self.pipeline.embed(self.test.class_captions, n, self.seed, draws=1).cpu()
+        groups = torch.arange(len(self.test.classes)).repeat_interleave(n)
+        return {
+            "cosines": rows,
+            "spread_of_draws": mean(1 - same_group_cosine(drawn, groups)),
+            "spread_of_real": mean(1 - same_group_cosine(self.embedded.images, self.test.labels)),
+        }
+
+    def error_budget(self) -> dict[str, Any]:
+        """The same figures for each way to drive the decoder, on the ten plain captions and on attribute captions."""
+        classes = len(self.test.classes)
+        n, n_asked = self.samples // classes, max(1, self.samples // 100)
+        labels = torch.arange(classes).repeat_interleave(n)
+        asked = [a for a in attribute_captions() if not a.held_out]
+        report: dict[str, Any] = {}
+        shown = []
+        for way in WAYS:
+            began = time.perf_counter()
+            sources = [self._rows_of(c) for c in range(classes)]
+            images, embeddings = self.draw(way, list(self.test.class_captions), n, sources)
+            logits, features = judge(self.classifier, images)
+            self.kept |= {f"{way}: images": images, f"{way}: labels": labels.numpy()}
+            report[way] = {
+                "caption_accuracy": share(logits.argmax(dim=1) == labels),
+                **self._distribution(features),
+            }
+            if way == "prior":
+                report[way] |= self._details(images, logits, labels)
+                self.kept["prior: embeddings"] = embeddings.numpy()
+            if way != "nothing":
+                report[way]["attributes"], _ = self._obedience(way, asked, n_asked)
+            shown.append((way, images[:: max(1, n // 2)][: 2 * classes]))
+            print(f"  decoder driven by {way}: {time.perf_counter() - began:.0f} s", flush=True)
+        self.pictures["budget"] = captioned_grid(shown, columns=self.test.classes)
+        return report
+
+    def _details(self, images: np.ndarray, logits: Tensor, labels: Tensor) -> dict[str, Any]:
+        """What is reported of the whole pipeline alone."""
+        n = len(images) // len(self.test.classes)
+        self.pictures["grid"] = captioned_grid(
+            [(c, images[i * n : i * n + min(n, 8)]) for i, c in enumerate(self.test.class_captions)]
+        )
+        right = logits.argmax(dim=1) == labels
+        by_class = {name: share(right[labels == c]) for c, name in enumerate(self.test.classes)}
+        return {
+            "caption_accuracy_by_class": by_class,
+            "confusion": confusion(labels, logits.argmax(dim=1), len(self.test.classes)).tolist(),
+            "inception_fid": inception_fid(images, self.test.images),
+        }
+
+    def held_out(self) -> dict[str, Any]:
+        """Obedience to the pairs of class and attribute that no training caption or image shows."""
+        asked = [a for a in attribute_captions() if a.held_out]
+        figures, images = self._obedience("prior", asked, max(2, self.samples // 20))
+        rows = [(a.caption, part[:8]) for a, part in zip(asked, images, strict=True)]
+        classes = range(len(self.test.classes))
+        words = [[a for a in attribute_captions() if a.label == c] for c in classes]
+        cells = [[self.draw("prior", [a.caption], 2, [None])[0] for a in row] for row in words]
+        self.pictures["attributes"] = captioned_grid(
+            [(name, np.concatenate(row)) for name, row in zip(self.test.classes, cells, strict=True)],
+            columns=[a.word for a in words[0]],
+        )
+        self.pictures["held-out"] = captioned_grid(rows)
+        return figures
+
+    def _obedience(self, way: str, asked: list[Asked], n: int) -> tuple[dict[str, Any], list[np.ndarray]]:
+        """How many of n samples a caption obey the rule of data/captions.py, by attribute, and are of the class."""
+        sources = [self._rows_of(a.label, a.measure, a.code) for a in asked]
+        images, _ = self.draw(way, [a.caption for a in asked], n, sources)
+        labels = torch.tensor([a.label for a in asked]).repeat_interleave(n)
+        measured = attributes(torch.from_numpy(images).permute(0, 3, 1, 2))
+        codes = attribute_codes(measured, labels, self.test.thirds).view(len(asked), n, 2)
+        obeyed = torch.stack([codes[i, :, a.measure] == a.code for i, a in enumerate(asked)])
+        right = (judge(self.classifier, images)[0].argmax(dim=1) == labels).view(len(asked), n)
+        names = [a.caption.removeprefix("an image of ") if a.held_out else a.word for a in asked]
+        figures = {}
+        for name in dict.fromkeys(names):
+            chosen = torch.tensor([other == name for other in names])
+            figures[name] = {"obeyed": share(obeyed[chosen].flatten()), "class": share(right[chosen].flatten())}
+        figures["all"] = {"obeyed": share(obeyed.flatten()), "class": share(right.flatten())}
+        kind = "held-out" if asked[0].held_out else "attributes"
+        self.kept |= {
+            f"{way}: {kind} images": images,
+            f"{way}: {kind} captions": np.repeat([a.caption for a in asked], n),
+        }
+        return figures, np.split(images, len(asked))
+
+    def reference(self) -> dict[str, Any]:
+        """What real images score: the classifier's accuracy, the floor of the distances, and the noise ceiling."""
+        generator = torch.Generator().manual_seed(self.seed)
+        count = min(self.samples, len(self.train))
+        rows = torch.randperm(len(self.train), generator=generator)[:count]
+        real, noise = self.train.images[rows], torch.randint(0, 256, self.train.images[rows].shape, dtype=torch.uint8)
+        return {
+            "classifier_accuracy": share(self.predicted == self.test.labels),
+            "floor": self._distribution(judge(self.classifier, real)[1]),
+            "noise": self._distribution(judge(self.classifier, noise)[1]),
+            "test_images": len(self.test),
+        }
+
+    def _distribution(self, features: Tensor) -> dict[str, Any]:
+        """Frechet distance to all test images; precision and recall against as many of them as there are samples."""
+        generator = torch.Generator().manual_seed(0)
+        again = [torch.randint(len(features), (len(features),), generator=generator) for _ in range(10)]
+        spread = torch.tensor([frechet_distance(features[rows], self.features) for rows in again]).std().item()
+        real = self.features[torch.randperm(len(self.features), generator=generator)[: len(features)]]
+        return {
+            "frechet": frechet_distance(features, self.features),
+            "frechet_bootstrap_deviation": spread,
+            "precision": share(coverage(features, real)),
+            "recall": share(coverage(real, features)),
+            "n": len(features),
+        }
+
+    def memorisation(self) -> dict[str, Any]:
+        """Distances to the nearest training image: of the prior's samples, and of as many test images."""
+        images = torch.from_numpy(self.kept["prior: images"]).permute(0, 3, 1, 2)
+        _, features = judge(self.classifier, images)
+        generator = torch.Generator().manual_seed(self.seed)
+        chosen = torch.randperm(len(self.test), generator=generator)[: len(images)]
+        _, of_train = judge(self.classifier, self.train.images)
+        spaces = {
+            "pixels": (flat(images), flat(self.test.images[chosen]), flat(self.train.images)),
+            "features": (features, self.features[chosen], of_train),
+        }
+        report = {}
+        for name, (sampled, real, train) in spaces.items():
+            (ours, rows), (theirs, _) = nearest(sampled, train), nearest(real, train)
+            low = theirs.quantile(0.01)
+            report[name] = {
+                "samples_median": ours.median().item(),
+                "test_median": theirs.median().item(),
+                "samples_below_test_1st_percentile": share((ours < low).flatten()),
+            }
+            if name == "pixels":
+                closest = ours[:, 0].argsort()[:8]
+                pairs = (images[closest], self.train.images[rows[closest, 0]])
+                titles = ("the samples closest to a training image", "the training images")
+                self.pictures["memorisation"] = captioned_grid(
+                    [(t, p.permute(0, 2, 3, 1).numpy()) for t, p in zip(titles, pairs, strict=True)]
+                )
+        return report
+
+    def denoising(self) -> None:
+        captions = list(self.test.class_captions[:3])
+        drawn = self.pipeline(captions, seed=self.seed, trajectory=True, **asdict(self.sampling))
+        self.pictures["strip"] = denoising_strip(captions, drawn.trajectory, 1)
+
+    # -- drawing ----------------------------------------------------------------------------------------------------
+
+    def _rows_of(self, label: int, measure: int = 0, code: int | None = None) -> Tensor:
+        """The test images of a class, and of an attribute."""
+        chosen = self.test.labels == label
+        return (chosen if code is None else chosen & (self.test.codes[:, measure] == code)).nonzero()[:, 0]
+
+    def draw(self, way: str, captions: list[str], n: int, sources: list[Tensor]) -> tuple[np.ndarray, Tensor | None]:
+        """n images a caption (N, H, W, C), and the embeddings that drove the decoder; image i of each has seed + i.
+
+        `sources` are the test images whose embeddings stand for each caption where the true ones drive the decoder.
+        """
+        seed, sampling = self.seed, asdict(self.sampling)
+        images, used = [], []
+        for caption, rows in zip(captions, sources, strict=True):
+            if way == "true embedding":
+                embeddings = self.embedded.images[rows[torch.arange(n) % len(rows)]]
+            elif way == "prior":
+                embeddings = self.pipeline.embed(caption, n, seed, **sampling).cpu()
+            elif way == "text embedding":
+                embeddings = self.pipeline.encode_text(caption).cpu().expand(n, -1)
+            else:
+                embeddings = None
+            text = ["" if way == "nothing" else caption] * n
+            images.append(self.pipeline.decode(embeddings, text, seed, **sampling))
+            used.append(embeddings)
+        return np.concatenate(images), None if used[0] is None else torch.cat(used)
+
+
+def flat(images: Tensor) -> Tensor:
+    """uint8 (N, C, H, W) -> float (N, C H W) in 0 .. 1."""
+    return images.flatten(1).float() / 255
+
+
+def inception_fid(generated: np.ndarray, real: Tensor) -> dict[str, Any]:
+    """Standard FID by torch-fidelity, where it is installed and its Inception weights are on this machine.
+
+    Otherwise {"missing": what}: nothing is downloaded. The images are uint8 (N, H, W, C) and (M, C, H, W).
+    """
+    try:
+        from torch_fidelity import calculate_metrics
+        from torch_fidelity.feature_extractor_inceptionv3 import URL_INCEPTION_V3
+    except ImportError:
+        return {"missing": "torch-fidelity is not installed"}
+    weights = Path(torch.hub.get_dir()) / "checkpoints" / Path(URL_INCEPTION_V3).name
+    if not weights.is_file():
+        return {"missing": f"torch-fidelity's weights are not at {weights}"}
+    first, second = (
+        Colour(images.expand(-1, 3, -1, -1)) for images in (torch.from_numpy(generated).permute(0, 3, 1, 2), real)
+    )
+    figures = calculate_metrics(
+        input1=first, input2=second, fid=True, cuda=torch.cuda.is_available(), verbose=False, save_cpu_ram=True
+    )
+    return {"value": figures["frechet_inception_distance"], "n": len(generated)}
+
+
+class Colour(torch.utils.data.Dataset):
+    """Images uint8 (N, 3, H, W) one by one, as torch-fidelity takes them."""
+
+    def __init__(self, images: Tensor):
+        self.images = images
+
+    def __len__(self) -> int:
+        return len(self.images)
+
+    def __getitem__(self, row: int) -> Tensor:
+        return self.images[row]

@@ -1,0 +1,237 @@
+"""The evaluation: each section on the trained tiny pipeline, and figures recomputed from the files it wrote."""
+
+import json
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+from conftest import ROOT, assert_one_error_line, made_up_data, run_python
+
+from data.captions import CLASSES, PLAIN_CAPTIONS, attribute_captions, attribute_codes, attributes
+from stages import evaluate as module
+from stages.classifier import Classifier, ClassifierConfig, judge, trained_classifier
+from stages.evaluate import SWEEP, EvaluateOptions, evaluate, stage_losses
+from stages.measure import WAYS, inception_fid
+from stages.report import markdown, number, percent, table
+from unclip.metrics import frechet_distance
+
+SETTINGS = EvaluateOptions(
+    samples=40,
+    sweep=20,
+    data=replace(EvaluateOptions().data, limit=600),
+    sampling=replace(EvaluateOptions().sampling, steps=3, prior_steps=3),
+    classifier=replace(EvaluateOptions().classifier, steps=20, batch_size=32, warmup=5, evaluate_every=20),
+)
+SMALL_SWEEP = {"prior_guidance": (1.0, 2.0), "guidance": (1.0,), "sampler": ("dpmpp", "ddim"), "steps": (3,)}
+N = SETTINGS.samples // len(CLASSES)
+
+
+@pytest.fixture(scope="module")
+def done(trained, tmp_path_factory):
+    """The folder of a report on the tiny pipeline, and what evaluate returned. Read only."""
+    out = tmp_path_factory.mktemp("evaluation")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(module, "SWEEP", SMALL_SWEEP)
+        return out, evaluate(replace(SETTINGS, checkpoint=trained.folder, out=out))
+
+
+@pytest.fixture(scope="module")
+def judged(done):
+    """The cached classifier of that report, the test images, and their features."""
+    data = SETTINGS.data
+    classifier = trained_classifier(
+        data.split("train", held_out=True), data.split("validation"), SETTINGS.classifier, torch.device("cpu")
+    )
+    test = data.split("test")
+    return classifier, test, judge(classifier, test.images)[1]
+
+
+def test_report_is_written_as_json_markdown_and_pictures(done):
+    out, report = done
+    assert json.loads((out / "evaluation.json").read_text()) == json.loads(json.dumps(report))
+    text = (out / "evaluation.md").read_text()
+    for name in ("grid", "attributes", "held-out", "budget", "memorisation", "strip"):
+        assert f"({name}.png)" in text
+        assert (out / f"{name}.png").read_bytes().startswith(b"\x89PNG")
+    for section in ("CLIP", "Prior", "End to end", "Error budget", "Memorisation", "Sweep"):
+        assert f"\n## {section}" in text
+    for key in ("stages", "data", "samples", "seed", "sampling", "hardware", "seconds"):
+        assert report[key] or key == "seed"
+
+
+def test_figures_can_be_recomputed_from_the_arrays(done, judged):
+    out, report = done
+    classifier, _, real = judged
+    arrays = np.load(out / "evaluation.npz")
+    for way in WAYS:
+        images, labels = arrays[f"{way}: images"], arrays[f"{way}: labels"]
+        assert images.shape == (SETTINGS.samples, 28, 28, 1)
+        assert (np.bincount(labels) == N).all()
+        logits, features = judge(classifier, images)
+        figures = report["error_budget"][way]
+        assert figures["caption_accuracy"]["value"] == pytest.approx((logits.argmax(1).numpy() == labels).mean())
+        assert figures["caption_accuracy"]["n"] == SETTINGS.samples
+        assert figures["frechet"] == pytest.approx(frechet_distance(features, real), rel=1e-6)
+    predicted = judge(classifier, arrays["prior: images"])[0].argmax(1).numpy()
+    for i, row in enumerate(report["error_budget"]["prior"]["confusion"]):
+        assert row == np.bincount(predicted[i * N : (i + 1) * N], minlength=10).tolist()
+
+
+def test_obedience_is_what_the_rule_says_of_the_images(done, judged):
+    out, report = done
+    thirds = judged[1].thirds
+    arrays = np.load(out / "evaluation.npz")
+    asked = {a.caption: a for a in attribute_captions()}
+    for kind, figures in (
+        ("attributes", report["error_budget"]["prior"]["attributes"]),
+        ("held-out", report["held_out"]),
+    ):
+        obeyed = []
+        captions = [asked[caption] for caption in arrays[f"prior: {kind} captions"].tolist()]
+        images = torch.from_numpy(arrays[f"prior: {kind} images"]).permute(0, 3, 1, 2)
+        for measure, a in zip(attributes(images), captions, strict=True):
+            code = attribute_codes(measure[None], torch.tensor([a.label]), thirds)[0, a.measure]
+            obeyed.append((int(code) == a.code, a.word))
+        assert {a.held_out for a in captions} == {kind == "held-out"}
+        assert figures["all"]["obeyed"]["value"] == pytest.approx(np.mean([right for right, _ in obeyed]))
+        if kind == "attributes":
+            for word in ("dark", "light", "narrow", "wide"):
+                own = [right for right, asked_word in obeyed if asked_word == word]
+                assert figures[word]["obeyed"]["value"] == pytest.approx(np.mean(own))
+                assert figures[word]["obeyed"]["n"] == len(own)
+
+
+def test_each_way_drives_the_decoder_as_it_says(done, tiny, judged):
+    arrays = np.load(done[0] / "evaluation.npz")
+    settings = {"steps": 3, "prior_steps": 3}
+    test = judged[1]
+    whole = tiny(list(PLAIN_CAPTIONS), n=N, seed=0, **settings)  # what sample.py draws
+    assert (arrays["prior: images"] == whole.images).all()
+    label = 3
+    caption, rows = PLAIN_CAPTIONS[label], (test.labels == label).nonzero()[:N, 0]
+    own = slice(label * N, label * N + N)
+    true = tiny.encode_image(test.images[rows].permute(0, 2, 3, 1).numpy())
+    by_hand = {
+        "true embedding": tiny.decode(true, [caption] * N, **settings),
+        "text embedding": tiny.decode(tiny.encode_text([caption] * N), [caption] * N, **settings),
+        "caption alone": tiny.decode(None, [caption] * N, **settings),
+        "nothing": tiny.decode(None, [""] * N, **settings),
+    }
+    for way, images in by_hand.items():
+        difference = arrays[f"{way}: images"][own].astype(int) - images
+        assert abs(difference).max() <= 1, way  # embeddings computed in another batch round differently
+
+
+def test_zero_shot_accuracy_equals_one_computed_through_the_pipeline(done, tiny, judged):
+    test = judged[1]
+    images = tiny.encode_image(test.images.permute(0, 2, 3, 1).numpy())
+    weights = torch.stack([tiny.encode_text(prompts).mean(dim=0) for prompts in test.class_prompts])
+    right = (images @ weights.T).argmax(dim=1) == test.labels
+    figures = done[1]["clip"]
+    assert figures["zero_shot"]["value"] == pytest.approx(right.float().mean().item(), abs=0.005)
+    plain = (images @ tiny.encode_text(list(PLAIN_CAPTIONS)).T).argmax(dim=1) == test.labels
+    assert figures["zero_shot_plain_caption"]["value"] == pytest.approx(plain.float().mean().item(), abs=0.005)
+    assert sum(f["n"] for f in figures["zero_shot_by_class"].values()) == len(test)
+
+
+def test_prior_is_put_beside_its_ceiling_and_its_floors(done):
+    rows = done[1]["prior"]["cosines"]
+    assert [(row["draws"], row["prior_guidance"]) for row in rows] == [(1, 1.0), (1, 1.5), (1, 2.0), (1, 4.0), (2, 1.0)]
+    for row in rows:
+        assert all(-1 <= row[name]["value"] <= 1 for name in ("sample", "text", "unrelated", "ceiling"))
+    assert rows[0]["sample"]["value"] != rows[-1]["sample"]["value"]
+    assert 0 < done[1]["prior"]["spread_of_real"]["value"] < 1
+
+
+def test_sweep_covers_the_grid_and_puts_the_best_first(done):
+    rows = done[1]["sweep"]
+    assert len(rows) == 4
+    assert {(row["prior_guidance"], row["sampler"]) for row in rows} == {
+        (p, s) for p in (1, 2) for s in ("dpmpp", "ddim")
+    }
+    assert all(row["caption_accuracy"]["n"] == 20 for row in rows)
+    last = rows[-1]
+    assert any(row["caption_accuracy"]["value"] >= last["caption_accuracy"]["value"] for row in rows[:-1])
+    assert set(SWEEP) == set(SMALL_SWEEP)
+
+
+def made_up_report(classifier: float, zero_shot: float, true: float, prior: float) -> dict:
+    def way(accuracy: float, frechet: float) -> dict:
+        return {"caption_accuracy": {"value": accuracy}, "frechet": frechet}
+
+    return {
+        "reference": {"classifier_accuracy": {"value": classifier}, "floor": {"frechet": 0.1}},
+        "clip": {"zero_shot": {"value": zero_shot}},
+        "error_budget": {"true embedding": way(true, 0.5), "prior": way(prior, 2.0)},
+    }
+
+
+@pytest.mark.parametrize(
+    ("chain", "weakest"),
+    [((0.92, 0.60, 0.58, 0.57), "clip"), ((0.92, 0.90, 0.40, 0.39), "decoder"), ((0.92, 0.90, 0.88, 0.20), "prior")],
+)
+def test_the_stage_that_loses_most_is_named(chain, weakest):
+    lost = stage_losses(made_up_report(*chain))
+    assert lost["weakest_by_accuracy"] == weakest
+    assert sum(lost["accuracy_lost"].values()) == pytest.approx(chain[0] - chain[-1])
+    assert lost["frechet_added"] == pytest.approx({"decoder": 0.4, "prior": 1.5})
+    assert lost["weakest_by_frechet"] == "prior"
+
+
+def test_tables_and_numbers_of_the_report():
+    assert percent({"value": 0.931, "low": 0.9134, "high": 0.946}) == "93.1% (91.3-94.6)"
+    assert number({"value": 0.8021, "low": 0.8, "high": 0.8042}) == "0.802 ± 0.002"
+    assert table(["a", "b"], [[1, "x"]]) == "| a | b |\n| --- | --- |\n| 1 | x |\n"
+
+
+def test_markdown_names_the_weakest_stage_and_the_protocol(done):
+    report = json.loads(json.dumps(done[1]))
+    report["lost"]["weakest_by_accuracy"] = "prior"
+    text = markdown(report, [])
+    assert "Weakest stage by accuracy: prior" in text
+    assert "40 samples from seed 0" in text
+    assert "sampler dpmpp" in text
+
+
+def test_standard_fid_is_taken_only_where_its_weights_are(monkeypatch, tmp_path):
+    images = np.zeros((3, 28, 28, 1), np.uint8)
+    assert "missing" in inception_fid(images, torch.zeros(2, 1, 28, 28, dtype=torch.uint8))
+
+
+def test_classifier_learns_what_images_show_and_is_trained_once(tmp_path):
+    train, held_out = made_up_data(400, 0), made_up_data(100, 1)
+    config = replace(SETTINGS.classifier, steps=60, lr=1e-2, evaluate_every=60)
+    device = torch.device("cpu")
+    first = trained_classifier(train, held_out, config, device, tmp_path)
+    accuracy = (judge(first, held_out.images)[0].argmax(dim=1) == held_out.labels).float().mean()
+    assert accuracy > 0.9  # chance is 0.1
+    weights = {path: path.stat().st_mtime_ns for path in tmp_path.rglob("model.safetensors")}
+    again = trained_classifier(train, held_out, config, device, tmp_path)
+    assert torch.equal(judge(again, held_out.images)[0], judge(first, held_out.images)[0])
+    assert {path: path.stat().st_mtime_ns for path in tmp_path.rglob("model.safetensors")} == weights
+    trained_classifier(train, held_out, replace(config, seed=1), device, tmp_path)
+    assert len(list(tmp_path.rglob("model.safetensors"))) == 2
+
+
+def test_classifier_takes_colour_and_gives_the_features_of_its_last_layer():
+    model = Classifier(ClassifierConfig(classes=4, channels=3, width=8)).eval()
+    images = torch.randint(0, 256, (7, 3, 32, 32), dtype=torch.uint8)
+    logits, features = judge(model, images, batch_size=3)
+    assert logits.shape == (7, 4)
+    assert features.shape == (7, 32)
+    torch.testing.assert_close(logits, model.head(features).detach())
+    torch.testing.assert_close(judge(model, images.permute(0, 2, 3, 1).numpy())[0], logits)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (("--checkpoint", "nowhere"), ["nowhere does not exist", "train_clip.py"]),
+        (("--samples", "5"), ["--samples", "at least 20"]),
+        (("--sampling.guidance", "-1"), ["guidance", "between 0 and 100"]),
+        (("--sweeps", "5"), ["did you mean --sweep"]),
+    ],
+)
+def test_bad_input_gets_one_line(arguments, words):
+    assert_one_error_line(run_python("-m", "stages.evaluate", *arguments, cwd=ROOT), *words)
