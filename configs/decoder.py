@@ -20,6 +20,21 @@ PRESETS = {
             steps=1500, batch_size=32, lr=1e-3, warmup=100, evaluate_every=750, preview_every=750, ema=0.995
         ),
     ),
+    "small": DecoderRun(
+        preset="small",
+        model=DecoderConfig(space_to_depth=2, width=64, multipliers=(1, 2), blocks=1, attention_levels=(1,)),
+        # 3 epochs of the 51,341 training images
+        train=TrainConfig(
+            steps=5_000,
+            batch_size=32,
+            lr=1e-3,
+            muon_lr=4e-3,
+            warmup=200,
+            evaluate_every=1_000,
+            preview_every=2_500,
+            ema=0.999,
+        ),
+    ),
     "base": DecoderRun(
         preset="base",
         model=DecoderConfig(

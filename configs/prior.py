@@ -20,6 +20,21 @@ PRESETS = {
             steps=600, batch_size=64, lr=1e-3, warmup=60, evaluate_every=300, preview_every=600, ema=0.99
         ),
     ),
+    "small": PriorRun(
+        preset="small",
+        model=PriorConfig(width=160, layers=6, heads=5),
+        # 5 epochs of the 51,341 training images
+        train=TrainConfig(
+            steps=4_000,
+            batch_size=64,
+            lr=1e-3,
+            muon_lr=4e-3,
+            warmup=200,
+            evaluate_every=1_000,
+            preview_every=2_000,
+            ema=0.998,
+        ),
+    ),
     "base": PriorRun(
         preset="base",
         model=PriorConfig(width=256, layers=6, heads=8),

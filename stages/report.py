@@ -103,8 +103,10 @@ def _end_to_end(report: dict[str, Any]) -> str:
         ["... over the floor", *(f"{f['frechet'] / reference['floor']['frechet']:.1f}x" for f in compared)],
         *([name, *(percent(f[name]) for f in compared)] for name in ("precision", "recall")),
     ]  # fmt: skip
-    by_class = [f"{100 * f['value']:.1f}%" for f in figures["caption_accuracy_by_class"].values()]
-    matrix = [[name, *row] for name, row in zip(classes, figures["confusion"], strict=True)]
+    matrix = [
+        [name, *row, f"{100 * f['value']:.1f}%"]
+        for row, (name, f) in zip(figures["confusion"], figures["caption_accuracy_by_class"].items(), strict=True)
+    ]
     obeyed = [[name, percent(f["obeyed"]), percent(f["class"])] for name, f in figures["attributes"].items()]
     held_out = [[name, percent(f["obeyed"]), percent(f["class"])] for name, f in report["held_out"].items()]
     fid = figures["inception_fid"]
@@ -116,8 +118,7 @@ many training images as there are samples for the rest. Distances are to the fea
 images; precision and recall to as many of them as there are samples ({figures["n"]}). Standard FID:
 {f"{fid['value']:.2f}" if "value" in fid else "not taken, as " + fid["missing"]}.
 
-{table(["asked for, and seen as", *classes], matrix)}
-{table(["class", *classes], [["accuracy", *by_class]])}
+{table(["asked for, and seen as", *classes, "right"], matrix)}
 Attributes: how many samples obey the rule of `data/captions.py`, and how many are of the class.
 
 {table(["asked", "obeyed", "class"], obeyed)}
@@ -142,9 +143,9 @@ def _budget(report: dict[str, Any]) -> str:
     return f"""## Error budget: what drives the decoder
 
 {table(["driven by", "caption accuracy", "Fréchet (over the floor)", "precision", "recall", "attributes obeyed"], rows)}
-Accuracy lost on the way, in points (negative: gained): {points}. The way leads from real images, judged, to their
-embeddings, read by CLIP, to images decoded from those, to images decoded from what the prior draws for a plain caption.
-Fréchet distance added: {frechet}.
+Accuracy lost on the way, in points (negative: gained): {points}. The way leads from real images, judged (classifier), to
+their embeddings, read zero-shot (CLIP), to images decoded from those (decoder), to images decoded from what the prior
+draws for a plain caption (prior). Fréchet distance added: {frechet}.
 """
 
 

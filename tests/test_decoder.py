@@ -360,6 +360,29 @@ def test_without_guidance_towards_the_condition_nothing_of_it_is_left():
     close(draw_images(decoder, images, encodings, mask, [0, 1, 2], plain, drop, drop), one)
 
 
+def test_guidance_acts_within_its_interval_alone():
+    decoder, seeds = random_decoder(), [0, 1, 2]  # its three steps are at times 49, 32 and 16 of 0 .. 49
+    rows = conditions()
+    always, never = (draw_images(decoder, *rows, seeds, replace(SAMPLING, guidance=w)) for w in (2.0, 1.0))
+
+    def within(*interval: float) -> torch.Tensor:
+        return draw_images(decoder, *rows, seeds, replace(SAMPLING, guidance_interval=interval))
+
+    assert torch.equal(within(0.0, 1.0), always)
+    assert torch.equal(within(16 / 49, 1.0), always)
+    assert torch.equal(within(0.0, 0.3), never)
+    first, middle = [], []
+    for interval, states in (((0.0, 0.9), first), ((0.5, 0.9), middle)):
+        sampling = replace(SAMPLING, guidance_interval=interval)
+        draw_images(decoder, *rows, seeds, sampling, on_step=lambda t, x, x0, states=states: states.append(x0))
+    plain = []
+    draw_images(decoder, *rows, seeds, replace(SAMPLING, guidance=1.0), on_step=lambda t, x, x0: plain.append(x0))
+    assert torch.equal(first[0], plain[0])  # unguided at 49
+    assert torch.equal(first[1], middle[1])  # guided at 32
+    assert differ(middle[1], plain[1])
+    assert differ(first[2], middle[2])  # only the one is guided at 16
+
+
 def test_every_step_shows_the_state_and_the_clipped_prediction():
     decoder, steps = random_decoder(), []
     drawn = draw_images(decoder, *conditions(), [0, 1, 2], SAMPLING, on_step=lambda t, x, x0: steps.append((t, x, x0)))

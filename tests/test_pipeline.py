@@ -243,6 +243,10 @@ def test_any_text_is_drawn_without_a_warning(tiny):
         ({"captions": BAG, "prior_steps": 5000}, "prior_steps must be between 1 and 1000, not 5000"),
         ({"captions": BAG, "sampler": "euler"}, "unknown sampler 'euler'; choose one of ddpm, ddim, dpmpp"),
         ({"captions": BAG, "guidance": -1.0}, "guidance must lie between 0 and 100"),
+        (
+            {"captions": BAG, "guidance_interval": (0.6, 0.4)},
+            "guidance_interval must be two ascending numbers in 0 .. 1",
+        ),
         ({"captions": BAG, "prior_guidance": float("nan")}, "prior_guidance must lie between 0 and 100"),
         ({"captions": BAG, "eta": 1.5}, "eta must lie between 0 and 1"),
         ({"captions": BAG, "draws": 0}, "draws must be at least 1"),
@@ -335,5 +339,6 @@ def test_pipeline_without_its_tokenizer_is_refused(content, copied):
 
 def test_settings_know_their_names():
     assert set(Sampling.names()) == {
-        "steps", "guidance", "sampler", "eta", "prior_steps", "prior_guidance", "draws", "batch_size",
+        "steps", "guidance", "guidance_interval", "sampler", "eta",
+        "prior_steps", "prior_guidance", "draws", "batch_size",
     }  # fmt: skip

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from unclip.diffusion import GaussianDiffusion
 from unclip.errors import UserError
-from unclip.samplers import SAMPLERS, RowNoise, ddim, ddim_invert, ddpm, dpmpp, guided, spaced_timesteps
+from unclip.samplers import SAMPLERS, RowNoise, ddim, ddim_invert, ddpm, dpmpp, guided, on_interval, spaced_timesteps
 
 QUICK = settings(deadline=None, max_examples=100, derandomize=True)
 MEAN, DEVIATION = 0.4, 0.5
@@ -255,6 +255,13 @@ def test_guidance_extrapolates_from_null_to_condition_in_one_call(scale):
     assert calls == [6]
     if scale in (0.0, 1.0):
         assert torch.equal(got, yes if scale else no)
+
+
+def test_interval_holds_both_its_ends():
+    model = on_interval(lambda x, t: x + 1, lambda x, t: x - 1, 3, 6.5)
+    x = torch.zeros(2)
+    inside = [t for t in range(10) if model(x, torch.tensor([t, t]))[0] == 1]
+    assert inside == [3, 4, 5, 6]
 
 
 @QUICK

@@ -29,6 +29,8 @@ class Sampling:
     """Decoder steps an image, from 1 to the decoder's timesteps."""
     guidance: float = 2.0
     """Decoder guidance scale: 1 is none, more follows the caption closer at the price of variety."""
+    guidance_interval: tuple[float, float] = (0.0, 1.0)
+    """Guide the decoder only at these times, from 0, the clean image, to 1, pure noise."""
     sampler: Sampler = "dpmpp"
     """Decoder sampler."""
     eta: float = 0.0
@@ -49,6 +51,8 @@ class Sampling:
         for name in ("guidance", "prior_guidance"):
             if not 0 <= getattr(self, name) <= 100:
                 raise UserError(f"{name} must lie between 0 and 100, not {getattr(self, name)}")
+        if not 0 <= self.guidance_interval[0] <= self.guidance_interval[1] <= 1:
+            raise UserError(f"guidance_interval must be two ascending numbers in 0 .. 1, not {self.guidance_interval}")
         if not 0 <= self.eta <= 1:
             raise UserError(f"eta must lie between 0 and 1, not {self.eta}")
         if self.eta and self.sampler != "ddim":

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from unclip.decoder.unet import Decoder
-from unclip.samplers import DECODER_STREAM, SAMPLERS, RowNoise, guided, spaced_timesteps
+from unclip.samplers import DECODER_STREAM, SAMPLERS, RowNoise, guided, on_interval, spaced_timesteps
 from unclip.settings import Sampling
 
 
@@ -49,12 +49,12 @@ def draw_images(
     for start in range(0, len(images), sampling.batch_size):
         part = [tensor[start : start + sampling.batch_size] for tensor in rows]
         batch = len(part[0])
+        model = partial(decoder, condition=decoder.condition(*part))
         if sampling.guidance != 1:  # B conditional rows, then the B nulls that belong to them
             nulls = [*part[:3], torch.ones_like(part[3]), torch.ones_like(part[4])]
-            part = [torch.cat(pair) for pair in zip(part, nulls, strict=True)]
-        model = partial(decoder, condition=decoder.condition(*part))
-        if sampling.guidance != 1:
-            model = guided(model, sampling.guidance)
+            both = [torch.cat(pair) for pair in zip(part, nulls, strict=True)]
+            both = guided(partial(decoder, condition=decoder.condition(*both)), sampling.guidance)
+            model = on_interval(both, model, *(end * (diffusion.timesteps - 1) for end in sampling.guidance_interval))
         noise = RowNoise(seeds[start : start + batch], DECODER_STREAM)
         x = noise(images.new_empty(batch, config.channels, config.image_size, config.image_size))
         drawn.append(sampler(diffusion.denoiser(model, clip_x0=1.0), x, diffusion, timesteps, noise, on_step))

@@ -1,0 +1,72 @@
+"""Make a trained pipeline ready to hand out: its weights in float16, half the size, without what training left behind.
+
+    python -m unclip.publish checkpoints/small checkpoints/fashion-mnist
+
+Hashes and lineage are renewed. Weights are read back as float32; rounding them moves samples by hardly a grey level.
+"""
+
+import shutil
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Annotated
+
+import torch
+import tyro
+
+from unclip import cli
+from unclip.checkpoint import (
+    STAGES,
+    check_lineage,
+    dump_tensors,
+    load_tensors,
+    read_manifest,
+    sha256,
+    write_index,
+)
+from unclip.errors import UserError
+from unclip.files import write_atomically, write_json
+
+
+@dataclass(frozen=True)
+class PublishOptions:
+    source: Annotated[Path, tyro.conf.Positional]
+    """Folder of a pipeline whose three stages are trained."""
+    target: Annotated[Path, tyro.conf.Positional]
+    """Folder to write; it must not hold a pipeline yet."""
+
+
+def publish(source: Path, target: Path) -> None:
+    """Write the pipeline in `source` to `target` with float16 weights.
+
+    Raises UserError if a stage is missing or unfinished, or if there is a pipeline in `target` already.
+    """
+    manifests = {stage: read_manifest(source / stage) for stage in STAGES}
+    check_lineage(manifests)
+    for stage, manifest in manifests.items():
+        if not manifest.complete:
+            raise UserError(f"the {stage} in {source} is still in training (step {manifest.step}); finish it first")
+        if (target / stage).exists():
+            raise UserError(f"{target} holds a {stage} already; choose another folder, or delete that one")
+    target.mkdir(parents=True, exist_ok=True)
+    shutil.copy(source / "tokenizer.json", target / "tokenizer.json")
+    for stage in STAGES:
+        tensors, _ = load_tensors(source / stage / "model.safetensors")
+        halves = {name: t.to(torch.float16) if t.is_floating_point() else t for name, t in tensors.items()}
+        content, manifest = dump_tensors(halves), manifests[stage]
+        manifest.sha256 = sha256(content)
+        if stage != "clip":
+            manifest.parents["clip"] = manifests["clip"].sha256
+        write_atomically(target / stage / "model.safetensors", content)
+        write_json(target / stage / "config.json", asdict(manifest))
+    write_index(target)
+
+
+def main() -> None:
+    options = cli.parse(PublishOptions, __doc__)
+    publish(options.source, options.target)
+    size = sum(path.stat().st_size for path in options.target.rglob("*") if path.is_file())
+    print(f"{options.target}: {size / 1e6:.1f} MB")
+
+
+if __name__ == "__main__":
+    cli.run(main)
