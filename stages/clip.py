@@ -41,6 +41,8 @@ class CLIPRun:
     """Folder of the pipeline; CLIP goes to its subfolder clip."""
     preset: str = "quick"
     """Defaults of all other options: tiny (tests), quick (minutes on a laptop), small (hours) or base (one GPU)."""
+    init_from: Path | None = None
+    """Start from the CLIP and tokenizer of the pipeline in this folder; shapes must be equal. Without it: at random."""
     vocab_size: int = 1024
     """Largest vocabulary of the tokenizer, which is trained on the captions."""
     data: DataConfig = field(default_factory=DataConfig)
@@ -127,13 +129,16 @@ def train(run: CLIPRun) -> Manifest:
     """Train the tokenizer and CLIP into run.out. Returns the manifest of the trained CLIP."""
     device = runtime.start(run.train.device)
     data, validation = run.data.load()
-    tokenizer = Tokenizer.train(data.captions, run.vocab_size)
+    if run.init_from:
+        tokenizer = Tokenizer.load(run.init_from / "tokenizer.json")
+    else:
+        tokenizer = Tokenizer.train(data.captions, run.vocab_size)
     vision = replace(run.model.vision, image_size=data.image_size, channels=data.channels)
     text = replace(run.model.text, vocab_size=tokenizer.vocab_size, eos_id=tokenizer.end_id)
     torch.manual_seed(run.train.seed)
     model = CLIP(replace(run.model, vision=vision, text=text))
     source = {"name": data.name, "fingerprint": data.fingerprint}
-    parents = {"tokenizer": sha256(tokenizer.to_json().encode())}
+    parents = {"tokenizer": sha256(tokenizer.to_json().encode()), **loop.start_from(model, run.init_from, "clip")}
     manifest = Manifest("clip", parents=parents, data=source, training=loop.settings(run))
     stage = CLIPStage(model, tokenizer, data, validation, run.augment, device)
     return loop.train(stage, run.train, device, run.out, manifest, {"tokenizer.json": tokenizer.to_json()})

@@ -24,6 +24,8 @@ class DecoderRun:
     """Folder of the pipeline, which holds a trained clip; the decoder goes to its subfolder decoder."""
     preset: str = "quick"
     """Defaults of all other options: tiny (tests), quick (minutes on a laptop), small (hours) or base (one GPU)."""
+    init_from: Path | None = None
+    """Start from the decoder of the pipeline in this folder; shapes must be equal. Without it: at random."""
     drop_image: float = 0.1
     """Share of the image embeddings that are replaced by the learned null, for guidance."""
     drop_text: float = 0.5
@@ -132,4 +134,5 @@ def train(run: DecoderRun) -> Manifest:
     )
     model.image_condition.scaler.fit(frozen.embedded.images)
     stage = DecoderStage(model, frozen, run, device)
-    return loop.train(stage, run.train, device, run.out, frozen.manifest("decoder", loop.settings(run)))
+    manifest = frozen.manifest("decoder", loop.settings(run), loop.start_from(model, run.init_from, "decoder"))
+    return loop.train(stage, run.train, device, run.out, manifest)

@@ -25,10 +25,10 @@ class Frozen:
     parents: dict[str, str]
     """SHA-256 of the CLIP."""
 
-    def manifest(self, stage: str, training: dict[str, Any]) -> Manifest:
-        """A new stage's manifest, which names its parent and its data."""
+    def manifest(self, stage: str, training: dict[str, Any], start: dict[str, str]) -> Manifest:
+        """A new stage's manifest, which names its parents (`start` is that of `loop.start_from`) and its data."""
         source = {"name": self.data.name, "fingerprint": self.data.fingerprint}
-        return Manifest(stage, parents=self.parents, data=source, training=training)
+        return Manifest(stage, parents=self.parents | start, data=source, training=training)
 
 
 def prepare(out: Path, data: DataConfig, device: torch.device, flipped: bool = False) -> Frozen:

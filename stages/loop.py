@@ -207,9 +207,22 @@ def take_step(
     return {"loss": loss.detach(), **extra, "grad_norm": norm, "lr": config.lr * factor}
 
 
+def start_from(model: nn.Module, pipeline: Path | None, stage: str) -> dict[str, str]:
+    """Fill a new model with the weights of another pipeline's stage, if one is given: fine-tuning.
+
+    Returns the parent to name in the manifest, {"start": SHA-256}. Raises UserError if shapes differ.
+    """
+    if pipeline is None:
+        return {}
+    path = pipeline / stage / "model.safetensors"
+    parent = read_manifest(pipeline / stage)
+    load_weights(model, load_tensors(path)[0], path)
+    return {"start": parent.sha256}
+
+
 def settings(run: Any) -> dict[str, Any]:
     """What of a trainer's config makes two runs the same: not the folder, where the data lies, or the device."""
-    kept = {key: value for key, value in asdict(run).items() if key not in ("out", "preset", "model")}
+    kept = {key: value for key, value in asdict(run).items() if key not in ("out", "preset", "model", "init_from")}
     del kept["data"]["root"], kept["train"]["device"]
     return kept
 

@@ -29,6 +29,8 @@ class PriorRun:
     """Folder of the pipeline, which holds a trained clip; the prior goes to its subfolder prior."""
     preset: str = "quick"
     """Defaults of all other options: tiny (tests), quick (minutes on a laptop), small (hours) or base (one GPU)."""
+    init_from: Path | None = None
+    """Start from the prior of the pipeline in this folder; shapes must be equal. Without it: at random."""
     drop: float = 0.1
     """Share of the captions that are replaced by the learned null, for guidance."""
     evaluate_on: int = 1000
@@ -125,4 +127,5 @@ def train(run: PriorRun) -> Manifest:
     model = Prior(replace(run.model, embed_dim=clip.embed_dim, text_width=clip.text.width, context=clip.text.context))
     model.scaler.fit(frozen.embedded.images)
     stage = PriorStage(model, frozen, run.drop, run.evaluate_on, device)
-    return loop.train(stage, run.train, device, run.out, frozen.manifest("prior", loop.settings(run)))
+    manifest = frozen.manifest("prior", loop.settings(run), loop.start_from(model, run.init_from, "prior"))
+    return loop.train(stage, run.train, device, run.out, manifest)

@@ -138,14 +138,15 @@ def _budget(report: dict[str, Any]) -> str:
         ]
         for way, f in report["error_budget"].items()
     ]
+    heads = ["driven by", "caption accuracy", "Fréchet (over the floor)", "precision", "recall", "attributes obeyed"]
     points = ", ".join(f"{stage} {100 * loss:+.1f}" for stage, loss in lost["accuracy_lost"].items())
     frechet = ", ".join(f"{stage} {added:+.3f}" for stage, added in lost["frechet_added"].items())
     return f"""## Error budget: what drives the decoder
 
-{table(["driven by", "caption accuracy", "Fréchet (over the floor)", "precision", "recall", "attributes obeyed"], rows)}
-Accuracy lost on the way, in points (negative: gained): {points}. The way leads from real images, judged (classifier), to
-their embeddings, read zero-shot (CLIP), to images decoded from those (decoder), to images decoded from what the prior
-draws for a plain caption (prior). Fréchet distance added: {frechet}.
+{table(heads, rows)}
+Accuracy lost on the way, in points (negative: gained): {points}. The way leads from real images, judged, to their
+embeddings, read zero-shot (clip), to images decoded from those (decoder), to images decoded from what the prior draws
+for a plain caption (prior). Fréchet distance added: {frechet}.
 """
 
 

@@ -7,11 +7,11 @@ import shutil
 
 import numpy as np
 import pytest
-from conftest import ROOT, contents, files_under, run_python
+from conftest import ROOT, assert_one_error_line, contents, files_under, run_python
 from PIL import Image
 
 from unclip import UnCLIP
-from unclip.checkpoint import STAGES, read_manifest
+from unclip.checkpoint import STAGES, load_tensors, read_manifest
 from unclip.files import read_json
 
 CAPTIONS = ("An image of an ankle boot", "a dark narrow dress", "")
@@ -73,6 +73,29 @@ def test_tiny_clip_beats_chance_and_tiny_prior_beats_an_unrelated_caption(traine
     assert clip["accuracy"] > 0.15  # ten classes
     assert prior["cosine_sample"] > prior["cosine_unrelated"]
     assert prior["cosine_sample"] > prior["cosine_text"]
+
+
+@pytest.mark.parametrize("stage", STAGES)
+def test_fine_tuning_starts_from_the_weights_of_another_pipeline(stage, trained, script, tmp_path):
+    if stage != "clip":
+        shutil.copytree(trained.folder / "clip", tmp_path / "clip")
+        shutil.copy(trained.folder / "tokenizer.json", tmp_path)
+    few = ("--preset", "tiny", "--train.steps", 1, "--train.lr", "1e-9", "--out", tmp_path)
+    finished = script(f"train_{stage}", *few, "--init-from", trained.folder)
+    assert finished.code == 0, finished.err
+    assert (tmp_path / "tokenizer.json").read_bytes() == (trained.folder / "tokenizer.json").read_bytes()
+    ours, theirs = (load_tensors(folder / stage / "model.safetensors")[0] for folder in (tmp_path, trained.folder))
+    for name, tensor in theirs.items():
+        np.testing.assert_allclose(ours[name], tensor, atol=1e-6, err_msg=name)
+    assert read_manifest(tmp_path / stage).parents["start"] == read_manifest(trained.folder / stage).sha256
+
+
+def test_fine_tuning_another_shape_is_refused(trained, script, tmp_path):
+    options = ("--preset", "tiny", "--out", tmp_path, "--init-from", trained.folder)
+    assert_one_error_line(
+        script("train_clip", *options, "--model.vision.width", 64), "vision.", "but the model expects"
+    )
+    assert_one_error_line(script("train_clip", *options[:-1], tmp_path / "no"), "tokenizer.json")
 
 
 def test_same_command_again_leaves_a_trained_stage_alone(trained, script):

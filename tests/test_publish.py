@@ -58,7 +58,7 @@ def test_an_unfinished_or_missing_stage_and_a_taken_folder_are_refused(published
         publish(copied, published)
     config = copied / "prior" / "config.json"
     config.write_text(config.read_text().replace('"complete": true', '"complete": false'))
-    with pytest.raises(UserError, match="the prior in .* is still in training"):
+    with pytest.raises(UserError, match=r"the prior in .* is still in training"):
         publish(copied, tmp_path / "target")
     shutil.rmtree(copied / "decoder")
     with pytest.raises(UserError, match="no trained decoder"):
