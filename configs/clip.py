@@ -31,20 +31,20 @@ PRESETS = {
         preset="small",
         model=CLIPConfig(
             embed_dim=128,
-            vision=VisionConfig(patch_size=7, width=160, layers=6, heads=5),
-            text=TextConfig(width=128, layers=3, heads=4),
+            vision=VisionConfig(patch_size=7, width=128, layers=6, heads=4),
+            text=TextConfig(width=128, layers=2, heads=4),
         ),
-        augment=AugmentConfig(flip=True, shift=2),
-        # 9 epochs of the 51,341 training images
+        augment=AugmentConfig(flip=False, shift=1),
+        # 11 epochs of the training images
         train=TrainConfig(
-            steps=3_600,
-            batch_size=128,
+            steps=9_000,
+            batch_size=64,
             lr=1e-3,
-            muon_lr=4e-3,
-            warmup=150,
-            evaluate_every=600,
-            preview_every=1_800,
-            ema=0.998,
+            muon_lr=3e-3,
+            warmup=200,
+            evaluate_every=1_500,
+            preview_every=4_500,
+            ema=0.999,
         ),
     ),
     "base": CLIPRun(
@@ -55,7 +55,7 @@ PRESETS = {
             text=TextConfig(width=256, layers=6, heads=8, context=64),
         ),
         augment=AugmentConfig(flip=True, shift=2),
-        # 200 epochs of the 51,341 training images
+        # 200 epochs of the 51,370 training images
         train=TrainConfig(
             steps=80_200,
             batch_size=128,

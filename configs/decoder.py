@@ -23,7 +23,7 @@ PRESETS = {
     "small": DecoderRun(
         preset="small",
         model=DecoderConfig(space_to_depth=2, width=64, multipliers=(1, 2), blocks=1, attention_levels=(1,)),
-        # 3 epochs of the 51,341 training images
+        # 3 epochs of the 51,370 training images
         train=TrainConfig(
             steps=5_000,
             batch_size=32,
@@ -40,7 +40,7 @@ PRESETS = {
         model=DecoderConfig(
             space_to_depth=1, width=32, multipliers=(1, 2, 4, 8), blocks=2, attention_levels=(2, 3), condition_width=256
         ),
-        # 100 epochs of the 51,341 training images
+        # 100 epochs of the 51,370 training images
         train=TrainConfig(
             steps=40_100,
             batch_size=128,

@@ -23,7 +23,7 @@ PRESETS = {
     "small": PriorRun(
         preset="small",
         model=PriorConfig(width=160, layers=6, heads=5),
-        # 5 epochs of the 51,341 training images
+        # 5 epochs of the 51,370 training images
         train=TrainConfig(
             steps=4_000,
             batch_size=64,
@@ -38,7 +38,7 @@ PRESETS = {
     "base": PriorRun(
         preset="base",
         model=PriorConfig(width=256, layers=6, heads=8),
-        # 150 epochs of the 51,341 training images
+        # 150 epochs of the 51,370 training images
         train=TrainConfig(
             steps=60_200,
             batch_size=128,

@@ -45,8 +45,12 @@ SINGULAR = ("this is {a}", "here is {a}")  # "this is trousers" is no English: t
 
 TONES, WIDTHS = ("", "dark", "light"), ("", "narrow", "wide")
 
-HELD_OUT = (("light", "sneaker"), ("wide", "trousers"))
-"""Pairs that occur together in no training caption and no training image: they test composition."""
+HELD_OUT = (("light", "ankle boot"), ("narrow", "trousers"))
+"""Pairs that occur together in no training caption and no training image: they test composition.
+
+They are chosen so that their images still look like their class to a model that has not seen them. Light sneakers would
+not: what is left of light shoes are sandals and boots, and CLIP takes them for those.
+"""
 
 
 def attributes(images: Tensor) -> Tensor:

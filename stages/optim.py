@@ -1,6 +1,7 @@
 """The optimiser, its schedule, and the moving average of the weights."""
 
 import math
+from collections import defaultdict
 from collections.abc import Iterable
 
 import torch
@@ -45,8 +46,7 @@ class Muon(torch.optim.Optimizer):
 
     Jordan et al. 2024; the step has the root mean square of AdamW's (Liu et al. 2025, arXiv 2502.16982, eq. 4).
     torch.optim.Muon computes in bfloat16, which a CPU emulates, and takes no convolutions; this one computes in float32
-    and flattens their kernels.
-    A weight three times as high as wide stacks queries, keys and values: each is orthogonalised by itself.
+    and flattens their kernels. Stacked queries, keys and values are orthogonalised each by itself.
     """
 
     def __init__(self, params: Iterable[nn.Parameter], lr: float, weight_decay: float, momentum: float = 0.95):
@@ -55,33 +55,47 @@ class Muon(torch.optim.Optimizer):
     @torch.no_grad()
     def step(self) -> None:
         for group in self.param_groups:
-            for weight in group["params"]:
-                if weight.grad is None:
-                    continue
-                state = self.state[weight]
-                if not state:
-                    state["momentum"] = torch.zeros_like(weight)
-                state["momentum"].lerp_(weight.grad, 1 - group["momentum"])
-                update = weight.grad.lerp(state["momentum"], group["momentum"]).flatten(1)  # Nesterov's look ahead
-                height, width = update.shape
-                parts = 3 if height == 3 * width else 1
-                update = torch.cat([orthogonalised(part) for part in update.chunk(parts)])
-                rms = 0.2 * math.sqrt(max(height // parts, width))
-                weight.mul_(1 - group["lr"] * group["weight_decay"])
-                weight.add_(update.view_as(weight), alpha=-group["lr"] * rms)
+            weights = [weight for weight in group["params"] if weight.grad is not None]
+            parts = [part for weight in weights for part in self._update(weight, group["momentum"])]
+            by_shape = defaultdict(list)
+            for i, part in enumerate(parts):
+                by_shape[part.shape].append(i)
+            for (height, width), rows in by_shape.items():  # all of one shape at once: few calls, each worth its while
+                steps = orthogonalised(torch.stack([parts[i] for i in rows])) * 0.2 * math.sqrt(max(height, width))
+                for i, step in zip(rows, steps, strict=True):
+                    parts[i] = step
+            remaining = iter(parts)
+            for weight in weights:
+                step = torch.cat([next(remaining) for _ in range(_stacked(weight))]).view_as(weight)
+                weight.mul_(1 - group["lr"] * group["weight_decay"]).add_(step, alpha=-group["lr"])
+
+    def _update(self, weight: nn.Parameter, momentum: float) -> tuple[Tensor, ...]:
+        """The momentum with Nesterov's look ahead, as the matrices that are orthogonalised each by itself."""
+        state = self.state[weight]
+        if not state:
+            state["momentum"] = torch.zeros_like(weight)
+        state["momentum"].lerp_(weight.grad, 1 - momentum)
+        return weight.grad.lerp(state["momentum"], momentum).flatten(1).chunk(_stacked(weight))
 
 
-def orthogonalised(matrix: Tensor, steps: int = 5) -> Tensor:
-    """About U V' of the singular value decomposition U S V' of a matrix: singular values between 0.7 and 1.2.
+def _stacked(weight: Tensor) -> int:
+    """3 for a weight three times as high as wide, which stacks queries, keys and values; else 1."""
+    height, width = weight.flatten(1).shape
+    return 3 if height == 3 * width else 1
+
+
+def orthogonalised(matrices: Tensor, steps: int = 5) -> Tensor:
+    """About U V' of the singular value decomposition U S V' of matrices (K, N, M): singular values in 0.7 .. 1.2.
 
     Newton-Schulz iterations of the odd quintic polynomial of Jordan et al. 2024, which trades exactness for speed.
     """
-    x = matrix / (matrix.norm() + 1e-7)
-    x = x.T if x.shape[0] > x.shape[1] else x
+    x = matrices / (matrices.norm(dim=(1, 2), keepdim=True) + 1e-7)
+    x = x.mT if x.shape[1] > x.shape[2] else x
     for _ in range(steps):
-        square = x @ x.T
-        x = 3.4445 * x + (-4.7750 * square + 2.0315 * square @ square) @ x
-    return x.T if matrix.shape[0] > matrix.shape[1] else x
+        square = x @ x.mT
+        polynomial = torch.baddbmm(square, square, square, beta=-4.7750, alpha=2.0315)
+        x = torch.baddbmm(x, polynomial, x, beta=3.4445)
+    return x.mT if matrices.shape[1] > matrices.shape[2] else x
 
 
 @torch.no_grad()
