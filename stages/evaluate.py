@@ -156,13 +156,14 @@ def sweep(
     captions, n = validation.class_captions, options.sweep // len(validation.classes)
     labels = torch.arange(len(captions)).repeat_interleave(n)
     text = [caption for caption in captions for _ in range(n)]
+    seeds = list(range(options.seed, options.seed + n)) * len(captions)
     _, real = judge(classifier, validation.images)
     rows = []
     for values in product(*SWEEP.values()):
         setting = dict(zip(SWEEP, values, strict=True))
         sampling = asdict(replace(options.sampling, eta=0.0, **setting))
         embeddings = pipeline.embed(captions, n, options.seed, **sampling)
-        logits, features = judge(classifier, pipeline.decode(embeddings, text, options.seed, **sampling))
+        logits, features = judge(classifier, pipeline.decode(embeddings, text, seeds, **sampling))
         accuracy = share(logits.argmax(dim=1) == labels)
         rows.append({**setting, "caption_accuracy": accuracy, "frechet": frechet_distance(features, real)})
         print(f"{setting}: accuracy {accuracy['value']:.3f}, Frechet {rows[-1]['frechet']:.3f}", flush=True)

@@ -4,6 +4,7 @@ A share or a mean is {"value", "low", "high", "n"} with its 95% interval.
 """
 
 import time
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -165,12 +166,10 @@ class Evaluation:
         asked = [a for a in attribute_captions() if a.held_out]
         figures, images = self._obedience("prior", asked, max(2, self.samples // 20))
         rows = [(a.caption, part[:8]) for a, part in zip(asked, images, strict=True)]
-        classes = range(len(self.test.classes))
-        words = [[a for a in attribute_captions() if a.label == c] for c in classes]
-        cells = [[self.draw("prior", [a.caption], 2, [None])[0] for a in row] for row in words]
+        every = sorted(attribute_captions(), key=lambda a: a.label)
+        cells = np.split(self.draw("prior", [a.caption for a in every], 2)[0], len(self.test.classes))
         self.pictures["attributes"] = captioned_grid(
-            [(name, np.concatenate(row)) for name, row in zip(self.test.classes, cells, strict=True)],
-            columns=[a.word for a in words[0]],
+            list(zip(self.test.classes, cells, strict=True)), columns=[a.word for a in every if a.label == 0]
         )
         self.pictures["held-out"] = captioned_grid(rows)
         return figures
@@ -202,7 +201,8 @@ class Evaluation:
         generator = torch.Generator().manual_seed(self.seed)
         count = min(self.samples, len(self.train))
         rows = torch.randperm(len(self.train), generator=generator)[:count]
-        real, noise = self.train.images[rows], torch.randint(0, 256, self.train.images[rows].shape, dtype=torch.uint8)
+        real = self.train.images[rows]
+        noise = torch.randint(0, 256, real.shape, dtype=torch.uint8, generator=generator)
         return {
             "classifier_accuracy": share(self.predicted == self.test.labels),
             "floor": self._distribution(judge(self.classifier, real)[1]),
@@ -265,26 +265,26 @@ class Evaluation:
         chosen = self.test.labels == label
         return (chosen if code is None else chosen & (self.test.codes[:, measure] == code)).nonzero()[:, 0]
 
-    def draw(self, way: str, captions: list[str], n: int, sources: list[Tensor]) -> tuple[np.ndarray, Tensor | None]:
+    def draw(
+        self, way: str, captions: list[str], n: int, sources: Sequence[Tensor] = ()
+    ) -> tuple[np.ndarray, Tensor | None]:
         """n images a caption (N, H, W, C), and the embeddings that drove the decoder; image i of each has seed + i.
 
         `sources` are the test images whose embeddings stand for each caption where the true ones drive the decoder.
         """
-        seed, sampling = self.seed, asdict(self.sampling)
-        images, used = [], []
-        for caption, rows in zip(captions, sources, strict=True):
-            if way == "true embedding":
-                embeddings = self.embedded.images[rows[torch.arange(n) % len(rows)]]
-            elif way == "prior":
-                embeddings = self.pipeline.embed(caption, n, seed, **sampling).cpu()
-            elif way == "text embedding":
-                embeddings = self.pipeline.encode_text(caption).cpu().expand(n, -1)
-            else:
-                embeddings = None
-            text = ["" if way == "nothing" else caption] * n
-            images.append(self.pipeline.decode(embeddings, text, seed, **sampling))
-            used.append(embeddings)
-        return np.concatenate(images), None if used[0] is None else torch.cat(used)
+        sampling, text = asdict(self.sampling), [caption for caption in captions for _ in range(n)]
+        embeddings = None
+        if way == "true embedding":
+            rows = torch.cat([rows[torch.arange(n) % len(rows)] for rows in sources])
+            embeddings = self.embedded.images[rows]
+        elif way == "prior":
+            embeddings = self.pipeline.embed(captions, n, self.seed, **sampling).cpu()
+        elif way == "text embedding":
+            embeddings = self.pipeline.encode_text(text).cpu()
+        elif way == "nothing":
+            text = [""] * len(text)
+        seeds = list(range(self.seed, self.seed + n)) * len(captions)
+        return self.pipeline.decode(embeddings, text, seeds, **sampling), embeddings
 
 
 def flat(images: Tensor) -> Tensor:

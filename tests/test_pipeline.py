@@ -337,6 +337,16 @@ def test_pipeline_without_its_tokenizer_is_refused(content, copied):
     assert "\n" not in str(caught.value)
 
 
+def test_decoder_takes_a_seed_for_each_image(tiny):
+    embeddings = tiny.embed(BAG, n=3)
+    images = tiny.decode(embeddings, [BAG] * 3, seed=4, steps=2)
+    assert (tiny.decode(embeddings, [BAG] * 3, seed=[4, 5, 6], steps=2) == images).all()
+    again = tiny.decode(embeddings[[1, 1]], [BAG] * 2, seed=[5, 5], steps=2)
+    assert (again == images[1]).all()
+    with pytest.raises(UserError, match="2 seeds do not go with 3 images"):
+        tiny.decode(embeddings, [BAG] * 3, seed=[1, 2])
+
+
 def test_settings_know_their_names():
     assert set(Sampling.names()) == {
         "steps", "guidance", "guidance_interval", "sampler", "eta",

@@ -140,14 +140,15 @@ class UnCLIP:
         self,
         embeddings: Tensor | np.ndarray | None,
         captions: Sequence[str] | None = None,
-        seed: int = 0,
+        seed: int | Sequence[int] = 0,
         **settings,
     ) -> np.ndarray:
-        """The decoder alone: uint8 images (N, H, W, C), image i with seed + i.
+        """The decoder alone: uint8 images (N, H, W, C).
 
         Args:
             embeddings: unit image embeddings (N, D), or None to drop them.
             captions: N captions, or None to drop the text.
+            seed: image i uses seed + i; or N seeds, one an image.
         """
         if embeddings is None and captions is None:
             raise UserError("decode needs embeddings, captions, or both; for an unconditional image give captions=['']")
@@ -230,9 +231,15 @@ def _as_list(captions: str | Sequence[str]) -> list[str]:
     return captions
 
 
-def _seeds(seed: int, n: int) -> list[int]:
-    check_seeds(seed, n)
-    return list(range(seed, seed + n))
+def _seeds(seed: int | Sequence[int], n: int) -> list[int]:
+    if isinstance(seed, int):
+        check_seeds(seed, n)
+        return list(range(seed, seed + n))
+    if len(seed) != n:
+        raise UserError(f"{len(seed)} seeds do not go with {n} images")
+    for one in seed:
+        check_seeds(one, 1)
+    return list(seed)
 
 
 def _as_array(images: Tensor) -> np.ndarray:
