@@ -22,17 +22,17 @@ PRESETS = {
     ),
     "small": DecoderRun(
         preset="small",
-        model=DecoderConfig(space_to_depth=2, width=64, multipliers=(1, 2), blocks=1, attention_levels=(1,)),
-        # 3 epochs of the 51,370 training images
+        model=DecoderConfig(space_to_depth=2, width=48, multipliers=(1, 2), blocks=1, attention_levels=(1,)),
+        # 2 epochs of the 51,370 training images
         train=TrainConfig(
-            steps=5_000,
+            steps=3_500,
             batch_size=32,
             lr=1e-3,
-            muon_lr=4e-3,
+            muon_lr=5e-3,
             warmup=200,
-            evaluate_every=1_000,
-            preview_every=2_500,
-            ema=0.999,
+            evaluate_every=500,
+            preview_every=1_750,
+            ema=0.998,
         ),
     ),
     "base": DecoderRun(

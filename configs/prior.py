@@ -22,16 +22,16 @@ PRESETS = {
     ),
     "small": PriorRun(
         preset="small",
-        model=PriorConfig(width=160, layers=6, heads=5),
-        # 5 epochs of the 51,370 training images
+        model=PriorConfig(width=128, layers=6, heads=4),
+        # 3 epochs of the 51,370 training images
         train=TrainConfig(
-            steps=4_000,
+            steps=2_400,
             batch_size=64,
             lr=1e-3,
             muon_lr=4e-3,
             warmup=200,
-            evaluate_every=1_000,
-            preview_every=2_000,
+            evaluate_every=600,
+            preview_every=1_200,
             ema=0.998,
         ),
     ),

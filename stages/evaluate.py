@@ -62,7 +62,14 @@ class EvaluateOptions:
     sampling: Sampling = field(default_factory=Sampling)
     classifier: TrainConfig = field(
         default_factory=lambda: TrainConfig(
-            steps=1800, batch_size=64, lr=3e-3, warmup=180, ema=0.998, evaluate_every=600, preview_every=1800
+            steps=2000,
+            batch_size=64,
+            lr=3e-3,
+            muon_lr=5e-3,
+            warmup=100,
+            ema=0.998,
+            evaluate_every=500,
+            preview_every=2000,
         )
     )
 

@@ -45,10 +45,10 @@ class PriorRun:
 
 
 class PriorStage:
-    """Gives the loop the squared error on the clean embedding, and cosines on validation pairs."""
+    """Gives the loop the squared error on the clean embedding, and the same and cosines on validation pairs."""
 
     name = "prior"
-    best_is = ("cosine_sample", "highest")
+    best_is = ("loss", "lowest")  # not the cosine: it is highest for a prior that draws the mean of all images
 
     def __init__(self, model: Prior, frozen: Frozen, drop: float, evaluate_on: int, device: torch.device):
         self.model, self.frozen, self.drop, self.device = model, frozen, drop, device
@@ -59,25 +59,29 @@ class PriorStage:
 
     def loss(self, model: Prior, rows: Tensor) -> tuple[Tensor, dict[str, float | Tensor]]:
         captions = self.frozen.data.draw(rows, False)
-        drop = (torch.rand(len(rows)) < self.drop).to(self.device)
+        drop = torch.rand(len(rows)) < self.drop
+        return self._error(model, rows, captions, self.frozen.embedded, drop), {}
+
+    def _error(self, model: Prior, rows: Tensor, captions: Tensor, embedded: Embedded, drop: Tensor) -> Tensor:
+        """Squared error on the clean embeddings of images rows (B,), given caption ids (B,) and what to drop (B,)."""
         t = self.diffusion.draw_timesteps(len(rows))
-        x0 = model.scaler.scale(self.frozen.embedded.images[rows.to(self.device)])
+        x0 = model.scaler.scale(embedded.images[rows.to(self.device)])
         noise = torch.randn(x0.shape).to(self.device)
-        prefix = model.prefix(*self.frozen.embedded.captions(captions), drop)
+        prefix = model.prefix(*embedded.captions(captions), drop.to(self.device))
         predicted = model(self.diffusion.add_noise(x0, noise, t), t.to(self.device), prefix)
-        return F.mse_loss(predicted.float(), self.diffusion.target(x0, noise, t)), {}
+        return F.mse_loss(predicted.float(), self.diffusion.target(x0, noise, t))
 
     def evaluate(self, model: Prior) -> dict[str, float]:
-        """The means of `pair_cosines` on validation pairs, with one draw a caption."""
-        cosines = pair_cosines(
-            model,
-            self.frozen.embedded_validation,
-            self.frozen.validation,
-            self.evaluate_on,
-            replace(self.sampling, draws=1, batch_size=500),
-        )
+        """The loss on validation pairs, at the same times and noise at every call, and the means of `pair_cosines`."""
+        validation, embedded = self.frozen.validation, self.frozen.embedded_validation
+        torch.manual_seed(0)
+        rows = torch.arange(len(validation))[: self.evaluate_on]
+        keep = torch.zeros(len(rows), dtype=torch.bool)
+        loss = self._error(model, rows, validation.draw(rows, False), embedded, keep).item()
+        sampling = replace(self.sampling, draws=1, batch_size=500)
+        cosines = pair_cosines(model, embedded, validation, self.evaluate_on, sampling)
         figures = {f"cosine_{name}": values.nanmean().item() for name, values in cosines.items()}
-        return {**figures, "embedding_std": model.scaler.std.mean().item()}
+        return {"loss": loss, **figures, "embedding_std": model.scaler.std.mean().item()}
 
     def preview(self, model: Prior) -> Image.Image:
         """For some captions, the validation images whose embeddings are nearest to eight draws of the prior."""

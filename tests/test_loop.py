@@ -465,8 +465,20 @@ def test_clip_reports_its_loss_beside_chance(frozen):
     }  # fmt: skip
 
 
+def test_prior_is_chosen_by_its_loss_as_the_cosine_favours_collapse(frozen):
+    """A prior that draws the mean of all images has a higher cosine than one that draws as varied as they are."""
+    stage = prior_stage(frozen)
+    assert stage.best_is == ("loss", "lowest")
+    images = torch.nn.functional.normalize(torch.randn(500, 8) + 2, dim=-1)
+    mean = torch.nn.functional.normalize(images.mean(dim=0), dim=-1)
+    assert (images @ mean).mean() > (images * images.roll(1, 0)).sum(dim=1).mean()
+    first, again = stage.evaluate(stage.model)["loss"], stage.evaluate(stage.model)["loss"]
+    assert first == again > 0
+
+
 def test_prior_reports_four_cosines_side_by_side(frozen):
     stage = prior_stage(frozen)
     figures = stage.evaluate(stage.model)
-    assert set(figures) == {"cosine_sample", "cosine_text", "cosine_unrelated", "cosine_ceiling", "embedding_std"}
-    assert all(-1 <= value <= 1.0001 for value in figures.values()), figures
+    cosines = {"cosine_sample", "cosine_text", "cosine_unrelated", "cosine_ceiling"}
+    assert set(figures) == {"loss", *cosines, "embedding_std"}
+    assert all(-1 <= figures[name] <= 1.0001 for name in cosines), figures
