@@ -24,7 +24,9 @@ from unclip.images import captioned_grid, to_float
 @dataclass(frozen=True)
 class ClassifierConfig:
     classes: int = 10
+    """Number of classes."""
     channels: int = 1
+    """1 for grey, 3 for colour."""
     width: int = 32
     """Channels of the first level; the two levels after it have twice and four times as many."""
 

@@ -1,0 +1,69 @@
+"""The committed pipeline draws what it is asked for, as a committed classifier sees it; and shuffled weights do not."""
+
+import shutil
+
+import numpy as np
+import pytest
+import safetensors.torch
+import torch
+from conftest import ROOT
+
+from data.captions import CLASSES, PLAIN_CAPTIONS
+from stages.classifier import Classifier, ClassifierConfig, judge
+from unclip import UnCLIP
+from unclip.checkpoint import STAGES, load_stage, read_manifest, sha256
+from unclip.files import read_json, write_json
+
+COMMITTED = ROOT / "checkpoints" / "fashion-mnist"
+N = 10
+
+
+def caption_accuracy(folder) -> float:
+    """The share of ten samples a plain caption that the classifier takes for the class of the caption."""
+    classifier, _ = load_stage(ROOT / "tests" / "classifier", Classifier, ClassifierConfig)
+    drawn = UnCLIP.from_pretrained(folder)(list(PLAIN_CAPTIONS), n=N, seed=0)
+    predicted = judge(classifier, drawn.images)[0].argmax(dim=1).numpy()
+    return (predicted == np.arange(len(CLASSES)).repeat(N)).mean()
+
+
+def test_classifier_knows_the_real_images(splits):
+    classifier, _ = load_stage(ROOT / "tests" / "classifier", Classifier, ClassifierConfig)
+    test = splits["test"].first(2000)
+    assert (judge(classifier, test.images)[0].argmax(dim=1) == test.labels).float().mean() > 0.9
+
+
+def test_samples_of_the_committed_weights_are_what_was_asked_for():
+    assert caption_accuracy(COMMITTED) >= 0.93
+
+
+@pytest.mark.parametrize("stage", STAGES)
+def test_accuracy_falls_if_the_weights_of_one_stage_are_shuffled(stage, tmp_path):
+    """So that the test above cannot pass on any weights: each stage carries the result."""
+    folder = shutil.copytree(COMMITTED, tmp_path / "shuffled")
+    path = folder / stage / "model.safetensors"
+    generator = torch.Generator().manual_seed(0)
+    tensors = {
+        name: tensor.flatten()[torch.randperm(tensor.numel(), generator=generator)].view_as(tensor)
+        for name, tensor in safetensors.torch.load_file(path).items()
+    }
+    path.write_bytes(safetensors.torch.save(tensors))
+    for other in STAGES:  # the hashes are mended, so that it is not they that give it away
+        config = folder / other / "config.json"
+        manifest = read_json(config)
+        if other == stage:
+            manifest["sha256"] = sha256(path.read_bytes())
+        elif stage == "clip":
+            manifest["parents"]["clip"] = sha256(path.read_bytes())
+        write_json(config, manifest)
+    assert caption_accuracy(folder) < 0.5
+
+
+def test_committed_pipeline_is_small_and_whole():
+    files = [path for path in COMMITTED.rglob("*") if path.is_file()]
+    assert sum(path.stat().st_size for path in files) < 20e6
+    assert all(read_manifest(COMMITTED / stage).complete for stage in STAGES)
+    assert not list(COMMITTED.rglob("train"))
+    card = (COMMITTED / "README.md").read_text(encoding="utf-8")
+    for stage in STAGES:
+        assert f"train_{stage}.py" in card
+        assert read_manifest(COMMITTED / stage).sha256[:12] in card
