@@ -60,6 +60,7 @@ class EvaluateOptions:
     """Where to draw: auto takes a GPU if there is one."""
     data: DataConfig = field(default_factory=DataConfig)
     sampling: Sampling = field(default_factory=Sampling)
+    """How to draw."""
     classifier: TrainConfig = field(
         default_factory=lambda: TrainConfig(
             steps=2000,

@@ -186,7 +186,7 @@ def test_prior_on_a_clip_in_training_is_refused(copied, script):
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
-        (("--preset", "huge"), ("unknown preset 'huge'; choose one of tiny, quick, base",)),
+        (("--preset", "huge"), ("unknown preset 'huge'; choose one of tiny, quick, small, base",)),
         (("--preset=huge",), ("unknown preset 'huge'",)),
         (("--preset",), ("unknown preset ''",)),
         (("--train.stepz", "5"), ("--train.stepz", "did you mean --train.steps")),

@@ -237,7 +237,6 @@ def test_interruption_before_the_state_is_saved_is_made_good(call, tmp_path, mon
     with pytest.raises(KeyboardInterrupt):
         train(tmp_path / "broken")
     train(tmp_path / "broken")
-    assert read_json(tmp_path / "broken" / "model_index.json") == read_json(tmp_path / "whole" / "model_index.json")
     for name in ("line/model.safetensors", "line/config.json"):
         assert (tmp_path / "broken" / name).read_bytes() == (tmp_path / "whole" / name).read_bytes()
 
