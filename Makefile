@@ -1,7 +1,7 @@
 # make demo      train the three stages on Fashion-MNIST and draw outputs/demo.png
 # make evaluate  measure the pipeline in RUN, stage by stage
 # make test      lint and test
-# Both set up .venv first. PYTHON names the interpreter to build it with.
+# All set up .venv first. PYTHON names the interpreter to build it with.
 
 PYTHON ?= python3
 PY := .venv/bin/python
