@@ -24,7 +24,14 @@ PRESETS = {
         ),
         augment=AugmentConfig(flip=False, shift=0),  # it sees each image hardly more than once
         train=TrainConfig(
-            steps=1000, batch_size=64, lr=1e-3, warmup=60, evaluate_every=500, preview_every=1000, ema=0.99
+            steps=1000,
+            batch_size=64,
+            lr=1e-3,
+            muon_lr=3e-3,
+            warmup=60,
+            evaluate_every=500,
+            preview_every=1000,
+            ema=0.99,
         ),
     ),
     "small": CLIPRun(
@@ -35,15 +42,15 @@ PRESETS = {
             text=TextConfig(width=128, layers=2, heads=4),
         ),
         augment=AugmentConfig(flip=False, shift=1),
-        # 11 epochs of the training images
+        # 10 epochs of the 51,374 training images
         train=TrainConfig(
-            steps=9_000,
+            steps=8_000,
             batch_size=64,
             lr=1e-3,
             muon_lr=3e-3,
             warmup=200,
-            evaluate_every=1_500,
-            preview_every=4_500,
+            evaluate_every=1_000,
+            preview_every=4_000,
             ema=0.999,
         ),
     ),
@@ -55,7 +62,7 @@ PRESETS = {
             text=TextConfig(width=256, layers=6, heads=8, context=64),
         ),
         augment=AugmentConfig(flip=True, shift=2),
-        # 200 epochs of the 51,370 training images
+        # 200 epochs of the 51,374 training images
         train=TrainConfig(
             steps=80_200,
             batch_size=128,

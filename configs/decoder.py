@@ -17,22 +17,29 @@ PRESETS = {
         evaluate_on=500,
         model=DecoderConfig(space_to_depth=2, width=40, multipliers=(1, 2), blocks=1, attention_levels=(1,)),
         train=TrainConfig(
-            steps=1500, batch_size=32, lr=1e-3, warmup=100, evaluate_every=750, preview_every=750, ema=0.995
+            steps=1250,
+            batch_size=32,
+            lr=1e-3,
+            muon_lr=5e-3,
+            warmup=100,
+            evaluate_every=625,
+            preview_every=625,
+            ema=0.995,
         ),
     ),
     "small": DecoderRun(
         preset="small",
         model=DecoderConfig(space_to_depth=2, width=48, multipliers=(1, 2), blocks=1, attention_levels=(1,)),
-        # 2 epochs of the 51,370 training images
+        # 4 epochs of the 51,374 training images
         train=TrainConfig(
-            steps=3_500,
+            steps=6_000,
             batch_size=32,
             lr=1e-3,
             muon_lr=5e-3,
             warmup=200,
-            evaluate_every=500,
-            preview_every=1_750,
-            ema=0.998,
+            evaluate_every=1_000,
+            preview_every=3_000,
+            ema=0.999,
         ),
     ),
     "base": DecoderRun(
@@ -40,7 +47,7 @@ PRESETS = {
         model=DecoderConfig(
             space_to_depth=1, width=32, multipliers=(1, 2, 4, 8), blocks=2, attention_levels=(2, 3), condition_width=256
         ),
-        # 100 epochs of the 51,370 training images
+        # 100 epochs of the 51,374 training images
         train=TrainConfig(
             steps=40_100,
             batch_size=128,

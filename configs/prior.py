@@ -17,28 +17,28 @@ PRESETS = {
         evaluate_on=500,
         model=PriorConfig(width=128, layers=4, heads=4),
         train=TrainConfig(
-            steps=600, batch_size=64, lr=1e-3, warmup=60, evaluate_every=300, preview_every=600, ema=0.99
+            steps=600, batch_size=64, lr=1e-3, muon_lr=4e-3, warmup=60, evaluate_every=300, preview_every=600, ema=0.99
         ),
     ),
     "small": PriorRun(
         preset="small",
         model=PriorConfig(width=128, layers=6, heads=4),
-        # 3 epochs of the 51,370 training images
+        # 2 epochs of the 51,374 training images
         train=TrainConfig(
-            steps=2_400,
+            steps=1_600,
             batch_size=64,
             lr=1e-3,
             muon_lr=4e-3,
-            warmup=200,
-            evaluate_every=600,
-            preview_every=1_200,
+            warmup=100,
+            evaluate_every=400,
+            preview_every=800,
             ema=0.998,
         ),
     ),
     "base": PriorRun(
         preset="base",
         model=PriorConfig(width=256, layers=6, heads=8),
-        # 150 epochs of the 51,370 training images
+        # 150 epochs of the 51,374 training images
         train=TrainConfig(
             steps=60_200,
             batch_size=128,

@@ -45,11 +45,12 @@ SINGULAR = ("this is {a}", "here is {a}")  # "this is trousers" is no English: t
 
 TONES, WIDTHS = ("", "dark", "light"), ("", "narrow", "wide")
 
-HELD_OUT = (("light", "ankle boot"), ("narrow", "trousers"))
+HELD_OUT = (("light", "ankle boot"), ("wide", "sneaker"))
 """Pairs that occur together in no training caption and no training image: they test composition.
 
-They are chosen so that their images still look like their class to a model that has not seen them. Light sneakers would
-not: what is left of light shoes are sandals and boots, and CLIP takes them for those.
+They are chosen so that the test is fair. Their images still look like their class to a model that has not seen them;
+light sneakers would not, as what is left of light shoes are sandals and boots. And the attribute means in this class
+what it means in others; what tells narrow trousers from wide ones, the legs, tells no other garments apart.
 """
 
 

@@ -37,10 +37,11 @@ from unclip.settings import Device, Sampling, check_seeds
 
 ROOT = Path(__file__).resolve().parent.parent
 SWEEP = {
-    "prior_guidance": (1.0, 1.5, 2.0),
+    "prior_guidance": (1.0, 1.5),
     "guidance": (1.0, 1.5, 2.0, 3.0),
+    "guidance_interval": ((0.0, 1.0), (0.2, 0.8)),
     "sampler": ("dpmpp", "ddim", "ddpm"),
-    "steps": (10, 20, 40),
+    "steps": (10, 20),
 }
 
 
@@ -169,6 +170,8 @@ def sweep(
     rows = []
     for values in product(*SWEEP.values()):
         setting = dict(zip(SWEEP, values, strict=True))
+        if setting["guidance"] == 1 and setting["guidance_interval"] != (0.0, 1.0):
+            continue  # no guidance is the same on every interval
         sampling = asdict(replace(options.sampling, eta=0.0, **setting))
         embeddings = pipeline.embed(captions, n, options.seed, **sampling)
         logits, features = judge(classifier, pipeline.decode(embeddings, text, seeds, **sampling))

@@ -17,7 +17,7 @@ from unclip.checkpoint import Manifest
 from unclip.errors import UserError
 from unclip.images import captioned_grid
 from unclip.metrics import same_group_cosine
-from unclip.prior import Prior, PriorConfig, draw_embeddings
+from unclip.prior import Prefix, Prior, PriorConfig, draw_embeddings
 from unclip.settings import Sampling
 
 PHRASINGS = 4
@@ -33,6 +33,8 @@ class PriorRun:
     """Start from the prior of the pipeline in this folder; shapes must be equal. Without it: at random."""
     drop: float = 0.1
     """Share of the captions that are replaced by the learned null, for guidance."""
+    hide_tokens: bool = True
+    """Hide a random share of each caption's tokens, so that no combination of words is learned as a whole."""
     evaluate_on: int = 1000
     """Validation images that the figures are taken on."""
     data: DataConfig = field(default_factory=DataConfig)
@@ -50,24 +52,28 @@ class PriorStage:
     name = "prior"
     best_is = ("loss", "lowest")  # not the cosine: it is highest for a prior that draws the mean of all images
 
-    def __init__(self, model: Prior, frozen: Frozen, drop: float, evaluate_on: int, device: torch.device):
-        self.model, self.frozen, self.drop, self.device = model, frozen, drop, device
+    def __init__(
+        self, model: Prior, frozen: Frozen, drop: float, hide_tokens: bool, evaluate_on: int, device: torch.device
+    ):
+        self.model, self.frozen, self.drop, self.hide_tokens, self.device = model, frozen, drop, hide_tokens, device
         self.diffusion = model.diffusion()
         self.size = len(frozen.data)
         self.evaluate_on = evaluate_on
         self.sampling = Sampling(prior_steps=min(Sampling.prior_steps, model.config.timesteps))
 
     def loss(self, model: Prior, rows: Tensor) -> tuple[Tensor, dict[str, float | Tensor]]:
-        captions = self.frozen.data.draw(rows, False)
-        drop = torch.rand(len(rows)) < self.drop
-        return self._error(model, rows, captions, self.frozen.embedded, drop), {}
+        text, encodings, mask = self.frozen.embedded.captions(self.frozen.data.draw(rows, False))
+        if self.hide_tokens:
+            mask = hide_tokens(mask)
+        drop = (torch.rand(len(rows)) < self.drop).to(self.device)
+        prefix = model.prefix(text, encodings, mask, drop)
+        return self._error(model, self.frozen.embedded.images[rows.to(self.device)], prefix), {}
 
-    def _error(self, model: Prior, rows: Tensor, captions: Tensor, embedded: Embedded, drop: Tensor) -> Tensor:
-        """Squared error on the clean embeddings of images rows (B,), given caption ids (B,) and what to drop (B,)."""
-        t = self.diffusion.draw_timesteps(len(rows))
-        x0 = model.scaler.scale(embedded.images[rows.to(self.device)])
+    def _error(self, model: Prior, embeddings: Tensor, prefix: Prefix) -> Tensor:
+        """Squared error on clean image embeddings (B, D), given what the model has read of their captions."""
+        t = self.diffusion.draw_timesteps(len(embeddings))
+        x0 = model.scaler.scale(embeddings)
         noise = torch.randn(x0.shape).to(self.device)
-        prefix = model.prefix(*embedded.captions(captions), drop.to(self.device))
         predicted = model(self.diffusion.add_noise(x0, noise, t), t.to(self.device), prefix)
         return F.mse_loss(predicted.float(), self.diffusion.target(x0, noise, t))
 
@@ -76,8 +82,8 @@ class PriorStage:
         validation, embedded = self.frozen.validation, self.frozen.embedded_validation
         torch.manual_seed(0)
         rows = torch.arange(len(validation))[: self.evaluate_on]
-        keep = torch.zeros(len(rows), dtype=torch.bool)
-        loss = self._error(model, rows, validation.draw(rows, False), embedded, keep).item()
+        prefix = model.prefix(*embedded.captions(validation.draw(rows, False)))
+        loss = self._error(model, embedded.images[rows.to(self.device)], prefix).item()
         sampling = replace(self.sampling, draws=1, batch_size=500)
         cosines = pair_cosines(model, embedded, validation, self.evaluate_on, sampling)
         figures = {f"cosine_{name}": values.nanmean().item() for name, values in cosines.items()}
@@ -93,6 +99,22 @@ class PriorStage:
         nearest = (drawn @ embedded.images.T).argmax(dim=1).view(10, 8).cpu()
         images = validation.images.permute(0, 2, 3, 1).numpy()
         return captioned_grid([(validation.captions[c], images[i]) for c, i in zip(captions, nearest, strict=True)])
+
+
+def hide_tokens(mask: Tensor) -> Tensor:
+    """Hide each token of a caption with a probability that is drawn, uniformly, for the caption.
+
+    The prior so learns what each word says by itself, and a pair of words that it never saw together loses less. The
+    first token stays, as under the causal mask it has no other to look at; the text embedding, which stands for the
+    whole caption, is no token.
+
+    Args:
+        mask: (B, L), False for padding.
+    """
+    share = torch.rand(len(mask), 1)
+    keep = torch.rand(mask.shape) >= share
+    keep[:, 0] = True
+    return mask & keep.to(mask.device)
 
 
 def pair_cosines(
@@ -130,6 +152,6 @@ def train(run: PriorRun) -> Manifest:
     torch.manual_seed(run.train.seed)
     model = Prior(replace(run.model, embed_dim=clip.embed_dim, text_width=clip.text.width, context=clip.text.context))
     model.scaler.fit(frozen.embedded.images)
-    stage = PriorStage(model, frozen, run.drop, run.evaluate_on, device)
+    stage = PriorStage(model, frozen, run.drop, run.hide_tokens, run.evaluate_on, device)
     manifest = frozen.manifest("prior", loop.settings(run), loop.start_from(model, run.init_from, "prior"))
     return loop.train(stage, run.train, device, run.out, manifest)

@@ -24,7 +24,13 @@ SETTINGS = EvaluateOptions(
     sampling=replace(EvaluateOptions().sampling, steps=3, prior_steps=3),
     classifier=replace(EvaluateOptions().classifier, steps=20, batch_size=32, warmup=5, evaluate_every=20),
 )
-SMALL_SWEEP = {"prior_guidance": (1.0, 2.0), "guidance": (1.0,), "sampler": ("dpmpp", "ddim"), "steps": (3,)}
+SMALL_SWEEP = {
+    "prior_guidance": (1.0, 2.0),
+    "guidance": (1.0,),
+    "guidance_interval": ((0.0, 1.0), (0.2, 0.8)),  # without guidance the second is not drawn again
+    "sampler": ("dpmpp", "ddim"),
+    "steps": (3,),
+}
 N = SETTINGS.samples // len(CLASSES)
 
 
