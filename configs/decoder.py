@@ -30,15 +30,15 @@ PRESETS = {
     "small": DecoderRun(
         preset="small",
         model=DecoderConfig(space_to_depth=2, width=48, multipliers=(1, 2), blocks=1, attention_levels=(1,)),
-        # 4 epochs of the 51,374 training images
+        # 3 epochs of the 51,374 training images
         train=TrainConfig(
-            steps=6_000,
+            steps=5_000,
             batch_size=32,
             lr=1e-3,
             muon_lr=5e-3,
             warmup=200,
             evaluate_every=1_000,
-            preview_every=3_000,
+            preview_every=2_500,
             ema=0.999,
         ),
     ),

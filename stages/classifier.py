@@ -107,12 +107,13 @@ def trained_classifier(
         held_out: those that pick the best weights.
         cache: the classifier's own folder inside it is named after the data and the settings.
     """
-    source = {"name": data.name, "fingerprint": data.fingerprint}
+    # The captions have no part in it: other phrasings need no other judge.
+    source = {"name": data.name, "fingerprint": sha256(data.images.numpy().tobytes() + data.labels.numpy().tobytes())}
     settings = {key: value for key, value in asdict(config).items() if key != "device"}
-    key = sha256(json.dumps([source, settings]).encode())
-    folder = cache / f"classifier-{key[:16]}"
     torch.manual_seed(config.seed)
     model = Classifier(ClassifierConfig(classes=len(data.classes), channels=data.channels))
+    key = sha256(json.dumps([source, settings, asdict(model.config)]).encode())
+    folder = cache / f"classifier-{key[:16]}"
     stage = ClassifierStage(model, data, held_out, device)
     loop.train(stage, config, device, folder, Manifest(stage.name, data=source, training=settings))
     return load_stage(folder / stage.name, Classifier, ClassifierConfig)[0].to(device)

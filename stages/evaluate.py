@@ -52,9 +52,9 @@ class EvaluateOptions:
     samples: int = 1000
     """Images drawn for each figure; 10000 for exact ones."""
     seed: int = 0
-    """Sample i of every caption uses seed + i."""
+    """Sample i of each figure uses seed + i."""
     sweep: int = 0
-    """Images drawn for each setting of the sweep over guidance, steps and samplers; 0 for no sweep."""
+    """Images drawn for each of the 84 settings of the sweep over guidance, steps and samplers; 0 for no sweep."""
     out: Path | None = None
     """Folder for the report (default: outputs/evaluation/NAME)."""
     device: Device = "auto"
@@ -102,13 +102,21 @@ def evaluate(options: EvaluateOptions) -> dict[str, Any]:
 
     classifier = timed("classifier", lambda: trained_classifier(train, validation, options.classifier, device))
     parts = (pipeline.clip, manifests["clip"].sha256, pipeline.tokenizer, pipeline.preprocess)
-    embedded = timed("embedding the test images", lambda: embed_dataset(test, *parts, device))
-    measure = Evaluation(pipeline, train, test, embedded, classifier, options.sampling, options.samples, options.seed)
+    embedded, embedded_validation = timed(
+        "embedding the test and validation images",
+        lambda: [embed_dataset(images, *parts, device) for images in (test, validation)],
+    )
+    measure = Evaluation(
+        pipeline, train, test, validation, embedded, embedded_validation, classifier, options.sampling, options.samples,
+        options.seed,
+    )  # fmt: skip
+    shown = options.data.split("train").fingerprint
     report: dict[str, Any] = {
         "checkpoint": str(options.checkpoint),
         "stages": {stage: {"sha256": m.sha256, "step": m.step} for stage, m in manifests.items()},
         "data": {"name": test.name, "fingerprint": test.fingerprint},
-        "samples": options.samples,
+        "same_training_data": all(m.data.get("fingerprint") == shown for m in manifests.values()),
+        "samples": measure.samples,
         "seed": options.seed,
         "sampling": asdict(options.sampling),
         "hardware": f"{device}, {torch.get_num_threads()} threads, {platform.machine()}, torch {torch.__version__}",
@@ -126,8 +134,9 @@ def evaluate(options: EvaluateOptions) -> dict[str, Any]:
         save_png(out / f"{name}.png", picture)
     write_arrays(out / "evaluation.npz", measure.kept)
     write_json(out / "evaluation.json", report)
-    write_atomically(out / "evaluation.md", markdown(report, list(measure.pictures)))
-    print(f"report in {out / 'evaluation.md'}")
+    text = markdown(report, list(measure.pictures))
+    write_atomically(out / "evaluation.md", text)
+    print(f"\n{text}\nwith its pictures in {out / 'evaluation.md'}")
     return report
 
 
@@ -136,21 +145,24 @@ def stage_losses(report: dict[str, Any]) -> dict[str, Any]:
 
     Accuracy: real images judged -> their embeddings read by CLIP (zero-shot) -> images decoded from them -> images
     decoded from the prior's. Frechet distance: the floor -> decoded from true embeddings -> from the prior's.
+
+    The weakest stage by accuracy is "none" if the largest loss is within its own 95% interval.
     """
     budget, reference = report["error_budget"], report["reference"]
-    chain = [
-        reference["classifier_accuracy"]["value"],
-        report["clip"]["zero_shot"]["value"],
-        budget["true embedding"]["caption_accuracy"]["value"],
-        budget["prior"]["caption_accuracy"]["value"],
-    ]
-    frechet = [reference["floor"]["frechet"], budget["true embedding"]["frechet"], budget["prior"]["frechet"]]
-    accuracy_lost = dict(zip(("clip", "decoder", "prior"), (a - b for a, b in pairwise(chain)), strict=True))
+    true = budget["true embedding"]
+    chain = [true["real_images"], true["zero_shot"], true["caption_accuracy"], budget["prior"]["caption_accuracy"]]
+    frechet = [reference["floor"]["frechet"], true["frechet"], budget["prior"]["frechet"]]
+    accuracy_lost, half_width = {}, {}
+    for stage, (before, after) in zip(("clip", "decoder", "prior"), pairwise(chain), strict=True):
+        accuracy_lost[stage] = before["value"] - after["value"]
+        half_width[stage] = sum(((f["high"] - f["low"]) / 2) ** 2 for f in (before, after)) ** 0.5
     frechet_added = dict(zip(("decoder", "prior"), (b - a for a, b in pairwise(frechet)), strict=True))
+    weakest = max(accuracy_lost, key=accuracy_lost.get)
     return {
         "accuracy_lost": accuracy_lost,
+        "accuracy_lost_half_width": half_width,
         "frechet_added": frechet_added,
-        "weakest_by_accuracy": max(accuracy_lost, key=accuracy_lost.get),
+        "weakest_by_accuracy": weakest if accuracy_lost[weakest] > half_width[weakest] else "none",
         "weakest_by_frechet": max(frechet_added, key=frechet_added.get),
     }
 
@@ -165,7 +177,7 @@ def sweep(
     captions, n = validation.class_captions, options.sweep // len(validation.classes)
     labels = torch.arange(len(captions)).repeat_interleave(n)
     text = [caption for caption in captions for _ in range(n)]
-    seeds = list(range(options.seed, options.seed + n)) * len(captions)
+    seeds = list(range(options.seed, options.seed + len(text)))
     _, real = judge(classifier, validation.images)
     rows = []
     for values in product(*SWEEP.values()):
@@ -173,14 +185,22 @@ def sweep(
         if setting["guidance"] == 1 and setting["guidance_interval"] != (0.0, 1.0):
             continue  # no guidance is the same on every interval
         sampling = asdict(replace(options.sampling, eta=0.0, **setting))
-        embeddings = pipeline.embed(captions, n, options.seed, **sampling)
+        embeddings = pipeline.embed(text, 1, seeds, **sampling)
         logits, features = judge(classifier, pipeline.decode(embeddings, text, seeds, **sampling))
         accuracy = share(logits.argmax(dim=1) == labels)
         rows.append({**setting, "caption_accuracy": accuracy, "frechet": frechet_distance(features, real)})
         print(f"{setting}: accuracy {accuracy['value']:.3f}, Frechet {rows[-1]['frechet']:.3f}", flush=True)
-    by_accuracy = sorted(rows, key=lambda row: -row["caption_accuracy"]["value"])
-    by_frechet = sorted(rows, key=lambda row: row["frechet"])
-    return sorted(rows, key=lambda row: by_accuracy.index(row) + by_frechet.index(row))
+    return by_both_ranks(rows)
+
+
+def by_both_ranks(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Sorted by how many settings are more accurate plus how many are closer to real images; ties share a rank."""
+
+    def rank(row: dict[str, Any]) -> int:
+        more_accurate = sum(other["caption_accuracy"]["value"] > row["caption_accuracy"]["value"] for other in rows)
+        return more_accurate + sum(other["frechet"] < row["frechet"] for other in rows)
+
+    return sorted(rows, key=rank)
 
 
 if __name__ == "__main__":

@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from PIL import Image
 from torch import Tensor
 
@@ -21,6 +22,7 @@ from stages.clip import caption_recall
 from stages.embed import Embedded
 from stages.prior import pair_cosines
 from unclip import UnCLIP
+from unclip.errors import UserError
 from unclip.images import captioned_grid, denoising_strip
 from unclip.metrics import (
     confusion,
@@ -47,12 +49,15 @@ class Evaluation:
     train: CaptionedImages
     """All the real training images, those of the held-out pairs included."""
     test: CaptionedImages
+    validation: CaptionedImages
+    """Their embeddings stand for the true ones: the test images are what the results are compared with."""
     embedded: Embedded
     """The test set as the pipeline's CLIP sees it."""
+    embedded_validation: Embedded
     classifier: Classifier
     sampling: Sampling
     samples: int
-    """Images drawn for each figure."""
+    """Images drawn for each figure, as many of each class."""
     seed: int
     features: Tensor = field(init=False)
     """The classifier's features of the test images."""
@@ -63,6 +68,7 @@ class Evaluation:
     pictures: dict[str, Image.Image] = field(default_factory=dict)
 
     def __post_init__(self):
+        self.samples -= self.samples % len(self.test.classes)
         logits, self.features = judge(self.classifier, self.test.images)
         self.predicted = logits.argmax(dim=1)
 
@@ -74,7 +80,8 @@ class Evaluation:
         row = {caption: i for i, caption in enumerate(test.captions)}
         prompts = [self.embedded.text[[row[c] for c in captions]].mean(dim=0) for captions in test.class_prompts]
         plain = self.embedded.text[[row[c] for c in test.class_captions]]
-        right = (images @ torch.stack(prompts).T).argmax(dim=1) == test.labels
+        ensemble = F.normalize(torch.stack(prompts), dim=-1)  # Radford et al. 2021, section 3.1.4
+        right = (images @ ensemble.T).argmax(dim=1) == test.labels
         by_class = {name: share(right[test.labels == c]) for c, name in enumerate(test.classes)}
         asked = attribute_captions()
         text = self.pipeline.encode_text([a.caption for a in asked]).cpu()
@@ -107,11 +114,12 @@ class Evaluation:
         base = replace(self.sampling, draws=1, batch_size=500)
         rows = [{"draws": 1, "prior_guidance": scale} for scale in PRIOR_GUIDANCE]
         rows.append({"draws": 2, "prior_guidance": base.prior_guidance})
+        embedded = self.embedded.to(self.pipeline.device)
         for row in rows:
-            cosines = pair_cosines(self.pipeline.prior, self.embedded, self.test, count, replace(base, **row))
+            cosines = pair_cosines(self.pipeline.prior, embedded, self.test, count, replace(base, **row))
             row |= {name: mean(values) for name, values in cosines.items()}
         n = max(2, count // len(self.test.classes))
-        drawn = self.pipeline.embed(self.test.class_captions, n, self.seed, draws=1).cpu()
+        drawn = self.pipeline.embed(self.test.class_captions, n, self.seed, **asdict(base)).cpu()
         groups = torch.arange(len(self.test.classes)).repeat_interleave(n)
         return {
             "cosines": rows,
@@ -132,6 +140,7 @@ class Evaluation:
             sources = [self._rows_of(c) for c in range(classes)]
             images, embeddings = self.draw(way, list(self.test.class_captions), n, sources)
             logits, features = judge(self.classifier, images)
+            by_class = images.reshape(classes, n, *images.shape[1:])
             self.kept |= {f"{way}: images": images, f"{way}: labels": labels.numpy()}
             report[way] = {
                 "caption_accuracy": share(logits.argmax(dim=1) == labels),
@@ -140,12 +149,24 @@ class Evaluation:
             if way == "prior":
                 report[way] |= self._details(images, logits, labels)
                 self.kept["prior: embeddings"] = embeddings.numpy()
+            if way == "true embedding":
+                report[way] |= self._sources(torch.cat([_first(rows, n) for rows in sources]))
             if way != "nothing":
                 report[way]["attributes"], _ = self._obedience(way, asked, n_asked)
-            shown.append((way, images[:: max(1, n // 2)][: 2 * classes]))
+            shown.append((way, np.concatenate(by_class[:, :2])))
             print(f"  decoder driven by {way}: {time.perf_counter() - began:.0f} s", flush=True)
         self.pictures["budget"] = captioned_grid(shown, columns=self.test.classes)
         return report
+
+    def _sources(self, rows: Tensor) -> dict[str, Any]:
+        """How the images whose embeddings drive the decoder are read themselves: by the judge, and by CLIP."""
+        labels = self.validation.labels[rows]
+        plain = self.pipeline.encode_text(self.test.class_captions).cpu()
+        judged, _ = judge(self.classifier, self.validation.images[rows])
+        return {
+            "real_images": share(judged.argmax(dim=1) == labels),
+            "zero_shot": share((self.embedded_validation.images[rows] @ plain.T).argmax(dim=1) == labels),
+        }
 
     def _details(self, images: np.ndarray, logits: Tensor, labels: Tensor) -> dict[str, Any]:
         """What is reported of the whole pipeline alone."""
@@ -158,7 +179,7 @@ class Evaluation:
         return {
             "caption_accuracy_by_class": by_class,
             "confusion": confusion(labels, logits.argmax(dim=1), len(self.test.classes)).tolist(),
-            "inception_fid": inception_fid(images, self.test.images),
+            "inception_fid": inception_fid(images, self.test.images, self.pipeline.device),
         }
 
     def held_out(self) -> dict[str, Any]:
@@ -199,9 +220,11 @@ class Evaluation:
     def reference(self) -> dict[str, Any]:
         """What real images score: the classifier's accuracy, the floor of the distances, and the noise ceiling."""
         generator = torch.Generator().manual_seed(self.seed)
-        count = min(self.samples, len(self.train))
-        rows = torch.randperm(len(self.train), generator=generator)[:count]
-        real = self.train.images[rows]
+        n = self.samples // len(self.test.classes)
+        shuffled = torch.randperm(len(self.train), generator=generator)
+        own = self.train.labels[shuffled]
+        rows = torch.cat([_first(shuffled[own == c], n) for c in range(len(self.test.classes))])
+        real = self.train.images[rows]  # as many of each class as are drawn
         noise = torch.randint(0, 256, real.shape, dtype=torch.uint8, generator=generator)
         return {
             "classifier_accuracy": share(self.predicted == self.test.labels),
@@ -261,30 +284,37 @@ class Evaluation:
     # -- drawing ----------------------------------------------------------------------------------------------------
 
     def _rows_of(self, label: int, measure: int = 0, code: int | None = None) -> Tensor:
-        """The test images of a class, and of an attribute."""
-        chosen = self.test.labels == label
-        return (chosen if code is None else chosen & (self.test.codes[:, measure] == code)).nonzero()[:, 0]
+        """The validation images of a class, and of an attribute. Raises UserError if there are none."""
+        chosen = self.validation.labels == label
+        if code is not None:
+            chosen = chosen & (self.validation.codes[:, measure] == code)
+        if not chosen.any():
+            raise UserError(f"{self.validation.name} lacks images of {self.test.classes[label]}; raise --data.limit")
+        return chosen.nonzero()[:, 0]
 
     def draw(
         self, way: str, captions: list[str], n: int, sources: Sequence[Tensor] = ()
     ) -> tuple[np.ndarray, Tensor | None]:
-        """n images a caption (N, H, W, C), and the embeddings that drove the decoder; image i of each has seed + i.
+        """n images a caption (N, H, W, C), and the embeddings that drove the decoder; image i of all has seed + i.
 
-        `sources` are the test images whose embeddings stand for each caption where the true ones drive the decoder.
+        `sources` are the validation images whose embeddings stand for each caption where true ones drive the decoder.
         """
         sampling, text = asdict(self.sampling), [caption for caption in captions for _ in range(n)]
-        embeddings = None
+        embeddings, seeds = None, list(range(self.seed, self.seed + len(text)))
         if way == "true embedding":
-            rows = torch.cat([rows[torch.arange(n) % len(rows)] for rows in sources])
-            embeddings = self.embedded.images[rows]
+            embeddings = self.embedded_validation.images[torch.cat([_first(rows, n) for rows in sources])]
         elif way == "prior":
-            embeddings = self.pipeline.embed(captions, n, self.seed, **sampling).cpu()
+            embeddings = self.pipeline.embed(text, 1, seeds, **sampling).cpu()
         elif way == "text embedding":
             embeddings = self.pipeline.encode_text(text).cpu()
         elif way == "nothing":
             text = [""] * len(text)
-        seeds = list(range(self.seed, self.seed + n)) * len(captions)
         return self.pipeline.decode(embeddings, text, seeds, **sampling), embeddings
+
+
+def _first(rows: Tensor, n: int) -> Tensor:
+    """The first n rows; again from the start where there are fewer."""
+    return rows[torch.arange(n) % len(rows)]
 
 
 def flat(images: Tensor) -> Tensor:
@@ -292,7 +322,7 @@ def flat(images: Tensor) -> Tensor:
     return images.flatten(1).float() / 255
 
 
-def inception_fid(generated: np.ndarray, real: Tensor) -> dict[str, Any]:
+def inception_fid(generated: np.ndarray, real: Tensor, device: torch.device) -> dict[str, Any]:
     """Standard FID by torch-fidelity, where it is installed and its Inception weights are on this machine.
 
     Otherwise {"missing": what}: nothing is downloaded. The images are uint8 (N, H, W, C) and (M, C, H, W).
@@ -309,7 +339,7 @@ def inception_fid(generated: np.ndarray, real: Tensor) -> dict[str, Any]:
         Colour(images.expand(-1, 3, -1, -1)) for images in (torch.from_numpy(generated).permute(0, 3, 1, 2), real)
     )
     figures = calculate_metrics(
-        input1=first, input2=second, fid=True, cuda=torch.cuda.is_available(), verbose=False, save_cpu_ram=True
+        input1=first, input2=second, fid=True, cuda=device.type == "cuda", verbose=False, save_cpu_ram=True
     )
     return {"value": figures["frechet_inception_distance"], "n": len(generated)}
 

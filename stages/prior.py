@@ -152,6 +152,8 @@ def train(run: PriorRun) -> Manifest:
     torch.manual_seed(run.train.seed)
     model = Prior(replace(run.model, embed_dim=clip.embed_dim, text_width=clip.text.width, context=clip.text.context))
     model.scaler.fit(frozen.embedded.images)
+    captions = frozen.data.draw(torch.arange(len(frozen.data)), False)
+    model.regression.fit(frozen.embedded.text[captions], model.scaler.scale(frozen.embedded.images))
     stage = PriorStage(model, frozen, run.drop, run.hide_tokens, run.evaluate_on, device)
     manifest = frozen.manifest("prior", loop.settings(run), loop.start_from(model, run.init_from, "prior"))
     return loop.train(stage, run.train, device, run.out, manifest)

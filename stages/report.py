@@ -12,6 +12,11 @@ TITLES = {
 }
 
 
+OTHER_DATA = """
+Not every stage was trained on just the training images of this data set: what is called never shown may have been.
+"""
+
+
 def markdown(report: dict[str, Any], pictures: list[str]) -> str:
     """The text of evaluation.md, for what `stages.evaluate.evaluate` returns. Its pictures are NAME.png."""
     sections = [
@@ -56,7 +61,7 @@ def _head(report: dict[str, Any]) -> str:
 Ran on {report["hardware"]}. In brackets or after ±: 95% intervals, over the samples; the training was run once.
 
 **Weakest stage by accuracy: {lost["weakest_by_accuracy"]}; by Fréchet distance: {lost["weakest_by_frechet"]}.**
-"""
+{"" if report["same_training_data"] else OTHER_DATA}"""
 
 
 def _clip(figures: dict[str, Any]) -> str:
@@ -88,7 +93,8 @@ Cosine to the true image embedding:
 
 {table(["draws", "guidance", *names.values()], rows)}
 Spread of the embeddings of one class (1 - mean cosine): {number(figures["spread_of_draws"])} of draws for its plain
-caption, {number(figures["spread_of_real"])} of real images. Much less than real is collapse.
+caption, {number(figures["spread_of_real"])} of real images. Much less than real is collapse; a little less is right,
+as captions that say nothing of tone and width are those of average images more often.
 """
 
 
@@ -114,9 +120,9 @@ def _end_to_end(report: dict[str, Any]) -> str:
 
 {table(["figure", "samples", "real images", "noise"], rows)}
 Judged by a classifier that was trained on the real training images alone. Real images: test images for the accuracy, as
-many training images as there are samples for the rest. Distances are to the features of {reference["test_images"]} test
-images; precision and recall to as many of them as there are samples ({figures["n"]}). Standard FID:
-{f"{fid['value']:.2f}" if "value" in fid else "not taken, as " + fid["missing"]}.
+many training images of each class as there are samples for the rest. Distances are to the features of
+{reference["test_images"]} test images; precision and recall to as many as there are samples ({figures["n"]}).
+Standard FID: {f"{fid['value']:.2f}" if "value" in fid else "not taken, as " + fid["missing"]}.
 
 {table(["asked for, and seen as", *classes, "right"], matrix)}
 Attributes: how many samples obey the rule of `data/captions.py`, and how many are of the class.
@@ -139,14 +145,17 @@ def _budget(report: dict[str, Any]) -> str:
         for way, f in report["error_budget"].items()
     ]
     heads = ["driven by", "caption accuracy", "Fréchet (over the floor)", "precision", "recall", "attributes obeyed"]
-    points = ", ".join(f"{stage} {100 * loss:+.1f}" for stage, loss in lost["accuracy_lost"].items())
+    points = ", ".join(
+        f"{stage} {100 * loss:+.1f} ± {100 * lost['accuracy_lost_half_width'][stage]:.1f}"
+        for stage, loss in lost["accuracy_lost"].items()
+    )
     frechet = ", ".join(f"{stage} {added:+.3f}" for stage, added in lost["frechet_added"].items())
     return f"""## Error budget: what drives the decoder
 
 {table(heads, rows)}
-Accuracy lost on the way, in points (negative: gained): {points}. The way leads from real images, judged, to their
-embeddings, read zero-shot (clip), to images decoded from those (decoder), to images decoded from what the prior draws
-for a plain caption (prior). Fréchet distance added: {frechet}.
+Accuracy lost on the way, in points (negative: gained): {points}. The way leads from the validation images whose
+embeddings are the true ones, judged, to these embeddings, read zero-shot (clip), to images decoded from them (decoder),
+to images decoded from what the prior draws for a plain caption (prior). Fréchet distance added: {frechet}.
 """
 
 

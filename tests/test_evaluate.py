@@ -1,8 +1,10 @@
 """The evaluation: each section on the trained tiny pipeline, and figures recomputed from the files it wrote."""
 
 import json
+import sys
 from dataclasses import replace
 from itertools import combinations
+from types import ModuleType
 
 import numpy as np
 import pytest
@@ -12,9 +14,9 @@ from conftest import ROOT, assert_one_error_line, made_up_data, run_python
 from data.captions import CLASSES, PLAIN_CAPTIONS, attribute_captions, attribute_codes, attributes
 from stages import evaluate as module
 from stages.classifier import Classifier, ClassifierConfig, judge, trained_classifier
-from stages.evaluate import SWEEP, EvaluateOptions, evaluate, stage_losses
+from stages.evaluate import SWEEP, EvaluateOptions, by_both_ranks, evaluate, stage_losses
 from stages.measure import WAYS, inception_fid
-from stages.report import markdown, number, percent, table
+from stages.report import OTHER_DATA, markdown, number, percent, table
 from unclip.metrics import frechet_distance
 
 SETTINGS = EvaluateOptions(
@@ -80,6 +82,7 @@ def test_figures_can_be_recomputed_from_the_arrays(done, judged):
         assert figures["caption_accuracy"]["value"] == pytest.approx((logits.argmax(1).numpy() == labels).mean())
         assert figures["caption_accuracy"]["n"] == SETTINGS.samples
         assert figures["frechet"] == pytest.approx(frechet_distance(features, real), rel=1e-6)
+        assert len(np.unique(images, axis=0)) > 0.9 * len(images), f"{way}: the same images counted again"
     predicted = judge(classifier, arrays["prior: images"])[0].argmax(1).numpy()
     for i, row in enumerate(report["error_budget"]["prior"]["confusion"]):
         assert row == np.bincount(predicted[i * N : (i + 1) * N], minlength=10).tolist()
@@ -112,13 +115,12 @@ def test_obedience_is_what_the_rule_says_of_the_images(done, judged):
 def test_each_way_drives_the_decoder_as_it_says(done, tiny, judged):
     arrays = np.load(done[0] / "evaluation.npz")
     settings = {"steps": 3, "prior_steps": 3}
-    test = judged[1]
-    whole = tiny(list(PLAIN_CAPTIONS), n=N, seed=0, **settings)  # what sample.py draws
-    assert (arrays["prior: images"] == whole.images).all()
+    validation = SETTINGS.data.split("validation")
     label = 3
-    caption, rows = PLAIN_CAPTIONS[label], (test.labels == label).nonzero()[:N, 0]
-    own = slice(label * N, label * N + N)
-    true = tiny.encode_image(test.images[rows].permute(0, 2, 3, 1).numpy())
+    caption, rows = PLAIN_CAPTIONS[label], (validation.labels == label).nonzero()[:N, 0]
+    own, settings["seed"] = slice(label * N, label * N + N), label * N
+    assert (arrays["prior: images"][own] == tiny([caption], n=N, **settings).images).all()  # what sample.py draws
+    true = tiny.encode_image(validation.images[rows].permute(0, 2, 3, 1).numpy())
     by_hand = {
         "true embedding": tiny.decode(true, [caption] * N, **settings),
         "text embedding": tiny.decode(tiny.encode_text([caption] * N), [caption] * N, **settings),
@@ -134,6 +136,7 @@ def test_zero_shot_accuracy_equals_one_computed_through_the_pipeline(done, tiny,
     test = judged[1]
     images = tiny.encode_image(test.images.permute(0, 2, 3, 1).numpy())
     weights = torch.stack([tiny.encode_text(prompts).mean(dim=0) for prompts in test.class_prompts])
+    weights = weights / weights.norm(dim=1, keepdim=True)
     right = (images @ weights.T).argmax(dim=1) == test.labels
     figures = done[1]["clip"]
     assert figures["zero_shot"]["value"] == pytest.approx(right.float().mean().item(), abs=0.005)
@@ -166,27 +169,66 @@ def test_sweep_covers_the_grid_and_puts_the_best_first(done):
     assert set(SWEEP) == set(SMALL_SWEEP)
 
 
-def made_up_report(classifier: float, zero_shot: float, true: float, prior: float) -> dict:
-    def way(accuracy: float, frechet: float) -> dict:
-        return {"caption_accuracy": {"value": accuracy}, "frechet": frechet}
-
+def made_up_report(chain: tuple[float, float, float, float], frechet: tuple[float, float]) -> dict:
+    real, zero_shot, true, prior = ({"value": p, "low": p - 0.02, "high": p + 0.02} for p in chain)
     return {
-        "reference": {"classifier_accuracy": {"value": classifier}, "floor": {"frechet": 0.1}},
-        "clip": {"zero_shot": {"value": zero_shot}},
-        "error_budget": {"true embedding": way(true, 0.5), "prior": way(prior, 2.0)},
-    }
+        "reference": {"floor": {"frechet": 0.1}},
+        "error_budget": {
+            "true embedding": {
+                "real_images": real, "zero_shot": zero_shot, "caption_accuracy": true, "frechet": frechet[0],
+            },
+            "prior": {"caption_accuracy": prior, "frechet": frechet[1]},
+        },
+    }  # fmt: skip
 
 
 @pytest.mark.parametrize(
     ("chain", "weakest"),
-    [((0.92, 0.60, 0.58, 0.57), "clip"), ((0.92, 0.90, 0.40, 0.39), "decoder"), ((0.92, 0.90, 0.88, 0.20), "prior")],
+    [
+        ((0.92, 0.60, 0.58, 0.57), "clip"),
+        ((0.92, 0.90, 0.40, 0.39), "decoder"),
+        ((0.92, 0.90, 0.88, 0.20), "prior"),
+        ((0.92, 0.90, 0.91, 0.90), "none"),  # two points are within the interval
+        ((0.90, 0.91, 0.92, 0.97), "none"),
+    ],
 )
-def test_the_stage_that_loses_most_is_named(chain, weakest):
-    lost = stage_losses(made_up_report(*chain))
+@pytest.mark.parametrize(("frechet", "by_frechet"), [((0.5, 2.0), "prior"), ((1.9, 2.0), "decoder")])
+def test_the_stage_that_loses_most_is_named(chain, weakest, frechet, by_frechet):
+    lost = stage_losses(made_up_report(chain, frechet))
     assert lost["weakest_by_accuracy"] == weakest
     assert sum(lost["accuracy_lost"].values()) == pytest.approx(chain[0] - chain[-1])
-    assert lost["frechet_added"] == pytest.approx({"decoder": 0.4, "prior": 1.5})
-    assert lost["weakest_by_frechet"] == "prior"
+    assert lost["frechet_added"] == pytest.approx({"decoder": frechet[0] - 0.1, "prior": 2.0 - frechet[0]})
+    assert lost["weakest_by_frechet"] == by_frechet
+
+
+def test_settings_that_tie_share_a_rank():
+    rows = [{"caption_accuracy": {"value": a}, "frechet": f} for a, f in ((0.9, 3), (0.9, 1), (0.9, 2), (0.5, 0))]
+    assert [row["frechet"] for row in by_both_ranks(rows)] == [1, 2, 3, 0]
+
+
+def test_precision_and_recall_follow_their_definition(done, judged):
+    """Kynkaanniemi et al. 2019, eq. 1-3, in float64, by the images in the arrays; they are no mirror of each other."""
+    arrays = np.load(done[0] / "evaluation.npz")
+    classifier, _, real = judged
+    figures = done[1]["error_budget"]["nothing"]
+    generated = judge(classifier, arrays["nothing: images"])[1].double()
+    generator = torch.Generator().manual_seed(0)
+    for _ in range(10):
+        torch.randint(len(generated), (len(generated),), generator=generator)
+    real = real.double()[torch.randperm(len(real), generator=generator)[: len(generated)]]
+
+    def inside(points, of):
+        radius = torch.stack([(of - row).norm(dim=1).sort().values[3] for row in of])
+        return torch.stack([((of - point).norm(dim=1) <= radius).any() for point in points]).double().mean().item()
+
+    assert figures["precision"]["value"] == pytest.approx(inside(generated, real), abs=1 / 40 + 1e-9)
+    assert figures["recall"]["value"] == pytest.approx(inside(real, generated), abs=1 / 40 + 1e-9)
+
+
+def test_report_says_when_the_stages_were_trained_on_other_data(done):
+    assert done[1]["same_training_data"]
+    assert OTHER_DATA not in markdown(done[1], [])
+    assert OTHER_DATA in markdown(done[1] | {"same_training_data": False}, [])
 
 
 def test_tables_and_numbers_of_the_report():
@@ -205,8 +247,25 @@ def test_markdown_names_the_weakest_stage_and_the_protocol(done):
 
 
 def test_standard_fid_is_taken_only_where_its_weights_are(monkeypatch, tmp_path):
-    images = np.zeros((3, 28, 28, 1), np.uint8)
-    assert "missing" in inception_fid(images, torch.zeros(2, 1, 28, 28, dtype=torch.uint8))
+    images, real = np.zeros((3, 28, 28, 1), np.uint8), torch.zeros(2, 1, 28, 28, dtype=torch.uint8)
+    cpu = torch.device("cpu")
+    monkeypatch.setitem(sys.modules, "torch_fidelity", None)
+    assert inception_fid(images, real, cpu) == {"missing": "torch-fidelity is not installed"}
+
+    fidelity, extractor = ModuleType("torch_fidelity"), ModuleType("torch_fidelity.feature_extractor_inceptionv3")
+    given = {}
+    fidelity.calculate_metrics = lambda **arguments: (given.update(arguments), {"frechet_inception_distance": 7.5})[1]
+    extractor.URL_INCEPTION_V3 = "https://example.org/weights.pth"
+    monkeypatch.setitem(sys.modules, "torch_fidelity", fidelity)
+    monkeypatch.setitem(sys.modules, "torch_fidelity.feature_extractor_inceptionv3", extractor)
+    monkeypatch.setattr(torch.hub, "get_dir", lambda: str(tmp_path))
+    assert "weights.pth" in inception_fid(images, real, cpu)["missing"]
+    (tmp_path / "checkpoints").mkdir()
+    (tmp_path / "checkpoints" / "weights.pth").touch()
+    assert inception_fid(images, real, cpu) == {"value": 7.5, "n": 3}
+    assert [len(given["input1"]), len(given["input2"])] == [3, 2]
+    assert given["input1"][0].shape == (3, 28, 28)
+    assert not given["cuda"]
 
 
 def test_classifier_learns_what_images_show_and_is_trained_once(tmp_path):

@@ -9,7 +9,7 @@ import torch.nn.functional as F
 
 from unclip.layers import timestep_embedding
 from unclip.prior import Prior, PriorConfig, draw_embeddings
-from unclip.prior.model import Prefix
+from unclip.prior.model import Prefix, TextRegression
 from unclip.samplers import PRIOR_STREAM, RowNoise
 from unclip.settings import Sampling
 
@@ -24,7 +24,10 @@ def prior() -> Prior:
     prior = Prior(CONFIG).eval()
     for parameter in prior.parameters():
         torch.nn.init.normal_(parameter, std=0.3)
-    prior.scaler.fit(F.normalize(torch.randn(50, 6) + torch.linspace(-1, 1, 6), dim=-1))
+    images = F.normalize(torch.randn(50, 6) + torch.linspace(-1, 1, 6), dim=-1)
+    prior.scaler.fit(images)
+    text = F.normalize(images @ torch.randn(6, 6) + 0.1 * torch.randn(50, 6), dim=-1)
+    prior.regression.fit(text, prior.scaler.scale(images))
     return prior
 
 
@@ -47,6 +50,8 @@ def close(got, want):
 def one_causal_pass(prior: Prior, x, t, text, encodings, mask) -> torch.Tensor:
     """Ramesh et al. 2022, section 2.2, as it is written: the whole sequence, caption by caption, without padding."""
     outputs = []
+    centre = prior.regression(text)
+    x = x - prior.diffusion().add_noise(centre, torch.zeros_like(centre), t)
     for i in range(len(x)):
         words = encodings[i, mask[i]]
         sequence = torch.cat([
@@ -59,7 +64,7 @@ def one_causal_pass(prior: Prior, x, t, text, encodings, mask) -> torch.Tensor:
         look = torch.ones(sequence.shape[1], sequence.shape[1]).tril().bool()
         for block in prior.blocks:
             sequence, _ = block(sequence, look)
-        outputs.append(prior.out(prior.norm_final(sequence[:, -1])))
+        outputs.append(centre[i : i + 1] + prior.out(prior.norm_final(sequence[:, -1])))
     return torch.cat(outputs)
 
 
@@ -139,6 +144,35 @@ def test_prefixes_are_repeated_and_joined_row_by_row(prior):
     other = prior.prefix(*captions(), torch.ones(3, dtype=torch.bool))
     both = prior(torch.cat([x, x]), torch.cat([t, t]), prefix.join(other))
     close(both, torch.cat([prior(x, t, prefix), prior(x, t, other)]))
+
+
+def test_regression_is_that_of_the_normal_equations():
+    torch.manual_seed(0)
+    text, images = torch.randn(200, 6, dtype=torch.float64), torch.randn(200, 6, dtype=torch.float64)
+    regression = TextRegression(6)
+    regression.fit(text, images, ridge=0.3)
+    x, y = text - text.mean(dim=0), images - images.mean(dim=0)
+    rows = torch.cat([x, (200 * 0.3 / 6) ** 0.5 * torch.eye(6, dtype=torch.float64)])  # ridge as six more rows
+    weight = torch.linalg.lstsq(rows, torch.cat([y, torch.zeros(6, 6, dtype=torch.float64)])).solution
+    close(regression(text.float()), (x @ weight + images.mean(dim=0)).float())
+
+
+def test_regression_composes_what_was_never_seen_together():
+    """Where a word moves all embeddings alike, the guess for an unseen pair is right, though no row shows it."""
+    directions = torch.randn(6, 8, generator=torch.Generator().manual_seed(0))
+    pairs = [(a, b) for a in range(3) for b in range(3, 6)]
+    text = torch.stack([directions[a] + directions[b] for a, b in pairs])
+    images = text @ torch.randn(8, 8, generator=torch.Generator().manual_seed(1))
+    regression = TextRegression(8)
+    regression.fit(text[1:], images[1:], ridge=1e-6)
+    torch.testing.assert_close(regression(text[:1]), images[:1], rtol=0.02, atol=0.02)
+
+
+def test_an_untrained_prior_draws_the_linear_guess(prior):
+    torch.nn.init.zeros_(prior.out.weight)
+    torch.nn.init.zeros_(prior.out.bias)
+    drawn = draw_embeddings(prior, *captions(), torch.arange(3), [0, 1, 2], Sampling(prior_steps=3))
+    close(drawn, prior.scaler.unscale(prior.regression(captions()[0])))
 
 
 def test_an_untrained_prior_predicts_zero_the_mean_embedding():

@@ -1,6 +1,6 @@
 """Figures that tell how good embeddings and images are. Plain functions of tensors; they know no model.
 
-Counts and distances are exact; nothing here draws random numbers.
+Nothing here draws random numbers.
 """
 
 import math
@@ -20,7 +20,7 @@ def recall_at_k(similarity: Tensor, right: Tensor, k: int) -> float:
 def same_group_cosine(embeddings: Tensor, groups: Tensor) -> Tensor:
     """Mean cosine (N,) of each unit embedding (N, D) to the others of its group (N,); NaN where there is no other.
 
-    For groups of one caption it is the fair ceiling of what a sampler can reach.
+    For groups of one caption it is what draws that vary as real images do reach; draws that vary less reach more.
     """
     count = int(groups.max()) + 1
     sums = torch.zeros(count, embeddings.shape[1]).index_add_(0, groups, embeddings)[groups]  # (N, D)

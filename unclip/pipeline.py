@@ -130,8 +130,11 @@ class UnCLIP:
         return torch.cat([self.clip.encode_image(self.preprocess(part).to(self.device)) for part in parts])
 
     @torch.inference_mode()
-    def embed(self, captions: str | Sequence[str], n: int = 1, seed: int = 0, **settings) -> Tensor:
-        """The prior alone: n unit image embeddings a caption, (N, D). Arguments as for calling the pipeline."""
+    def embed(self, captions: str | Sequence[str], n: int = 1, seed: int | Sequence[int] = 0, **settings) -> Tensor:
+        """The prior alone: n unit image embeddings a caption, (N, D).
+
+        Arguments as for calling the pipeline; `seed` may also be N seeds, one an embedding.
+        """
         captions, seeds = self._rows(captions, n, seed)
         return self._embed(self._read(captions), seeds, replace(self.sampling, **settings))
 
@@ -162,12 +165,13 @@ class UnCLIP:
         seeds = _seeds(seed, len(captions))
         return self._decode(embeddings, self._read(captions), seeds, replace(self.sampling, **settings))[0]
 
-    def _rows(self, captions: str | Sequence[str], n: int, seed: int) -> tuple[list[str], list[int]]:
+    def _rows(self, captions: str | Sequence[str], n: int, seed: int | Sequence[int]) -> tuple[list[str], list[int]]:
         """Captions and seeds, one a sample."""
         captions = _as_list(captions)
         if n < 1:
             raise UserError(f"n must be at least 1, not {n}")
-        return [c for c in captions for _ in range(n)], _seeds(seed, n) * len(captions)
+        seeds = _seeds(seed, n) * len(captions) if isinstance(seed, int) else _seeds(seed, n * len(captions))
+        return [c for c in captions for _ in range(n)], seeds
 
     def _read(self, captions: list[str]) -> "Read":
         """Put the captions through CLIP, each distinct one once."""
