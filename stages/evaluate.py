@@ -64,14 +64,14 @@ class EvaluateOptions:
     """How to draw."""
     classifier: TrainConfig = field(
         default_factory=lambda: TrainConfig(
-            steps=2000,
+            steps=3200,
             batch_size=64,
             lr=3e-3,
             muon_lr=5e-3,
-            warmup=100,
+            warmup=300,
             ema=0.998,
-            evaluate_every=500,
-            preview_every=2000,
+            evaluate_every=800,
+            preview_every=3200,
         )
     )
 
