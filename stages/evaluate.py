@@ -39,7 +39,7 @@ ROOT = Path(__file__).resolve().parent.parent
 SWEEP = {
     "prior_guidance": (1.0, 1.5),
     "guidance": (1.0, 1.5, 2.0, 3.0),
-    "guidance_interval": ((0.0, 1.0), (0.2, 0.8)),
+    "guidance_interval": ((0.0, 1.0), (0.3, 0.8)),
     "sampler": ("dpmpp", "ddim", "ddpm"),
     "steps": (10, 20),
 }

@@ -29,7 +29,7 @@ def caption_accuracy(folder) -> float:
 def test_classifier_knows_the_real_images(splits):
     classifier, _ = load_stage(ROOT / "tests" / "classifier", Classifier, ClassifierConfig)
     test = splits["test"].first(2000)
-    assert (judge(classifier, test.images)[0].argmax(dim=1) == test.labels).float().mean() > 0.9
+    assert (judge(classifier, test.images)[0].argmax(dim=1) == test.labels).float().mean() > 0.91
 
 
 def test_samples_of_the_committed_weights_are_what_was_asked_for():

@@ -171,7 +171,7 @@ def test_regression_composes_what_was_never_seen_together():
 def test_an_untrained_prior_draws_the_linear_guess(prior):
     torch.nn.init.zeros_(prior.out.weight)
     torch.nn.init.zeros_(prior.out.bias)
-    drawn = draw_embeddings(prior, *captions(), torch.arange(3), [0, 1, 2], Sampling(prior_steps=3))
+    drawn = draw_embeddings(prior, *captions(), torch.arange(3), [0, 1, 2], Sampling(prior_steps=3, prior_guidance=1.0))
     close(drawn, prior.scaler.unscale(prior.regression(captions()[0])))
 
 

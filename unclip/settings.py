@@ -27,9 +27,9 @@ class Sampling:
 
     steps: int = 20
     """Decoder steps an image, from 1 to the decoder's timesteps."""
-    guidance: float = 2.0
+    guidance: float = 1.5
     """Decoder guidance scale: 1 is none, more follows the caption closer at the price of variety."""
-    guidance_interval: tuple[float, float] = (0.0, 1.0)
+    guidance_interval: tuple[float, float] = (0.3, 0.8)
     """Guide the decoder only at these times, from 0, the clean image, to 1, pure noise."""
     sampler: Sampler = "dpmpp"
     """Decoder sampler."""
@@ -37,7 +37,7 @@ class Sampling:
     """Noise of the ddim sampler: 0 is deterministic, 1 as noisy as ddpm."""
     prior_steps: int = 20
     """Prior steps an embedding (ddim)."""
-    prior_guidance: float = 1.0
+    prior_guidance: float = 1.5
     """Prior guidance scale."""
     draws: int = 2
     """Image embeddings drawn for each sample; the one closest to the text embedding is kept."""
