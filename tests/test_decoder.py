@@ -332,7 +332,7 @@ def test_a_decoder_without_text_ignores_captions():
 
 # Drawing images.
 
-SAMPLING = Sampling(steps=3, guidance=2.0)
+SAMPLING = Sampling(steps=3, guidance=2.0, guidance_interval=(0.0, 1.0))
 
 
 @pytest.mark.parametrize("sampler", ["ddpm", "ddim", "dpmpp"])
