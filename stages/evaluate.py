@@ -54,7 +54,7 @@ class EvaluateOptions:
     seed: int = 0
     """Sample i of each figure uses seed + i."""
     sweep: int = 0
-    """Images drawn for each of the 84 settings of the sweep over guidance, steps and samplers; 0 for no sweep."""
+    """Images drawn for each setting of the sweep over guidance, steps and samplers; 0 for no sweep."""
     out: Path | None = None
     """Folder for the report (default: outputs/evaluation/NAME)."""
     device: Device = "auto"
@@ -112,7 +112,7 @@ def evaluate(options: EvaluateOptions) -> dict[str, Any]:
     )  # fmt: skip
     shown = options.data.split("train").fingerprint
     report: dict[str, Any] = {
-        "checkpoint": str(options.checkpoint),
+        "checkpoint": options.checkpoint.resolve().name,  # a report is handed on: no path of the machine
         "stages": {stage: {"sha256": m.sha256, "step": m.step} for stage, m in manifests.items()},
         "data": {"name": test.name, "fingerprint": test.fingerprint},
         "same_training_data": all(m.data.get("fingerprint") == shown for m in manifests.values()),

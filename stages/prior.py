@@ -104,9 +104,9 @@ class PriorStage:
 def hide_tokens(mask: Tensor) -> Tensor:
     """Hide each token of a caption with a probability that is drawn, uniformly, for the caption.
 
-    The prior so learns what each word says by itself, and a pair of words that it never saw together loses less. The
-    first token stays, as under the causal mask it has no other to look at; the text embedding, which stands for the
-    whole caption, is no token.
+    The prior so sees parts of captions, and leans less on whole ones. CLIP's encodings of the tokens that are left
+    still tell something of those before them. The first token stays, as under the causal mask it has no other to look
+    at; the text embedding, which stands for the whole caption, is no token.
 
     Args:
         mask: (B, L), False for padding.

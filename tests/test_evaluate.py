@@ -59,6 +59,8 @@ def judged(done):
 def test_report_is_written_as_json_markdown_and_pictures(done):
     out, report = done
     assert json.loads((out / "evaluation.json").read_text()) == json.loads(json.dumps(report))
+    for name in ("evaluation.json", "evaluation.md"):
+        assert str(out.parent) not in (out / name).read_text(), "a path of this machine"
     text = (out / "evaluation.md").read_text()
     for name in ("grid", "attributes", "held-out", "budget", "memorisation", "strip"):
         assert f"({name}.png)" in text

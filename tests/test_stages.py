@@ -48,6 +48,8 @@ def prior_stage(frozen: Frozen) -> PriorStage:
     torch.manual_seed(0)
     model = Prior(PriorConfig(16, 16, frozen.clip.text.context, width=16, layers=1, heads=2))
     model.scaler.fit(frozen.embedded.images)
+    texts = frozen.embedded.text[frozen.data.draw(torch.arange(len(frozen.data)), False)]
+    model.regression.fit(texts, model.scaler.scale(frozen.embedded.images))
     return PriorStage(model, frozen, 0.1, True, 10, CPU)
 
 

@@ -66,9 +66,9 @@ class TextRegression(nn.Module):
 
         `ridge` is added to the variance of the text embeddings' coordinates, in units of 1 / D, their size.
         """
-        text, images = text.double(), images.double()
+        text, images = text.cpu().double(), images.cpu().double()  # not every device has float64
         x, y = text - text.mean(dim=0), images - images.mean(dim=0)
-        covariance = x.T @ x / len(x) + ridge / x.shape[1] * torch.eye(x.shape[1], dtype=x.dtype, device=x.device)
+        covariance = x.T @ x / len(x) + ridge / x.shape[1] * torch.eye(x.shape[1], dtype=x.dtype)
         weight = torch.linalg.solve(covariance, x.T @ y / len(x)).T
         self.weight.copy_(weight)
         self.bias.copy_(images.mean(dim=0) - weight @ text.mean(dim=0))
