@@ -1,10 +1,11 @@
 """The cache of what the frozen CLIP says of a data set: computed once, so that no training step runs CLIP.
 
 A file holds the image embeddings (and those of the mirrored images where they are wanted), and for every caption its
-text embedding and its token encodings. It is keyed by the hash of CLIP's weights and the fingerprint of the data.
+text embedding and its token encodings. It is keyed by hashes of the CLIP and of the data.
 """
 
-from dataclasses import dataclass, fields
+import json
+from dataclasses import asdict, dataclass, fields
 from functools import cached_property
 from pathlib import Path
 
@@ -13,7 +14,7 @@ from torch import Tensor
 
 from data.dataset import CaptionedImages
 from stages.runtime import print0
-from unclip.checkpoint import dump_tensors, load_tensors
+from unclip.checkpoint import dump_tensors, load_tensors, sha256
 from unclip.clip import CLIP, Preprocess, Tokenizer
 from unclip.errors import UserError
 from unclip.files import write_atomically
@@ -67,7 +68,9 @@ def embed_dataset(
     cache: Path = CACHE,
 ) -> Embedded:
     """The data set's embeddings from the cache; computed and stored if they are not there, or cannot be read."""
-    path = cache / f"{clip_sha256[:16]}-{dataset.fingerprint[:16]}{'-flipped' if flipped else ''}.safetensors"
+    # Equal weights are not an equal CLIP: the activation, the pooling, the preprocessing or the tokenizer may differ.
+    identity = sha256((clip_sha256 + json.dumps(asdict(clip.config)) + tokenizer.to_json()).encode())
+    path = cache / f"{identity[:16]}-{dataset.fingerprint[:16]}{'-flipped' if flipped else ''}.safetensors"
     if path.exists():
         try:
             tensors, _ = load_tensors(path)
@@ -78,15 +81,18 @@ def embed_dataset(
     clip = clip.to(device)
     tensors = {"images": _embed_images(dataset.images, clip, preprocess, device)}
     if flipped:
-        tensors["flipped"] = _embed_images(dataset.images.flip(-1), clip, preprocess, device)
+        tensors["flipped"] = _embed_images(dataset.images, clip, preprocess, device, flip=True)
     tensors |= _embed_captions(dataset.captions, clip, tokenizer, device)
     write_atomically(path, dump_tensors(tensors))
     return Embedded(**{"flipped": None, **tensors})
 
 
 @torch.inference_mode()
-def _embed_images(images: Tensor, clip: CLIP, preprocess: Preprocess, device: torch.device) -> Tensor:
-    return torch.cat([clip.encode_image(preprocess(part.to(device))).cpu() for part in images.split(BATCH)])
+def _embed_images(
+    images: Tensor, clip: CLIP, preprocess: Preprocess, device: torch.device, flip: bool = False
+) -> Tensor:
+    parts = (part.flip(-1) if flip else part for part in images.split(BATCH))
+    return torch.cat([clip.encode_image(preprocess(part.to(device))).cpu() for part in parts])
 
 
 @torch.inference_mode()

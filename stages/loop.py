@@ -220,10 +220,14 @@ def start_from(model: nn.Module, pipeline: Path | None, stage: str) -> dict[str,
     return {"start": parent.sha256}
 
 
+NO_SETTINGS = ("out", "preset", "model", "init_from", "clip", "clip_revision")
+"""Of a run: where things lie, or what its manifest names elsewhere."""
+
+
 def settings(run: Any) -> dict[str, Any]:
     """What of a trainer's config makes two runs the same: not the folder, where the data lies, or the device."""
-    kept = {key: value for key, value in asdict(run).items() if key not in ("out", "preset", "model", "init_from")}
-    del kept["data"]["root"], kept["train"]["device"]
+    kept = {key: value for key, value in asdict(run).items() if key not in NO_SETTINGS}
+    del kept["data"]["source"], kept["data"]["root"], kept["train"]["device"]
     return kept
 
 

@@ -2,9 +2,11 @@
 
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import Annotated
 
 import torch
 import torch.nn.functional as F
+import tyro
 from PIL import Image
 from torch import Tensor
 
@@ -14,6 +16,7 @@ from stages.data import DataConfig
 from stages.embed import Embedded
 from stages.frozen import Frozen, prepare
 from unclip.checkpoint import Manifest
+from unclip.clip.pretrained import adopt
 from unclip.errors import UserError
 from unclip.images import captioned_grid
 from unclip.metrics import same_group_cosine
@@ -27,6 +30,10 @@ PHRASINGS = 4
 class PriorRun:
     out: Path = Path("checkpoints/run")
     """Folder of the pipeline, which holds a trained clip; the prior goes to its subfolder prior."""
+    clip: str | None = None
+    """A pretrained CLIP to train on: a folder, a file, or its name on the Hugging Face Hub. It is copied into --out."""
+    clip_revision: Annotated[str | None, tyro.conf.arg(name="clip.revision")] = None
+    """The Hub's branch, tag or commit of that CLIP."""
     preset: str = "quick"
     """Defaults of all other options: tiny (tests), quick (minutes on a laptop), small (hours) or base (one GPU)."""
     init_from: Path | None = None
@@ -147,6 +154,9 @@ def pair_cosines(
 def train(run: PriorRun) -> Manifest:
     """Train a prior on the CLIP in run.out. Returns the manifest of the trained prior."""
     device = runtime.start(run.train.device)
+    if run.clip:
+        with runtime.main_first():
+            adopt(run.clip, run.out, run.clip_revision)
     frozen = prepare(run.out, run.data, device)
     clip = frozen.clip
     torch.manual_seed(run.train.seed)

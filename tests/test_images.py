@@ -1,10 +1,13 @@
 """Pixels in and out."""
 
+import io
+
 import numpy as np
 import pytest
 import torch
 from PIL import Image, ImageFont
 
+from unclip.errors import UserError
 from unclip.images import INK, PAPER, captioned_grid, from_pil, save_gif, save_png, to_float, to_pil, to_uint8, wrap
 
 
@@ -22,28 +25,55 @@ def test_floats_are_clamped_and_rounded_to_the_nearest_value():
     assert to_uint8(x).tolist() == [0, 0, 0, 1, 255, 255, 255]
 
 
-@pytest.mark.parametrize(("mode", "channels"), [("L", 1), ("RGB", 3), ("L", 3), ("P", 3), ("RGBA", 3), ("1", 1)])
+MODES = [("L", 1), ("RGB", 3), ("L", 3), ("P", 3), ("RGBA", 3), ("1", 1), ("LA", 1), ("CMYK", 3), ("I;16", 1)]
+
+
+@pytest.mark.parametrize(("mode", "channels"), MODES)
 def test_pil_images_of_any_mode_become_tensors(mode, channels):
-    picture = Image.new("RGB", (8, 8), (200, 200, 200)).convert(mode)
-    x = from_pil([picture, picture], channels, 8)
+    if mode == "I;16":
+        picture = Image.fromarray(np.full((6, 8), 200 * 256 + 77, np.uint16))
+    else:
+        picture = Image.new("RGB", (8, 6), (200, 200, 200))
+        picture = picture.convert("L" if mode == "LA" else "RGB").convert(mode, palette=Image.Palette.ADAPTIVE)
+    x = from_pil(picture, channels)
     assert x.dtype == torch.uint8
-    assert x.shape == (2, channels, 8, 8)
+    assert x.shape == (channels, 6, 8)
+    if mode != "1":
+        assert (x.int() - 200).abs().max() <= 3
 
 
-def test_an_image_of_the_right_size_keeps_every_pixel():
-    pixels = np.random.default_rng(0).integers(0, 256, (9, 9, 3), dtype=np.uint8)
-    x = from_pil([Image.fromarray(pixels)], 3, 9)
-    assert np.array_equal(x[0].permute(1, 2, 0).numpy(), pixels)
+def test_pixels_and_their_places_are_kept():
+    pixels = np.random.default_rng(0).integers(0, 256, (9, 12, 3), dtype=np.uint8)
+    assert np.array_equal(from_pil(Image.fromarray(pixels), 3).permute(1, 2, 0).numpy(), pixels)
     assert np.array_equal(np.asarray(to_pil(pixels)), pixels)
 
 
-def test_an_image_of_another_size_is_resized_and_not_turned():
-    pixels = np.zeros((20, 40), dtype=np.uint8)
-    pixels[:10] = 250  # the upper half is bright
-    x = from_pil([Image.fromarray(pixels)], 1, 10)[0, 0]
-    assert x.shape == (10, 10)
-    assert x[:3].min() > 200
-    assert x[-3:].max() < 50
+def test_what_is_transparent_is_put_on_white():
+    pixels = np.zeros((1, 3, 4), np.uint8)
+    pixels[0, :, 3] = 0, 128, 255  # black, more and more of it
+    assert from_pil(Image.fromarray(pixels), 1)[0, 0].tolist() == [255, 127, 0]
+    palette = Image.new("P", (2, 1))
+    palette.putpalette([10, 20, 30, 40, 50, 60])
+    palette.putpixel((1, 0), 1)
+    palette.info["transparency"] = 0
+    assert from_pil(palette, 3)[:, 0].T.tolist() == [[255, 255, 255], [40, 50, 60]]
+
+
+def test_the_camera_s_orientation_is_applied():
+    picture = Image.new("L", (4, 2))
+    picture.putpixel((0, 0), 255)
+    exif = picture.getexif()
+    exif[0x0112] = 6  # to be turned a quarter clockwise
+    file = io.BytesIO()
+    picture.save(file, "PNG", exif=exif)
+    x = from_pil(Image.open(file), 1)
+    assert x.shape == (1, 4, 2)
+    assert x[0, 0].tolist() == [0, 255]
+
+
+def test_pixels_of_unknown_range_are_refused():
+    with pytest.raises(UserError, match="floating-point"):
+        from_pil(Image.new("F", (2, 2)), 1)
 
 
 @pytest.mark.parametrize("channels", [1, 3])

@@ -248,7 +248,7 @@ def test_a_caption_that_stands_for_none_keeps_its_first_candidate(prior):
 
 
 def test_guidance_moves_away_from_the_null(prior):
-    """One step of DDIM lands on the predicted x0, where guidance is plain arithmetic."""
+    """One step lands on the predicted x0, where guidance is plain arithmetic."""
     x, t = RowNoise([0, 1, 2], PRIOR_STREAM, 0)(torch.empty(3, 6)), torch.full((3,), 49)
     text = prior(x, t, prior.prefix(*captions()))
     null = prior(x, t, prior.prefix(*captions(), torch.ones(3, dtype=torch.bool)))

@@ -9,9 +9,9 @@ its parents, and the fingerprint of its data. Nothing is unpickled.
 """
 
 import hashlib
-from dataclasses import asdict, dataclass, field, fields, is_dataclass
+from dataclasses import asdict, dataclass, field, is_dataclass
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, TypeVar, get_type_hints
 
 import safetensors.torch
 from safetensors import SafetensorError, safe_open
@@ -55,12 +55,12 @@ def sha256(content: bytes) -> str:
 
 def from_dict(cls, values: dict[str, Any], where: str):
     """Build a config dataclass, nested ones included, from JSON. Raises UserError for a field that it lacks."""
-    known = {f.name: f for f in fields(cls)}
+    known = get_type_hints(cls)
     if unknown := set(values) - set(known):
         raise UserError(f"{where} has the unknown field {sorted(unknown)[0]!r}; it was written by another version")
     converted = {}
     for name, value in values.items():
-        kind = known[name].type
+        kind = known[name]
         if is_dataclass(kind):
             value = from_dict(kind, value, where)
         elif isinstance(value, list):

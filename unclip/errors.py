@@ -6,3 +6,8 @@ class UserError(ValueError):
 
     The command-line programs print it without a traceback; Python callers can catch it as a `ValueError`.
     """
+
+
+def reason(error: Exception) -> str:
+    """The first line of what an error says, or its kind where it says nothing."""
+    return str(error).splitlines()[0] if str(error) else type(error).__name__

@@ -9,9 +9,10 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from PIL import Image, ImageDraw, ImageFont
+from PIL import ExifTags, Image, ImageDraw, ImageFont, ImageOps
 from torch import Tensor
 
+from unclip.errors import UserError
 from unclip.files import write_atomically
 
 INK, PAPER = (20, 20, 20), (255, 255, 255)
@@ -27,16 +28,29 @@ def to_uint8(images: Tensor) -> Tensor:
     return ((images.float().clamp(-1, 1) + 1) * 127.5).round().to(torch.uint8)
 
 
-def from_pil(images: Sequence[Image.Image], channels: int, size: int) -> Tensor:
-    """PIL images -> uint8 (B, channels, size, size); an image of another size is resized, its sides as they are."""
+def upright(image: Image.Image, channels: int) -> Image.Image:
+    """A PIL image of any mode as a grey or an RGB one.
+
+    What is transparent is put on white, the orientation that a camera noted is applied, and of 16 bits the upper 8 are
+    kept. Raises UserError for pixels of unlimited range.
+    """
+    if image.getexif().get(ExifTags.Base.Orientation, 1) != 1:
+        image = ImageOps.exif_transpose(image)
+    if image.mode.startswith("I"):  # 16 bits, or 32 that hold them
+        image = Image.fromarray((np.asarray(image).clip(0, 65535) // 256).astype(np.uint8))
+    elif image.mode == "F":
+        raise UserError("an image of floating-point pixels has no known range; save it with 8 or 16 bits a channel")
+    if image.has_transparency_data:
+        image = image.convert("RGBA")
+        image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
     mode = "L" if channels == 1 else "RGB"
-    arrays = []
-    for image in images:
-        image = image.convert(mode)
-        if image.size != (size, size):
-            image = image.resize((size, size), Image.Resampling.BICUBIC)
-        arrays.append(np.array(image).reshape(size, size, channels))
-    return torch.from_numpy(np.stack(arrays)).permute(0, 3, 1, 2)
+    return image if image.mode == mode else image.convert(mode)
+
+
+def from_pil(image: Image.Image, channels: int) -> Tensor:
+    """A PIL image of any mode -> uint8 (channels, H, W), by `upright`."""
+    pixels = np.array(upright(image, channels))
+    return torch.from_numpy(pixels.reshape(*pixels.shape[:2], channels)).permute(2, 0, 1)
 
 
 def to_pil(image: np.ndarray, height: int | None = None) -> Image.Image:

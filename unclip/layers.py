@@ -43,15 +43,23 @@ class Attention(nn.Module):
 class Block(nn.Module):
     """Pre-LN transformer block: x + attention(LN x), x + MLP(LN x)."""
 
-    def __init__(self, width: int, heads: int, mlp_ratio: float = 4.0, activation: Activation = "gelu"):
+    def __init__(
+        self,
+        width: int,
+        heads: int,
+        mlp_ratio: float = 4.0,
+        activation: Activation = "gelu",
+        norm_eps: float = 1e-5,
+    ):
         super().__init__()
-        self.norm1 = nn.LayerNorm(width)
+        hidden = round(width * mlp_ratio)
+        self.norm1 = nn.LayerNorm(width, norm_eps)
         self.attention = Attention(width, heads)
-        self.norm2 = nn.LayerNorm(width)
+        self.norm2 = nn.LayerNorm(width, norm_eps)
         self.mlp = nn.Sequential(
-            nn.Linear(width, int(width * mlp_ratio)),
+            nn.Linear(width, hidden),
             nn.GELU() if activation == "gelu" else QuickGELU(),
-            nn.Linear(int(width * mlp_ratio), width),
+            nn.Linear(hidden, width),
         )
 
     def forward(self, x: Tensor, mask: Tensor | None = None, past: KeyValue | None = None) -> tuple[Tensor, KeyValue]:

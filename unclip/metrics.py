@@ -34,16 +34,23 @@ def modality_gap(images: Tensor, texts: Tensor) -> float:
 
 
 def share(right: Tensor) -> dict[str, float]:
-    """The share of True in right (N,), with Wilson's 95% interval: {"value", "low", "high", "n"}."""
+    """The share of True in right (N,), with Wilson's 95% interval: {"value", "low", "high", "n"}; NaN of none."""
     n, p = len(right), right.double().mean().item()
+    if n == 0:
+        return {"value": math.nan, "low": math.nan, "high": math.nan, "n": 0}
     centre, half = p + Z**2 / (2 * n), Z * math.sqrt(p * (1 - p) / n + Z**2 / (4 * n**2))
     low, high = ((centre + sign * half) / (1 + Z**2 / n) for sign in (-1, 1))
     return {"value": p, "low": max(0.0, min(low, p)), "high": min(1.0, max(high, p)), "n": n}
 
 
 def mean(values: Tensor) -> dict[str, float]:
-    """The mean of values (N,), NaN left out, with the normal 95% interval: {"value", "low", "high", "n"}."""
+    """The mean of values (N,), NaN left out, with the normal 95% interval: {"value", "low", "high", "n"}.
+
+    Of fewer than two values, as where no two images share a caption, there is no interval, and of none no mean: NaN.
+    """
     values = values[~values.isnan()].double()
+    if len(values) < 2:
+        return {"value": values.mean().item(), "low": math.nan, "high": math.nan, "n": len(values)}
     m, half = values.mean().item(), Z * values.std().item() / math.sqrt(len(values))
     return {"value": m, "low": m - half, "high": m + half, "n": len(values)}
 

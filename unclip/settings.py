@@ -27,7 +27,7 @@ class Sampling:
 
     steps: int = 20
     """Decoder steps an image, from 1 to the decoder's timesteps."""
-    guidance: float = 1.5
+    guidance: float = 2.5
     """Decoder guidance scale: 1 is none, more follows the caption closer at the price of variety."""
     guidance_interval: tuple[float, float] = (0.3, 0.8)
     """Guide the decoder only at these times, from 0, the clean image, to 1, pure noise."""
@@ -36,7 +36,7 @@ class Sampling:
     eta: float = 0.0
     """Noise of the ddim sampler: 0 is deterministic, 1 as noisy as ddpm."""
     prior_steps: int = 20
-    """Prior steps an embedding (ddim)."""
+    """Prior steps an embedding (dpmpp)."""
     prior_guidance: float = 1.5
     """Prior guidance scale."""
     draws: int = 2

@@ -5,8 +5,10 @@ from dataclasses import dataclass, field
 
 import torch
 import torch.nn.functional as F
+import tyro
 from torch import Tensor, nn
 
+from unclip.clip.preprocess import PreprocessConfig
 from unclip.clip.text import TextConfig, TextTransformer
 from unclip.clip.vision import VisionConfig, VisionTransformer
 
@@ -17,6 +19,8 @@ class CLIPConfig:
     """Dimension of the shared embedding space."""
     vision: VisionConfig = field(default_factory=VisionConfig)
     text: TextConfig = field(default_factory=TextConfig)
+    preprocess: tyro.conf.Suppress[PreprocessConfig] = field(default_factory=PreprocessConfig)
+    """What the image tower expects of its images; a pretrained CLIP brings its own."""
 
 
 class CLIP(nn.Module):

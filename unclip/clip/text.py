@@ -1,8 +1,10 @@
 """The text tower: a causal transformer whose output at the end-of-text token is the caption's embedding."""
 
 from dataclasses import dataclass
+from typing import Literal
 
 import torch
+import tyro
 from torch import Tensor, nn
 
 from unclip.errors import UserError
@@ -15,7 +17,10 @@ class TextConfig:
     vocab_size: FromData = 0
     """Entries of the tokenizer."""
     eos_id: FromData = 1
-    """The end-of-text token, where the caption's embedding is read off."""
+    """The end-of-text token."""
+    pooling: tyro.conf.Suppress[Literal["eos", "argmax"]] = "eos"
+    """Where the caption's embedding is read off: at the first end-of-text token, or at the first of the highest id, as
+    OpenAI's code does, whose end-of-text token has the highest."""
     context: int = 32
     """Longest caption in tokens, start and end included; longer ones are cut."""
     width: int = 128
@@ -26,6 +31,10 @@ class TextConfig:
     """Attention heads; they divide the width."""
     activation: Activation = "gelu"
     """Non-linearity of the MLPs; OpenAI's weights need quick_gelu."""
+    mlp_ratio: float = 4.0
+    """Width of the MLPs' hidden layer over that of the transformer."""
+    norm_eps: float = 1e-5
+    """What the LayerNorms add to the variance."""
 
 
 class TextTransformer(nn.Module):
@@ -37,9 +46,10 @@ class TextTransformer(nn.Module):
         self.tokens = nn.Embedding(config.vocab_size, config.width)
         self.positions = nn.Parameter(torch.empty(config.context, config.width))
         self.blocks = nn.ModuleList(
-            Block(config.width, config.heads, activation=config.activation) for _ in range(config.layers)
+            Block(config.width, config.heads, config.mlp_ratio, config.activation, config.norm_eps)
+            for _ in range(config.layers)
         )
-        self.norm_final = nn.LayerNorm(config.width)
+        self.norm_final = nn.LayerNorm(config.width, config.norm_eps)
         self.projection = nn.Linear(config.width, embed_dim, bias=False)
         self.init_weights()
 
@@ -51,8 +61,8 @@ class TextTransformer(nn.Module):
         init_transformer(self.blocks)
 
     def end_of_text(self, ids: Tensor) -> Tensor:
-        """Index (B,) of the first end-of-text token; what follows it is padding."""
-        return (ids == self.config.eos_id).int().argmax(dim=1)
+        """Index (B,) of the token where the embedding is read off; what follows it is padding."""
+        return ids.argmax(dim=1) if self.config.pooling == "argmax" else (ids == self.config.eos_id).int().argmax(dim=1)
 
     def mask(self, ids: Tensor) -> Tensor:
         """(B, L), True for the caption's tokens, start and end included, False for padding."""

@@ -27,6 +27,10 @@ class VisionConfig:
     """Attention heads; they divide the width."""
     activation: Activation = "gelu"
     """Non-linearity of the MLPs; OpenAI's weights need quick_gelu."""
+    mlp_ratio: float = 4.0
+    """Width of the MLPs' hidden layer over that of the transformer."""
+    norm_eps: float = 1e-5
+    """What the LayerNorms add to the variance."""
 
 
 class VisionTransformer(nn.Module):
@@ -39,11 +43,12 @@ class VisionTransformer(nn.Module):
         self.patch = nn.Conv2d(config.channels, config.width, config.patch_size, config.patch_size, bias=False)
         self.class_token = nn.Parameter(torch.empty(config.width))
         self.positions = nn.Parameter(torch.empty(tokens, config.width))
-        self.norm_pre = nn.LayerNorm(config.width)
+        self.norm_pre = nn.LayerNorm(config.width, config.norm_eps)
         self.blocks = nn.ModuleList(
-            Block(config.width, config.heads, activation=config.activation) for _ in range(config.layers)
+            Block(config.width, config.heads, config.mlp_ratio, config.activation, config.norm_eps)
+            for _ in range(config.layers)
         )
-        self.norm_post = nn.LayerNorm(config.width)
+        self.norm_post = nn.LayerNorm(config.width, config.norm_eps)
         self.projection = nn.Linear(config.width, embed_dim, bias=False)
         self.init_weights()
 

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from unclip.prior.model import Prior
-from unclip.samplers import PRIOR_STREAM, RowNoise, ddim, guided, spaced_timesteps
+from unclip.samplers import PRIOR_STREAM, RowNoise, dpmpp, guided, spaced_timesteps
 from unclip.settings import Sampling
 
 
@@ -51,7 +51,7 @@ def draw_embeddings(
         for draw in range(sampling.draws):
             noise = RowNoise(seeds[part], PRIOR_STREAM, draw)
             x = noise(text[rows[part]])
-            x = ddim(diffusion.denoiser(model), x, diffusion, timesteps, noise)
+            x = dpmpp(diffusion.denoiser(model), x, diffusion, timesteps, noise)
             candidates.append(prior.scaler.unscale(x))
         candidates = torch.stack(candidates, dim=1)  # (B, draws, D)
         best = torch.einsum("bnd,bd->bn", candidates, text[rows[part]]).argmax(dim=1)

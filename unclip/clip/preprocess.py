@@ -1,0 +1,90 @@
+"""From images as they come to what a CLIP's image tower was trained on. The settings travel with the weights."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+import torch.nn.functional as F
+from PIL import Image
+from torch import Tensor
+
+from unclip.errors import UserError
+from unclip.images import from_pil
+
+OPENAI_MEAN, OPENAI_STD = (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)
+"""Of the images that OpenAI's CLIP was trained on."""
+LUMINANCE = (0.299, 0.587, 0.114)
+"""Weights of red, green and blue in grey (ITU-R 601, as in Pillow)."""
+
+
+@dataclass(frozen=True)
+class PreprocessConfig:
+    resize: Literal["stretch", "shortest", "longest"] = "stretch"
+    """Which side becomes `resize_to` pixels: both; the shorter, and the middle is cut out; the longer, and the rest is
+    filled with black."""
+    resize_to: int = 0
+    """In pixels; 0 for the image tower's own size."""
+    interpolation: Literal["bicubic", "bilinear"] = "bicubic"
+    """How pixels are found between pixels; both average over what a smaller image merges."""
+    cut: Literal["round", "floor"] = "round"
+    """Where the middle begins if as much cannot be cut off on both sides: torchvision rounds, transformers rounds down.
+    """
+    mean: tuple[float, ...] = (0.5,)
+    """Subtracted from the values in 0 .. 1: one number a channel, or one for all."""
+    std: tuple[float, ...] = (0.5,)
+    """Then divided by."""
+
+
+class Preprocess:
+    """Images -> normalised float (B, channels, size, size)."""
+
+    def __init__(self, size: int, channels: int, config: PreprocessConfig | None = None):
+        self.size, self.channels, self.config = size, channels, config or PreprocessConfig()
+        for name, values in (("mean", self.config.mean), ("std", self.config.std)):
+            if len(values) not in (1, channels):
+                raise UserError(
+                    f"the {name} of an image with {channels} channels is one number or {channels}, not {values}"
+                )
+
+    def __call__(self, images: Tensor | Sequence[Image.Image]) -> Tensor:
+        """PIL images of any size and mode, or uint8 (B, C, H, W)."""
+        if not isinstance(images, Tensor):
+            return torch.cat([self(from_pil(image, self.channels)[None]) for image in images])
+        x = self.crop(self.resize(self.colour(images))) / 255
+        mean, std = (x.new_tensor(v).view(1, -1, 1, 1) for v in (self.config.mean, self.config.std))
+        return (x - mean) / std
+
+    def colour(self, images: Tensor) -> Tensor:
+        """uint8 (B, C, H, W) -> float (B, channels, H, W): colour to grey by luminance, grey to colour by copying."""
+        x = images.float()
+        if x.shape[1] == self.channels:
+            return x
+        weights = x.new_tensor(LUMINANCE) if x.shape[1] == 3 else x.new_ones(1)
+        return torch.einsum("bchw,c->bhw", x, weights)[:, None].expand(-1, self.channels, -1, -1)
+
+    def resize(self, x: Tensor) -> Tensor:
+        """float 0 .. 255 (B, C, H, W) -> of the size that `resize` asks for, in whole values as Pillow leaves them."""
+        height, width = x.shape[-2:]
+        target, kind = self.config.resize_to or self.size, self.config.resize
+        if kind == "stretch":
+            size = (target, target)
+        else:
+            # torchvision cuts the longer side to a whole number; timm, which fits by the longer one, rounds
+            side, whole = (min(height, width), int) if kind == "shortest" else (max(height, width), round)
+            size = tuple(max(1, whole(target * one / side)) for one in (height, width))
+        if size == (height, width):
+            return x
+        for part in ((height, size[1]), size):  # first along the rows, then the columns, in whole values between
+            x = F.interpolate(x, part, mode=self.config.interpolation, antialias=True).round().clamp(0, 255)
+        return x
+
+    def crop(self, x: Tensor) -> Tensor:
+        """The middle (B, C, size, size); where there is too little, black is put around it."""
+        missing = [max(0, self.size - side) for side in x.shape[-2:]]
+        if any(missing):
+            (top, left), (bottom, right) = [m // 2 for m in missing], [m - m // 2 for m in missing]
+            x = F.pad(x, (left, right, top, bottom))
+        whole = round if self.config.cut == "round" else int
+        top, left = (whole((side - self.size) / 2) for side in x.shape[-2:])
+        return x[..., top : top + self.size, left : left + self.size]
