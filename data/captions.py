@@ -94,7 +94,12 @@ def noun_phrase(name: str, tone: str, width: str, width_first: bool) -> tuple[st
     bare = " ".join([*filter(None, words), name])
     if name in PLURAL:
         return bare, bare
-    return f"{'an' if bare[0] in 'aeiou' else 'a'} {bare}", bare
+    return article(bare), bare
+
+
+def article(noun: str) -> str:
+    """ "an ankle boot", "a boot"."""
+    return f"{'an' if noun[:1].lower() in 'aeiou' else 'a'} {noun}"
 
 
 PLAIN_CAPTIONS = tuple(f"an image of {noun_phrase(name, '', '', False)[0]}" for name in CLASSES)

@@ -53,6 +53,14 @@ class CaptionedImages:
         parts = {k: None if (v := getattr(self, k)) is None else v[:count] for k in ("images", "labels", "codes")}
         return replace(self, name=f"{self.name}[:{count}]", **parts)
 
+    def captions_as_classes(self) -> "CaptionedImages":
+        """The same with each distinct caption (one of them where an image has several) as a class."""
+        torch.manual_seed(0)
+        distinct, labels = self.draw(torch.arange(len(self)), True).unique(return_inverse=True)
+        captions = tuple(self.captions[i] for i in distinct)
+        prompts = tuple((caption,) for caption in captions)
+        return replace(self, labels=labels, classes=captions, class_captions=captions, class_prompts=prompts)
+
     @cached_property
     def fingerprint(self) -> str:
         """SHA-256 over the images and the captions."""

@@ -10,7 +10,6 @@ import gzip
 import hashlib
 import shutil
 import socket
-import subprocess
 import sys
 import tempfile
 import zlib
@@ -20,6 +19,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from data import debian
 from data.captions import CLASSES, PLAIN_CAPTIONS, Grammar, attribute_codes, attributes, class_thirds, is_held_out
 from data.dataset import CaptionedImages
 from unclip.errors import UserError
@@ -164,21 +164,7 @@ def _from_mirror(folder: Path) -> Path:
 
 def _from_debian(folder: Path) -> Path:
     """Debian's package."""
-    print(f"Fetching Fashion-MNIST from Debian's package {PACKAGE} ...", file=sys.stderr)
-
-    def run(*command: str | Path) -> None:
-        done = subprocess.run(command, cwd=folder, capture_output=True, text=True, timeout=300)
-        if done.returncode:
-            raise RuntimeError(f"{command[0]} failed: {(done.stderr.strip() or done.stdout).splitlines()[-1:]}")
-
-    try:
-        run("apt-get", "download", PACKAGE)
-    except RuntimeError:  # the package lists may be missing: fetch them to a place of our own, which needs no root
-        (folder / "lists" / "partial").mkdir(parents=True)
-        own = ("-o", f"Dir::State::Lists={folder / 'lists'}", "-o", f"Dir::Cache={folder}")
-        run("apt-get", *own, "update")
-        run("apt-get", *own, "download", PACKAGE)
-    run("dpkg-deb", "-x", next(folder.glob("*.deb")), folder)
+    debian.unpack(PACKAGE, folder)
     return folder / "usr" / "share" / "datasets" / "fashion-mnist"
 
 

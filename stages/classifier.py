@@ -18,6 +18,7 @@ from data.dataset import CaptionedImages, random_flip, random_shift
 from stages import loop
 from stages.embed import CACHE
 from unclip.checkpoint import Manifest, load_stage, sha256
+from unclip.clip import CLIP, Preprocess
 from unclip.images import captioned_grid, to_float
 
 
@@ -82,9 +83,28 @@ class ClassifierStage:
         return captioned_grid([(name, images[i]) for name, i in zip(self.held_out.classes, best, strict=True)])
 
 
+class CaptionJudge(nn.Module):
+    """For data without classes: the pipeline's own CLIP, which says whose caption an image is nearest to.
+
+    It is no independent judge, and flatters a pipeline that it is part of.
+    """
+
+    def __init__(self, clip: CLIP, preprocess: Preprocess, text: Tensor):
+        """`text` are the unit embeddings (classes, D) of the captions to choose from."""
+        super().__init__()
+        self.clip, self.preprocess, self.text = clip, preprocess, text
+
+    def forward(self, images: Tensor) -> tuple[Tensor, Tensor]:
+        """uint8 images (B, C, H, W) -> cosines (B, classes) and unit embeddings (B, D)."""
+        embeddings = self.clip.encode_image(self.preprocess(images))
+        return embeddings @ self.text.T, embeddings
+
+
 @torch.inference_mode()
-def judge(model: Classifier, images: Tensor | np.ndarray, batch_size: int = 500) -> tuple[Tensor, Tensor]:
-    """Logits (N, classes) and features (N, F), on the CPU, of uint8 images (N, C, H, W); of arrays (N, H, W, C)."""
+def judge(
+    model: Classifier | CaptionJudge, images: Tensor | np.ndarray, batch_size: int = 500
+) -> tuple[Tensor, Tensor]:
+    """Scores (N, classes) and features (N, F), on the CPU, of uint8 images (N, C, H, W); of arrays (N, H, W, C)."""
     if isinstance(images, np.ndarray):
         images = torch.from_numpy(images).permute(0, 3, 1, 2)
     device = next(model.parameters()).device

@@ -55,17 +55,17 @@ class CLIPStage:
     """Gives the loop CLIP's contrastive loss and its validation figures."""
 
     name = "clip"
-    best_is = ("accuracy", "highest")
 
     def __init__(self, model: CLIP, tokenizer: Tokenizer, data: CaptionedImages, validation: CaptionedImages,
                  augment: AugmentConfig, device: torch.device):  # fmt: skip
         self.model, self.data, self.validation = model, data, validation
+        self.best_is = ("accuracy" if validation.classes else "image_to_text_recall@1", "highest")
         self.tokenizer, self.augment, self.device = tokenizer, augment, device
         self.size = len(data)
         config = model.config
         self.ids = tokenizer.encode(data.captions, config.text.context)
-        self.lengths = (self.ids != tokenizer.end_id).sum(dim=1) + 1
-        self.preprocess = Preprocess(config.vision.image_size, config.vision.channels)
+        self.lengths = model.text.mask(self.ids).sum(dim=1)
+        self.preprocess = Preprocess(config.vision.image_size, config.vision.channels, config.preprocess)
 
     def loss(self, model: CLIP, rows: Tensor) -> tuple[Tensor, dict[str, float | Tensor]]:
         """The contrastive loss of a batch; with several ranks each contrasts its own share."""
@@ -88,17 +88,17 @@ class CLIPStage:
             text = self._encode(model, self.tokenizer.encode(self.validation.class_captions, model.config.text.context))
             right = (images @ text.T).argmax(dim=1) == self.validation.labels
             figures["accuracy"] = right.float().mean().item()
-        recall = caption_recall(images, self.validation, lambda ids: self._encode(model, self.ids[ids]))
+        ids = self.tokenizer.encode(self.validation.captions, model.config.text.context)
+        recall = caption_recall(images, self.validation, lambda chosen: self._encode(model, ids[chosen]))
         return {**figures, **recall, "logit_scale": model.scale().item()}
 
     def preview(self, model: CLIP) -> Image.Image:
-        """For each plain caption, the validation images that match it best."""
-        similarity = self._encode(
-            model, self.tokenizer.encode(self.validation.class_captions, model.config.text.context)
-        )
-        best = (similarity @ self._embed(model, self.validation.images).T).topk(min(8, len(self.validation))).indices
+        """For each plain caption, or for the first ten, the validation images that match it best."""
+        captions = self.validation.class_captions or self.validation.captions[:10]
+        text = self._encode(model, self.tokenizer.encode(captions, model.config.text.context))
+        best = (text @ self._embed(model, self.validation.images).T).topk(min(8, len(self.validation))).indices
         images = self.validation.images.permute(0, 2, 3, 1).numpy()
-        return captioned_grid([(c, images[i]) for c, i in zip(self.validation.class_captions, best, strict=True)])
+        return captioned_grid([(c, images[i]) for c, i in zip(captions, best, strict=True)])
 
     def _embed(self, model: CLIP, images: Tensor) -> Tensor:
         return torch.cat([model.encode_image(self.preprocess(p.to(self.device))).cpu() for p in images.split(500)])
@@ -125,15 +125,26 @@ def caption_recall(images: Tensor, data: CaptionedImages, encode: Callable[[Tens
     return dict(recall)
 
 
+def fitting_patch(wanted: int, image_size: int) -> int:
+    """The smallest patch size from the wanted one on that divides the image size: presets are made for 28 pixels."""
+    if wanted < 1:  # the model refuses it
+        return wanted
+    fitting = next((n for n in range(wanted, image_size) if image_size % n == 0), image_size)
+    if fitting != wanted and runtime.is_main():
+        print(f"clip: patches of {fitting} pixels, as {wanted} does not divide {image_size}")
+    return fitting
+
+
 def train(run: CLIPRun) -> Manifest:
     """Train the tokenizer and CLIP into run.out. Returns the manifest of the trained CLIP."""
     device = runtime.start(run.train.device)
-    data, validation = run.data.load()
+    data, validation = run.data.load("train", "validation")
     if run.init_from:
         tokenizer = Tokenizer.load(run.init_from / "tokenizer.json")
     else:
         tokenizer = Tokenizer.train(data.captions, run.vocab_size)
-    vision = replace(run.model.vision, image_size=data.image_size, channels=data.channels)
+    patch_size = fitting_patch(run.model.vision.patch_size, data.image_size)
+    vision = replace(run.model.vision, image_size=data.image_size, channels=data.channels, patch_size=patch_size)
     text = replace(run.model.text, vocab_size=tokenizer.vocab_size, eos_id=tokenizer.end_id)
     torch.manual_seed(run.train.seed)
     model = CLIP(replace(run.model, vision=vision, text=text))

@@ -43,7 +43,7 @@ def prepare(out: Path, data: DataConfig, device: torch.device, flipped: bool = F
             f"finish it with: python train_clip.py --out {out}"
         )
     clip, tokenizer, preprocess = load_clip(out)
-    train, validation = data.load()
+    train, validation = data.load("train", "validation")
     with runtime.main_first():
         embedded, embedded_validation = (
             embed_dataset(images, clip, parent.sha256, tokenizer, preprocess, device, flipped and images is train)

@@ -17,7 +17,7 @@ from torch import Tensor
 
 from data.captions import Asked, attribute_captions, attribute_codes, attributes
 from data.dataset import CaptionedImages
-from stages.classifier import Classifier, judge
+from stages.classifier import CaptionJudge, Classifier, judge
 from stages.clip import caption_recall
 from stages.embed import Embedded
 from stages.prior import pair_cosines
@@ -38,6 +38,8 @@ from unclip.settings import Sampling
 
 WAYS = ("true embedding", "prior", "text embedding", "caption alone", "nothing")
 """What drives the decoder: the error budget compares them (Ramesh et al. 2022, section 5.1)."""
+SHOWN = 20
+"""Classes in the pictures."""
 PRIOR_GUIDANCE = (1.0, 1.5, 2.0, 4.0)
 
 
@@ -54,7 +56,7 @@ class Evaluation:
     embedded: Embedded
     """The test set as the pipeline's CLIP sees it."""
     embedded_validation: Embedded
-    classifier: Classifier
+    classifier: Classifier | CaptionJudge
     sampling: Sampling
     samples: int
     """Images drawn for each figure, as many of each class."""
@@ -77,31 +79,32 @@ class Evaluation:
     def clip(self) -> dict[str, Any]:
         """Zero-shot accuracy, caption retrieval, attributes, and the modality gap."""
         images, test = self.embedded.images, self.test
-        row = {caption: i for i, caption in enumerate(test.captions)}
-        prompts = [self.embedded.text[[row[c] for c in captions]].mean(dim=0) for captions in test.class_prompts]
-        plain = self.embedded.text[[row[c] for c in test.class_captions]]
+        prompts = [self.pipeline.encode_text(captions).mean(dim=0).cpu() for captions in test.class_prompts]
+        plain = self.pipeline.encode_text(test.class_captions).cpu()
         ensemble = F.normalize(torch.stack(prompts), dim=-1)  # Radford et al. 2021, section 3.1.4
         right = (images @ ensemble.T).argmax(dim=1) == test.labels
         by_class = {name: share(right[test.labels == c]) for c, name in enumerate(test.classes)}
-        asked = attribute_captions()
-        text = self.pipeline.encode_text([a.caption for a in asked]).cpu()
         torch.manual_seed(self.seed)
         drawn = self.embedded.text[test.draw(torch.arange(len(test)), False)]
-        return {
+        figures = {
             "zero_shot": share(right),
             "zero_shot_plain_caption": share((images @ plain.T).argmax(dim=1) == test.labels),
             "zero_shot_by_class": by_class,
             "recall": caption_recall(images, test, lambda ids: self.embedded.text[ids]),
-            "attributes": {
-                name: share(self._tells_apart(images, text, asked, measure))
-                for measure, name in enumerate(("dark or light", "narrow or wide"))
-            },
             "modality_gap": modality_gap(images, drawn),
             "images": len(test),
         }
+        if test.codes is not None:
+            figures["attributes"] = {
+                name: share(self._tells_apart(measure))
+                for measure, name in enumerate(("dark or light", "narrow or wide"))
+            }
+        return figures
 
-    def _tells_apart(self, images: Tensor, text: Tensor, asked: list[Asked], measure: int) -> Tensor:
+    def _tells_apart(self, measure: int) -> Tensor:
         """Of the test images that show an extreme of a measure: whether the right word is nearer than its opposite."""
+        images, asked = self.embedded.images, attribute_captions()
+        text = self.pipeline.encode_text([a.caption for a in asked]).cpu()
         codes, labels = self.test.codes[:, measure], self.test.labels
         extremes = {(a.label, a.code): text[i] for i, a in enumerate(asked) if a.measure == measure}
         low, high = (torch.stack([extremes[c, code] for c in range(len(self.test.classes))]) for code in (1, 2))
@@ -132,7 +135,7 @@ class Evaluation:
         classes = len(self.test.classes)
         n, n_asked = self.samples // classes, max(1, self.samples // 100)
         labels = torch.arange(classes).repeat_interleave(n)
-        asked = [a for a in attribute_captions() if not a.held_out]
+        asked = [a for a in attribute_captions() if not a.held_out] if self.test.codes is not None else []
         report: dict[str, Any] = {}
         shown = []
         for way in WAYS:
@@ -151,11 +154,11 @@ class Evaluation:
                 self.kept["prior: embeddings"] = embeddings.numpy()
             if way == "true embedding":
                 report[way] |= self._sources(torch.cat([_first(rows, n) for rows in sources]))
-            if way != "nothing":
+            if asked and way != "nothing":
                 report[way]["attributes"], _ = self._obedience(way, asked, n_asked)
-            shown.append((way, np.concatenate(by_class[:, :2])))
+            shown.append((way, np.concatenate(by_class[:SHOWN, :2])))
             print(f"  decoder driven by {way}: {time.perf_counter() - began:.0f} s", flush=True)
-        self.pictures["budget"] = captioned_grid(shown, columns=self.test.classes)
+        self.pictures["budget"] = captioned_grid(shown, columns=self.test.classes[:SHOWN])
         return report
 
     def _sources(self, rows: Tensor) -> dict[str, Any]:
@@ -172,7 +175,7 @@ class Evaluation:
         """What is reported of the whole pipeline alone."""
         n = len(images) // len(self.test.classes)
         self.pictures["grid"] = captioned_grid(
-            [(c, images[i * n : i * n + min(n, 8)]) for i, c in enumerate(self.test.class_captions)]
+            [(c, images[i * n : i * n + min(n, 8)]) for i, c in enumerate(self.test.class_captions[:SHOWN])]
         )
         right = logits.argmax(dim=1) == labels
         by_class = {name: share(right[labels == c]) for c, name in enumerate(self.test.classes)}
@@ -222,9 +225,10 @@ class Evaluation:
         generator = torch.Generator().manual_seed(self.seed)
         n = self.samples // len(self.test.classes)
         shuffled = torch.randperm(len(self.train), generator=generator)
-        own = self.train.labels[shuffled]
-        rows = torch.cat([_first(shuffled[own == c], n) for c in range(len(self.test.classes))])
-        real = self.train.images[rows]  # as many of each class as are drawn
+        if self.train.classes:  # as many of each class as are drawn
+            own = self.train.labels[shuffled]
+            shuffled = torch.cat([_first(shuffled[own == c], n) for c in range(len(self.test.classes))])
+        real = self.train.images[shuffled[: n * len(self.test.classes)]]
         noise = torch.randint(0, 256, real.shape, dtype=torch.uint8, generator=generator)
         return {
             "classifier_accuracy": share(self.predicted == self.test.labels),

@@ -3,7 +3,7 @@
 from typing import Any
 
 TITLES = {
-    "grid": "Samples of the ten plain captions",
+    "grid": "Samples of the plain captions",
     "attributes": "Class by attribute",
     "held-out": "Pairs that no training caption or image shows",
     "budget": "What drives the decoder",
@@ -12,6 +12,15 @@ TITLES = {
 }
 
 
+FEW = 20
+"""Classes that a table has room for."""
+JUDGES = {
+    "classifier": "Judged by a classifier that was trained on the real training images alone.",
+    "the pipeline's own CLIP": (
+        "The data has no classes: a sample is right if the pipeline's own CLIP finds its caption the nearest of all\n"
+        "that were asked for. It is no independent judge."
+    ),
+}
 OTHER_DATA = """
 Not every stage was trained on just the training images of this data set: what is called never shown may have been.
 """
@@ -34,13 +43,17 @@ def markdown(report: dict[str, Any], pictures: list[str]) -> str:
 
 
 def percent(figure: dict[str, float]) -> str:
-    """A share with its interval: "93.1% (91.3-94.6)"."""
+    """A share with its interval: "93.1% (91.3-94.6)"; "-" if nothing was there to count."""
+    if not figure["n"]:
+        return "-"
     low, high = 100 * figure["low"], 100 * figure["high"]
     return f"{100 * figure['value']:.1f}% ({low:.1f}-{high:.1f})"
 
 
 def number(figure: dict[str, float]) -> str:
-    """A mean with half the width of its interval: "0.802 +- 0.004"."""
+    """A mean with half the width of its interval: "0.802 +- 0.004"; "-" if nothing was there to average."""
+    if not figure["n"]:
+        return "-"
     return f"{figure['value']:.3f} ± {(figure['high'] - figure['low']) / 2:.3f}"
 
 
@@ -69,17 +82,18 @@ def _clip(figures: dict[str, Any]) -> str:
     rows = [
         ["zero-shot accuracy, ensemble of all phrasings", percent(figures["zero_shot"])],
         ["zero-shot accuracy, plain captions", percent(figures["zero_shot_plain_caption"])],
-        *([f"{name}, told apart", percent(figure)] for name, figure in figures["attributes"].items()),
+        *([f"{name}, told apart", percent(figure)] for name, figure in figures.get("attributes", {}).items()),
         *recall,
         ["modality gap: distance between the centres of images and captions", f"{figures['modality_gap']:.3f}"],
     ]
-    by_class = figures["zero_shot_by_class"]
+    by_class = {name: f"{100 * f['value']:.1f}%" for name, f in figures["zero_shot_by_class"].items()}
+    classes = table(["zero-shot by class", *by_class], [["accuracy", *by_class.values()]])
     return f"""## CLIP, on {figures["images"]} test images
 
 {table(["figure", "value"], rows)}
 Recall is over the distinct captions of the test images, the mean of a few phrasings.
 
-{table(["zero-shot by class", *by_class], [["accuracy", *(f"{100 * f['value']:.1f}%" for f in by_class.values())]])}"""
+{classes if len(by_class) <= FEW else ""}"""
 
 
 def _prior(figures: dict[str, Any]) -> str:
@@ -113,22 +127,27 @@ def _end_to_end(report: dict[str, Any]) -> str:
         [name, *row, f"{100 * f['value']:.1f}%"]
         for row, (name, f) in zip(figures["confusion"], figures["caption_accuracy_by_class"].items(), strict=True)
     ]
-    obeyed = [[name, percent(f["obeyed"]), percent(f["class"])] for name, f in figures["attributes"].items()]
-    held_out = [[name, percent(f["obeyed"]), percent(f["class"])] for name, f in report["held_out"].items()]
     fid = figures["inception_fid"]
     return f"""## End to end: caption to pixels
 
 {table(["figure", "samples", "real images", "noise"], rows)}
-Judged by a classifier that was trained on the real training images alone. Real images: test images for the accuracy, as
-many training images of each class as there are samples for the rest. Distances are to the features of
+{JUDGES[report["judge"]]} Real images: test images for the accuracy, as many training
+images (of each class) as there are samples for the rest. Distances are to the features of
 {reference["test_images"]} test images; precision and recall to as many as there are samples ({figures["n"]}).
 Standard FID: {f"{fid['value']:.2f}" if "value" in fid else "not taken, as " + fid["missing"]}.
 
-{table(["asked for, and seen as", *classes, "right"], matrix)}
-Attributes: how many samples obey the rule of `data/captions.py`, and how many are of the class.
+{table(["asked for, and seen as", *classes, "right"], matrix) if len(classes) <= FEW else ""}
+{_attributes(figures["attributes"], report["held_out"]) if "held_out" in report else ""}"""
 
-{table(["asked", "obeyed", "class"], obeyed)}
-{table(["asked, never shown in training", "obeyed", "class"], held_out)}"""
+
+def _attributes(seen: dict[str, Any], held_out: dict[str, Any]) -> str:
+    rows, unseen = (
+        [[name, percent(f["obeyed"]), percent(f["class"])] for name, f in part.items()] for part in (seen, held_out)
+    )
+    return f"""Attributes: how many samples obey the rule of `data/captions.py`, and how many are of the class.
+
+{table(["asked", "obeyed", "class"], rows)}
+{table(["asked, never shown in training", "obeyed", "class"], unseen)}"""
 
 
 def _budget(report: dict[str, Any]) -> str:

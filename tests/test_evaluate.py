@@ -14,10 +14,10 @@ from conftest import ROOT, assert_one_error_line, made_up_data, run_python
 from data.captions import CLASSES, PLAIN_CAPTIONS, attribute_captions, attribute_codes, attributes
 from stages import evaluate as module
 from stages.classifier import Classifier, ClassifierConfig, judge, trained_classifier
-from stages.evaluate import SWEEP, EvaluateOptions, by_both_ranks, evaluate, stage_losses
+from stages.evaluate import SWEEP, EvaluateOptions, by_both_ranks, evaluate, stage_losses, without_nan
 from stages.measure import WAYS, inception_fid
 from stages.report import OTHER_DATA, markdown, number, percent, table
-from unclip.metrics import frechet_distance
+from unclip.metrics import frechet_distance, mean, share
 
 SETTINGS = EvaluateOptions(
     samples=40,
@@ -50,9 +50,9 @@ def judged(done):
     """The cached classifier of that report, the test images, and their features."""
     data = SETTINGS.data
     classifier = trained_classifier(
-        data.split("train", held_out=True), data.split("validation"), SETTINGS.classifier, torch.device("cpu")
+        *data.load("train", "validation", held_out=True), SETTINGS.classifier, torch.device("cpu")
     )
-    test = data.split("test")
+    (test,) = data.load("test")
     return classifier, test, judge(classifier, test.images)[1]
 
 
@@ -117,7 +117,7 @@ def test_obedience_is_what_the_rule_says_of_the_images(done, judged):
 def test_each_way_drives_the_decoder_as_it_says(done, tiny, judged):
     arrays = np.load(done[0] / "evaluation.npz")
     settings = {"steps": 3, "prior_steps": 3}
-    validation = SETTINGS.data.split("validation")
+    (validation,) = SETTINGS.data.load("validation")
     label = 3
     caption, rows = PLAIN_CAPTIONS[label], (validation.labels == label).nonzero()[:N, 0]
     own, settings["seed"] = slice(label * N, label * N + N), label * N
@@ -234,8 +234,11 @@ def test_report_says_when_the_stages_were_trained_on_other_data(done):
 
 
 def test_tables_and_numbers_of_the_report():
-    assert percent({"value": 0.931, "low": 0.9134, "high": 0.946}) == "93.1% (91.3-94.6)"
-    assert number({"value": 0.8021, "low": 0.8, "high": 0.8042}) == "0.802 ± 0.002"
+    assert percent({"value": 0.931, "low": 0.9134, "high": 0.946, "n": 900}) == "93.1% (91.3-94.6)"
+    assert number({"value": 0.8021, "low": 0.8, "high": 0.8042, "n": 90}) == "0.802 ± 0.002"
+    nothing = torch.zeros(0, dtype=torch.bool)
+    assert percent(share(nothing)) == number(mean(nothing.float())) == "-", "no image of a class, no pair of a caption"
+    assert without_nan({"a": [mean(nothing.float())["value"], 0.5]}) == {"a": [None, 0.5]}
     assert table(["a", "b"], [[1, "x"]]) == "| a | b |\n| --- | --- |\n| 1 | x |\n"
 
 

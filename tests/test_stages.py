@@ -9,7 +9,7 @@ from runs import CPU, assert_same_run, break_off, train
 from toy import SETTINGS
 
 from data.captions import PLAIN_CAPTIONS
-from stages.clip import AugmentConfig, CLIPStage
+from stages.clip import AugmentConfig, CLIPStage, fitting_patch
 from stages.decoder import DecoderRun, DecoderStage
 from stages.embed import embed_dataset
 from stages.frozen import Frozen
@@ -134,3 +134,11 @@ def test_hidden_tokens_do_not_reach_the_prior_and_none_are_hidden_in_evaluation(
     gaps = [bool((mask.int().diff(dim=1) > 0).any()) for mask in seen]  # a token that follows a hidden one
     assert gaps[0]
     assert not any(gaps[1:])
+
+
+@pytest.mark.parametrize(
+    ("wanted", "image_size", "fitting"), [(7, 28, 7), (7, 32, 8), (7, 64, 8), (4, 30, 5), (0, 28, 0)]
+)
+def test_patches_fit_the_images(wanted, image_size, fitting, capsys):
+    assert fitting_patch(wanted, image_size) == fitting
+    assert ("as" in capsys.readouterr().out) == (wanted != fitting)

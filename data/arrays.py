@@ -1,0 +1,111 @@
+"""Images in one array, as pixel sprites are shared.
+
+    NAME.npz    images (N, H, W), (N, H, W, C) or (N, C, H, W), and captions (N,), or labels (N,) with class_names
+    NAME.npy    the images; beside it NAME.txt, one caption a line, or NAME_labels.npy with NAME_classes.txt
+
+uint8, or floats in 0 .. 1. Labels are numbers, or one-hot rows.
+"""
+
+from functools import partial
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+from PIL import Image
+
+from data.records import Listing, Problems, Record, as_captions, class_caption
+from unclip.errors import UserError, reason
+
+
+class Arrays(NamedTuple):
+    images: np.ndarray
+    captions: list[Any] | None = None
+    labels: np.ndarray | None = None
+    names: tuple[str, ...] = ()
+
+
+def read(path: Path, problems: Problems) -> Listing:
+    """The records and the names of the classes. Raises UserError for arrays that do not go together."""
+    try:
+        images, captions, labels, names = (_npz if path.suffix.lower() == ".npz" else _npy)(path)
+        images = _pixels(path, images)
+        for what, values in (("captions", captions), ("labels", labels)):
+            if values is not None and len(values) != len(images):
+                raise UserError(f"{path} has {len(images)} images, but {len(values)} {what}")
+        if labels is not None and (labels.min() < 0 or labels.max() >= len(names)):
+            raise UserError(f"{path} has labels {labels.min()} .. {labels.max()}, but {len(names)} class names")
+    except UserError:
+        raise
+    except Exception as error:  # numpy's, of a damaged file, other types, or Python objects, which could run code
+        raise UserError(f"{path} is not readable as arrays of numbers and strings ({reason(error)})") from error
+    state, records = path.stat(), []
+    version = f"{path.resolve()} {state.st_mtime_ns} {state.st_size}"
+    for row, image in enumerate(images):
+        label = None if labels is None else int(labels[row])
+        text = as_captions(class_caption(names[label]) if captions is None else captions[row])
+        if text:
+            records.append(Record(f"row {row}", partial(Image.fromarray, image), text, label, version=version))
+        else:
+            problems.add(f"row {row}", "has no caption")
+    height, width = images.shape[1:3]
+    return Listing(records, names, height if height == width else None)
+
+
+def _npz(path: Path) -> Arrays:
+    with np.load(path) as file:
+        if "images" not in file or not ("captions" in file or {"labels", "class_names"} <= set(file.files)):
+            raise UserError(
+                f"{path} holds {', '.join(file.files)}; expected images with captions, or with labels and class_names"
+            )
+        captions = _strings(file["captions"]) if "captions" in file else None
+        if {"labels", "class_names"} <= set(file.files):
+            return Arrays(file["images"], captions, _numbers(file["labels"]), tuple(_strings(file["class_names"])))
+        return Arrays(file["images"], captions)
+
+
+def _npy(path: Path) -> Arrays:
+    captions, labels, names = (path.with_name(path.stem + end) for end in (".txt", "_labels.npy", "_classes.txt"))
+    images = np.load(path)
+    if captions.is_file():
+        lines = captions.read_text(encoding="utf-8-sig").split("\n")
+        return Arrays(images, lines[:-1] if lines[-1] == "" else lines)
+    if labels.is_file() and names.is_file():
+        lines = names.read_text(encoding="utf-8-sig").split("\n")
+        return Arrays(images, None, _numbers(np.load(labels)), tuple(line.strip() for line in lines if line.strip()))
+    raise UserError(f"{path} has neither {captions.name} nor {labels.name} with {names.name} beside it")
+
+
+def _strings(values: np.ndarray) -> list[Any]:
+    return (np.char.decode(values, "utf-8") if values.dtype.kind == "S" else values.astype(str)).tolist()
+
+
+def _numbers(labels: np.ndarray) -> np.ndarray:
+    """(N,) of class numbers or of one-hot rows. Raises ValueError for other numbers."""
+    if labels.ndim == 2 and labels.shape[1] > 1:
+        if not (np.isin(labels, (0, 1)).all() and (labels.sum(axis=1) == 1).all()):
+            raise ValueError("rows of labels are not one-hot")
+        return labels.argmax(axis=1)
+    if not (labels.reshape(-1) == labels.reshape(-1).astype(np.int64)).all():
+        raise ValueError("labels are no whole numbers")
+    return labels.reshape(-1).astype(np.int64)
+
+
+def _pixels(path: Path, images: np.ndarray) -> np.ndarray:
+    """uint8 (N, H, W) or (N, H, W, 3 or 4)."""
+    given = images.shape
+    if images.ndim == 4 and images.shape[-1] not in (1, 3, 4):
+        images = images.transpose(0, 2, 3, 1)
+    if images.ndim == 4 and images.shape[-1] == 1:
+        images = images[..., 0]
+    if images.ndim not in (3, 4) or (images.ndim == 4 and images.shape[-1] not in (3, 4)) or 0 in images.shape:
+        raise UserError(f"{path} has images of shape {given}; expected (N, H, W), or with 1, 3 or 4 channels")
+    if images.dtype == np.uint8:
+        return np.ascontiguousarray(images)
+    if np.issubdtype(images.dtype, np.floating) and images.min() >= 0 and images.max() <= 1:
+        return np.round(images * 255).astype(np.uint8)
+    if np.issubdtype(images.dtype, np.integer) and images.min() >= 0 and images.max() <= 255:
+        return images.astype(np.uint8)
+    raise UserError(
+        f"{path} has images of {images.dtype} in {images.min()} .. {images.max()}; expected 0 .. 255, or floats in "
+        "0 .. 1"
+    )

@@ -1,0 +1,255 @@
+"""Captioned images from anywhere. A source lists records; here they are checked, split, decoded and numbered.
+
+Rows that cannot be used are never lost in silence: they are counted and named, or refused (`Problems`).
+"""
+
+import contextlib
+import hashlib
+import json
+import os
+import tempfile
+from collections import deque
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from itertools import islice
+from pathlib import Path
+from typing import Literal, NamedTuple
+
+import numpy as np
+import torch
+from PIL import Image, ImageOps
+from torch import Tensor
+from tqdm import tqdm
+
+from data.captions import article
+from data.dataset import CaptionedImages
+from unclip.errors import UserError, reason
+from unclip.files import read_json, write_atomically, write_json
+from unclip.images import upright
+
+SPLITS = ("train", "validation", "test")
+SHARE = 0.05
+"""Of a source without splits of its own, what goes to validation, and as much to test."""
+FEWEST = 10
+"""Images of a split at least: the preview grids show so many."""
+SHOWN = 5
+"""Problems that are printed; the others are written to a file."""
+CACHE = Path(__file__).resolve().parent / "cache"
+MEMORY = 2**30
+"""Bytes of decoded images that are kept in memory; more are kept in a file, which is read as it is needed."""
+WAITING = 64
+"""Images that are decoded ahead, a worker."""
+
+SPLIT_NAMES = {name: name for name in SPLITS} | dict.fromkeys(("val", "valid", "dev"), "validation")
+"""What sources call their splits."""
+
+Fit = Literal["crop", "pad", "stretch"]
+
+
+class Record(NamedTuple):
+    """An image that is not read yet, and all that is said of it."""
+
+    name: str
+    """What messages call it: a file's name, or a row's number."""
+    open: Callable[[], Image.Image]
+    captions: tuple[str, ...]
+    label: int | None = None
+    split: str | None = None
+    """The split that the source puts it in, if it has any."""
+    version: str = ""
+    """Changes when the image does, as a file's time and size do."""
+
+
+class Listing(NamedTuple):
+    """What a source holds."""
+
+    records: list[Record]
+    classes: tuple[str, ...] = ()
+    """Names of the classes, if the records are labelled."""
+    size: int | None = None
+    """Height and width of its images, where all are squares of one size."""
+
+
+@dataclass
+class Problems:
+    """Rows that cannot be used, and why."""
+
+    source: str
+    found: list[tuple[str, str]] = field(default_factory=list)
+
+    def add(self, name: str, why: str) -> None:
+        self.found.append((name, why))
+
+    def report(self, strict: bool) -> None:
+        """Print a count and the first few, the rest into a file. Raises UserError instead if `strict`."""
+        if not self.found:
+            return
+        lines = [f"{name}: {why}" for name, why in self.found]
+        if strict:
+            raise UserError(
+                f"{len(lines)} rows of {self.source} cannot be used, the first is {lines[0]}; "
+                "mend them, or leave out --data.strict"
+            )
+        print(f"{len(lines)} rows of {self.source} cannot be used and are left out:")
+        print("".join(f"  {line}\n" for line in lines[:SHOWN]), end="")
+        if len(lines) > SHOWN:
+            path = CACHE / "problems" / f"{hashlib.sha256(self.source.encode()).hexdigest()[:16]}.txt"
+            write_atomically(path, "\n".join(lines) + "\n")
+            print(f"  ... all of them are named in {path}")
+
+
+def as_captions(value: object) -> tuple[str, ...]:
+    """One caption or several, without those that say nothing, each once. A number is taken for its digits."""
+    several = value.tolist() if isinstance(value, np.ndarray) else value
+    several = several if isinstance(several, (list, tuple)) else [several]
+    text = [str(one) for one in several if isinstance(one, (str, int, float)) and one == one]  # NaN is no caption
+    return tuple(dict.fromkeys(one.strip() for one in text if one.strip()))
+
+
+def class_caption(name: str) -> str:
+    return f"an image of {article(name)}"
+
+
+def split_records(records: Sequence[Record], split: str) -> list[Record]:
+    """The records of a split: as the source says, or 5% for validation, 5% for the test, and the rest to train on.
+
+    Which goes where depends on the hashes of the names, so that hardly any moves when others are added.
+    """
+    own = {record.split for record in records} & {"validation", "test"}
+    if own:
+        if split != "train" and split not in own:  # the one serves as the other
+            split = own.pop()
+        return [record for record in records if (record.split or "train") == split]
+    names = sorted((record.name for record in records), key=lambda name: hashlib.sha256(name.encode()).digest())
+    count = max(FEWEST, round(SHARE * len(names)))
+    parts = {"test": names[:count], "validation": names[count : 2 * count], "train": names[2 * count :]}
+    chosen = set(parts[split])
+    return [record for record in records if record.name in chosen]
+
+
+def decode(record: Record, size: int, channels: int, fit: Fit) -> np.ndarray:
+    """uint8 (channels, size, size). Raises what Pillow raises for a broken image, or a UserError.
+
+    "crop" takes the middle square, "pad" adds white to make one, "stretch" changes the aspect; then Pillow's bicubic
+    filter brings it to the size. A JPEG is decoded at a fraction of its size where that suffices.
+    """
+    with record.open() as image:
+        image.draft(None, (size, size))
+        image.load()
+        image = upright(image, channels)
+    target = (size, size)
+    if image.size == target:
+        pass
+    elif fit == "crop":
+        image = ImageOps.fit(image, target)
+    elif fit == "pad":
+        image = ImageOps.pad(image, target, color="white")
+    else:
+        image = image.resize(target)
+    return np.ascontiguousarray(np.asarray(image).reshape(size, size, channels).transpose(2, 0, 1))
+
+
+def decoded(records: Sequence[Record], size: int, channels: int, fit: Fit) -> Iterator[np.ndarray | str]:
+    """Every record's image, or why it cannot be read; in their order, decoded ahead on all cores."""
+
+    def attempt(record: Record) -> np.ndarray | str:
+        try:
+            return decode(record, size, channels, fit)
+        except Exception as error:  # Pillow raises many kinds for broken files
+            return f"cannot be read as an image ({reason(error)})"
+
+    workers, rest = os.cpu_count() or 1, iter(records)
+    with ThreadPoolExecutor(workers) as pool:  # Pillow decodes and resizes outside of the interpreter's lock
+        waiting = deque(pool.submit(attempt, record) for record in islice(rest, WAITING * workers))
+        while waiting:
+            yield waiting.popleft().result()
+            waiting.extend(pool.submit(attempt, record) for record in islice(rest, 1))
+
+
+def collect(
+    name: str, records: Sequence[Record], size: int, channels: int, fit: Fit, problems: Problems
+) -> tuple[Tensor, list[Record]]:
+    """Decode records: images uint8 (N, channels, size, size), and the records that they are of.
+
+    What cannot be read is added to `problems` and left out. Few images are kept in memory; many are decoded once into a
+    file in data/cache, which is read as batches ask for it: both give the same batches.
+
+    Raises UserError if nothing can be read.
+    """
+    shape = (len(records), channels, size, size)
+    if np.prod(shape, dtype=np.int64) <= MEMORY:
+        images = np.empty(shape, np.uint8)
+        bad = _fill(images, name, records, fit)
+    else:
+        images, bad = _filled_file(shape, name, records, fit)
+    for row, why in bad.items():
+        problems.add(records[row].name, why)
+    kept = [record for row, record in enumerate(records) if row not in bad]
+    if not kept:
+        problems.report(strict=False)
+        raise UserError(f"{name} holds no image that can be read")
+    return torch.from_numpy(images[: len(kept)]), kept
+
+
+def _fill(images: np.ndarray, name: str, records: Sequence[Record], fit: Fit) -> dict[int, str]:
+    """Decode records into the first of the images. Returns the rows that cannot be read, and why."""
+    bad, kept = {}, 0
+    _, channels, size, _ = images.shape
+    results = decoded(records, size, channels, fit)
+    for row, result in enumerate(tqdm(results, f"decoding {name}", len(records), leave=False, disable=None)):
+        if isinstance(result, str):
+            bad[row] = result
+        else:
+            images[kept] = result
+            kept += 1
+    return bad
+
+
+def _filled_file(
+    shape: tuple[int, ...], name: str, records: Sequence[Record], fit: Fit
+) -> tuple[np.ndarray, dict[int, str]]:
+    """The same in a file that later runs find again, as long as no record's version changes."""
+    key = hashlib.sha256(json.dumps([shape, name, fit, [(r.name, r.version) for r in records]]).encode())
+    path = CACHE / f"images-{key.hexdigest()[:16]}.npy"
+    notes = path.with_suffix(".json")
+    if not (notes.is_file() and path.is_file()):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with contextlib.ExitStack() as stack:
+            file = stack.enter_context(tempfile.NamedTemporaryFile(dir=path.parent, suffix=".npy", delete=False))
+            stack.callback(Path(file.name).unlink, missing_ok=True)  # of a run that is broken off nothing stays
+            images = np.lib.format.open_memmap(file.name, "w+", np.uint8, shape)
+            bad = _fill(images, name, records, fit)
+            images.flush()
+            os.chmod(file.name, 0o644)  # a temporary file is for its owner alone
+            os.replace(file.name, path)
+        write_json(notes, bad)
+    bad = {int(row): why for row, why in read_json(notes).items()}
+    return np.load(path, mmap_mode="c"), bad  # "c": torch wants what can be written to; the file stays as it is
+
+
+def captioned(name: str, images: Tensor, records: Sequence[Record], classes: Sequence[str] = ()) -> CaptionedImages:
+    """Number the captions of decoded records; an image with several has one of them drawn at each step."""
+    ids: dict[str, int] = {}
+    rows = [[ids.setdefault(caption, len(ids)) for caption in record.captions] for record in records]
+    counts = torch.tensor([len(row) for row in rows])
+    table = torch.zeros(len(rows), int(counts.max()), dtype=torch.long)
+    for i, row in enumerate(rows):
+        table[i, : len(row)] = torch.tensor(row)
+
+    def draw(chosen: Tensor, one_phrasing: bool) -> Tensor:
+        """With one_phrasing all images take, say, their second caption: sources tend to keep an order."""
+        pick = torch.rand(1).expand(len(chosen)) if one_phrasing else torch.rand(len(chosen))
+        return table[chosen, (pick * counts[chosen]).long()]
+
+    data = CaptionedImages(name, images, list(ids), draw)
+    if not classes:
+        return data
+    data.labels = torch.tensor([record.label for record in records])
+    data.classes = tuple(classes)
+    phrasings: list[dict[str, None]] = [{} for _ in classes]
+    for record in records:
+        phrasings[record.label] |= dict.fromkeys(record.captions)
+    data.class_captions = tuple(map(class_caption, classes))
+    data.class_prompts = tuple(tuple(own) or (c,) for own, c in zip(phrasings, data.class_captions, strict=True))
+    return data

@@ -1,0 +1,99 @@
+"""All stages on captioned colour images without classes, by the same commands as on Fashion-MNIST."""
+
+import json
+
+import numpy as np
+import pytest
+from conftest import assert_one_error_line, run_python
+from PIL import Image
+from test_sources import COLOURS
+
+from unclip import UnCLIP
+
+CAPTIONS = [f"a {size} {colour} square" for colour in COLOURS for size in ("small", "large")]
+STAGES = ("clip", "prior", "decoder")
+
+
+@pytest.fixture(scope="module")
+def images(tmp_path_factory):
+    """A folder of 96 images of 40x24 pixels with text files beside them, one of them without."""
+    folder = tmp_path_factory.mktemp("images")
+    generator = np.random.default_rng(0)
+    for number in range(96):
+        caption = CAPTIONS[number % len(CAPTIONS)]
+        _, size, colour, _ = caption.split()
+        picture = Image.new("RGB", (40, 24), (120, 120, 120))
+        side, jitter = 5 if size == "small" else 9, int(generator.integers(-2, 3))
+        picture.paste(COLOURS[colour], (20 + jitter - side, 12 - side, 20 + jitter + side, 12 + side))
+        picture.save(folder / f"{number}.png")
+        (folder / f"{number}.txt").write_text(f"{caption}\n{caption} on grey\n")
+    (folder / "7.txt").unlink()
+    return folder
+
+
+@pytest.fixture(scope="module")
+def pipeline(images, tmp_path_factory):
+    """A tiny pipeline trained on them through the command line, and what each stage printed."""
+    folder, said = tmp_path_factory.mktemp("own") / "run", {}
+    for stage in STAGES:
+        done = run_python(
+            f"train_{stage}.py", "--preset", "tiny", "--data", images, "--data.size", "24", "--out", folder
+        )
+        assert done.code == 0, done.err
+        said[stage] = done.out
+    return folder, said
+
+
+def test_every_stage_trains_on_a_folder_and_says_what_it_left_out(pipeline):
+    folder, said = pipeline
+    for stage in STAGES:
+        assert "1 rows of" in said[stage]
+        assert "7.png: has no 7.txt beside it" in said[stage]
+        manifest = json.loads((folder / stage / "config.json").read_text())
+        assert manifest["data"]["name"].endswith("/train")
+        assert "/tmp" not in json.dumps(manifest), "a path of this machine"
+        assert list((folder / stage / "train").glob("preview-*.png"))
+    assert json.loads((folder / "clip" / "config.json").read_text())["model"]["vision"]["patch_size"] in (6, 8)
+
+
+def test_samples_have_the_size_and_the_channels_of_the_data(pipeline):
+    output = UnCLIP.from_pretrained(pipeline[0])(CAPTIONS[:2], n=2, steps=4)
+    assert output.images.shape == (4, 24, 24, 3)
+
+
+def test_evaluation_of_data_without_classes(pipeline, images, tmp_path):
+    done = run_python(
+        "-m", "stages.evaluate", "--checkpoint", pipeline[0], "--data", images, "--data.size", "24", "--samples", "40",
+        "--sampling.steps", "3", "--sampling.prior-steps", "3", "--out", tmp_path / "report",
+    )  # fmt: skip
+    assert done.code == 0, done.err
+    report = json.loads((tmp_path / "report" / "evaluation.json").read_text())
+    assert report["judge"] == "the pipeline's own CLIP"
+    assert report["same_training_data"]
+    assert "held_out" not in report
+    arrays = np.load(tmp_path / "report" / "evaluation.npz")
+    pipe = UnCLIP.from_pretrained(pipeline[0])
+    asked = list(report["clip"]["zero_shot_by_class"])
+    assert set(asked) <= {*CAPTIONS, *(f"{caption} on grey" for caption in CAPTIONS)}
+    nearest = (pipe.encode_image(arrays["prior: images"]) @ pipe.encode_text(asked).T).argmax(dim=1).numpy()
+    right = (nearest == arrays["prior: labels"]).mean()
+    assert report["error_budget"]["prior"]["caption_accuracy"]["value"] == pytest.approx(right, abs=0.03)
+    assert "no independent judge" in (tmp_path / "report" / "evaluation.md").read_text()
+
+
+def test_too_few_samples_for_the_captions_are_refused(pipeline, images):
+    done = run_python(
+        "-m", "stages.evaluate", "--checkpoint", pipeline[0], "--data", "emoji", "--samples", "30"
+    )  # fmt: skip
+    assert_one_error_line(done, "--samples must be at least 38")
+
+
+def test_fine_tuning_starts_from_another_pipeline_and_needs_its_shapes(pipeline, trained, images, tmp_path):
+    arguments = ("--preset", "tiny", "--data", images, "--data.size", "24", "--train.steps", "2")
+    done = run_python("train_clip.py", *arguments, "--init-from", pipeline[0], "--out", tmp_path / "tuned")
+    assert done.code == 0, done.err
+    start = json.loads((tmp_path / "tuned" / "clip" / "config.json").read_text())["parents"]["start"]
+    assert start == json.loads((pipeline[0] / "clip" / "config.json").read_text())["sha256"]
+    done = run_python("train_clip.py", *arguments, "--init-from", trained.folder, "--out", tmp_path / "other")
+    assert_one_error_line(done, str(trained.folder), "vision.")
+    assert not (tmp_path / "other").exists()
