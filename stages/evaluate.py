@@ -40,7 +40,7 @@ from unclip.settings import Device, Sampling, check_seeds
 ROOT = Path(__file__).resolve().parent.parent
 SWEEP = {
     "prior_guidance": (1.0, 1.5),
-    "guidance": (1.0, 1.5, 2.0, 3.0),
+    "guidance": (1.0, 1.5, 2.5, 4.0),
     "guidance_interval": ((0.0, 1.0), (0.3, 0.8)),
     "sampler": ("dpmpp", "ddim", "ddpm"),
     "steps": (10, 20),
