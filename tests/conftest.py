@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from data import fashion_mnist
+from data import emoji, fashion_mnist
 from data.captions import CLASSES, PLAIN_CAPTIONS, Grammar
 from data.dataset import CaptionedImages
 from unclip import UnCLIP, cli
@@ -107,6 +107,14 @@ def script(monkeypatch, capsys):
 def splits() -> dict[str, CaptionedImages]:
     """The real Fashion-MNIST. Read only."""
     return {split: fashion_mnist.load(split) for split in fashion_mnist.SPLITS}
+
+
+@pytest.fixture(scope="session")
+def emoji_files() -> tuple[Path, Path]:
+    """The emoji's font and names. Only a machine that has neither them nor Debian's packages goes without."""
+    if shutil.which("apt-get") is None and not emoji.INSTALLED.is_file():
+        pytest.skip("NOT TESTED: there is no emoji font here, and no apt-get to fetch one")
+    return emoji.find()
 
 
 @pytest.fixture(scope="session")

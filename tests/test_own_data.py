@@ -81,7 +81,7 @@ def test_evaluation_of_data_without_classes(pipeline, images, tmp_path):
     assert "no independent judge" in (tmp_path / "report" / "evaluation.md").read_text()
 
 
-def test_too_few_samples_for_the_captions_are_refused(pipeline, images):
+def test_too_few_samples_for_the_captions_are_refused(pipeline, emoji_files):
     done = run_python(
         "-m", "stages.evaluate", "--checkpoint", pipeline[0], "--data", "emoji", "--samples", "30"
     )  # fmt: skip

@@ -508,7 +508,7 @@ def test_where_the_data_lies_is_no_setting_of_a_run(tmp_path):
 # --- named sources ----------------------------------------------------------------------------------------------------
 
 
-def test_emoji_are_drawn_in_colour_with_their_names():
+def test_emoji_are_drawn_in_colour_with_their_names(emoji_files):
     problems = Problems("emoji")
     listing = read(SourceConfig("emoji"), problems)
     named = {record.name: record for record in listing.records if record.split != "validation"}
@@ -525,7 +525,7 @@ def test_emoji_are_drawn_in_colour_with_their_names():
     assert again < shown
 
 
-def test_emoji_with_skin_tones_are_all_3655():
+def test_emoji_with_skin_tones_are_all_3655(emoji_files):
     problems = Problems("emoji")
     listing = read(SourceConfig("emoji", skin_tones=True), problems)
     assert len({r.name for r in listing.records}) + len(problems.found) == 3655
