@@ -23,7 +23,6 @@ SOURCES = {
     FONT: ("fonts-noto-color-emoji", Path("usr/share/fonts/truetype/noto") / FONT),
     NAMES: ("unicode-data", Path("usr/share/unicode/emoji") / NAMES),
 }
-INSTALLED = Path("/") / SOURCES[FONT][1]
 BITMAP = 109
 """The one size, in pixels, that the font's bitmaps are made for."""
 LINE = re.compile(r"(?P<codes>[0-9A-F ]+?)\s*; fully-qualified\s*# \S+ E[0-9.]+ (?P<name>.+)")

@@ -5,8 +5,8 @@ import json
 import numpy as np
 import pytest
 from conftest import assert_one_error_line, run_python
+from own_images import COLOURS
 from PIL import Image
-from test_sources import COLOURS
 
 from unclip import UnCLIP
 

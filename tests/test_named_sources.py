@@ -1,0 +1,80 @@
+"""The sources that have a name of their own: emoji and CIFAR-10."""
+
+import pickle
+
+import numpy as np
+import pytest
+
+from data import cifar10, emoji, records
+from data.records import Problems, decode
+from data.sources import SourceConfig, load, read
+from unclip.errors import UserError
+
+pytestmark = pytest.mark.usefixtures("own_caches")
+
+
+def test_emoji_are_drawn_in_colour_with_their_names(emoji_files):
+    problems = Problems("emoji")
+    listing = read(SourceConfig("emoji"), problems)
+    named = {record.name: record for record in listing.records if record.split != "validation"}
+    assert len(named) + len(problems.found) == 1870
+    assert {name for name, r in named.items() if r.split == "test"} == set(emoji.HELD_OUT)
+    grin, circle = (decode(named[name], 32, 3, "crop").astype(int) for name in ("grinning face", "red circle"))
+    assert (grin[:, 0, 0] == 255).all(), "the corners are white"
+    assert grin[0, 16, 4] > 200 > 90 > grin[2, 16, 4], "faces are yellow"
+    red, green, blue = circle[:, 16, 16]
+    assert red > 180 > 90 > max(green, blue)
+    shown = {name for name, r in named.items() if r.split == "train"}
+    again = {r.name for r in listing.records if r.split == "validation"}
+    assert 80 < len(again) < 100
+    assert again < shown
+
+
+def test_emoji_with_skin_tones_are_all_3655(emoji_files):
+    problems = Problems("emoji")
+    listing = read(SourceConfig("emoji", skin_tones=True), problems)
+    assert len({r.name for r in listing.records}) + len(problems.found) == 3655
+    tones = [r for r in listing.records if r.name.startswith("waving hand")]
+    assert len({decode(r, 16, 3, "crop").tobytes() for r in tones}) == 6
+
+
+def test_emoji_that_are_nowhere_are_one_clear_line(tmp_path):
+    with pytest.raises(UserError, match=r"holds no NotoColorEmoji\.ttf"):
+        read(SourceConfig("emoji", root=tmp_path), Problems("emoji"))
+
+
+@pytest.fixture
+def small_cifar10(tmp_path, monkeypatch):
+    """CIFAR-10's files with 20 images a batch: what torchvision reads."""
+    folder = tmp_path / "cifar-10-batches-py"
+    folder.mkdir()
+    generator = np.random.default_rng(0)
+    names = ["airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck"]
+    for name in [*(f"data_batch_{i}" for i in range(1, 6)), "test_batch"]:
+        batch = {"data": generator.integers(0, 256, (20, 3072), dtype=np.uint8), "labels": list(range(10)) * 2}
+        (folder / name).write_bytes(pickle.dumps(batch))
+    (folder / "batches.meta").write_bytes(pickle.dumps({"label_names": names}))
+    monkeypatch.setattr("torchvision.datasets.CIFAR10._check_integrity", lambda self: True)
+    monkeypatch.setattr("torchvision.datasets.cifar.check_integrity", lambda *_: True)
+    return tmp_path
+
+
+def test_cifar10_gives_its_classes_or_a_part_of_them(small_cifar10):
+    train, validation, test = load(SourceConfig("cifar10", root=small_cifar10), records.SPLITS)
+    assert (len(train), len(validation), len(test)) == (90, 10, 20)
+    assert train.images.shape[1:] == (3, 32, 32)
+    assert train.class_captions[0] == "an image of an airplane"
+    (part,) = load(SourceConfig("cifar10", root=small_cifar10, classes="ship,truck"), ["train"])
+    assert part.classes == ("ship", "truck")
+    assert part.labels.tolist() == [0, 1] * 10
+    with pytest.raises(UserError, match=r"no class 'boat'; choose from airplane, .*, truck"):
+        read(SourceConfig("cifar10", root=small_cifar10, classes="boat"), Problems("x"))
+
+
+def test_cifar10_that_is_nowhere_is_one_clear_line(tmp_path, monkeypatch):
+    def offline(*_, **__):
+        raise OSError("no network")
+
+    monkeypatch.setattr("torchvision.datasets.cifar.download_and_extract_archive", offline)
+    with pytest.raises(UserError, match=r"CIFAR-10 could not be fetched \(no network\)"):
+        cifar10.read(tmp_path)

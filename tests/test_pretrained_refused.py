@@ -1,0 +1,115 @@
+"""Pretrained CLIPs that our module has no place for are refused by name."""
+
+import json
+
+import pytest
+import safetensors.torch
+import torch
+from foreign import edit, huggingface_clip, open_clip_files, small_open_clip
+
+from unclip.clip import load_clip
+from unclip.clip.preprocess import OPENAI_MEAN
+from unclip.clip.pretrained import adopt
+from unclip.errors import UserError
+
+
+@pytest.mark.parametrize(
+    ("changes", "named"),
+    [
+        ({"model_type": "siglip"}, "siglip"),
+        ({"text_config__hidden_act": "gelu_new"}, "gelu_new"),
+        ({"vision_config__patch_size": [7, 14]}, "patch_size"),
+        ({"text_config": None}, "text_config"),
+        ({"vision_config__num_hidden_layers": 1}, "vision_model.encoder.layers.1"),
+        ({"vision_config__num_hidden_layers": 3}, "vision.blocks.2"),
+        ({"projection_dim": 99}, "projection"),
+        ({"text_config__eos_token_id": 7}, "token 7"),
+    ],
+)
+def test_huggingface_config_that_cannot_be_held_is_refused_by_name(changes, named, tmp_path):
+    huggingface_clip(tmp_path)
+    edit(tmp_path / "config.json", **changes)
+    with pytest.raises(UserError, match=named):
+        load_clip(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("changes", "named"),
+    [
+        ({"crop_size": {"height": 20, "width": 20}}, "crop_size"),
+        ({"resample": 1}, "resample"),
+        ({"image_processor_type": "SiglipImageProcessor"}, "SiglipImageProcessor"),
+        ({"do_center_crop": False}, "do_center_crop"),
+        ({"rescale_factor": 1.0}, "rescale_factor"),
+    ],
+)
+def test_preprocessing_that_is_not_known_is_refused_by_name(changes, named, tmp_path):
+    huggingface_clip(tmp_path)
+    edit(tmp_path / "preprocessor_config.json", **changes)
+    with pytest.raises(UserError, match=named):
+        load_clip(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("part", "changes", "named"),
+    [
+        ("vision_cfg", {"timm_model_name": "vit_base_patch16_siglip_224"}, "vit_base_patch16_siglip_224"),
+        ("vision_cfg", {"layers": [3, 4, 6, 3]}, "layers"),
+        ("vision_cfg", {"attentional_pool": True}, "attentional_pool"),
+        ("vision_cfg", {"pool_type": "avg"}, "pool_type"),
+        ("text_cfg", {"hf_model_name": "roberta-base"}, "roberta-base"),
+        ("text_cfg", {"no_causal_mask": True}, "no_causal_mask"),
+        ("text_cfg", {"pool_type": "last"}, "last"),
+        ("text_cfg", {"act_kwargs": {"approximate": "tanh"}}, "act_kwargs"),
+        (None, {"init_logit_bias": -10}, "init_logit_bias"),
+        (None, {"multimodal_cfg": {"layers": 2}}, "multimodal_cfg"),
+    ],
+)
+def test_open_clip_config_that_cannot_be_held_is_refused_by_name(part, changes, named, tmp_path):
+    open_clip_files(tmp_path, small_open_clip())
+    edit(
+        tmp_path / "open_clip_config.json",
+        **{"__".join(filter(None, ["model_cfg", part, k])): v for k, v in changes.items()},
+    )
+    with pytest.raises(UserError, match=named):
+        load_clip(tmp_path)
+
+
+def test_resnet_state_dict_is_refused_by_name(tmp_path):
+    safetensors.torch.save_file({"visual.layer1.0.conv1.weight": torch.zeros(2)}, tmp_path / "RN50.safetensors")
+    with pytest.raises(UserError, match="ResNet"):
+        load_clip(tmp_path / "RN50.safetensors")
+
+
+def test_folder_without_weights_is_refused(tmp_path):
+    huggingface_clip(tmp_path)
+    (tmp_path / "model.safetensors").unlink()
+    with pytest.raises(UserError, match="0 safetensors files"):
+        load_clip(tmp_path)
+
+
+def test_weights_without_a_tokenizer_open_but_make_no_pipeline(tmp_path):
+    huggingface_clip(tmp_path / "clip")
+    (tmp_path / "clip" / "tokenizer.json").unlink()
+    assert load_clip(tmp_path / "clip")[1] is None
+    with pytest.raises(UserError, match="holds no tokenizer"):
+        adopt(str(tmp_path / "clip"), tmp_path / "run")
+    assert not (tmp_path / "run").exists()
+
+
+def test_preprocessing_that_is_missing_is_assumed_aloud_and_that_of_newer_files_is_read(tmp_path):
+    huggingface_clip(tmp_path)
+    ours = load_clip(tmp_path)[2].config
+    values = json.loads((tmp_path / "preprocessor_config.json").read_text())
+    (tmp_path / "preprocessor_config.json").unlink()
+    with pytest.warns(UserWarning, match="as for OpenAI's CLIP"):
+        assert load_clip(tmp_path)[2].config.mean == OPENAI_MEAN
+    (tmp_path / "processor_config.json").write_text(json.dumps({"image_processor": values}))
+    assert load_clip(tmp_path)[2].config == ours
+
+
+def test_pickled_weights_are_never_opened(tmp_path):
+    huggingface_clip(tmp_path)
+    (tmp_path / "model.safetensors").rename(tmp_path / "pytorch_model.bin")
+    with pytest.raises(UserError, match=r"pytorch_model\.bin, which could run code"):
+        load_clip(tmp_path)

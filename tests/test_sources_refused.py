@@ -1,0 +1,140 @@
+"""Rows and sources that cannot be used: counted, named, or refused."""
+
+import io
+
+import datasets
+import numpy as np
+import pytest
+from conftest import assert_one_error_line, run_python
+from own_images import (
+    caption,
+    everything,
+    picture,
+    with_csv,
+    with_faults,
+    with_jsonl,
+    with_parquet,
+    with_saved,
+    with_text_files,
+)
+
+from data import records
+from data.records import Problems, collect
+from data.sources import SourceConfig, load, read
+from stages.data import DataConfig
+from stages.loop import settings
+from stages.prior import PriorRun
+from unclip.errors import UserError
+
+pytestmark = pytest.mark.usefixtures("own_caches")
+
+
+def test_rows_that_cannot_be_used_are_counted_named_and_written_down(tmp_path, capsys):
+    faults = with_faults(tmp_path / "images")
+    found = everything(tmp_path / "images")
+    assert set(found) == {caption(n) for n in range(8, 40)}
+    said = capsys.readouterr().out
+    assert f"{len(faults)} rows of {tmp_path / 'images'} cannot be used" in said
+    assert sum(line.startswith("  ") and ": " in line for line in said.splitlines()) == records.SHOWN
+    (file,) = (records.CACHE / "problems").iterdir()
+    assert str(file) in said
+    lines = file.read_text().splitlines()
+    assert len(lines) == len(faults)
+    for name, why in faults.items():
+        assert any(line.startswith(f"{name}: ") and why in line for line in lines), name
+
+
+def test_strict_refuses_rows_that_cannot_be_used(tmp_path):
+    with_faults(tmp_path / "images")
+    with pytest.raises(UserError, match=r"13 rows of .* cannot be used, the first is metadata\.jsonl:1: has no text"):
+        load(SourceConfig(str(tmp_path / "images"), strict=True), records.SPLITS)
+    with_jsonl(tmp_path / "clean", 40)
+    assert sum(map(len, load(SourceConfig(str(tmp_path / "clean"), strict=True), records.SPLITS))) == 40
+
+
+def test_pairs_with_faults(tmp_path):
+    with_text_files(tmp_path, 30)
+    (tmp_path / "000.txt").unlink()
+    (tmp_path / "001.txt").write_text(" \n\n")
+    (tmp_path / "002.jpg").unlink()
+    (tmp_path / "003.txt").write_bytes(b"\xff\xfe\xfa")
+    problems = Problems("x")
+    listing = read(SourceConfig(str(tmp_path)), problems)
+    assert len(listing.records) == 26
+    assert {name for name, _ in problems.found} == {"000.jpg", "001.jpg", "002.txt", "003.jpg"}
+
+
+def test_tables_with_faults(tmp_path):
+    features = datasets.Features({"image": datasets.Value("binary"), "text": datasets.Value("string")})
+    file = io.BytesIO()
+    picture(1).save(file, "PNG")
+    good = file.getvalue()
+    images = [good] * 40 + [None, b"broken", good, good]
+    text = [caption(n) for n in range(40)] + ["a", "b", None, " "]
+    datasets.Dataset.from_dict({"image": images, "text": text}, features=features).to_parquet(tmp_path / "a.parquet")
+    problems = Problems("x")
+    listing = read(SourceConfig(str(tmp_path / "a.parquet")), problems)
+    assert [name for name, _ in problems.found] == ["train 42", "train 43"]
+    images, kept = collect("x", listing.records, 8, 3, "crop", problems)
+    assert len(images) == len(kept) == 40
+    assert {name for name, _ in problems.found} == {"train 40", "train 41", "train 42", "train 43"}
+
+
+REFUSED = {
+    "no such source": (lambda path: None, "nothing", {}, "there is no data set"),
+    "empty folder": (lambda path: path.mkdir(), "x", {}, "holds no captioned images"),
+    "wrong column": (
+        with_parquet, "x.parquet", {"caption_column": "caption"}, "no column caption; name one of image, text"),
+    "wrong image column": (with_parquet, "x.parquet", {"image_column": "img"}, "--data.image-column"),
+    "wrong column of a folder": (with_csv, "x", {"caption_column": "caption"}, "has 0 usable rows"),
+    "unknown split": (with_saved, "x", {"split": "dev"}, "has no split dev; name one of train"),
+    "no parquet": (lambda path: path.write_bytes(b"PAR1 no"), "x.parquet", {}, "cannot be opened"),
+    "no arrays": (lambda path: path.write_bytes(b"no"), "x.npz", {}, "not readable as arrays"),
+    "arrays of another length": (
+        lambda path: np.savez(path, images=np.zeros((3, 4, 4), np.uint8), captions=np.array(["a"])), "x.npz", {},
+        "3 images, but 1 captions"),
+    "arrays without captions": (
+        lambda path: np.savez(path, images=np.zeros((3, 4, 4), np.uint8)), "x.npz", {}, "holds images; expected"),
+    "array without captions": (lambda path: np.save(path, np.zeros((3, 4, 4), np.uint8)), "x.npy", {}, "x.txt"),
+    "arrays of another range": (
+        lambda path: np.savez(path, images=np.full((3, 4, 4), 7.5), captions=np.array(["a"] * 3)), "x.npz", {},
+        "expected 0 .. 255, or floats in 0 .. 1"),
+    "labels that are no classes": (
+        lambda path: np.savez(path, images=np.zeros((2, 4, 4), "u1"), labels=np.ones((2, 2)), class_names=["a"] * 2),
+        "x.npz", {}, "not one-hot"),
+    "labels that are words": (
+        lambda path: np.savez(path, images=np.zeros((2, 4, 4), np.uint8), labels=["a", "b"], class_names=["a", "b"]),
+        "x.npz", {}, "not readable as arrays"),
+    "an option of another source": (with_csv, "x", {"classes": "ship"}, "--data.classes has no meaning for"),
+    "arrays of objects": (
+        lambda path: np.savez(path, images=np.zeros((1, 4, 4), np.uint8), captions=np.array([None], object)), "x.npz",
+        {}, "not readable as arrays of numbers and strings"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("kind", REFUSED)
+def test_source_that_cannot_be_used_is_refused_in_clear_words(kind, tmp_path):
+    make, name, options, words = REFUSED[kind]
+    make(tmp_path / name)
+    with pytest.raises(UserError) as refusal:
+        load(SourceConfig(str(tmp_path / name), **options), ["train"])
+    assert words in str(refusal.value)
+    assert "\n" not in str(refusal.value)
+
+
+def test_bad_source_on_the_command_line_is_one_line(tmp_path):
+    done = run_python("train_clip.py", "--data", "no-such-set", "--out", tmp_path / "run")
+    assert_one_error_line(done, "no-such-set", "fashion-mnist, emoji, cifar10")
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_source_too_small_to_be_split_is_refused(tmp_path):
+    with_jsonl(tmp_path / "few", 29)
+    with pytest.raises(UserError, match="has 9 usable rows for train, but at least 10 are needed"):
+        DataConfig(str(tmp_path / "few")).load("train", "validation")
+
+
+def test_where_the_data_lies_is_no_setting_of_a_run(tmp_path):
+    one, other = (settings(PriorRun(data=DataConfig(str(tmp_path / name)))) for name in "ab")
+    assert one == other
+    assert settings(PriorRun(data=DataConfig(size=32))) != settings(PriorRun(data=DataConfig(size=48)))

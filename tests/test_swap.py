@@ -1,0 +1,87 @@
+"""Our CLIP goes out to transformers, and others are swapped in."""
+
+import json
+import shutil
+
+import numpy as np
+import pytest
+import torch
+import transformers
+from conftest import assert_one_error_line, run_python
+from foreign import assert_equal_to_transformers, huggingface_clip
+
+from unclip import UnCLIP
+from unclip.checkpoint import sha256
+from unclip.clip import load_clip
+from unclip.clip.export import ExportOptions, export
+from unclip.clip.pretrained import adopt, open_clip_at
+from unclip.errors import UserError
+
+
+def test_our_clip_goes_out_to_transformers_and_comes_back_to_the_bit(trained, tmp_path):
+    out = export(ExportOptions(trained.folder, out=tmp_path / "out"))
+    ours, tokenizer, preprocess = load_clip(trained.folder)
+    model = transformers.CLIPModel.from_pretrained(out).eval()
+    ids = tokenizer.encode(["an image of a dark sneaker", "a bag", ""], ours.config.text.context)
+    assert_equal_to_transformers(model, ours, ids, (ids == tokenizer.end_id).int().argmax(dim=1) + 1)
+    theirs = transformers.AutoTokenizer.from_pretrained(out)(["An image  of a dark sneaker", "a bag", ""], padding=True)
+    assert theirs["input_ids"] == ids.tolist()
+
+    back, again, preprocess_again = load_clip(out)
+    assert back.config == ours.config
+    assert all(torch.equal(a, b) for a, b in zip(ours.parameters(), back.parameters(), strict=True))
+    assert torch.equal(again.encode(["a Dark bag", "boots"], 32), tokenizer.encode(["a Dark bag", "boots"], 32))
+    images = torch.randint(0, 256, (3, 1, 28, 28), dtype=torch.uint8)
+    assert torch.equal(preprocess_again(images), preprocess(images))
+
+
+def test_our_clip_swapped_in_from_huggingface_s_format_gives_the_same_samples(trained, tiny, tmp_path):
+    """The prior is trained anew on the CLIP that went out and came back; the decoder accepts it as the one it knows."""
+    export(ExportOptions(trained.folder, out=tmp_path / "hf"))
+    run = tmp_path / "run"
+    done = run_python("train_prior.py", "--preset", "tiny", "--clip", tmp_path / "hf", "--out", run)
+    assert done.code == 0, done.err
+    shutil.copytree(trained.folder / "decoder", run / "decoder")
+    captions = ["an image of a dark sneaker", "a bag"]
+    ours, theirs = (pipe(captions, n=2, steps=4) for pipe in (UnCLIP.from_pretrained(run), tiny))
+    assert np.array_equal(ours.images, theirs.images)
+    shutil.rmtree(tmp_path / "hf")
+    assert UnCLIP.from_pretrained(run), "the pipeline needs nothing else"
+
+
+def test_stages_and_pipeline_on_a_clip_of_other_sizes(tmp_path):
+    """Text encodings of width 32, embeddings of width 24, images of 3x56x56: garments of 1x28x28 pass through."""
+    huggingface_clip(tmp_path / "clip", vision={"image_size": 56, "patch_size": 14})
+    run = tmp_path / "run"
+    limits = ("--preset", "tiny", "--train.steps", "3", "--data.limit", "300", "--out", run)
+    for arguments in (("train_prior.py", "--clip", tmp_path / "clip"), ("train_decoder.py",)):
+        done = run_python(*arguments, *limits)
+        assert done.code == 0, done.err
+    pipe = UnCLIP.from_pretrained(run)
+    assert (pipe.prior.config.embed_dim, pipe.prior.config.text_width) == (24, 32)
+    assert pipe(["a photo of a dog"], steps=3).images.shape == (1, 28, 28, 1)
+    assert pipe.encode_image(np.zeros((2, 28, 28, 1), np.uint8)).shape == (2, 24)
+    origin = json.loads((run / "clip" / "config.json").read_text())
+    weights = (tmp_path / "clip" / "model.safetensors").read_bytes()
+    assert origin["training"]["pretrained"] == str(tmp_path / "clip")
+    assert origin["training"]["sha256"] == {"model.safetensors": sha256(weights)}
+
+
+def test_a_pipeline_keeps_the_clip_that_it_has(trained, tmp_path):
+    huggingface_clip(tmp_path / "one")
+    huggingface_clip(tmp_path / "two", {"num_hidden_layers": 1})
+    adopt(str(tmp_path / "one"), tmp_path / "run")
+    adopt(str(tmp_path / "one"), tmp_path / "run")  # the same command again
+    with pytest.raises(UserError, match="already holds a CLIP"):
+        adopt(str(tmp_path / "two"), tmp_path / "run")
+    opened = open_clip_at(tmp_path / "run")
+    assert opened.manifest.complete
+    assert opened.manifest.training["pretrained"] == str(tmp_path / "one")
+    adopt(str(trained.folder), tmp_path / "ours")
+    assert open_clip_at(tmp_path / "ours").manifest == open_clip_at(trained.folder).manifest
+
+
+def test_clip_that_is_nowhere_is_one_line_that_says_so(tmp_path):
+    done = run_python("train_prior.py", "--clip", "nobody/such-clip", "--out", tmp_path / "run", HF_HUB_OFFLINE="1")
+    assert_one_error_line(done, "nobody/such-clip")
+    assert not (tmp_path / "run").exists()
