@@ -25,7 +25,7 @@ def check_seeds(seed: int, n: int) -> None:
 class Sampling:
     """Settings of both diffusion samplers. Raises UserError for values out of range."""
 
-    steps: int = 20
+    steps: int = 10
     """Decoder steps an image, from 1 to the decoder's timesteps."""
     guidance: float = 2.5
     """Decoder guidance scale: 1 is none, more follows the caption closer at the price of variety."""
