@@ -59,7 +59,9 @@ def _npz(path: Path) -> Arrays:
             )
         captions = _strings(file["captions"]) if "captions" in file else None
         if {"labels", "class_names"} <= set(file.files):
-            return Arrays(file["images"], captions, _numbers(file["labels"]), tuple(_strings(file["class_names"])))
+            return Arrays(
+                file["images"], captions, _numbers(file["labels"]), tuple(map(str, _strings(file["class_names"])))
+            )
         return Arrays(file["images"], captions)
 
 
@@ -76,7 +78,8 @@ def _npy(path: Path) -> Arrays:
 
 
 def _strings(values: np.ndarray) -> list[Any]:
-    return (np.char.decode(values, "utf-8") if values.dtype.kind == "S" else values.astype(str)).tolist()
+    """What an array holds, bytes as text; numbers stay numbers, which `as_captions` knows."""
+    return (np.char.decode(values, "utf-8") if values.dtype.kind == "S" else values).tolist()
 
 
 def _numbers(labels: np.ndarray) -> np.ndarray:

@@ -26,6 +26,7 @@ SUFFIXES = {".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".tif", ".tiff"}
 
 def read(folder: Path, caption_column: str, problems: Problems) -> Listing:
     """The records of a folder. Raises UserError if it holds no captioned images."""
+    folder = Path(os.path.abspath(folder))  # as files are compared by their whole names, and `..` may be in this one
     parts = [folder / name for name in SPLIT_NAMES if (folder / name).is_dir()]
     whole = _table(folder) is not None or not parts
     captions: dict[Path, list[str]] = {}  # several rows may be about one image
@@ -56,7 +57,8 @@ def read(folder: Path, caption_column: str, problems: Problems) -> Listing:
 def is_one(folder: Path) -> bool:
     """Whether images with captions lie in a folder."""
     places = [folder, *(folder / name for name in SPLIT_NAMES)]
-    return any(_table(place) for place in places) or bool(_files(folder, SUFFIXES) and _files(folder, {".txt"}))
+    pairs = {file.with_suffix("") for file in _files(folder, SUFFIXES)}
+    return any(_table(place) for place in places) or any(f.with_suffix("") in pairs for f in _files(folder, {".txt"}))
 
 
 Captioned = Iterator[tuple[Path, tuple[str, ...]]]
@@ -71,15 +73,17 @@ def _from_table(root: Path, folder: Path, column: str, problems: Problems) -> Ca
     table, named = _table(folder), set()
     for number, row in (_jsonl if table.suffix == ".jsonl" else _csv)(table, root, problems):
         where = f"{table.relative_to(root)}:{number}"
-        lacking = [name for name in ("file_name", column) if name not in row]
-        if lacking:
+        file = Path(os.path.normpath(folder / str(row.get("file_name"))))  # links are followed wherever they lead
+        named.add(file)
+        if None in row:
+            problems.add(where, "has more values than there are columns; quote captions with commas")
+            continue
+        if lacking := [name for name in ("file_name", column) if name not in row]:
             problems.add(where, f"has no {lacking[0]}; its columns are {', '.join(map(str, row))}")
             continue
         where, captions = f"{where} ({row['file_name']})", as_captions(row[column])
-        file = Path(os.path.normpath(folder / str(row["file_name"])))  # links are followed wherever they lead
-        named.add(file)
         if not captions:
-            problems.add(where, "has no caption")
+            problems.add(where, "has no caption that is text")
         elif not file.is_relative_to(root):
             problems.add(where, "the file lies outside of the folder")
         elif not _is_file(file):
@@ -120,18 +124,21 @@ def _jsonl(path: Path, root: Path, problems: Problems) -> Iterator[tuple[int, di
             problems.add(where, "is no JSON object")
 
 
-def _csv(path: Path, root: Path, problems: Problems) -> Iterator[tuple[int, dict[str, Any]]]:
-    try:
-        with open(path, encoding="utf-8-sig", newline="") as file:
-            reader = csv.DictReader(file)
-            for row in reader:
-                if None in row:
-                    where = f"{path.relative_to(root)}:{reader.line_num}"
-                    problems.add(where, "has more values than there are columns; quote captions with commas")
-                else:
-                    yield reader.line_num, {name: value for name, value in row.items() if value is not None}
-    except (UnicodeDecodeError, csv.Error) as error:
-        raise UserError(f"{path} is not readable as a table of UTF-8 text ({error})") from error
+def _csv(path: Path, root: Path, problems: Problems) -> Iterator[tuple[int, dict[str | None, Any]]]:
+    """Rows by their line; under None are the values for which there is no column."""
+    with open(path, encoding="utf-8-sig", errors="surrogateescape", newline="") as file:
+        reader = csv.DictReader(file, strict=True)  # which minds a quote that is not closed
+        rows = iter(reader)
+        while True:
+            begins = reader.line_num + 1
+            try:
+                row = next(rows)
+            except StopIteration:
+                return
+            except csv.Error as error:  # the next row begins after the line where it gave up
+                problems.add(f"{path.relative_to(root)}:{begins}", f"is not readable as CSV ({error})")
+                continue
+            yield reader.line_num, {name: value for name, value in row.items() if value is not None}
 
 
 def _from_pairs(root: Path, folder: Path, problems: Problems) -> Captioned:
@@ -146,10 +153,15 @@ def _from_pairs(root: Path, folder: Path, problems: Problems) -> Captioned:
         except UnicodeDecodeError as error:
             problems.add(name, f"{text.name} is not UTF-8 text ({error.reason} at byte {error.start})")
             continue
-        if captions:
-            yield file, captions
-        else:
+        except OSError as error:
+            problems.add(name, f"{text.name} cannot be read ({error.strerror})")
+            continue
+        if not captions:
             problems.add(name, f"{text.name} holds no caption")
+        elif not _is_file(file):
+            problems.add(name, "the file is missing")
+        else:
+            yield file, captions
     illustrated = {file.with_suffix("") for file in _files(folder, SUFFIXES)}
     for stem, text in texts.items():
         if stem not in illustrated:

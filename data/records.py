@@ -76,22 +76,23 @@ class Problems:
     """Rows that cannot be used, and why."""
 
     source: str
-    found: list[tuple[str, str]] = field(default_factory=list)
+    found: dict[tuple[str, str], int] = field(default_factory=dict)
+    """Name and reason, and how many rows each stands for; what is found twice counts once."""
 
-    def add(self, name: str, why: str) -> None:
-        self.found.append((name, why))
+    def add(self, name: str, why: str, rows: int = 1) -> None:
+        self.found[printable(name), printable(why)] = rows
 
     def report(self, strict: bool) -> None:
         """Print a count and the first few, the rest into a file. Raises UserError instead if `strict`."""
         if not self.found:
             return
-        lines = [f"{name}: {why}" for name, why in self.found]
+        lines, count = [f"{name}: {why}" for name, why in self.found], sum(self.found.values())
         if strict:
             raise UserError(
-                f"{len(lines)} rows of {self.source} cannot be used, the first is {lines[0]}; "
+                f"{count} rows of {self.source} cannot be used, the first is {lines[0]}; "
                 "mend them, or leave out --data.strict"
             )
-        print(f"{len(lines)} rows of {self.source} cannot be used and are left out:")
+        print(f"{count} rows of {self.source} cannot be used and are left out:")
         print("".join(f"  {line}\n" for line in lines[:SHOWN]), end="")
         if len(lines) > SHOWN:
             path = CACHE / "problems" / f"{hashlib.sha256(self.source.encode()).hexdigest()[:16]}.txt"
@@ -99,12 +100,21 @@ class Problems:
             print(f"  ... all of them are named in {path}")
 
 
+def printable(text: str) -> str:
+    """Text that can be printed and written: of what is no Unicode, as in names that are no UTF-8, the code."""
+    return text.encode("utf-8", "backslashreplace").decode()
+
+
 def as_captions(value: object) -> tuple[str, ...]:
-    """One caption or several, without those that say nothing, each once. A number is taken for its digits."""
+    """One caption or several, without those that say nothing or are no Unicode text, each once.
+
+    A number is taken for its digits.
+    """
     several = value.tolist() if isinstance(value, np.ndarray) else value
     several = several if isinstance(several, (list, tuple)) else [several]
-    text = [str(one) for one in several if isinstance(one, (str, int, float)) and one == one]  # NaN is no caption
-    return tuple(dict.fromkeys(one.strip() for one in text if one.strip()))
+    several = [one for one in several if isinstance(one, (str, int, float)) and not isinstance(one, bool)]
+    text = [str(one).strip() for one in several if one == one]  # NaN is no caption
+    return tuple(dict.fromkeys(one for one in text if one and one == printable(one)))
 
 
 def class_caption(name: str) -> str:
@@ -121,7 +131,9 @@ def split_records(records: Sequence[Record], split: str) -> list[Record]:
         if split != "train" and split not in own:  # the one serves as the other
             split = own.pop()
         return [record for record in records if (record.split or "train") == split]
-    names = sorted((record.name for record in records), key=lambda name: hashlib.sha256(name.encode()).digest())
+    names = sorted(
+        (record.name for record in records), key=lambda name: hashlib.sha256(printable(name).encode()).digest()
+    )
     count = max(FEWEST, round(SHARE * len(names)))
     parts = {"test": names[:count], "validation": names[count : 2 * count], "train": names[2 * count :]}
     chosen = set(parts[split])

@@ -10,7 +10,7 @@ import tyro
 
 from data import arrays, cifar10, emoji, fashion_mnist, folder, hub
 from data.dataset import CaptionedImages
-from data.records import FEWEST, Fit, Listing, Problems, captioned, collect, split_records
+from data.records import FEWEST, Fit, Listing, Problems, captioned, collect, decoded, split_records
 from unclip.errors import UserError
 
 NAMES = ("fashion-mnist", "emoji", "cifar10")
@@ -42,7 +42,7 @@ class SourceConfig:
     skin_tones: bool = False
     """Of emoji also those of each skin tone."""
     strict: bool = False
-    """Refuse a source with rows that cannot be used, instead of leaving them out."""
+    """Refuse a source with rows that cannot be used, instead of leaving them out; all splits are looked at."""
     limit: int | None = None
     """Use only so many training images, and at most as many for validation and test."""
 
@@ -68,7 +68,7 @@ def load(config: SourceConfig, splits: Sequence[str], held_out: bool = False) ->
     records, classes, own_size = read(config, problems)
     name = Path(config.source).resolve().name if Path(config.source).exists() else config.source
     size, channels = config.size or own_size or SIZE, 1 if config.grey else 3
-    found = []
+    found, seen = [], set()
     for split in splits:
         chosen = split_records(records, split)
         if config.limit:  # from all over the source, which may be sorted by class
@@ -79,8 +79,14 @@ def load(config: SourceConfig, splits: Sequence[str], held_out: bool = False) ->
                 f"{config.source} has {len(chosen)} usable rows for {split}, but at least {FEWEST} are needed (30 "
                 f"where no splits are named); look at it with: python -m data.inspect {config.source}"
             )
+        seen |= {record.name for record in chosen}
         images, kept = collect(f"{name}/{split}", chosen, size, channels, config.fit, problems)
         found.append(captioned(f"{name}/{split}", images, kept, classes))
+    if config.strict:
+        rest = [record for record in records if record.name not in seen]
+        for record, result in zip(rest, decoded(rest, size, channels, config.fit), strict=True):
+            if isinstance(result, str):
+                problems.add(record.name, result)
     problems.report(config.strict)
     return found
 

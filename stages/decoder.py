@@ -103,16 +103,17 @@ class DecoderStage:
         return {"loss": total}
 
     def preview(self, model: Decoder) -> Image.Image:
-        """For ten validation images: the image, and seven draws from its true embedding and caption."""
+        """For the first ten validation images: the image, and seven draws from its true embedding and caption."""
         validation, embedded = self.frozen.validation, self.frozen.embedded_validation
         torch.manual_seed(0)
-        captions = validation.draw(torch.arange(10), False)
-        rows = torch.arange(10).repeat_interleave(7)
+        count = min(10, len(validation))
+        captions = validation.draw(torch.arange(count), False)
+        rows = torch.arange(count).repeat_interleave(7)
         _, encodings, mask = embedded.captions(captions[rows])
         sampling = Sampling(steps=min(Sampling.steps, model.config.timesteps))
         images = embedded.images[rows.to(self.device)]
-        drawn = draw_images(model, images, encodings, mask, list(range(7)) * 10, sampling)
-        grid = torch.cat([validation.images[:10, None], to_uint8(drawn).cpu().unflatten(0, (10, 7))], dim=1)
+        drawn = draw_images(model, images, encodings, mask, list(range(7)) * count, sampling)
+        grid = torch.cat([validation.images[:count, None], to_uint8(drawn).cpu().unflatten(0, (count, 7))], dim=1)
         grid = grid.permute(0, 1, 3, 4, 2).numpy()
         return captioned_grid([(validation.captions[c], row) for c, row in zip(captions, grid, strict=True)])
 

@@ -94,8 +94,10 @@ def evaluate(options: EvaluateOptions) -> dict[str, Any]:
     manifests = {stage: read_manifest(options.checkpoint / stage) for stage in STAGES}
     pipeline = UnCLIP.from_pretrained(options.checkpoint, device)
     test, validation, train = options.data.load(options.split, "validation", "train", held_out=True)
-    if not test.classes:  # its captions take their place, and its own images are the only ones of these captions
+    if test.codes is None and not all(map(has_every_class, (test, validation, train))):
+        # the captions take the place of classes, and the images of the split are the only ones of these captions
         test = validation = test.captions_as_classes()
+        train = replace(train, classes=())
     if options.samples < 2 * len(test.classes):
         raise UserError(f"--samples must be at least {2 * len(test.classes)}: two for each caption of {test.name}")
     seconds: dict[str, float] = {}
@@ -152,6 +154,11 @@ def evaluate(options: EvaluateOptions) -> dict[str, Any]:
     write_atomically(out / "evaluation.md", text)
     print(f"\n{text}\nwith its pictures in {out / 'evaluation.md'}")
     return report
+
+
+def has_every_class(data: CaptionedImages) -> bool:
+    """Whether there are classes, and images of each."""
+    return bool(data.classes) and len(data.labels.unique()) == len(data.classes)
 
 
 def without_nan(tree: Any) -> Any:

@@ -100,10 +100,11 @@ class PriorStage:
         """For some captions, the validation images whose embeddings are nearest to eight draws of the prior."""
         embedded, validation = self.frozen.embedded_validation, self.frozen.validation
         torch.manual_seed(0)
-        captions = validation.draw(torch.arange(10), False)
-        rows = torch.arange(10, device=self.device).repeat_interleave(8)
-        drawn = draw_embeddings(model, *embedded.captions(captions), rows, list(range(8)) * 10, self.sampling)
-        nearest = (drawn @ embedded.images.T).argmax(dim=1).view(10, 8).cpu()
+        count = min(10, len(validation))
+        captions = validation.draw(torch.arange(count), False)
+        rows = torch.arange(count, device=self.device).repeat_interleave(8)
+        drawn = draw_embeddings(model, *embedded.captions(captions), rows, list(range(8)) * count, self.sampling)
+        nearest = (drawn @ embedded.images.T).argmax(dim=1).view(count, 8).cpu()
         images = validation.images.permute(0, 2, 3, 1).numpy()
         return captioned_grid([(validation.captions[c], images[i]) for c, i in zip(captions, nearest, strict=True)])
 

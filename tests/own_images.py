@@ -59,6 +59,7 @@ def table(count: int = 40) -> datasets.Dataset:
 
 
 def with_parquet(path, count: int = 40) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
     table(count).to_parquet(path)
 
 
@@ -96,5 +97,5 @@ def with_faults(folder) -> dict[str, str]:
         "metadata.jsonl:3 (gone.png)": "the file is missing", "metadata.jsonl:4": "is not JSON",
         "metadata.jsonl:5 (004.png)": "has no caption", "metadata.jsonl:6 (../outside.png)": "outside of the folder",
         "metadata.jsonl:41": "is no JSON object", "006.png": "cannot be read", "007.png": "cannot be read",
-        "000.png": "is not named", "002.png": "is not named", "003.png": "is not named", "005.png": "is not named",
+        "002.png": "is not named", "003.png": "is not named", "005.png": "is not named",
     }  # fmt: skip

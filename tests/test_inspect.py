@@ -22,7 +22,7 @@ def test_inspect_prints_what_a_source_holds_and_what_is_wrong_with_it(tmp_path, 
     assert "RGB (31), L (1)" in said
     assert "duplicates: 1 images" in said
     assert "008.png, 009.png" in said
-    assert "13 rows of" in said
+    assert "12 rows of" in said
     assert Image.open(tmp_path / "out" / "grid.png").size[0] > 100
 
 

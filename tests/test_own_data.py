@@ -8,6 +8,8 @@ from conftest import assert_one_error_line, run_python
 from own_images import COLOURS
 from PIL import Image
 
+from data.folder import read as folder_of_images
+from data.records import Problems, split_records
 from unclip import UnCLIP
 
 CAPTIONS = [f"a {size} {colour} square" for colour in COLOURS for size in ("small", "large")]
@@ -16,7 +18,8 @@ STAGES = ("clip", "prior", "decoder")
 
 @pytest.fixture(scope="module")
 def images(tmp_path_factory):
-    """A folder of 96 images of 40x24 pixels with text files beside them, one of them without."""
+    """A folder of 96 images of 40x24 pixels with text files beside them, of which one lacks its text file, and another,
+    of the validation split, is broken."""
     folder = tmp_path_factory.mktemp("images")
     generator = np.random.default_rng(0)
     for number in range(96):
@@ -28,6 +31,8 @@ def images(tmp_path_factory):
         picture.save(folder / f"{number}.png")
         (folder / f"{number}.txt").write_text(f"{caption}\n{caption} on grey\n")
     (folder / "7.txt").unlink()
+    broken = split_records(folder_of_images(folder, "text", Problems("x")).records, "validation")[0]
+    (folder / broken.name).write_bytes(b"no image")
     return folder
 
 
@@ -47,7 +52,8 @@ def pipeline(images, tmp_path_factory):
 def test_every_stage_trains_on_a_folder_and_says_what_it_left_out(pipeline):
     folder, said = pipeline
     for stage in STAGES:
-        assert "1 rows of" in said[stage]
+        assert "2 rows of" in said[stage]
+        assert "cannot be read as an image" in said[stage]
         assert "7.png: has no 7.txt beside it" in said[stage]
         manifest = json.loads((folder / stage / "config.json").read_text())
         assert manifest["data"]["name"].endswith("/train")

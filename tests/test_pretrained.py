@@ -29,6 +29,7 @@ SHAPES = {
     "gelu": ({"hidden_act": "gelu"}, {"hidden_act": "gelu"}, 40),
     "legacy eos": ({"eos_token_id": 2}, {}, 24),
     "grey, other eps": ({"layer_norm_eps": 1e-3}, {"num_channels": 1, "layer_norm_eps": 1e-4}, 16),
+    "patches that leave a rest": ({}, {"image_size": 30, "patch_size": 7}, 24),
     "odd mlp": ({"intermediate_size": 77}, {"intermediate_size": 131, "num_attention_heads": 6}, 24),
 }
 

@@ -8,12 +8,14 @@ import pytest
 import tokenizers
 import torch
 import transformers
-from foreign import AWKWARD, END, START, WORDS, huggingface_clip
+from foreign import AWKWARD, END, START, WORDS, edit, huggingface_clip, open_clip_files, small_open_clip
 from PIL import Image
 from tokenizers import models, pre_tokenizers, trainers
 
-from unclip.clip import load_clip
+from unclip.clip import CLIPConfig, load_clip
+from unclip.clip.huggingface import write_preprocess
 from unclip.clip.preprocess import Preprocess, PreprocessConfig
+from unclip.clip.vision import VisionConfig
 
 # --- tokenizers -------------------------------------------------------------------------------------------------------
 
@@ -104,6 +106,24 @@ def test_preprocessing_equals_that_of_open_clip(mode):
     expected = torch.stack([theirs(picture) for picture in pictures()])
     worst = (found - expected).abs().amax(dim=(0, 2, 3)) * torch.tensor(settings.std) * 255
     assert worst.max() < 1.01, "more than one grey level apart"
+
+
+@pytest.mark.parametrize("said", [None, {}, {"mean": [0.4, 0.5, 0.6]}, {"size": 224}])
+def test_open_clip_images_have_the_size_of_the_tower_whatever_the_config_says(said, tmp_path):
+    open_clip_files(tmp_path, small_open_clip())
+    edit(tmp_path / "open_clip_config.json", preprocess_cfg=said)
+    _, _, ours = load_clip(tmp_path)
+    _, _, theirs = open_clip.create_model_and_transforms(f"local-dir:{tmp_path}")
+    for picture in pictures():
+        grey_level = 1 / 255 / min(ours.config.std)
+        assert (ours([picture])[0] - theirs(picture)).abs().max() < 1.01 * grey_level
+
+
+def test_a_size_that_is_cut_after_resizing_goes_out_to_transformers():
+    ours = Preprocess(28, 3, PreprocessConfig("stretch", resize_to=32, cut="floor"))
+    values = write_preprocess(CLIPConfig(8, VisionConfig(28, 3), preprocess=ours.config))
+    theirs = transformers.CLIPImageProcessor(**values)(pictures()[0], return_tensors="pt")["pixel_values"]
+    assert (ours(pictures()[:1]) - theirs).abs().max() < 1.01 / 255 / 0.5
 
 
 def test_our_garments_pass_through_a_large_colour_clip():

@@ -109,7 +109,7 @@ def test_what_is_in_no_split_is_named(tmp_path):
     datasets.DatasetDict({"train": table(12), "test": table(12), "more": table(3)}).save_to_disk(tmp_path / "saved")
     problems = Problems("x")
     assert len(read(SourceConfig(str(tmp_path / "saved")), problems).records) == 24
-    assert problems.found == [("split more", "its 3 rows are not used; name a split with --data.split")]
+    assert problems.found == {("split more", "its 3 rows are not used; name a split with --data.split"): 3}
 
 
 def test_a_table_over_folders_of_splits_keeps_the_splits(tmp_path):

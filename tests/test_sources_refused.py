@@ -1,6 +1,7 @@
 """Rows and sources that cannot be used: counted, named, or refused."""
 
 import io
+import os
 
 import datasets
 import numpy as np
@@ -19,7 +20,7 @@ from own_images import (
 )
 
 from data import records
-from data.records import Problems, collect
+from data.records import Problems, as_captions, collect, split_records
 from data.sources import SourceConfig, load, read
 from stages.data import DataConfig
 from stages.loop import settings
@@ -46,7 +47,7 @@ def test_rows_that_cannot_be_used_are_counted_named_and_written_down(tmp_path, c
 
 def test_strict_refuses_rows_that_cannot_be_used(tmp_path):
     with_faults(tmp_path / "images")
-    with pytest.raises(UserError, match=r"13 rows of .* cannot be used, the first is metadata\.jsonl:1: has no text"):
+    with pytest.raises(UserError, match=r"12 rows of .* cannot be used, the first is metadata\.jsonl:1: has no text"):
         load(SourceConfig(str(tmp_path / "images"), strict=True), records.SPLITS)
     with_jsonl(tmp_path / "clean", 40)
     assert sum(map(len, load(SourceConfig(str(tmp_path / "clean"), strict=True), records.SPLITS))) == 40
@@ -78,6 +79,107 @@ def test_tables_with_faults(tmp_path):
     images, kept = collect("x", listing.records, 8, 3, "crop", problems)
     assert len(images) == len(kept) == 40
     assert {name for name, _ in problems.found} == {"train 40", "train 41", "train 42", "train 43"}
+
+
+def test_strict_looks_at_every_split(tmp_path):
+    with_text_files(tmp_path, 60)
+    in_test = split_records(read(SourceConfig(str(tmp_path)), Problems("x")).records, "test")[0].name
+    (tmp_path / in_test).write_bytes(b"no image")
+    assert [len(part) for part in load(SourceConfig(str(tmp_path)), ["train", "validation"])] == [40, 10]
+    with pytest.raises(UserError, match=f"1 rows of .* the first is {in_test}: cannot be read as an image"):
+        load(SourceConfig(str(tmp_path), strict=True), ["train", "validation"])
+
+
+def test_a_row_is_counted_once_though_two_splits_are_the_same(tmp_path, capsys):
+    for split in ("train", "test"):
+        with_text_files(tmp_path / split, 12)
+    (tmp_path / "test" / "003.jpg").write_bytes(b"no image")
+    load(SourceConfig(str(tmp_path)), records.SPLITS)
+    assert "1 rows of" in capsys.readouterr().out
+
+
+def test_what_is_no_unicode_is_named_and_hurts_nothing_else(tmp_path, capsys):
+    with_jsonl(tmp_path / "jsonl", 40)
+    table = tmp_path / "jsonl" / "metadata.jsonl"
+    table.write_text(table.read_text().replace(f'{caption(3)}"', 'half an emoji \\ud83d"'))
+    assert len(everything(tmp_path / "jsonl")) == 39
+    assert "metadata.jsonl:4 (003.png): has no caption that is text" in capsys.readouterr().out
+    with_csv(tmp_path / "csv", 40)
+    table = tmp_path / "csv" / "metadata.csv"
+    table.write_bytes(table.read_bytes().replace(f'{caption(3)}"'.encode(), b'caf\xe9"'))
+    assert len(everything(tmp_path / "csv")) == 39
+    assert "metadata.csv:5 (003.png): has no caption that is text" in capsys.readouterr().out
+    with_text_files(tmp_path / "pairs", 40)
+    for suffix in ("jpg", "txt"):
+        os.rename(
+            tmp_path / "pairs" / f"003.{suffix}", os.fsencode(tmp_path / "pairs") + b"/caf\xe9." + suffix.encode()
+        )
+    (tmp_path / "pairs" / "004.txt").rename(os.fsdecode(os.fsencode(tmp_path / "pairs") + b"/\xe9.txt"))
+    assert len(everything(tmp_path / "pairs")) == 39
+    assert "\\udce9.txt: has no image beside it" in capsys.readouterr().out
+
+
+def test_an_open_quote_does_not_swallow_the_rows_after_it(tmp_path):
+    with_csv(tmp_path, 40)
+    table = tmp_path / "metadata.csv"
+    rows = [f'{n:03d}.png,"{caption(n)}"' for n in range(40)]
+    rows[5] = rows[5].removesuffix('"')
+    table.write_text("file_name,text\n" + "\n".join(rows) + "\n")
+    problems = Problems("x")
+    listing = read(SourceConfig(str(tmp_path)), problems)
+    assert {name for name, _ in problems.found} == {"metadata.csv:7", "005.png", "006.png"}
+    assert {r.captions for r in listing.records} == {(caption(n),) for n in range(40) if n not in (5, 6)}
+
+
+def test_links_to_nothing_are_missing_files(tmp_path):
+    with_text_files(tmp_path, 30)
+    (tmp_path / "a.jpg").symlink_to(tmp_path / "nowhere.jpg")
+    (tmp_path / "a.txt").write_text("a square")
+    (tmp_path / "000.txt").unlink()
+    (tmp_path / "000.txt").symlink_to(tmp_path / "nowhere.txt")
+    problems = Problems("x")
+    assert len(read(SourceConfig(str(tmp_path)), problems).records) == 29
+    assert set(problems.found) == {
+        ("a.jpg", "the file is missing"),
+        ("000.jpg", "000.txt cannot be read (No such file or directory)"),
+    }
+
+
+@pytest.mark.parametrize("path", ["x/../images", "./images"])
+def test_a_folder_is_found_by_any_name_of_it(path, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "x").mkdir()
+    with_jsonl(tmp_path / "images", 40)
+    table = tmp_path / "images" / "metadata.jsonl"
+    table.write_text(table.read_text().replace("000.png", str(tmp_path / "images" / "000.png")))
+    assert len(everything(path)) == 40
+
+
+def test_no_file_of_tables_is_lost(tmp_path):
+    for name, count in (("train", 20), ("test", 12), ("more", 30)):
+        with_parquet(tmp_path / "data" / f"{name}.parquet", count)
+    (tmp_path / "LICENSE.txt").write_text("do what you like")
+    picture(0).save(tmp_path / "preview.png")
+    problems = Problems("x")
+    assert len(read(SourceConfig(str(tmp_path)), problems).records) == 32
+    assert [name for name, _ in problems.found] == ["data/more.parquet"]
+
+
+def test_captions_of_numbers_and_of_several_classes(tmp_path):
+    assert as_captions(np.array([3.5, np.nan])) == ("3.5",)
+    assert as_captions(True) == ()
+    features = datasets.Features(
+        {"image": datasets.Image(), "text": datasets.List(datasets.ClassLabel(names=["cat", "orange"]))}
+    )
+    columns = {"image": [picture(n) for n in range(3)], "text": [[0, 1], [1], []]}
+    datasets.Dataset.from_dict(columns, features=features).to_parquet(tmp_path / "x.parquet")
+    problems = Problems("x")
+    listing = read(SourceConfig(str(tmp_path / "x.parquet")), problems)
+    assert [r.captions for r in listing.records] == [
+        ("an image of a cat", "an image of an orange"),
+        ("an image of an orange",),
+    ]
+    assert [name for name, _ in problems.found] == ["train 2"]
 
 
 REFUSED = {

@@ -213,7 +213,7 @@ def write_preprocess(config: CLIPConfig) -> dict[str, Any]:
         "do_resize": True,
         "size": {"shortest_edge": target} if ours.resize == "shortest" else {"height": target, "width": target},
         "resample": {name: number for number, name in RESAMPLE.items()}[ours.interpolation],
-        "do_center_crop": ours.resize == "shortest",
+        "do_center_crop": ours.resize == "shortest" or target != size,
         "crop_size": {"height": size, "width": size},
         "do_rescale": True,
         "rescale_factor": 1 / 255,

@@ -38,7 +38,7 @@ TEXT = {
     "pool_type": "argmax",
 }  # fmt: skip
 PREPROCESS = {
-    "size": 224, "mode": "RGB", "mean": OPENAI_MEAN, "std": OPENAI_STD, "interpolation": "bicubic",
+    "mode": "RGB", "mean": OPENAI_MEAN, "std": OPENAI_STD, "interpolation": "bicubic",
     "resize_mode": "shortest", "fill_color": 0,
 }  # fmt: skip
 UNUSED = {
@@ -86,7 +86,7 @@ def read_config(path: Path) -> CLIPConfig:
             vocab_size=text["vocab_size"], eos_id=text["eos_id"], pooling=text["pool_type"],
             context=text["context_length"], heads=text["heads"], **_transformer(text, activation),
         ),
-        preprocess=_preprocess(path, PREPROCESS | (values.get("preprocess_cfg") or {}), vision["image_size"]),
+        preprocess=_preprocess(path, PREPROCESS | (values.get("preprocess_cfg") or {})),
     )  # fmt: skip
 
 
@@ -106,11 +106,8 @@ def _transformer(tower: dict[str, Any], activation: str) -> dict[str, Any]:
     }
 
 
-def _preprocess(path: Path, values: dict[str, Any], image_size: int) -> PreprocessConfig:
-    size = values["size"]
-    size = size if isinstance(size, int) else size[0] if len(set(size)) == 1 else None
-    held = {
-        "size": size == image_size,
+def _preprocess(path: Path, values: dict[str, Any]) -> PreprocessConfig:
+    held = {  # "size" is not among them: open_clip too takes that of the image tower, whatever is said here
         "mode": values["mode"] == "RGB",
         "interpolation": values["interpolation"] in ("bicubic", "bilinear"),
         "resize_mode": values["resize_mode"] in RESIZE,

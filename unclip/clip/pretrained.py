@@ -126,7 +126,10 @@ def _weight_files(path: Path) -> list[Path]:
         return [path]
     index, whole = path / "model.safetensors.index.json", path / "model.safetensors"
     if index.is_file():
-        files = [path / name for name in sorted(set(read_json(index)["weight_map"].values()))]
+        shards = read_json(index).get("weight_map")
+        if not shards:
+            raise UserError(f"{index} has no weight_map; fetch it again")
+        files = [path / name for name in sorted(set(shards.values()))]
     else:
         files = [whole] if whole.is_file() else sorted(path.glob("*.safetensors"))
         if len(files) != 1:

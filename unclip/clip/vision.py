@@ -18,7 +18,7 @@ class VisionConfig:
     channels: FromData = 1
     """1 for grey, 3 for colour."""
     patch_size: int = 7
-    """Height and width of a patch; it divides the image size."""
+    """Height and width of a patch; of images that it does not divide, the last rows and columns are not seen."""
     width: int = 128
     """Width of the transformer."""
     layers: int = 4
@@ -36,8 +36,8 @@ class VisionConfig:
 class VisionTransformer(nn.Module):
     def __init__(self, config: VisionConfig, embed_dim: int):
         super().__init__()
-        if config.patch_size < 1 or config.image_size % config.patch_size:
-            raise UserError(f"patch_size {config.patch_size} does not divide image_size {config.image_size}")
+        if not 1 <= config.patch_size <= config.image_size:
+            raise UserError(f"patch_size must be from 1 to image_size {config.image_size}, not {config.patch_size}")
         self.config = config
         tokens = (config.image_size // config.patch_size) ** 2 + 1
         self.patch = nn.Conv2d(config.channels, config.width, config.patch_size, config.patch_size, bias=False)
