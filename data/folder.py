@@ -17,7 +17,7 @@ from typing import Any
 
 from PIL import Image
 
-from data.records import SPLIT_NAMES, Listing, Problems, Record, as_captions
+from data.records import SPLIT_NAMES, Listing, Problems, Record, as_captions, printable
 from unclip.errors import UserError
 
 METADATA = ("metadata.jsonl", "metadata.csv")
@@ -45,7 +45,7 @@ def read(folder: Path, caption_column: str, problems: Problems) -> Listing:
         state, name = file.stat(), file.relative_to(folder)
         split = SPLIT_NAMES.get(name.parts[0]) if parts else None
         opened, version = partial(Image.open, file), f"{state.st_mtime_ns} {state.st_size}"
-        records.append(Record(str(name), opened, as_captions(text), split=split, version=version))
+        records.append(Record(printable(str(name)), opened, as_captions(text), split=split, version=version))
     if not records and not problems.found:
         raise UserError(
             f"{folder} holds no captioned images; expected metadata.jsonl or metadata.csv with file_name and "

@@ -131,9 +131,7 @@ def split_records(records: Sequence[Record], split: str) -> list[Record]:
         if split != "train" and split not in own:  # the one serves as the other
             split = own.pop()
         return [record for record in records if (record.split or "train") == split]
-    names = sorted(
-        (record.name for record in records), key=lambda name: hashlib.sha256(printable(name).encode()).digest()
-    )
+    names = sorted((record.name for record in records), key=lambda name: hashlib.sha256(name.encode()).digest())
     count = max(FEWEST, round(SHARE * len(names)))
     parts = {"test": names[:count], "validation": names[count : 2 * count], "train": names[2 * count :]}
     chosen = set(parts[split])

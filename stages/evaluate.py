@@ -6,8 +6,8 @@
     python -m stages.evaluate --checkpoint checkpoints/emoji --data emoji --split validation
 
 Prints a report, and writes it to --out as evaluation.json, as evaluation.md with pictures, and as evaluation.npz with
-every image that the figures were taken on. On two CPU cores 1,000 samples of preset quick take some minutes, of which
-the classifier that judges them takes a part once: it is trained on the real images, and cached.
+every image that the figures were taken on. On two CPU cores 1,000 samples of preset quick take four minutes, and some
+more the first time: the classifier that judges them is trained on the real images, and cached.
 """
 
 import math

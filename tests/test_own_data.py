@@ -87,6 +87,21 @@ def test_evaluation_of_data_without_classes(pipeline, images, tmp_path):
     assert "no independent judge" in (tmp_path / "report" / "evaluation.md").read_text()
 
 
+def test_evaluation_where_a_class_lacks_images_asks_for_the_captions_instead(pipeline, tmp_path):
+    labels = np.arange(60) % 2
+    labels[0] = 2  # one image, so that it is in one of the splits alone
+    images = np.zeros((60, 24, 24), np.uint8)
+    np.savez(tmp_path / "few.npz", images=images, labels=labels, class_names=["cat", "dog", "cow"])
+    done = run_python(
+        "-m", "stages.evaluate", "--checkpoint", pipeline[0], "--data", tmp_path / "few.npz", "--samples", "20",
+        "--sampling.steps", "2", "--sampling.prior-steps", "2", "--out", tmp_path / "report",
+    )  # fmt: skip
+    assert done.code == 0, done.err
+    report = json.loads((tmp_path / "report" / "evaluation.json").read_text())
+    assert report["judge"] == "the pipeline's own CLIP"
+    assert set(report["clip"]["zero_shot_by_class"]) <= {"an image of a cat", "an image of a dog", "an image of a cow"}
+
+
 def test_too_few_samples_for_the_captions_are_refused(pipeline, emoji_files):
     done = run_python(
         "-m", "stages.evaluate", "--checkpoint", pipeline[0], "--data", "emoji", "--samples", "30"
