@@ -112,6 +112,11 @@ as captions that say nothing of tone and width are those of average images more 
 """
 
 
+def times(distance: float, floor: float) -> str:
+    """The one over the other, as text; of images that are all the same the floor is 0."""
+    return f"{distance / floor:.1f}x" if floor > 0 else "-"
+
+
 def _end_to_end(report: dict[str, Any]) -> str:
     reference, figures = report["reference"], report["error_budget"]["prior"]
     compared = (figures, reference["floor"], reference["noise"])
@@ -120,7 +125,7 @@ def _end_to_end(report: dict[str, Any]) -> str:
         ["caption accuracy", percent(figures["caption_accuracy"]), percent(reference["classifier_accuracy"]), ""],
         ["Fréchet distance", *(f"{f['frechet']:.3f} ± {1.96 * f['frechet_bootstrap_deviation']:.3f}"
                                for f in compared)],
-        ["... over the floor", *(f"{f['frechet'] / reference['floor']['frechet']:.1f}x" for f in compared)],
+        ["... over the floor", *(times(f["frechet"], reference["floor"]["frechet"]) for f in compared)],
         *([name, *(percent(f[name]) for f in compared)] for name in ("precision", "recall")),
     ]  # fmt: skip
     matrix = [
@@ -156,7 +161,7 @@ def _budget(report: dict[str, Any]) -> str:
         [
             way,
             percent(f["caption_accuracy"]),
-            f"{f['frechet']:.3f} ({f['frechet'] / floor:.1f}x)",
+            f"{f['frechet']:.3f} ({times(f['frechet'], floor)})",
             f"{100 * f['precision']['value']:.1f}%",
             f"{100 * f['recall']['value']:.1f}%",
             percent(f["attributes"]["all"]["obeyed"]) if "attributes" in f else "",
