@@ -107,13 +107,13 @@ def _files_by_split(folder: Path) -> tuple[str, dict[str, list[str]], list[Path]
         end: [file for file in sorted(folder.rglob(f"*{end}")) if not file.name.startswith(".")] for end in FORMATS
     }
     end = next(end for end in FORMATS if files[end])
-    own = {os.path.realpath(file): file for file in files[end]}
+    own = {os.path.realpath(file): str(file) for file in files[end]}
     base = os.path.realpath(folder)
     by_name = DataFilesDict.from_patterns(get_data_patterns(base), base_path=base)
-    splits = {str(name): [f for f in map(os.path.realpath, chosen) if f in own] for name, chosen in by_name.items()}
-    splits = {name: chosen for name, chosen in splits.items() if chosen} or {"train": list(own)}
+    splits = {str(name): [own[f] for f in map(os.path.realpath, some) if f in own] for name, some in by_name.items()}
+    splits = {name: chosen for name, chosen in splits.items() if chosen} or {"train": list(own.values())}
     used = {file for chosen in splits.values() for file in chosen}
-    return FORMATS[end], splits, [f for some in files.values() for f in some if os.path.realpath(f) not in used]
+    return FORMATS[end], splits, [file for some in files.values() for file in some if str(file) not in used]
 
 
 def _image(table: Any, row: int, source: Path) -> Image.Image:

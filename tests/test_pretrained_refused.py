@@ -13,39 +13,34 @@ from unclip.clip.pretrained import adopt
 from unclip.errors import UserError
 
 
-@pytest.mark.parametrize(
-    ("changes", "named"),
-    [
-        ({"model_type": "siglip"}, "siglip"),
-        ({"text_config__hidden_act": "gelu_new"}, "gelu_new"),
-        ({"vision_config__patch_size": [7, 14]}, "patch_size"),
-        ({"text_config": None}, "text_config"),
-        ({"vision_config__num_hidden_layers": 1}, "vision_model.encoder.layers.1"),
-        ({"vision_config__num_hidden_layers": 3}, "vision.blocks.2"),
-        ({"projection_dim": 99}, "projection"),
-        ({"text_config__eos_token_id": 7}, "token 7"),
-    ],
-)
-def test_huggingface_config_that_cannot_be_held_is_refused_by_name(changes, named, tmp_path):
+def test_an_index_without_shards_is_refused(tmp_path):
     huggingface_clip(tmp_path)
-    edit(tmp_path / "config.json", **changes)
-    with pytest.raises(UserError, match=named):
+    (tmp_path / "model.safetensors.index.json").write_text("{}")
+    with pytest.raises(UserError, match="has no weight_map"):
         load_clip(tmp_path)
 
 
 @pytest.mark.parametrize(
-    ("changes", "named"),
+    ("file", "changes", "named"),
     [
-        ({"crop_size": {"height": 20, "width": 20}}, "crop_size"),
-        ({"resample": 1}, "resample"),
-        ({"image_processor_type": "SiglipImageProcessor"}, "SiglipImageProcessor"),
-        ({"do_center_crop": False}, "do_center_crop"),
-        ({"rescale_factor": 1.0}, "rescale_factor"),
+        ("config", {"model_type": "siglip"}, "siglip"),
+        ("config", {"text_config__hidden_act": "gelu_new"}, "gelu_new"),
+        ("config", {"vision_config__patch_size": [7, 14]}, "patch_size"),
+        ("config", {"text_config": None}, "text_config"),
+        ("config", {"vision_config__num_hidden_layers": 1}, "vision_model.encoder.layers.1"),
+        ("config", {"vision_config__num_hidden_layers": 3}, "vision.blocks.2"),
+        ("config", {"projection_dim": 99}, "projection"),
+        ("config", {"text_config__eos_token_id": 7}, "token 7"),
+        ("preprocessor_config", {"crop_size": {"height": 20, "width": 20}}, "crop_size"),
+        ("preprocessor_config", {"resample": 1}, "resample"),
+        ("preprocessor_config", {"image_processor_type": "SiglipImageProcessor"}, "SiglipImageProcessor"),
+        ("preprocessor_config", {"do_center_crop": False}, "do_center_crop"),
+        ("preprocessor_config", {"rescale_factor": 1.0}, "rescale_factor"),
     ],
 )
-def test_preprocessing_that_is_not_known_is_refused_by_name(changes, named, tmp_path):
+def test_what_huggingface_s_files_say_and_cannot_be_held_is_refused_by_name(file, changes, named, tmp_path):
     huggingface_clip(tmp_path)
-    edit(tmp_path / "preprocessor_config.json", **changes)
+    edit(tmp_path / f"{file}.json", **changes)
     with pytest.raises(UserError, match=named):
         load_clip(tmp_path)
 
