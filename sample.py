@@ -5,8 +5,9 @@
     echo "a dark narrow dress" | python sample.py --strip --gif
     python sample.py "" --n 16                                                # no caption: unconditional samples
 
-Writes grid.png, one PNG an image, and samples.json into --out. Image i of a caption depends on the caption, the
-settings and --seed + i alone. On two CPU cores ten images take about two seconds, after some seconds of loading.
+Writes grid.png, one PNG per image, and samples.json into --out. Image i of a caption depends on the caption, the
+settings and --seed + i alone. A setting that is not given is the pipeline's own (model_index.json), else the library's
+default. On two CPU cores ten images take about two seconds, after some seconds of loading.
 """
 
 import sys
@@ -18,13 +19,13 @@ import tyro
 
 from unclip import cli
 from unclip.errors import UserError
-from unclip.settings import Device, Sampling, check_seeds
+from unclip.settings import Device, SamplingOptions, check_seeds
 
 ROOT = Path(__file__).resolve().parent
 
 
 @dataclass(frozen=True)
-class Options(Sampling):
+class Options(SamplingOptions):
     captions: Annotated[tuple[str, ...], tyro.conf.Positional] = ()
     """Captions; without any they are read from standard input, one a line."""
     captions_file: Path | None = None
@@ -32,7 +33,7 @@ class Options(Sampling):
     checkpoint: Path | None = None
     """Folder of a trained pipeline (default: the newest complete one under checkpoints/, else the committed one)."""
     n: int = 1
-    """Images a caption."""
+    """Images per caption."""
     seed: int = 0
     """Image i of every caption uses seed + i."""
     out: Path = Path("outputs/samples")
@@ -68,16 +69,16 @@ def read_captions(options: Options) -> list[str]:
 
 def default_checkpoint() -> Path:
     """The newest complete pipeline under checkpoints/, else the committed one."""
-    from unclip.checkpoint import STAGES, read_manifest
+    from unclip.checkpoint import read_manifests
 
     def finished(folder: Path) -> float:
         """When the last stage was finished, or 0."""
         try:
-            if all(read_manifest(folder / stage).complete for stage in STAGES):
-                return (folder / "decoder" / "config.json").stat().st_mtime
+            manifests = read_manifests(folder)
         except UserError:
-            pass
-        return 0.0
+            return 0.0
+        complete = all(manifest.complete for manifest in manifests.values())
+        return max((folder / stage / "config.json").stat().st_mtime for stage in manifests) if complete else 0.0
 
     committed = ROOT / "checkpoints" / "fashion-mnist"
     times = {folder: finished(folder) for folder in (ROOT / "checkpoints").glob("*/") if folder != committed}
@@ -91,14 +92,15 @@ def default_checkpoint() -> Path:
     return newest
 
 
-def write(options: Options, output, checkpoint: Path) -> None:
+def write(options: Options, output, trajectory, sampling, checkpoint: Path) -> None:
     """Write everything that was asked for."""
     from dataclasses import asdict
 
     import numpy as np
 
     from unclip.files import write_arrays, write_json
-    from unclip.images import captioned_grid, denoising_frames, denoising_strip, save_gif, save_png, to_pil
+    from unclip.images import captioned_grid, save_gif, save_png, to_pil
+    from unclip.trajectory import denoising_frames, denoising_strip
 
     n, names = options.n, []
     for i, (image, seed) in enumerate(zip(output.images, output.seeds, strict=True)):
@@ -110,15 +112,15 @@ def write(options: Options, output, checkpoint: Path) -> None:
         arrays = {"images": output.images, "captions": np.array(output.captions), "seeds": np.array(output.seeds)}
         write_arrays(options.out / "samples.npz", arrays)
     if options.strip:
-        save_png(options.out / "strip.png", denoising_strip(output.captions, output.trajectory, n))
+        save_png(options.out / "strip.png", denoising_strip(output.captions, trajectory, n))
     if options.gif:
-        save_gif(options.out / "denoising.gif", denoising_frames(output.captions, output.trajectory, n))
-    settings = {name: value for name, value in asdict(options).items() if name in Sampling.names()}
+        save_gif(options.out / "denoising.gif", denoising_frames(output.captions, trajectory, n))
     samples = [
         {"file": file, "caption": caption, "seed": seed}
         for file, caption, seed in zip(names, output.captions, output.seeds, strict=True)
     ]
-    write_json(options.out / "samples.json", {"checkpoint": str(checkpoint), "settings": settings, "samples": samples})
+    record = {"checkpoint": str(checkpoint), "settings": asdict(sampling), "samples": samples}
+    write_json(options.out / "samples.json", record)
 
 
 def slug(caption: str) -> str:
@@ -139,16 +141,17 @@ def main() -> None:
 
     from unclip.devices import pick_device
     from unclip.pipeline import UnCLIP
+    from unclip.trajectory import Trajectory
 
     checkpoint = options.checkpoint or default_checkpoint()
     pipeline = UnCLIP.from_pretrained(checkpoint, pick_device(options.device))
     options.out.mkdir(parents=True, exist_ok=True)
     tempfile.TemporaryFile(dir=options.out).close()  # a folder that cannot be written to is found before the work
     began = time.perf_counter()
-    settings = {name: getattr(options, name) for name in Sampling.names()}
-    output = pipeline(captions, options.n, options.seed, trajectory=options.strip or options.gif, **settings)
+    trajectory = Trajectory() if options.strip or options.gif else None
+    output = pipeline(captions, options.n, options.seed, on_step=trajectory, **options.given())
     seconds = time.perf_counter() - began
-    write(options, output, checkpoint)
+    write(options, output, trajectory, pipeline.sampling.override(**options.given()), checkpoint)
     print(f"{len(output.images)} images in {seconds:.1f} s with {checkpoint}: {options.out / 'grid.png'}")
 
 

@@ -64,16 +64,16 @@ def attributes(images: Tensor) -> Tensor:
     return torch.stack([tone, width], dim=1)
 
 
-def class_thirds(measures: Tensor, labels: Tensor) -> Tensor:
+def class_bounds(measures: Tensor, labels: Tensor) -> Tensor:
     """The two bounds between the thirds of each class: (classes, 2 measures, 2 bounds)."""
     quantiles = torch.tensor([1 / 3, 2 / 3])
     return torch.stack([torch.quantile(measures[labels == c], quantiles, dim=0).T for c in range(len(CLASSES))])
 
 
-def attribute_codes(measures: Tensor, labels: Tensor, thirds: Tensor) -> Tensor:
+def attribute_codes(measures: Tensor, labels: Tensor, bounds: Tensor) -> Tensor:
     """(N, 2) codes into TONES and WIDTHS: 0 unsaid, 1 below the lower bound of the class, 2 above the upper one."""
-    bounds = thirds[labels]  # (N, 2, 2)
-    return (measures < bounds[..., 0]).long() + 2 * (measures > bounds[..., 1]).long()
+    low, high = bounds[labels].unbind(dim=-1)  # each (N, 2)
+    return (measures < low).long() + 2 * (measures > high).long()
 
 
 def is_held_out(codes: Tensor, labels: Tensor) -> Tensor:
@@ -159,7 +159,7 @@ class Grammar:
         rows = (self.ids[:, label, :, 0, 0].unique().tolist() for label in range(len(CLASSES)))
         return tuple(tuple(self.captions[i] for i in ids) for ids in rows)
 
-    def draw(self, labels: Tensor, codes: Tensor, one_phrasing: bool = False) -> Tensor:
+    def draw(self, labels: Tensor, codes: Tensor, generator: torch.Generator, one_phrasing: bool = False) -> Tensor:
         """Draw a caption id (B,) for each image.
 
         Each attribute is said half of the time. With one_phrasing the template, the choice of name and what is said
@@ -169,10 +169,31 @@ class Grammar:
         size = 1 if one_phrasing else len(labels)
 
         def pick(n: int) -> Tensor:
-            return torch.randint(n, (size,)).expand(len(labels))
+            return torch.randint(n, (size,), generator=generator).expand(len(labels))
 
         template, name, order = pick(len(TEMPLATES)), pick(len(NAMES[0])), pick(2)
         said = codes * torch.stack([pick(2), pick(2)], dim=1)
         drawn = self.ids[template, labels, name, said[:, 0], said[:, 1], order]
         plain = self.ids[template, labels, name, 0, 0, order]
         return torch.where(drawn < 0, plain, drawn)  # of a held-out pair nothing is said
+
+
+@dataclass
+class GrammarCaptions:
+    """What the grammar says of images: the captioner of Fashion-MNIST (data/dataset.py)."""
+
+    grammar: Grammar
+    labels: Tensor
+    """(N,)."""
+    attributes: Tensor
+    """(N, 2), see `attribute_codes`."""
+
+    @property
+    def captions(self) -> list[str]:
+        return self.grammar.captions
+
+    def draw(self, rows: Tensor, generator: torch.Generator, one_phrasing: bool = False) -> Tensor:
+        return self.grammar.draw(self.labels[rows], self.attributes[rows], generator, one_phrasing)
+
+    def assignment(self) -> list[Tensor]:
+        return [self.labels, self.attributes]

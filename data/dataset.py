@@ -2,12 +2,48 @@
 
 import hashlib
 import json
-from collections.abc import Callable
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from functools import cached_property, lru_cache
+from typing import ClassVar, Protocol
 
 import torch
 from torch import Tensor
+
+
+class Captioner(Protocol):
+    """Says which captions belong to which image."""
+
+    captions: list[str]
+    """Every caption that `draw` can choose; each is tokenised and encoded once."""
+
+    def draw(self, rows: Tensor, generator: torch.Generator, one_phrasing: bool = False) -> Tensor:
+        """A caption's number (B,) for each of the images rows (B,).
+
+        With one_phrasing the captions of the batch that mean the same are the same string, as far as the source can
+        tell.
+        """
+
+    def assignment(self) -> list[Tensor]:
+        """The tensors that say which captions an image may be given, for its fingerprint."""
+
+
+@dataclass
+class ListedCaptions:
+    """Each image has its own captions, of which one is drawn."""
+
+    captions: list[str]
+    table: Tensor
+    """(N, most captions of an image): numbers of each image's captions; what is left of a row is not used."""
+    counts: Tensor
+    """(N,), how many captions each image has."""
+
+    def draw(self, rows: Tensor, generator: torch.Generator, one_phrasing: bool = False) -> Tensor:
+        """With one_phrasing all images take, say, their second caption: sources tend to keep an order."""
+        pick = torch.rand(1 if one_phrasing else len(rows), generator=generator).expand(len(rows))
+        return self.table[rows, (pick * self.counts[rows]).long()]
+
+    def assignment(self) -> list[Tensor]:
+        return [self.table, self.counts]
 
 
 @dataclass
@@ -17,11 +53,7 @@ class CaptionedImages:
     name: str
     images: Tensor
     """uint8 (N, C, H, W)."""
-    captions: list[str]
-    """Every caption that `draw` can choose; each is tokenised and encoded once."""
-    draw: Callable[[Tensor, bool], Tensor]
-    """draw(rows (B,), one_phrasing) -> ids (B,) into `captions`, from torch's global generator. With one_phrasing the
-    captions of the batch that mean the same are the same string, as far as the source can tell."""
+    captioner: Captioner
     labels: Tensor | None = None
     """Classes (N,), where there are any."""
     classes: tuple[str, ...] = ()
@@ -30,13 +62,16 @@ class CaptionedImages:
     """The plain caption of each class: "an image of a sneaker"."""
     class_prompts: tuple[tuple[str, ...], ...] = ()
     """All phrasings of each class that say no more than it, for zero-shot classification by an ensemble of them."""
-    codes: Tensor | None = None
-    """Attribute codes (N, 2), see data/captions.py."""
-    thirds: Tensor | None = field(default=None, repr=False)
-    """Bounds of the attributes by class, see data/captions.py."""
+
+    per_image: ClassVar[tuple[str, ...]] = ("images", "labels")
+    """The fields with a row per image."""
 
     def __len__(self) -> int:
         return len(self.images)
+
+    @property
+    def captions(self) -> list[str]:
+        return self.captioner.captions
 
     @property
     def channels(self) -> int:
@@ -46,27 +81,43 @@ class CaptionedImages:
     def image_size(self) -> int:
         return self.images.shape[2]
 
+    @property
+    def example(self) -> str:
+        """A caption of this data, to show how it is asked for."""
+        return (*self.class_captions, *self.captions)[0]
+
+    def draw(self, rows: Tensor, generator: torch.Generator, one_phrasing: bool = False) -> Tensor:
+        """Captions for images, see `Captioner.draw`."""
+        return self.captioner.draw(rows, generator, one_phrasing)
+
     def first(self, count: int | None) -> "CaptionedImages":
         """The first `count` images; all of them for None."""
         if count is None or count >= len(self):
             return self
-        parts = {k: None if (v := getattr(self, k)) is None else v[:count] for k in ("images", "labels", "codes")}
+        parts = {name: None if (v := getattr(self, name)) is None else v[:count] for name in self.per_image}
         return replace(self, name=f"{self.name}[:{count}]", **parts)
 
     def captions_as_classes(self) -> "CaptionedImages":
         """The same with each distinct caption (one of them where an image has several) as a class."""
-        torch.manual_seed(0)
-        distinct, labels = self.draw(torch.arange(len(self)), True).unique(return_inverse=True)
+        drawn = self.draw(torch.arange(len(self)), torch.Generator().manual_seed(0), one_phrasing=True)
+        distinct, labels = drawn.unique(return_inverse=True)
         captions = tuple(self.captions[i] for i in distinct)
         prompts = tuple((caption,) for caption in captions)
         return replace(self, labels=labels, classes=captions, class_captions=captions, class_prompts=prompts)
 
     @cached_property
     def fingerprint(self) -> str:
-        """SHA-256 over the images and the captions."""
+        """SHA-256 over the images, the captions, and which belong to which."""
         digest = hashlib.sha256(self.images.numpy())
         digest.update(json.dumps([list(self.images.shape), self.captions]).encode())
+        for tensor in self.captioner.assignment():
+            digest.update(tensor.contiguous().numpy())
         return digest.hexdigest()
+
+
+def batch_generator(seed: int, step: int) -> torch.Generator:
+    """The source of all that is random in a step: a pure function of the two, so that a resumed run draws the same."""
+    return torch.Generator().manual_seed(seed * 1_000_003 + step + 1)
 
 
 def shuffled_rows(step: int, batch_size: int, size: int, seed: int) -> Tensor:
@@ -87,19 +138,19 @@ def _permutation(size: int, seed: int, epoch: int) -> Tensor:
     return torch.randperm(size, generator=torch.Generator().manual_seed(seed * 1_000_003 + epoch))
 
 
-def random_flip(images: Tensor) -> Tensor:
+def random_flip(images: Tensor, generator: torch.Generator) -> Tensor:
     """Mirror each image (B, C, H, W) with probability one half."""
-    flip = torch.rand(len(images)) < 0.5
+    flip = torch.rand(len(images), generator=generator) < 0.5
     return torch.where(flip[:, None, None, None], images.flip(-1), images)
 
 
-def random_shift(images: Tensor, pixels: int) -> Tensor:
+def random_shift(images: Tensor, pixels: int, generator: torch.Generator) -> Tensor:
     """Shift each image (B, C, H, W) by up to `pixels` either way, a whole batch at once; what enters is black."""
     if pixels == 0:
         return images
     batch, _, height, width = images.shape
     padded = torch.nn.functional.pad(images, (pixels,) * 4)
-    dy, dx = torch.randint(2 * pixels + 1, (2, batch, 1))
+    dy, dx = torch.randint(2 * pixels + 1, (2, batch, 1), generator=generator)
     rows = dy + torch.arange(height)  # (B, H)
     columns = dx + torch.arange(width)  # (B, W)
     picked = padded[torch.arange(batch)[:, None, None], :, rows[:, :, None], columns[:, None, :]]  # (B, H, W, C)

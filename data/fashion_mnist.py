@@ -13,14 +13,25 @@ import socket
 import sys
 import tempfile
 import zlib
+from dataclasses import dataclass, field
 from pathlib import Path
+from typing import ClassVar
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from data import debian
-from data.captions import CLASSES, PLAIN_CAPTIONS, Grammar, attribute_codes, attributes, class_thirds, is_held_out
+from data.captions import (
+    CLASSES,
+    PLAIN_CAPTIONS,
+    Grammar,
+    GrammarCaptions,
+    attribute_codes,
+    attributes,
+    class_bounds,
+    is_held_out,
+)
 from data.dataset import CaptionedImages
 from unclip.errors import UserError
 
@@ -39,7 +50,19 @@ SPLITS = ("train", "validation", "test")
 VALIDATION = 5_000
 
 
-def load(split: str = "train", root: Path | None = None, held_out: bool = False) -> CaptionedImages:
+@dataclass
+class FashionMNIST(CaptionedImages):
+    """Its images, and what they show by the rule of data/captions.py."""
+
+    attributes: Tensor = field(kw_only=True)
+    """(N, 2) codes into TONES and WIDTHS; 0 for the middle third, of which nothing is said."""
+    bounds: Tensor = field(kw_only=True, repr=False)
+    """Of the attributes, by class, (10, 2, 2)."""
+
+    per_image: ClassVar[tuple[str, ...]] = (*CaptionedImages.per_image, "attributes")
+
+
+def load(split: str = "train", root: Path | None = None, held_out: bool = False) -> FashionMNIST:
     """Load a split into memory.
 
     The 60,000 training images are split at random (seeded) into 55,000 and 5,000 for validation; choices are made on
@@ -51,28 +74,27 @@ def load(split: str = "train", root: Path | None = None, held_out: bool = False)
     if split not in SPLITS:
         raise UserError(f"unknown split {split!r}; choose one of {', '.join(SPLITS)}")
     folder = find(root)
-    images, labels, order, thirds = _training_files(folder)
+    images, labels, order, bounds = _training_files(folder)
     if split == "test":
         images, labels = read(folder, "t10k")
     else:
         chosen = order[VALIDATION:] if split == "train" else order[:VALIDATION]
         images, labels = images[chosen], labels[chosen]
-    codes = attribute_codes(attributes(images), labels, thirds)
+    shown = attribute_codes(attributes(images), labels, bounds)
     if split == "train" and not held_out:
-        keep = ~is_held_out(codes, labels)
-        images, labels, codes = images[keep], labels[keep], codes[keep]
+        keep = ~is_held_out(shown, labels)
+        images, labels, shown = images[keep], labels[keep], shown[keep]
     grammar = Grammar.build()
-    return CaptionedImages(
+    return FashionMNIST(
         name=f"fashion-mnist/{split}",
         images=images,
-        captions=grammar.captions,
-        draw=lambda rows, one_phrasing: grammar.draw(labels[rows], codes[rows], one_phrasing),
+        captioner=GrammarCaptions(grammar, labels, shown),
         labels=labels,
         classes=CLASSES,
         class_captions=PLAIN_CAPTIONS,
         class_prompts=grammar.class_prompts(),
-        codes=codes,
-        thirds=thirds,
+        attributes=shown,
+        bounds=bounds,
     )
 
 
@@ -82,7 +104,7 @@ def _training_files(folder: Path) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     images, labels = read(folder, "train")
     order = torch.randperm(len(images), generator=torch.Generator().manual_seed(0))
     training = order[VALIDATION:]
-    return images, labels, order, class_thirds(attributes(images[training]), labels[training])
+    return images, labels, order, class_bounds(attributes(images[training]), labels[training])
 
 
 def read(folder: Path, prefix: str) -> tuple[Tensor, Tensor]:

@@ -65,11 +65,11 @@ def inspect(options: InspectOptions) -> None:
 
 def garments(config: SourceConfig) -> Listing:
     """Fashion-MNIST, each image with a caption that is drawn for it."""
-    torch.manual_seed(0)
+    generator = torch.Generator().manual_seed(0)
     records = []
     for split in SPLITS:
         part = fashion_mnist.load(split, config.root)
-        captions = [part.captions[i] for i in part.draw(torch.arange(len(part)), False)]
+        captions = [part.captions[i] for i in part.draw(torch.arange(len(part)), generator)]
         for row, (pixels, caption) in enumerate(zip(part.images[:, 0].numpy(), captions, strict=True)):
             records.append(Record(f"{split} {row}", partial(Image.fromarray, pixels), (caption,), split=split))
     return Listing(records, part.classes, part.image_size)

@@ -23,7 +23,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from data.captions import article
-from data.dataset import CaptionedImages
+from data.dataset import CaptionedImages, ListedCaptions
 from unclip.errors import UserError, reason
 from unclip.files import read_json, write_atomically, write_json
 from unclip.images import upright
@@ -247,12 +247,7 @@ def captioned(name: str, images: Tensor, records: Sequence[Record], classes: Seq
     for i, row in enumerate(rows):
         table[i, : len(row)] = torch.tensor(row)
 
-    def draw(chosen: Tensor, one_phrasing: bool) -> Tensor:
-        """With one_phrasing all images take, say, their second caption: sources tend to keep an order."""
-        pick = torch.rand(1).expand(len(chosen)) if one_phrasing else torch.rand(len(chosen))
-        return table[chosen, (pick * counts[chosen]).long()]
-
-    data = CaptionedImages(name, images, list(ids), draw)
+    data = CaptionedImages(name, images, ListedCaptions(list(ids), table, counts))
     if not classes:
         return data
     data.labels = torch.tensor([record.label for record in records])

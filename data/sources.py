@@ -12,6 +12,7 @@ from data import arrays, cifar10, emoji, fashion_mnist, folder, hub
 from data.dataset import CaptionedImages
 from data.records import FEWEST, Fit, Listing, Problems, captioned, collect, decoded, split_records
 from unclip.errors import UserError
+from unclip.fields import free
 
 NAMES = ("fashion-mnist", "emoji", "cifar10")
 SIZE = 64
@@ -21,9 +22,9 @@ HUB_NAME = re.compile(r"[\w.-]+/[\w.-]+")
 
 @dataclass(frozen=True)
 class SourceConfig:
-    source: Annotated[str, tyro.conf.arg(name="")] = "fashion-mnist"
+    source: Annotated[str, tyro.conf.arg(name="")] = free("fashion-mnist")
     """fashion-mnist, emoji, cifar10, a folder of captioned images, an .npz or .npy file, or a Hugging Face data set."""
-    root: Path | None = None
+    root: Path | None = free(None)
     """Folder with the files of fashion-mnist, emoji or cifar10; without it they are downloaded to data/raw."""
     size: int | None = None
     """Height and width of the images (default: 32 for emoji and cifar10, those of an array, else 64)."""

@@ -8,15 +8,20 @@ from pathlib import Path
 import torch
 import torch.nn.functional as F
 from PIL import Image
-from torch import Tensor
+from torch import Tensor, nn
 
 from data.dataset import CaptionedImages, random_flip, random_shift
 from stages import loop, runtime
+from stages.batch import CLIPBatch
 from stages.data import DataConfig
+from stages.identity import settings
+from stages.inputs import data_entry
+from stages.state import start_from
 from unclip.checkpoint import Manifest, sha256
 from unclip.clip import CLIP, CLIPConfig, Preprocess, Tokenizer
 from unclip.clip.model import chance_loss, contrastive_loss
 from unclip.errors import UserError
+from unclip.fields import free
 from unclip.images import captioned_grid
 from unclip.metrics import recall_at_k
 
@@ -37,18 +42,30 @@ class AugmentConfig:
 
 @dataclass(frozen=True)
 class CLIPRun:
-    out: Path = Path("checkpoints/run")
+    out: Path = free(Path("checkpoints/run"))
     """Folder of the pipeline; CLIP goes to its subfolder clip."""
-    preset: str = "quick"
+    preset: str = free("quick")
     """Defaults of all other options: tiny (tests), quick (minutes on a laptop), small (hours) or base (one GPU)."""
-    init_from: Path | None = None
+    init_from: Path | None = free(None)
     """Start from the CLIP and tokenizer of the pipeline in this folder; shapes must be equal. Without it: at random."""
     vocab_size: int = 1024
     """Largest vocabulary of the tokenizer, which is trained on the captions."""
     data: DataConfig = field(default_factory=DataConfig)
-    model: CLIPConfig = field(default_factory=CLIPConfig)
+    model: CLIPConfig = free(CLIPConfig())
     augment: AugmentConfig = field(default_factory=AugmentConfig)
     train: loop.TrainConfig = field(default_factory=loop.TrainConfig)
+
+
+class CLIPObjective(nn.Module):
+    def __init__(self, model: CLIP, preprocess: Preprocess):
+        super().__init__()
+        self.model, self.preprocess = model, preprocess
+
+    def forward(self, batch: CLIPBatch) -> Tensor:
+        """The contrastive loss; with several ranks each contrasts its own share."""
+        image = self.model.encode_image(self.preprocess(batch.images))
+        text, _ = self.model.encode_text(batch.ids)
+        return contrastive_loss(image, text, batch.caption, self.model.scale())
 
 
 class CLIPStage:
@@ -66,19 +83,18 @@ class CLIPStage:
         self.ids = tokenizer.encode(data.captions, config.text.context)
         self.lengths = model.text.mask(self.ids).sum(dim=1)
         self.preprocess = Preprocess(config.vision.image_size, config.vision.channels, config.preprocess)
+        self.objective = CLIPObjective(model, self.preprocess)
 
-    def loss(self, model: CLIP, rows: Tensor) -> tuple[Tensor, dict[str, float | Tensor]]:
-        """The contrastive loss of a batch; with several ranks each contrasts its own share."""
-        images = random_shift(self.data.images[rows], self.augment.shift)
+    def batch(self, rows: Tensor, generator: torch.Generator) -> CLIPBatch:
+        images = random_shift(self.data.images[rows], self.augment.shift, generator)
         if self.augment.flip:
-            images = random_flip(images)
-        distinct, caption = self.data.draw(rows, True).unique(return_inverse=True)
-        ids = self.ids[distinct, : self.lengths[distinct].max()]
-        image = model.encode_image(self.preprocess(images.to(self.device)))
-        text, _ = model.encode_text(ids.to(self.device))
-        scale = model.scale()
-        loss = contrastive_loss(image, text, caption.to(self.device), scale)
-        return loss, {"chance_loss": chance_loss(len(rows), len(distinct)), "logit_scale": scale.detach()}
+            images = random_flip(images, generator)
+        distinct, caption = self.data.draw(rows, generator, one_phrasing=True).unique(return_inverse=True)
+        return CLIPBatch(images, caption, self.ids[distinct, : self.lengths[distinct].max()])
+
+    def figures(self, batch: CLIPBatch) -> dict[str, float | Tensor]:
+        chance = chance_loss(len(batch.images), len(batch.ids))
+        return {"chance_loss": chance, "logit_scale": self.model.logit_scale.detach().exp()}
 
     def evaluate(self, model: CLIP) -> dict[str, float]:
         """On the validation images: zero-shot accuracy from the plain captions, and recall@k over distinct captions."""
@@ -115,8 +131,8 @@ def caption_recall(images: Tensor, data: CaptionedImages, encode: Callable[[Tens
     """
     recall = Counter()
     for phrasing in range(PHRASINGS):
-        torch.manual_seed(phrasing)
-        distinct, caption = data.draw(torch.arange(len(images)), True).unique(return_inverse=True)
+        drawn = data.draw(torch.arange(len(images)), torch.Generator().manual_seed(phrasing), one_phrasing=True)
+        distinct, caption = drawn.unique(return_inverse=True)
         similarity = images @ encode(distinct).T  # (N, U)
         right = F.one_hot(caption, len(distinct)).bool()  # (N, U)
         for k in (1, 5):
@@ -146,10 +162,9 @@ def train(run: CLIPRun) -> Manifest:
     patch_size = fitting_patch(run.model.vision.patch_size, data.image_size)
     vision = replace(run.model.vision, image_size=data.image_size, channels=data.channels, patch_size=patch_size)
     text = replace(run.model.text, vocab_size=tokenizer.vocab_size, eos_id=tokenizer.end_id)
-    torch.manual_seed(run.train.seed)
-    model = CLIP(replace(run.model, vision=vision, text=text))
-    source = {"name": data.name, "fingerprint": data.fingerprint}
-    parents = {"tokenizer": sha256(tokenizer.to_json().encode()), **loop.start_from(model, run.init_from, "clip")}
-    manifest = Manifest("clip", parents=parents, data=source, training=loop.settings(run))
+    with runtime.seeded(run.train.seed):
+        model = CLIP(replace(run.model, vision=vision, text=text))
+    parents = {"tokenizer": sha256(tokenizer.to_json().encode()), **start_from(model, run.init_from, "clip")}
+    manifest = Manifest("clip", parents=parents, data=data_entry(data), training=settings(run))
     stage = CLIPStage(model, tokenizer, data, validation, run.augment, device)
     return loop.train(stage, run.train, device, run.out, manifest, {"tokenizer.json": tokenizer.to_json()})

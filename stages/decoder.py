@@ -1,46 +1,63 @@
 """Train the decoder: the frozen CLIP's image embeddings, and captions -> pixels."""
 
-from dataclasses import dataclass, field, replace
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 
 import torch
 from PIL import Image
-from torch import Tensor
+from torch import Tensor, nn
 
 from stages import loop, runtime
+from stages.batch import DecoderBatch
 from stages.data import DataConfig
-from stages.embed import Embedded
-from stages.frozen import Frozen, prepare
+from stages.embed import EmbeddedImages
+from stages.identity import settings
+from stages.inputs import Inputs, open_inputs
+from stages.state import start_from
 from unclip.checkpoint import Manifest
-from unclip.decoder import Decoder, DecoderConfig, draw_images
+from unclip.decoder import Decoder, DecoderConfig
 from unclip.errors import UserError
+from unclip.fields import free
 from unclip.images import captioned_grid, to_float, to_uint8
-from unclip.settings import Sampling
+from unclip.settings import DecoderSettings
 
 
 @dataclass(frozen=True)
 class DecoderRun:
-    out: Path = Path("checkpoints/run")
+    out: Path = free(Path("checkpoints/run"))
     """Folder of the pipeline, which holds a trained clip; the decoder goes to its subfolder decoder."""
-    preset: str = "quick"
+    preset: str = free("quick")
     """Defaults of all other options: tiny (tests), quick (minutes on a laptop), small (hours) or base (one GPU)."""
-    init_from: Path | None = None
+    init_from: Path | None = free(None)
     """Start from the decoder of the pipeline in this folder; shapes must be equal. Without it: at random."""
     drop_image: float = 0.1
     """Share of the image embeddings that are replaced by the learned null, for guidance."""
     drop_text: float = 0.5
     """Share of the captions that are replaced by the learned null."""
-    flip: bool = False
-    """Mirror half of the images, each with the embedding of its mirror image."""
     evaluate_on: int = 1000
     """Validation images that the loss is taken on."""
+    sampling: DecoderSettings = free(DecoderSettings())
+    """How the trained decoder is drawn from; noted in the pipeline's model_index.json."""
     data: DataConfig = field(default_factory=DataConfig)
-    model: DecoderConfig = field(default_factory=DecoderConfig)
+    model: DecoderConfig = free(DecoderConfig())
     train: loop.TrainConfig = field(default_factory=loop.TrainConfig)
 
     def __post_init__(self):
         if not 0 <= self.drop_image <= 1 or not 0 <= self.drop_text <= 1 or self.evaluate_on < 1:
             raise UserError("--drop-image and --drop-text must lie in 0 .. 1, and --evaluate-on be at least 1")
+
+
+class DecoderObjective(nn.Module):
+    def __init__(self, model: Decoder):
+        super().__init__()
+        self.model, self.diffusion = model, model.diffusion()
+
+    def forward(self, batch: DecoderBatch) -> Tensor:
+        """Squared error on the target, with min-SNR weights, averaged over the batch."""
+        noised, target = self.diffusion.training_pair(to_float(batch.pixels), batch.noise, batch.t)
+        condition = self.model.condition(batch.embeddings, batch.captions, batch.drop)
+        error = (self.model(noised, batch.t, condition).float() - target).square().mean(dim=(1, 2, 3))
+        return (error * self.diffusion.loss_weight(batch.t)).mean()
 
 
 class DecoderStage:
@@ -49,91 +66,68 @@ class DecoderStage:
     name = "decoder"
     best_is = ("loss", "lowest")
 
-    def __init__(self, model: Decoder, frozen: Frozen, run: DecoderRun, device: torch.device):
-        self.model, self.frozen, self.run, self.device = model, frozen, run, device
+    def __init__(self, model: Decoder, inputs: Inputs, run: DecoderRun, device: torch.device):
+        self.model, self.inputs, self.run, self.device = model, inputs, run, device
+        self.objective = DecoderObjective(model)
         self.diffusion = model.diffusion()
-        self.size = len(frozen.data)
+        self.size = len(inputs.train)
 
-    def loss(self, model: Decoder, rows: Tensor) -> tuple[Tensor, dict[str, float | Tensor]]:
-        run, embedded = self.run, self.frozen.embedded
-        captions = self.frozen.data.draw(rows, False)
-        drop_image, drop_text = torch.rand(len(rows)) < run.drop_image, torch.rand(len(rows)) < run.drop_text
-        pixels, image = self.frozen.data.images[rows], embedded.images[rows.to(self.device)]
-        if run.flip:
-            flip = torch.rand(len(rows)) < 0.5
-            pixels = torch.where(flip[:, None, None, None], pixels.flip(-1), pixels)
-            image = torch.where(flip[:, None].to(self.device), embedded.flipped[rows.to(self.device)], image)
-        loss = self._weighted_error(model, pixels, image, captions, embedded, drop_image, drop_text)
-        return loss, {}
+    def batch(self, rows: Tensor, generator: torch.Generator) -> DecoderBatch:
+        batch = self._examples(self.inputs.train, rows, generator)
+        drop_image, drop_text = torch.rand(2, len(rows), generator=generator)
+        return replace(
+            batch, drop=drop_image < self.run.drop_image, captions=batch.captions.drop(drop_text < self.run.drop_text)
+        )
 
-    def _weighted_error(
-        self,
-        model: Decoder,
-        pixels: Tensor,
-        image: Tensor,
-        captions: Tensor,
-        embedded: Embedded,
-        drop_image: Tensor,
-        drop_text: Tensor,
-    ) -> Tensor:
-        """Squared error on the target, with min-SNR weights, averaged over the batch.
+    def _examples(self, images: EmbeddedImages, rows: Tensor, generator: torch.Generator) -> DecoderBatch:
+        """Images with their embeddings and a caption each, nothing of them dropped, and the noise to train with."""
+        pixels = images.data.images[rows]
+        return DecoderBatch(
+            pixels=pixels,
+            embeddings=images.embeddings[rows],
+            drop=torch.zeros(len(rows), dtype=torch.bool),
+            captions=images.captions(images.data.draw(rows, generator)),
+            t=self.diffusion.draw_times(len(rows), generator),
+            noise=torch.randn(pixels.shape, generator=generator),
+        )
 
-        Pixels uint8 (B, C, H, W), their embeddings (B, D), caption ids (B,) into `embedded`, and what to drop (B,).
-        """
-        x0 = to_float(pixels.to(self.device))
-        t = self.diffusion.draw_timesteps(len(x0))
-        noise = torch.randn(x0.shape).to(self.device)
-        _, encodings, mask = embedded.captions(captions)
-        condition = model.condition(image, encodings, mask, drop_image.to(self.device), drop_text.to(self.device))
-        output = model(self.diffusion.add_noise(x0, noise, t), t.to(self.device), condition)
-        error = (output.float() - self.diffusion.target(x0, noise, t)).square().mean(dim=(1, 2, 3))
-        return (error * self.diffusion.loss_weight(t).to(self.device)).mean()
+    def figures(self, batch: DecoderBatch) -> dict[str, float | Tensor]:
+        return {}
 
     def evaluate(self, model: Decoder) -> dict[str, float]:
         """The loss on validation images with nothing dropped; times and noise are the same at every call."""
-        validation, embedded = self.frozen.validation, self.frozen.embedded_validation
-        torch.manual_seed(0)
+        validation, generator = self.inputs.validation, torch.Generator().manual_seed(0)
+        objective, total = DecoderObjective(model), 0.0
         rows = torch.arange(len(validation))[: self.run.evaluate_on]
-        total = 0.0
         for part in rows.split(250):
-            captions, keep = validation.draw(part, False), torch.zeros(len(part), dtype=torch.bool)
-            image = embedded.images[part.to(self.device)]
-            error = self._weighted_error(model, validation.images[part], image, captions, embedded, keep, keep)
-            total += error.item() * len(part) / len(rows)
+            loss = objective(self._examples(validation, part, generator).to(self.device))
+            total += loss.item() * len(part) / len(rows)
         return {"loss": total}
 
     def preview(self, model: Decoder) -> Image.Image:
         """For the first ten validation images: the image, and seven draws from its true embedding and caption."""
-        validation, embedded = self.frozen.validation, self.frozen.embedded_validation
-        torch.manual_seed(0)
+        validation = self.inputs.validation
         count = min(10, len(validation))
-        captions = validation.draw(torch.arange(count), False)
+        ids = validation.data.draw(torch.arange(count), torch.Generator().manual_seed(0))
         rows = torch.arange(count).repeat_interleave(7)
-        _, encodings, mask = embedded.captions(captions[rows])
-        sampling = Sampling(steps=min(Sampling.steps, model.config.timesteps))
-        images = embedded.images[rows.to(self.device)]
-        drawn = draw_images(model, images, encodings, mask, list(range(7)) * count, sampling)
-        grid = torch.cat([validation.images[:count, None], to_uint8(drawn).cpu().unflatten(0, (count, 7))], dim=1)
-        grid = grid.permute(0, 1, 3, 4, 2).numpy()
-        return captioned_grid([(validation.captions[c], row) for c, row in zip(captions, grid, strict=True)])
+        captions = validation.captions(ids[rows]).to(self.device)
+        settings = replace(self.run.sampling, steps=min(self.run.sampling.steps, model.config.timesteps))
+        drawn = model.draw(validation.embeddings[rows].to(self.device), captions, list(range(7)) * count, settings)
+        drawn = to_uint8(drawn).cpu().unflatten(0, (count, 7))
+        grid = torch.cat([validation.data.images[:count, None], drawn], dim=1).permute(0, 1, 3, 4, 2).numpy()
+        return captioned_grid([(validation.data.captions[c], row) for c, row in zip(ids, grid, strict=True)])
 
 
 def train(run: DecoderRun) -> Manifest:
     """Train a decoder on the CLIP in run.out. Returns the manifest of the trained decoder."""
     device = runtime.start(run.train.device)
-    frozen = prepare(run.out, run.data, device, run.flip)
-    clip, data = frozen.clip, frozen.data
-    torch.manual_seed(run.train.seed)
-    model = Decoder(
-        replace(
-            run.model,
-            embed_dim=clip.embed_dim,
-            text_width=clip.text.width,
-            image_size=data.image_size,
-            channels=data.channels,
-        )
-    )
-    model.image_condition.scaler.fit(frozen.embedded.images)
-    stage = DecoderStage(model, frozen, run, device)
-    manifest = frozen.manifest("decoder", loop.settings(run), loop.start_from(model, run.init_from, "decoder"))
-    return loop.train(stage, run.train, device, run.out, manifest)
+    inputs = open_inputs(run.out, run.data, device)
+    clip, data = inputs.clip, inputs.train.data
+    shapes = {"embed_dim": clip.embed_dim, "text_width": clip.text.width}
+    shapes |= {"image_size": data.image_size, "channels": data.channels}
+    with runtime.seeded(run.train.seed):
+        model = Decoder(replace(run.model, **shapes))
+    model.image_condition.scaler.fit(inputs.train.embeddings)
+    start = start_from(model, run.init_from, "decoder")
+    manifest = inputs.manifest("decoder", settings(run), asdict(run.sampling), start)
+    return loop.train(DecoderStage(model, inputs, run, device), run.train, device, run.out, manifest)

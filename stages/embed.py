@@ -1,103 +1,139 @@
-"""The cache of what the frozen CLIP says of a data set: computed once, so that no training step runs CLIP.
+"""A data set as the frozen CLIP sees it: computed once and cached, so that no training step runs CLIP.
 
-A file holds the image embeddings (and those of the mirrored images where they are wanted), and for every caption its
-text embedding and its token encodings. It is keyed by hashes of the CLIP and of the data.
+The cache of a data set is a folder named after hashes of the CLIP and of the data, with an array in each file: the
+image embeddings, and for every caption its text embedding and the encodings of its tokens, end to end. Arrays are
+mapped into memory, so that only what batches ask for is read.
 """
 
+import hashlib
 import json
-from dataclasses import asdict, dataclass, fields
-from functools import cached_property
+import os
+import shutil
+import tempfile
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from data.dataset import CaptionedImages
 from stages.runtime import print0
-from unclip.checkpoint import dump_tensors, load_tensors, sha256
-from unclip.clip import CLIP, Preprocess, Tokenizer
+from unclip.checkpoint import sha256
+from unclip.clip import CLIP, EncodedCaptions, Preprocess, Tokenizer, encode_ids
 from unclip.errors import UserError
-from unclip.files import write_atomically
+from unclip.files import read_json, write_json
 
 CACHE = Path(__file__).resolve().parent.parent / "data" / "cache"
 BATCH = 256
+ARRAYS = ("embeddings", "text", "encodings", "starts")
 
 
 @dataclass
-class Embedded:
-    """A data set as the frozen CLIP sees it."""
+class EmbeddedImages:
+    """Captioned images, with what the frozen CLIP says of them. All tensors are on the CPU."""
 
-    images: Tensor
+    data: CaptionedImages
+    embeddings: Tensor
     """Unit image embeddings (N, D)."""
-    flipped: Tensor | None
-    """Those of the mirrored images (N, D)."""
     text: Tensor
-    """Unit text embeddings (M, D), one a caption of the data set."""
+    """Unit text embeddings (M, D), one per caption of the data set."""
     encodings: Tensor
-    """Token encodings (M, L, W)."""
-    mask: Tensor
-    """(M, L), False for padding."""
+    """Token encodings of all captions, end to end, (tokens, W)."""
+    starts: Tensor
+    """(M + 1,), where each caption's tokens begin, and the last's end."""
 
-    def captions(self, ids: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Text embeddings, token encodings and mask of the captions ids (B,), cropped to the longest of them.
+    def __len__(self) -> int:
+        return len(self.data)
 
-        `ids` and `lengths` are on the CPU, so that no GPU is waited for.
-        """
-        longest = int(self.lengths[ids].max())
-        ids = ids.to(self.text.device)
-        return self.text[ids], self.encodings[ids, :longest], self.mask[ids, :longest]
+    def captions(self, ids: Tensor) -> EncodedCaptions:
+        """The captions ids (B,), as long as the longest of them."""
+        starts = self.starts[ids, None]  # (B, 1)
+        lengths = self.starts[ids + 1, None] - starts  # (B, 1)
+        places = torch.arange(int(lengths.max()))  # (L,)
+        mask = places < lengths  # (B, L)
+        encodings = self.encodings[(starts + places).clamp(max=len(self.encodings) - 1)]  # (B, L, W)
+        return EncodedCaptions(
+            text=self.text[ids],
+            encodings=encodings.masked_fill(~mask[..., None], 0),
+            mask=mask,
+            empty=torch.zeros(len(ids), dtype=torch.bool),
+        )
 
-    @cached_property
-    def lengths(self) -> Tensor:
-        """Tokens of each caption (M,)."""
-        return self.mask.sum(dim=1).cpu()
 
-    def to(self, device: torch.device) -> "Embedded":
-        tensors = {f.name: getattr(self, f.name) for f in fields(self)}
-        return Embedded(**{name: None if t is None else t.to(device) for name, t in tensors.items()})
-
-
-def embed_dataset(
-    dataset: CaptionedImages,
+def embed_images(
+    data: CaptionedImages,
     clip: CLIP,
     clip_sha256: str,
     tokenizer: Tokenizer,
     preprocess: Preprocess,
     device: torch.device,
-    flipped: bool = False,
     cache: Path = CACHE,
-) -> Embedded:
-    """The data set's embeddings from the cache; computed and stored if they are not there, or cannot be read."""
+) -> EmbeddedImages:
+    """Captioned images with their embeddings from the cache; computed and stored if they are not there or damaged."""
     # Equal weights are not an equal CLIP: the activation, the pooling, the preprocessing or the tokenizer may differ.
     identity = sha256((clip_sha256 + json.dumps(asdict(clip.config)) + tokenizer.to_json()).encode())
-    path = cache / f"{identity[:16]}-{dataset.fingerprint[:16]}{'-flipped' if flipped else ''}.safetensors"
-    if path.exists():
-        try:
-            tensors, _ = load_tensors(path)
-            return Embedded(**{"flipped": None, **tensors})
-        except (UserError, TypeError):
-            print0(f"{path} is damaged: computing it again")
-    print0(f"embedding {dataset.name}: {len(dataset)} images, {len(dataset.captions)} captions")
-    clip = clip.to(device)
-    tensors = {"images": _embed_images(dataset.images, clip, preprocess, device)}
-    if flipped:
-        tensors["flipped"] = _embed_images(dataset.images, clip, preprocess, device, flip=True)
-    tensors |= _embed_captions(dataset.captions, clip, tokenizer, device)
-    write_atomically(path, dump_tensors(tensors))
-    return Embedded(**{"flipped": None, **tensors})
+    folder = cache / f"embedded-{identity[:16]}-{data.fingerprint[:16]}"
+    if folder.exists() and (why := damage(folder)):
+        print0(f"{folder} is damaged ({why}): computing it again")
+        shutil.rmtree(folder)
+    if not folder.exists():
+        print0(f"embedding {data.name}: {len(data)} images, {len(data.captions)} captions")
+        compute(folder, data, clip.to(device), tokenizer, preprocess)
+    # "c": torch wants what can be written to; the file stays as it is
+    arrays = {name: torch.from_numpy(np.load(folder / f"{name}.npy", mmap_mode="c")) for name in ARRAYS}
+    return EmbeddedImages(data, **arrays)
+
+
+def damage(folder: Path) -> str:
+    """What is wrong with a cache; nothing if its files are those that were written."""
+    try:
+        expected = read_json(folder / "sha256.json")
+        wrong = [name for name in ARRAYS if file_sha256(folder / f"{name}.npy") != expected[name]]
+    except (OSError, UserError, KeyError, TypeError) as error:
+        return str(error).splitlines()[0]
+    return f"{wrong[0]}.npy has changed" if wrong else ""
+
+
+def file_sha256(path: Path) -> str:
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 @torch.inference_mode()
-def _embed_images(
-    images: Tensor, clip: CLIP, preprocess: Preprocess, device: torch.device, flip: bool = False
-) -> Tensor:
-    parts = (part.flip(-1) if flip else part for part in images.split(BATCH))
-    return torch.cat([clip.encode_image(preprocess(part.to(device))).cpu() for part in parts])
+def compute(folder: Path, data: CaptionedImages, clip: CLIP, tokenizer: Tokenizer, preprocess: Preprocess) -> None:
+    """Put a data set through a CLIP, on the CLIP's device, into a new folder: whole, or not at all."""
+    device, config = clip.logit_scale.device, clip.config
+    ids = tokenizer.encode(data.captions, config.text.context)
+    lengths = clip.text.mask(ids).sum(dim=1)
+    starts = torch.cat([torch.zeros(1, dtype=torch.long), lengths.cumsum(dim=0)])
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=folder.parent, prefix=f".{folder.name}.") as temporary:
+        new = partial(_new_array, Path(temporary))
+        embeddings = new("embeddings", len(data), config.embed_dim)
+        for rows in _parts(len(data)):
+            embeddings[rows] = clip.encode_image(preprocess(data.images[rows].to(device))).cpu()
+        text = new("text", len(ids), config.embed_dim)
+        encodings = new("encodings", int(starts[-1]), config.text.width)
+        for rows in _parts(len(ids)):
+            captions = encode_ids(clip, ids[rows].to(device)).to("cpu")
+            text[rows] = captions.text
+            encodings[starts[rows.start] : starts[rows.stop]] = captions.encodings[captions.mask]
+        np.save(Path(temporary) / "starts.npy", starts.numpy())
+        for array in (embeddings, text, encodings):
+            array.flush()
+        hashes = {name: file_sha256(Path(temporary) / f"{name}.npy") for name in ARRAYS}
+        write_json(Path(temporary) / "sha256.json", hashes)
+        os.chmod(temporary, 0o755)  # a temporary folder is for its owner alone
+        os.rename(temporary, folder)
 
 
-@torch.inference_mode()
-def _embed_captions(captions: list[str], clip: CLIP, tokenizer: Tokenizer, device: torch.device) -> dict[str, Tensor]:
-    ids = tokenizer.encode(captions, clip.config.text.context).to(device)
-    parts = [clip.encode_text(part) for part in ids.split(BATCH)]
-    text, encodings = (torch.cat([p.cpu() for p in column]) for column in zip(*parts, strict=True))
-    return {"text": text, "encodings": encodings, "mask": clip.text.mask(ids).cpu()}
+def _new_array(folder: Path, name: str, *shape: int) -> np.ndarray:
+    """Zeros in a file of their own, which need not fit in memory."""
+    return np.lib.format.open_memmap(folder / f"{name}.npy", "w+", np.float32, shape)
+
+
+def _parts(n: int) -> Iterator[slice]:
+    return (slice(start, min(start + BATCH, n)) for start in range(0, n, BATCH))

@@ -1,39 +1,32 @@
-"""The one training loop. It knows no model: a `Stage` gives it the loss, the validation figures, and a picture.
+"""The one training loop. It knows no model: a `Stage` gives it an objective, batches, figures, and a picture.
 
 A step is a pure function of the weights, the optimiser's state, the seed and the step's number: batches and noise are
 drawn anew from (seed, step). A run that was interrupted therefore goes on exactly as if it had not been.
 """
 
 import copy
-import json
 import math
-import sys
 import time
-from collections import defaultdict
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Protocol
 
 import torch
 from PIL import Image
 from torch import Tensor, nn
-from tqdm import tqdm
 
-from data.dataset import shuffled_rows
+from data.dataset import batch_generator, shuffled_rows
 from stages import runtime
+from stages.batch import Batch
+from stages.identity import check_same_run
+from stages.log import Log
 from stages.optim import cosine_warmup, make_optimizers, update_ema
-from unclip.checkpoint import (
-    Manifest,
-    dump_tensors,
-    load_tensors,
-    load_weights,
-    read_manifest,
-    save_stage,
-    write_index,
-)
+from stages.state import Progress, load_state, save_state
+from unclip.checkpoint import Manifest, read_manifest, save_stage, write_index
 from unclip.devices import Device
 from unclip.errors import UserError
-from unclip.files import read_json, write_atomically, write_json
+from unclip.fields import free
+from unclip.files import write_atomically, write_json
 from unclip.images import save_png
 
 
@@ -42,7 +35,7 @@ class TrainConfig:
     steps: int = 1000
     """Optimiser steps."""
     batch_size: int = 32
-    """Examples a step, over all ranks."""
+    """Examples per step, over all ranks."""
     lr: float = 1e-3
     """Peak learning rate of AdamW."""
     muon_lr: float = 0.0
@@ -57,17 +50,17 @@ class TrainConfig:
     """Largest norm of the gradient."""
     ema: float = 0.999
     """Decay of the moving average of the weights, which is what is saved."""
-    evaluate_every: int = 500
+    evaluate_every: int = free(500)
     """Steps between validations."""
-    save_every: int = 100
+    save_every: int = free(100)
     """Steps between saved states, from which an interrupted run goes on."""
-    preview_every: int = 500
+    preview_every: int = free(500)
     """Steps between preview grids."""
-    log_every: int = 50
+    log_every: int = free(50)
     """Steps between lines of metrics.jsonl."""
     seed: int = 0
     """Seed of initialisation, batches and noise."""
-    device: Device = "auto"
+    device: Device = free("auto")
     """Where to train: auto takes a GPU if there is one."""
     precision: runtime.Precision = "auto"
     """auto is bfloat16 autocast on CUDA, float32 elsewhere."""
@@ -96,13 +89,19 @@ class Stage(Protocol):
 
     name: str
     model: nn.Module
+    """What is trained, averaged and saved."""
+    objective: nn.Module
+    """Holds the model; its forward(batch) is the loss. Engines that hook into modules wrap it whole."""
     size: int
     """Training examples."""
     best_is: tuple[str, str]
     """The validation figure that picks the best weights, and "highest" or "lowest"."""
 
-    def loss(self, model: nn.Module, rows: Tensor) -> tuple[Tensor, dict[str, float | Tensor]]:
-        """The loss on these training examples, and what to log beside it."""
+    def batch(self, rows: Tensor, generator: torch.Generator) -> Batch:
+        """These training examples, with all that is random in a step: a pure function of its arguments."""
+
+    def figures(self, batch: Batch) -> dict[str, float | Tensor]:
+        """What to log of a step beside the loss."""
 
     def evaluate(self, model: nn.Module) -> dict[str, float]:
         """Validation figures."""
@@ -111,30 +110,19 @@ class Stage(Protocol):
         """A picture for fixed captions and seeds."""
 
 
-@dataclass
-class Progress:
-    """What a run carries from step to step beside its tensors."""
-
-    step: int = 0
-    best: float | None = None
-    """The best validation figure so far."""
-    seconds: float = 0.0
-    """Time spent on steps."""
-
-
 def train(
     stage: Stage,
     config: TrainConfig,
     device: torch.device,
     pipeline: Path,
     manifest: Manifest,
-    beside: dict[str, str] | None = None,
+    files: dict[str, str] | None = None,
 ) -> Manifest:
     """Train a stage into `pipeline`/NAME, going on from where an earlier call was interrupted.
 
     Writes model.safetensors (the moving average that did best in validation) and config.json; in train/ the last state,
-    metrics.jsonl, and preview grids. `manifest` holds the stage's parents and data; `beside` are files to put into the
-    pipeline's folder. Returns the manifest of the saved weights.
+    metrics.jsonl, and preview grids. `manifest` holds the stage's parents and data; `files` are put into the pipeline's
+    folder. Returns the manifest of the saved weights.
 
     Raises UserError if the folder holds a run with other settings, or if the loss is no longer finite.
     """
@@ -146,26 +134,34 @@ def train(
         complete = check_same_run(folder, manifest)
     if complete:
         runtime.print0(f"{stage.name}: {folder} is trained already; delete it to train it anew")
+    else:
         if runtime.is_main():
-            write_index(pipeline)
-        return read_manifest(folder)
+            for name, content in (files or {}).items():
+                write_atomically(pipeline / name, content)
+        run_steps(stage, config, device, folder, manifest)
     if runtime.is_main():
-        for name, content in (beside or {}).items():
-            write_atomically(pipeline / name, content)
+        finish(folder, manifest)
+    runtime.barrier()
+    return read_manifest(folder)
+
+
+def run_steps(stage: Stage, config: TrainConfig, device: torch.device, folder: Path, manifest: Manifest) -> None:
+    """Take the steps that are left, saving, validating and drawing on the way."""
+    state = folder / "train" / "state.safetensors"
     model = stage.model.to(device)
     average = copy.deepcopy(model).requires_grad_(False).eval()
+    objective = runtime.distributed(stage.objective.to(device))
     optimizers = make_optimizers(model, config.lr, config.weight_decay, config.betas, config.muon_lr)
-    progress = load_state(folder / "train" / "state.safetensors", model, average, optimizers)
+    progress = load_state(state, model, average, optimizers)
     log = Log(folder / "train" / "metrics.jsonl", stage, config, progress)
     model.train()
     while progress.step < config.steps:
         began = time.perf_counter()
-        figures = take_step(stage, config, model, optimizers, progress.step, device)
+        figures = take_step(stage, config, objective, optimizers, progress.step, device)
         update_ema(average, model, progress.step, config.ema)
         progress.step += 1
         progress.seconds += time.perf_counter() - began
         log.step(figures)
-
         if runtime.is_main():
             last = progress.step == config.steps
             if last or progress.step % config.preview_every == 0:
@@ -174,91 +170,33 @@ def train(
             if evaluated:
                 log.validation(validate(stage, average, folder, manifest, progress, last))
             if evaluated or progress.step % config.save_every == 0:
-                save_state(folder / "train" / "state.safetensors", model, average, optimizers, progress)
+                save_state(state, model, average, optimizers, progress)
     log.close()
-    if runtime.is_main():
-        write_index(pipeline)
-    runtime.barrier()
-    return read_manifest(folder)
 
 
 def take_step(
     stage: Stage,
     config: TrainConfig,
-    model: nn.Module,
+    objective: nn.Module,
     optimizers: list[torch.optim.Optimizer],
     step: int,
     device: torch.device,
 ) -> dict[str, float | Tensor]:
     """One optimiser step; what to log of it."""
-    torch.manual_seed((config.seed * 1_000_003 + step + 1) * 1_009 + runtime.rank())
-    rows = runtime.own_share(shuffled_rows(step, config.batch_size, stage.size, config.seed))
+    rows = shuffled_rows(step, config.batch_size, stage.size, config.seed)
+    batch = stage.batch(rows, batch_generator(config.seed, step))
+    batch = batch.share(runtime.rank(), runtime.world_size()).to(device)
     with runtime.autocast(device, config.precision):
-        loss, extra = stage.loss(model, rows)
-    model.zero_grad()
+        loss = objective(batch)
+    objective.zero_grad()
     loss.backward()
-    runtime.average_gradients(model)
-    norm = nn.utils.clip_grad_norm_(model.parameters(), config.clip_grad)
+    norm = nn.utils.clip_grad_norm_(objective.parameters(), config.clip_grad)
     factor = cosine_warmup(step, config.steps, config.warmup)
     for optimizer in optimizers:
         for group in optimizer.param_groups:
             group["lr"] = group["peak"] * factor
         optimizer.step()
-    return {"loss": loss.detach(), **extra, "grad_norm": norm, "lr": config.lr * factor}
-
-
-def start_from(model: nn.Module, pipeline: Path | None, stage: str) -> dict[str, str]:
-    """Fill a new model with the weights of another pipeline's stage, if one is given: fine-tuning.
-
-    Returns the parent to name in the manifest, {"start": SHA-256}. Raises UserError if shapes differ.
-    """
-    if pipeline is None:
-        return {}
-    path = pipeline / stage / "model.safetensors"
-    parent = read_manifest(pipeline / stage)
-    load_weights(model, load_tensors(path)[0], path)
-    return {"start": parent.sha256}
-
-
-NO_SETTINGS = ("out", "preset", "model", "init_from", "clip", "clip_revision")
-"""Of a run: where things lie, or what its manifest names elsewhere."""
-
-
-def settings(run: Any) -> dict[str, Any]:
-    """What of a trainer's config makes two runs the same: not the folder, where the data lies, or the device."""
-    kept = {key: value for key, value in asdict(run).items() if key not in NO_SETTINGS}
-    del kept["data"]["source"], kept["data"]["root"], kept["train"]["device"]
-    return kept
-
-
-def check_same_run(folder: Path, manifest: Manifest) -> bool:
-    """Whether the folder's run has ended. Records the settings of a new run in train/run.json.
-
-    Raises UserError if the folder holds a run with other settings.
-    """
-    wanted = {key: getattr(manifest, key) for key in ("model", "parents", "data", "training")}
-    wanted = json.loads(json.dumps(wanted))  # as it reads after a round trip: tuples are lists
-    record, weights = folder / "train" / "run.json", folder / "config.json"
-    if not weights.exists() and not (folder / "train" / "state.safetensors").exists():
-        write_json(record, wanted)  # also over that of a run that failed before it saved anything
-        return False
-    earlier = read_json(weights if weights.exists() else record)
-    found = _flatten(earlier)
-    for key, value in _flatten(wanted).items():
-        if found.get(key) != value:
-            raise UserError(
-                f"{folder} holds a run with {key.removeprefix('training.')} = {found.get(key)}, not {value}; "
-                f"choose another --out, or delete {folder} to train it anew"
-            )
-    return earlier.get("complete", False)
-
-
-def _flatten(tree: dict[str, Any], prefix: str = "") -> dict[str, Any]:
-    """{"training": {"lr": 1}} -> {"training.lr": 1}."""
-    flat = {}
-    for key, value in tree.items():
-        flat |= _flatten(value, f"{prefix}{key}.") if isinstance(value, dict) else {prefix + key: value}
-    return flat
+    return {"loss": loss.detach(), **stage.figures(batch), "grad_norm": norm, "lr": config.lr * factor}
 
 
 @torch.inference_mode()
@@ -284,104 +222,9 @@ def validate(
     return figures
 
 
-def save_state(
-    path: Path, model: nn.Module, average: nn.Module, optimizers: list[torch.optim.Optimizer], progress: Progress
-) -> None:
-    """All that a run needs to go on, in one file that is replaced as a whole."""
-    tensors = {f"model.{k}": v for k, v in model.state_dict().items()}
-    tensors |= {f"average.{k}": v for k, v in average.state_dict().items()}
-    for optimizer in optimizers:
-        name = type(optimizer).__name__
-        for i, moments in optimizer.state_dict()["state"].items():
-            tensors |= {f"{name}.{i}.{k}": v for k, v in moments.items()}
-    write_atomically(path, dump_tensors(tensors, {"progress": json.dumps(asdict(progress))}))
-
-
-def load_state(path: Path, model: nn.Module, average: nn.Module, optimizers: list[torch.optim.Optimizer]) -> Progress:
-    """Go on from a saved state, or from the beginning if there is none. Raises UserError if it is damaged."""
-    if not path.exists():
-        return Progress()
-    tensors, metadata = load_tensors(path)
-    parts: dict[str, dict[str, Tensor]] = defaultdict(dict)
-    for key, value in tensors.items():
-        part, name = key.split(".", 1)
-        parts[part][name] = value
-    load_weights(model, parts["model"], path)
-    load_weights(average, parts["average"], path)
-    for optimizer in optimizers:
-        state: dict[int, dict[str, Tensor]] = defaultdict(dict)
-        for key, value in parts[type(optimizer).__name__].items():
-            index, name = key.split(".", 1)
-            state[int(index)][name] = value
-        optimizer.load_state_dict({"state": state, "param_groups": optimizer.state_dict()["param_groups"]})
-    return Progress(**json.loads(metadata["progress"]))
-
-
-class Log:
-    """Progress for people (a bar on a terminal, plain lines elsewhere) and for programs (metrics.jsonl)."""
-
-    def __init__(self, path: Path, stage: Stage, config: TrainConfig, progress: Progress):
-        self.path, self.stage, self.config, self.progress = path, stage, config, progress
-        self.recent: list[dict[str, float | Tensor]] = []
-        self.mark = (progress.step, progress.seconds)
-        self.bar = None
-        if runtime.is_main():
-            path.parent.mkdir(parents=True, exist_ok=True)
-            self._drop_lines_after(progress.step)
-            millions = sum(p.numel() for p in stage.model.parameters()) / 1e6
-            going_on = f", going on from step {progress.step}" if progress.step else ""
-            runtime.print0(
-                f"{stage.name}: {millions:.2f}M parameters, {stage.size} examples, {config.steps} steps of "
-                f"{config.batch_size} on {next(stage.model.parameters()).device}{going_on}"
-            )
-            if sys.stderr.isatty():
-                self.bar = tqdm(total=config.steps, initial=progress.step, desc=stage.name, unit="step")
-
-    def _drop_lines_after(self, step: int) -> None:
-        """Lines that an interrupted run wrote after its last saved state will be written again."""
-        if self.path.exists():
-            whole = [line for line in self.path.read_text().splitlines(keepends=True) if line.endswith("}\n")]
-            write_atomically(self.path, "".join(line for line in whole if json.loads(line)["step"] <= step))
-
-    def step(self, figures: dict[str, float | Tensor]) -> None:
-        """Take note of a step. At intervals, and wherever the state is saved, log the means since the last time.
-
-        Raises UserError if the loss is no longer finite.
-        """
-        self.recent.append(figures)
-        if self.bar is not None:
-            self.bar.update()
-        step = self.progress.step
-        due = (self.config.log_every, self.config.evaluate_every, self.config.save_every)
-        if all(step % every for every in due) and step != self.config.steps:
-            return
-        means = {k: sum(float(figures[k]) for figures in self.recent) / len(self.recent) for k in figures}
-        if not math.isfinite(means["loss"]):
-            raise UserError(f"{self.stage.name}: the loss is {means['loss']} near step {step}; try a lower --train.lr")
-        images = (step - self.mark[0]) * self.config.batch_size
-        rate = images / (self.progress.seconds - self.mark[1])
-        left = (self.config.steps - step) * self.config.batch_size / rate
-        self.recent, self.mark = [], (step, self.progress.seconds)
-        self._write({**means, "lr": figures["lr"], "images_per_second": rate})
-        told = ", ".join(f"{k} {v:.4g}" for k, v in means.items() if k not in ("grad_norm", "lr"))
-        self._say(f"{told}, {rate:.0f} images/s, {int(left) // 60}:{int(left) % 60:02d} left")
-
-    def validation(self, figures: dict[str, float]) -> None:
-        self._write({f"validation/{key}": value for key, value in figures.items()})
-        self._say("validation: " + ", ".join(f"{key} {value:.4g}" for key, value in figures.items()), keep=True)
-
-    def _say(self, message: str, keep: bool = False) -> None:
-        if self.bar is not None and not keep:
-            self.bar.set_postfix_str(message)
-        elif runtime.is_main():
-            tqdm.write(f"{self.stage.name} {self.progress.step}/{self.config.steps}: {message}", file=sys.stderr)
-
-    def _write(self, figures: dict[str, float]) -> None:
-        if runtime.is_main():
-            line = {"step": self.progress.step, "seconds": round(self.progress.seconds, 2), **figures}
-            with open(self.path, "a") as file:
-                file.write(json.dumps(line) + "\n")
-
-    def close(self) -> None:
-        if self.bar is not None:
-            self.bar.close()
+def finish(folder: Path, manifest: Manifest) -> None:
+    """Note how to sample from a stage that is trained, which a later command may change, and renew the index."""
+    saved = read_manifest(folder)
+    if saved.sampling != manifest.sampling:
+        write_json(folder / "config.json", asdict(replace(saved, sampling=manifest.sampling)))
+    write_index(folder.parent)

@@ -2,18 +2,20 @@
 
 import math
 from collections import defaultdict
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
 import torch
 from torch import Tensor, nn
 
+from unclip.layers import StackedLinear
 
-def cosine_warmup(step: int, steps: int, warmup: int, floor: float = 0.0) -> float:
-    """The factor on the learning rate at a step: linear warm-up, then half a cosine from 1 down to `floor`."""
+
+def cosine_warmup(step: int, steps: int, warmup: int) -> float:
+    """The factor on the learning rate at a step: linear warm-up, then half a cosine from 1 down to 0."""
     if step < warmup:
         return (step + 1) / warmup
     progress = min(1.0, (step - warmup) / max(1, steps - warmup))
-    return floor + (1 - floor) * 0.5 * (1 + math.cos(math.pi * progress))
+    return 0.5 * (1 + math.cos(math.pi * progress))
 
 
 def make_optimizers(
@@ -31,7 +33,8 @@ def make_optimizers(
     rest = [p for p in model.parameters() if p.ndim < 2 or id(p) in tables]
     if muon_lr:
         groups = [{"params": rest, "weight_decay": 0.0}]
-        optimizers = [Muon(matrices, muon_lr, weight_decay)]
+        stacks = {id(m.weight): m.stacks for m in model.modules() if isinstance(m, StackedLinear)}
+        optimizers = [Muon(matrices, muon_lr, weight_decay, stacks=[stacks.get(id(p), 1) for p in matrices])]
     else:
         groups = [{"params": matrices, "weight_decay": weight_decay}, {"params": rest, "weight_decay": 0.0}]
         optimizers = []
@@ -46,11 +49,21 @@ class Muon(torch.optim.Optimizer):
 
     Jordan et al. 2024; the step has the root mean square of AdamW's (Liu et al. 2025, arXiv 2502.16982, eq. 4).
     torch.optim.Muon computes in bfloat16, which a CPU emulates, and takes no convolutions; this one computes in float32
-    and flattens their kernels. Stacked queries, keys and values are orthogonalised each by itself.
+    and flattens their kernels. Maps that a weight stacks, such as queries, keys and values, are orthogonalised each by
+    itself; `stacks` says how many there are in each parameter.
     """
 
-    def __init__(self, params: Iterable[nn.Parameter], lr: float, weight_decay: float, momentum: float = 0.95):
+    def __init__(
+        self,
+        params: Iterable[nn.Parameter],
+        lr: float,
+        weight_decay: float,
+        momentum: float = 0.95,
+        stacks: Sequence[int] = (),
+    ):
+        params = list(params)
         super().__init__(params, {"lr": lr, "weight_decay": weight_decay, "momentum": momentum})
+        self.stacks = dict(zip(params, stacks or [1] * len(params), strict=True))
 
     @torch.no_grad()
     def step(self) -> None:
@@ -66,7 +79,7 @@ class Muon(torch.optim.Optimizer):
                     parts[i] = step
             remaining = iter(parts)
             for weight in weights:
-                step = torch.cat([next(remaining) for _ in range(_stacked(weight))]).view_as(weight)
+                step = torch.cat([next(remaining) for _ in range(self.stacks[weight])]).view_as(weight)
                 weight.mul_(1 - group["lr"] * group["weight_decay"]).add_(step, alpha=-group["lr"])
 
     def _update(self, weight: nn.Parameter, momentum: float) -> tuple[Tensor, ...]:
@@ -75,13 +88,7 @@ class Muon(torch.optim.Optimizer):
         if not state:
             state["momentum"] = torch.zeros_like(weight)
         state["momentum"].lerp_(weight.grad, 1 - momentum)
-        return weight.grad.lerp(state["momentum"], momentum).flatten(1).chunk(_stacked(weight))
-
-
-def _stacked(weight: Tensor) -> int:
-    """3 for a weight three times as high as wide, which stacks queries, keys and values; else 1."""
-    height, width = weight.flatten(1).shape
-    return 3 if height == 3 * width else 1
+        return weight.grad.lerp(state["momentum"], momentum).flatten(1).chunk(self.stacks[weight])
 
 
 def orthogonalised(matrices: Tensor, steps: int = 5) -> Tensor:

@@ -1,6 +1,6 @@
 """Train the diffusion prior: captions -> the frozen CLIP's image embeddings."""
 
-from dataclasses import dataclass, field, replace
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Annotated
 
@@ -8,35 +8,40 @@ import torch
 import torch.nn.functional as F
 import tyro
 from PIL import Image
-from torch import Tensor
+from torch import Tensor, nn
 
-from data.dataset import CaptionedImages
 from stages import loop, runtime
+from stages.batch import PriorBatch
 from stages.data import DataConfig
-from stages.embed import Embedded
-from stages.frozen import Frozen, prepare
+from stages.embed import EmbeddedImages
+from stages.identity import settings
+from stages.inputs import Inputs, open_inputs
+from stages.state import start_from
 from unclip.checkpoint import Manifest
+from unclip.clip import EncodedCaptions
 from unclip.clip.pretrained import adopt
+from unclip.devices import device_of
 from unclip.errors import UserError
+from unclip.fields import free
 from unclip.images import captioned_grid
 from unclip.metrics import same_group_cosine
-from unclip.prior import Prefix, Prior, PriorConfig, draw_embeddings
-from unclip.settings import Sampling
+from unclip.prior import Prior, PriorConfig
+from unclip.settings import PriorSettings
 
 PHRASINGS = 4
 
 
 @dataclass(frozen=True)
 class PriorRun:
-    out: Path = Path("checkpoints/run")
+    out: Path = free(Path("checkpoints/run"))
     """Folder of the pipeline, which holds a trained clip; the prior goes to its subfolder prior."""
-    clip: str | None = None
+    clip: str | None = free(None)
     """A pretrained CLIP to train on: a folder, a file, or its name on the Hugging Face Hub. It is copied into --out."""
-    clip_revision: Annotated[str | None, tyro.conf.arg(name="clip.revision")] = None
+    clip_revision: Annotated[str | None, tyro.conf.arg(name="clip.revision")] = free(None)
     """The Hub's branch, tag or commit of that CLIP."""
-    preset: str = "quick"
+    preset: str = free("quick")
     """Defaults of all other options: tiny (tests), quick (minutes on a laptop), small (hours) or base (one GPU)."""
-    init_from: Path | None = None
+    init_from: Path | None = free(None)
     """Start from the prior of the pipeline in this folder; shapes must be equal. Without it: at random."""
     drop: float = 0.1
     """Share of the captions that are replaced by the learned null, for guidance."""
@@ -44,13 +49,27 @@ class PriorRun:
     """Hide a random share of each caption's tokens, so that no combination of words is learned as a whole."""
     evaluate_on: int = 1000
     """Validation images that the figures are taken on."""
+    sampling: PriorSettings = free(PriorSettings())
+    """How the trained prior is drawn from; noted in the pipeline's model_index.json."""
     data: DataConfig = field(default_factory=DataConfig)
-    model: PriorConfig = field(default_factory=PriorConfig)
+    model: PriorConfig = free(PriorConfig())
     train: loop.TrainConfig = field(default_factory=loop.TrainConfig)
 
     def __post_init__(self):
         if not 0 <= self.drop <= 1 or self.evaluate_on < PHRASINGS:
             raise UserError(f"--drop must lie in 0 .. 1 and --evaluate-on be at least {PHRASINGS}")
+
+
+class PriorObjective(nn.Module):
+    def __init__(self, model: Prior):
+        super().__init__()
+        self.model, self.diffusion = model, model.diffusion()
+
+    def forward(self, batch: PriorBatch) -> Tensor:
+        """Squared error on the clean, scaled embedding."""
+        x0 = self.model.scaler.scale(batch.embeddings)
+        noised, target = self.diffusion.training_pair(x0, batch.noise, batch.t)
+        return F.mse_loss(self.model(noised, batch.t, self.model.prefix(batch.captions)).float(), target)
 
 
 class PriorStage:
@@ -59,75 +78,67 @@ class PriorStage:
     name = "prior"
     best_is = ("loss", "lowest")  # not the cosine: it is highest for a prior that draws the mean of all images
 
-    def __init__(
-        self, model: Prior, frozen: Frozen, drop: float, hide_tokens: bool, evaluate_on: int, device: torch.device
-    ):
-        self.model, self.frozen, self.drop, self.hide_tokens, self.device = model, frozen, drop, hide_tokens, device
+    def __init__(self, model: Prior, inputs: Inputs, run: PriorRun, device: torch.device):
+        self.model, self.inputs, self.run, self.device = model, inputs, run, device
+        self.objective = PriorObjective(model)
         self.diffusion = model.diffusion()
-        self.size = len(frozen.data)
-        self.evaluate_on = evaluate_on
-        self.sampling = Sampling(prior_steps=min(Sampling.prior_steps, model.config.timesteps))
+        self.size = len(inputs.train)
+        steps = min(run.sampling.steps, model.config.timesteps)
+        self.sampling = replace(run.sampling, steps=steps)
 
-    def loss(self, model: Prior, rows: Tensor) -> tuple[Tensor, dict[str, float | Tensor]]:
-        text, encodings, mask = self.frozen.embedded.captions(self.frozen.data.draw(rows, False))
-        if self.hide_tokens:
-            mask = hide_tokens(mask)
-        drop = (torch.rand(len(rows)) < self.drop).to(self.device)
-        prefix = model.prefix(text, encodings, mask, drop)
-        return self._error(model, self.frozen.embedded.images[rows.to(self.device)], prefix), {}
+    def batch(self, rows: Tensor, generator: torch.Generator) -> PriorBatch:
+        batch = self._examples(self.inputs.train, rows, generator)
+        captions = batch.captions.drop(torch.rand(len(rows), generator=generator) < self.run.drop)
+        return replace(batch, captions=hide_tokens(captions, generator) if self.run.hide_tokens else captions)
 
-    def _error(self, model: Prior, embeddings: Tensor, prefix: Prefix) -> Tensor:
-        """Squared error on clean image embeddings (B, D), given what the model has read of their captions."""
-        t = self.diffusion.draw_timesteps(len(embeddings))
-        x0 = model.scaler.scale(embeddings)
-        noise = torch.randn(x0.shape).to(self.device)
-        predicted = model(self.diffusion.add_noise(x0, noise, t), t.to(self.device), prefix)
-        return F.mse_loss(predicted.float(), self.diffusion.target(x0, noise, t))
+    def _examples(self, images: EmbeddedImages, rows: Tensor, generator: torch.Generator) -> PriorBatch:
+        """Images with a caption each, nothing of it dropped, and the noise to train with."""
+        embeddings = images.embeddings[rows]
+        return PriorBatch(
+            embeddings=embeddings,
+            captions=images.captions(images.data.draw(rows, generator)),
+            t=self.diffusion.draw_times(len(rows), generator),
+            noise=torch.randn(embeddings.shape, generator=generator),
+        )
+
+    def figures(self, batch: PriorBatch) -> dict[str, float | Tensor]:
+        return {}
 
     def evaluate(self, model: Prior) -> dict[str, float]:
         """The loss on validation pairs, at the same times and noise at every call, and the means of `pair_cosines`."""
-        validation, embedded = self.frozen.validation, self.frozen.embedded_validation
-        torch.manual_seed(0)
-        rows = torch.arange(len(validation))[: self.evaluate_on]
-        prefix = model.prefix(*embedded.captions(validation.draw(rows, False)))
-        loss = self._error(model, embedded.images[rows.to(self.device)], prefix).item()
-        sampling = replace(self.sampling, draws=1, batch_size=500)
-        cosines = pair_cosines(model, embedded, validation, self.evaluate_on, sampling)
+        validation = self.inputs.validation
+        rows = torch.arange(len(validation))[: self.run.evaluate_on]
+        batch = self._examples(validation, rows, torch.Generator().manual_seed(0))
+        loss = PriorObjective(model)(batch.to(self.device)).item()
+        cosines = pair_cosines(model, validation, self.run.evaluate_on, replace(self.sampling, draws=1))
         figures = {f"cosine_{name}": values.nanmean().item() for name, values in cosines.items()}
         return {"loss": loss, **figures, "embedding_std": model.scaler.std.mean().item()}
 
     def preview(self, model: Prior) -> Image.Image:
         """For some captions, the validation images whose embeddings are nearest to eight draws of the prior."""
-        embedded, validation = self.frozen.embedded_validation, self.frozen.validation
-        torch.manual_seed(0)
+        validation = self.inputs.validation
         count = min(10, len(validation))
-        captions = validation.draw(torch.arange(count), False)
-        rows = torch.arange(count, device=self.device).repeat_interleave(8)
-        drawn = draw_embeddings(model, *embedded.captions(captions), rows, list(range(8)) * count, self.sampling)
-        nearest = (drawn @ embedded.images.T).argmax(dim=1).view(count, 8).cpu()
-        images = validation.images.permute(0, 2, 3, 1).numpy()
-        return captioned_grid([(validation.captions[c], images[i]) for c, i in zip(captions, nearest, strict=True)])
+        ids = validation.data.draw(torch.arange(count), torch.Generator().manual_seed(0))
+        captions = validation.captions(ids.repeat_interleave(8)).to(self.device)
+        drawn = model.draw(captions, list(range(8)) * count, self.sampling).cpu()
+        nearest = (drawn @ validation.embeddings.T).argmax(dim=1).view(count, 8)
+        pixels = validation.data.images.permute(0, 2, 3, 1).numpy()
+        return captioned_grid([(validation.data.captions[c], pixels[i]) for c, i in zip(ids, nearest, strict=True)])
 
 
-def hide_tokens(mask: Tensor) -> Tensor:
+def hide_tokens(captions: EncodedCaptions, generator: torch.Generator) -> EncodedCaptions:
     """Hide each token of a caption with a probability that is drawn, uniformly, for the caption.
 
     The prior so sees parts of captions, and leans less on whole ones. CLIP's encodings of the tokens that are left
     still tell something of those before them. The first token stays, as under the causal mask it has no other to look
     at; the text embedding, which stands for the whole caption, is no token.
-
-    Args:
-        mask: (B, L), False for padding.
     """
-    share = torch.rand(len(mask), 1)
-    keep = torch.rand(mask.shape) >= share
+    keep = torch.rand(captions.mask.shape, generator=generator) >= torch.rand(len(captions), 1, generator=generator)
     keep[:, 0] = True
-    return mask & keep.to(mask.device)
+    return replace(captions, mask=captions.mask & keep)
 
 
-def pair_cosines(
-    model: Prior, embedded: Embedded, data: CaptionedImages, count: int, sampling: Sampling
-) -> dict[str, Tensor]:
+def pair_cosines(model: nn.Module, images: EmbeddedImages, count: int, settings: PriorSettings) -> dict[str, Tensor]:
     """Cosines (count,) to the true image embedding of each of a data set's first `count` images, side by side.
 
     "sample", of what the prior draws for the image's caption, should be well above "text", of the caption's text
@@ -136,19 +147,16 @@ def pair_cosines(
     phrasings; within one, captions of one meaning are one string, so that another caption has another meaning.
     """
     cosines: dict[str, list[Tensor]] = {name: [] for name in ("sample", "text", "unrelated", "ceiling")}
-    images = embedded.images.cpu()
-    for phrasing, rows in enumerate(torch.arange(len(data))[:count].chunk(PHRASINGS)):
-        torch.manual_seed(phrasing)
-        groups = data.draw(torch.arange(len(data)), True)
-        text, encodings, mask = embedded.captions(groups[rows])
-        own = torch.arange(len(rows), device=text.device)
-        sample = draw_embeddings(model, text, encodings, mask, own, rows.tolist(), sampling).cpu()
-        true, text = images[rows], text.cpu()
-        same = groups[rows] == groups[rows].roll(1)
+    for phrasing, rows in enumerate(torch.arange(len(images))[:count].chunk(PHRASINGS)):
+        generator = torch.Generator().manual_seed(phrasing)
+        groups = images.data.draw(torch.arange(len(images)), generator, one_phrasing=True)
+        captions = images.captions(groups[rows])
+        sample = model.draw(captions.to(device_of(model)), rows.tolist(), settings).cpu()
+        true, same = images.embeddings[rows], groups[rows] == groups[rows].roll(1)
         cosines["sample"].append((sample * true).sum(dim=1))
-        cosines["text"].append((text * true).sum(dim=1))
+        cosines["text"].append((captions.text * true).sum(dim=1))
         cosines["unrelated"].append((sample * true.roll(1, dims=0)).sum(dim=1).masked_fill(same, torch.nan))
-        cosines["ceiling"].append(same_group_cosine(images, groups)[rows])
+        cosines["ceiling"].append(same_group_cosine(images.embeddings, groups)[rows])
     return {name: torch.cat(values) for name, values in cosines.items()}
 
 
@@ -158,13 +166,15 @@ def train(run: PriorRun) -> Manifest:
     if run.clip:
         with runtime.main_first():
             adopt(run.clip, run.out, run.clip_revision)
-    frozen = prepare(run.out, run.data, device)
-    clip = frozen.clip
-    torch.manual_seed(run.train.seed)
-    model = Prior(replace(run.model, embed_dim=clip.embed_dim, text_width=clip.text.width, context=clip.text.context))
-    model.scaler.fit(frozen.embedded.images)
-    captions = frozen.data.draw(torch.arange(len(frozen.data)), False)
-    model.regression.fit(frozen.embedded.text[captions], model.scaler.scale(frozen.embedded.images))
-    stage = PriorStage(model, frozen, run.drop, run.hide_tokens, run.evaluate_on, device)
-    manifest = frozen.manifest("prior", loop.settings(run), loop.start_from(model, run.init_from, "prior"))
-    return loop.train(stage, run.train, device, run.out, manifest)
+    inputs = open_inputs(run.out, run.data, device)
+    clip, images = inputs.clip, inputs.train
+    shapes = {"embed_dim": clip.embed_dim, "text_width": clip.text.width, "context": clip.text.context}
+    with runtime.seeded(run.train.seed):
+        model = Prior(replace(run.model, **shapes))
+    model.scaler.fit(images.embeddings)
+    generator = torch.Generator().manual_seed(run.train.seed)
+    captions = images.data.draw(torch.arange(len(images)), generator)
+    model.regression.fit(images.text[captions], model.scaler.scale(images.embeddings))
+    start = start_from(model, run.init_from, "prior")
+    manifest = inputs.manifest("prior", settings(run), asdict(run.sampling), start)
+    return loop.train(PriorStage(model, inputs, run, device), run.train, device, run.out, manifest)

@@ -8,7 +8,7 @@ from typing import Literal
 
 import torch
 import torch.distributed as dist
-from torch import Tensor, nn
+from torch import nn
 
 from unclip.devices import Device, pick_device
 from unclip.errors import UserError
@@ -73,17 +73,25 @@ def main_first():
             barrier()
 
 
-def average_gradients(model: nn.Module) -> None:
-    """Make the gradients of all ranks their mean, in one message."""
-    if world_size() > 1:
-        gradients = [p.grad for p in model.parameters() if p.grad is not None]
-        flat = torch.cat([g.flatten() for g in gradients])
-        dist.all_reduce(flat)
-        flat /= world_size()
-        for gradient, mean in zip(gradients, flat.split([g.numel() for g in gradients]), strict=True):
-            gradient.copy_(mean.view_as(gradient))
+def distributed(objective: nn.Module) -> nn.Module:
+    """The objective such that its gradients are the mean over all ranks; a lone rank's as it is."""
+    if world_size() == 1:
+        return objective
+    return nn.parallel.DistributedDataParallel(objective, broadcast_buffers=False)
 
 
-def own_share(rows: Tensor) -> Tensor:
-    """This rank's part of a batch's rows."""
-    return rows[rank() :: world_size()]
+def mean_over_ranks(values: list[float], device: torch.device) -> list[float]:
+    """The mean over all ranks of numbers that each has of its own. All ranks must call it."""
+    if world_size() == 1:
+        return values
+    total = torch.tensor(values, device=device)
+    dist.all_reduce(total)
+    return (total / world_size()).tolist()
+
+
+@contextlib.contextmanager
+def seeded(seed: int):
+    """Run the block with PyTorch's own random numbers seeded, as initialisers use no others; then put them back."""
+    with torch.random.fork_rng():
+        torch.random.default_generator.manual_seed(seed)
+        yield

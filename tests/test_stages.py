@@ -6,13 +6,13 @@ import pytest
 import torch
 from conftest import made_up_data
 from runs import CPU, assert_same_run, break_off, train
+from stages.frozen import Frozen
 from toy import SETTINGS
 
 from data.captions import PLAIN_CAPTIONS
 from stages.clip import AugmentConfig, CLIPStage, fitting_patch
 from stages.decoder import DecoderRun, DecoderStage
 from stages.embed import embed_dataset
-from stages.frozen import Frozen
 from stages.prior import PriorStage, hide_tokens
 from unclip.checkpoint import Manifest, read_manifest
 from unclip.clip import CLIP, CLIPConfig, Preprocess, TextConfig, Tokenizer, VisionConfig

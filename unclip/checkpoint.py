@@ -1,28 +1,30 @@
 """Pipelines on disk: one folder, one pipeline; every stage with its weights, its config, and where it comes from.
 
-    NAME/model_index.json             which stages there are, with the SHA-256 of their weights
+    NAME/model_index.json             which stages there are, with the SHA-256 of their weights; how to sample
     NAME/tokenizer.json
     NAME/{clip,prior,decoder}/config.json, model.safetensors
 
-A stage's config.json is its manifest: the format's version, the model's config, the SHA-256 of its weights, that of
-its parents, and the fingerprint of its data. Nothing is unpickled.
+A stage's config.json is its manifest: the format's version, the model's kind and config, the SHA-256 of its weights,
+that of its parents, and the fingerprint of its data. The table in unclip/registry.py says which stages there are.
+Nothing is unpickled.
 """
 
 import hashlib
+import shlex
 from dataclasses import asdict, dataclass, field, is_dataclass
 from pathlib import Path
-from typing import Any, TypeVar, get_type_hints
+from typing import Any, get_type_hints
 
 import safetensors.torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 
-from unclip.errors import UserError
+from unclip.errors import UserError, reason
 from unclip.files import read_json, write_atomically, write_json
+from unclip.registry import STAGES, default_kind, model_class
+from unclip.settings import Sampling
 
-FORMAT = 1
-STAGES = ("clip", "prior", "decoder")
-M = TypeVar("M", bound=nn.Module)
+FORMAT = 2
 
 
 @dataclass
@@ -30,14 +32,18 @@ class Manifest:
     """A stage's config.json."""
 
     stage: str
+    kind: str = ""
+    """Which kind of the stage, of those in unclip/registry.py; of what is no stage of a pipeline none."""
     model: dict[str, Any] = field(default_factory=dict)
     """The model's config."""
     parents: dict[str, str] = field(default_factory=dict)
     """SHA-256 of what this stage was trained on: CLIP's tokenizer; the prior's and the decoder's CLIP."""
     data: dict[str, Any] = field(default_factory=dict)
-    """Name and fingerprint of the training data."""
+    """Name and fingerprint of the training data, and one of its captions."""
     training: dict[str, Any] = field(default_factory=dict)
     """The trainer's settings."""
+    sampling: dict[str, Any] = field(default_factory=dict)
+    """How to draw from this stage, for the pipeline's model_index.json."""
     step: int = 0
     """Optimiser steps behind these weights."""
     complete: bool = False
@@ -47,6 +53,10 @@ class Manifest:
     sha256: str = ""
     """Of model.safetensors."""
     format: int = FORMAT
+
+    def __post_init__(self):
+        if not self.kind and self.stage in STAGES:
+            self.kind = default_kind(self.stage)
 
 
 def sha256(content: bytes) -> str:
@@ -109,21 +119,37 @@ def read_manifest(folder: Path) -> Manifest:
         raise UserError(f"{path} has format {found}, but this version reads format {FORMAT}; train that stage again")
     try:
         manifest = Manifest(**values)
-        for name, kind in (("model", dict), ("parents", dict), ("data", dict), ("sha256", str)):
+        for name in ("model", "parents", "data", "training", "sampling", "sha256", "kind"):
+            kind = str if name in ("sha256", "kind") else dict
             if not isinstance(getattr(manifest, name), kind):
-                raise TypeError(f"{name} is no {kind.__name__}")
+                raise TypeError(f"{name} is not a {kind.__name__}")
     except TypeError as error:
         raise UserError(f"{path} is not a stage's manifest ({error}); train that stage again") from error
     return manifest
 
 
-def load_stage(folder: Path, model_class: type[M], config_class: type) -> tuple[M, Manifest]:
+def read_manifests(pipeline: Path) -> dict[str, Manifest]:
+    """The manifests of a pipeline's stages, those of optional ones where they are there.
+
+    Raises UserError if a stage is missing, or was trained on others than the pipeline's.
+    """
+    present = [
+        name for name, stage in STAGES.items() if not stage.optional or (pipeline / name / "config.json").is_file()
+    ]
+    manifests = {name: read_manifest(pipeline / name) for name in present}
+    check_lineage(manifests)
+    return manifests
+
+
+def load_stage(folder: Path, model: type[nn.Module] | None = None) -> tuple[nn.Module, Manifest]:
     """Open a stage for inference: its model in eval mode, frozen, on the CPU, and its manifest.
 
-    Raises UserError if it is missing, damaged (the SHA-256 of the weights is checked) or of another version.
+    The model's class is the one given, or that of the manifest's kind. Raises UserError if the stage is missing,
+    damaged (the SHA-256 of the weights is checked) or of another version.
     """
     folder = Path(folder)
     manifest = read_manifest(folder)
+    model = model or model_class(manifest.stage, manifest.kind)
     path = folder / "model.safetensors"
     if not path.is_file():
         raise UserError(f"{path} is missing; restore it or train that stage again")
@@ -133,14 +159,13 @@ def load_stage(folder: Path, model_class: type[M], config_class: type) -> tuple[
             "restore it or train that stage again"
         )
     try:
-        model = model_class(from_dict(config_class, manifest.model, str(folder / "config.json")))
+        built = model(from_dict(model.config_class, manifest.model, str(folder / "config.json")))
     except (TypeError, AttributeError, ValueError, RuntimeError) as error:
         if isinstance(error, UserError):
             raise
-        reason = str(error).splitlines()[0]
-        raise UserError(f"{folder / 'config.json'} does not describe a {manifest.stage} ({reason})") from error
-    load_weights(model, load_tensors(path)[0], path)
-    return model.eval().requires_grad_(False), manifest
+        raise UserError(f"{folder / 'config.json'} does not describe a {manifest.stage} ({reason(error)})") from error
+    load_weights(built, load_tensors(path)[0], path)
+    return built.eval().requires_grad_(False), manifest
 
 
 def load_weights(model: nn.Module, tensors: dict[str, Tensor], path: Path) -> None:
@@ -154,34 +179,62 @@ def load_weights(model: nn.Module, tensors: dict[str, Tensor], path: Path) -> No
 
 
 def check_lineage(manifests: dict[str, Manifest]) -> None:
-    """Refuse a prior or a decoder that descends from another CLIP than the pipeline's. Raises UserError."""
-    own = manifests["clip"].sha256
-    for stage in ("prior", "decoder"):
-        theirs = manifests[stage].parents.get("clip", "unknown")
-        if theirs != own:
-            raise UserError(
-                f"the {stage} was trained on CLIP {theirs[:12]}.., but this pipeline holds {own[:12]}..; "
-                f"retrain it with: python train_{stage}.py --out DIR, in a new DIR or without the old {stage} folder"
-            )
+    """Refuse a stage that was trained on others than the pipeline's. Raises UserError."""
+    for stage, manifest in manifests.items():
+        for parent in STAGES[stage].parents:
+            theirs, own = manifest.parents.get(parent, "unknown"), manifests[parent].sha256
+            if theirs != own:
+                raise UserError(
+                    f"the {stage} was trained on the {parent} {theirs[:12]}.., but this pipeline holds "
+                    f"{own[:12]}..; retrain it with: python train_{stage}.py --out DIR, in a new DIR or without the "
+                    f"old {stage} folder"
+                )
+
+
+def is_complete(folder: Path) -> bool:
+    """Whether a stage is there whose training has ended."""
+    return (folder / "config.json").is_file() and read_manifest(folder).complete
 
 
 def write_index(pipeline: Path) -> None:
     """Bring model_index.json, for programs, and README.md, for people, up to date with the complete stages."""
-    stages = {}
-    for stage in STAGES:
-        if (pipeline / stage / "config.json").is_file() and (manifest := read_manifest(pipeline / stage)).complete:
-            stages[stage] = {"sha256": manifest.sha256, "step": manifest.step, "figures": manifest.figures}
-    index = {"format": FORMAT, "stages": stages}
+    manifests = {stage: read_manifest(pipeline / stage) for stage in STAGES if is_complete(pipeline / stage)}
+    index = {
+        "format": FORMAT,
+        "stages": {
+            stage: {"kind": m.kind, "sha256": m.sha256, "step": m.step, "figures": m.figures}
+            for stage, m in manifests.items()
+        },
+        "sampling": {stage: m.sampling for stage, m in manifests.items() if m.sampling},
+    }
     path = pipeline / "model_index.json"
-    if not stages or (path.exists() and read_json(path) == index):
+    if not manifests or (path.exists() and read_json(path) == index):
         return  # nor is a README touched that somebody wrote since
     write_json(path, index)
-    rows = [
-        f"| {stage} | {entry['step']} | `{entry['sha256'][:12]}` | "
-        + ", ".join(f"{key} {value:.4g}" for key, value in entry["figures"].items())
-        + " |"
-        for stage, entry in stages.items()
-    ]
-    table = "\n".join(["| stage | steps | SHA-256 | validation figures |", "|---|---|---|---|", *rows])
-    usage = f'    python sample.py --checkpoint {pipeline} "an image of a sneaker"'
-    write_atomically(pipeline / "README.md", f"# unCLIP pipeline {pipeline.name}\n\n{table}\n\n{usage}\n")
+    write_atomically(pipeline / "README.md", _readme(pipeline, manifests))
+
+
+def _readme(pipeline: Path, manifests: dict[str, Manifest]) -> str:
+    table = ["| stage | steps | SHA-256 | validation figures |", "|---|---|---|---|"]
+    for stage, m in manifests.items():
+        figures = ", ".join(f"{key} {value:.4g}" for key, value in m.figures.items())
+        table.append(f"| {stage} | {m.step} | `{m.sha256[:12]}` | {figures} |")
+    example = next((m.data["example"] for m in manifests.values() if "example" in m.data), "a caption")
+    usage = f"    python sample.py --checkpoint {pipeline} {shlex.quote(example)}"
+    return "\n".join([f"# unCLIP pipeline {pipeline.name}", "", *table, "", usage, ""])
+
+
+def read_sampling(pipeline: Path) -> Sampling:
+    """The pipeline's own settings of sampling; what model_index.json does not name is the library's.
+
+    Raises UserError for settings that are unknown or out of range.
+    """
+    path = pipeline / "model_index.json"
+    index = read_json(path) if path.is_file() else {}
+    own = index.get("sampling", {}) if isinstance(index, dict) else {}
+    if not isinstance(own, dict) or not all(isinstance(part, dict) for part in own.values()):
+        raise UserError(f'{path} holds no settings of sampling under "sampling"; restore it, or delete the entry')
+    try:
+        return from_dict(Sampling, own, str(path))
+    except (TypeError, ValueError) as error:
+        raise UserError(f"{path} holds settings of sampling that cannot be used ({reason(error)})") from error

@@ -1,15 +1,20 @@
 """What the command-line programs share: typed options, and one clear line for bad input. Imports no torch."""
 
+import ast
 import contextlib
 import errno
+import inspect
 import io
 import os
 import re
 import sys
+import textwrap
 import warnings
 from collections.abc import Callable
-from dataclasses import fields, is_dataclass
-from typing import Any, TypeVar
+from dataclasses import fields, is_dataclass, replace
+from functools import partial
+from itertools import pairwise
+from typing import Any, TypeVar, get_type_hints
 
 import tyro
 
@@ -23,6 +28,41 @@ HINTS = {
 }
 
 
+REGISTRY = tyro.constructors.ConstructorRegistry()
+
+
+@REGISTRY.struct_rule
+def _only_options(info: tyro.constructors.StructTypeInfo) -> tyro.constructors.StructConstructorSpec | None:
+    """A config with fields that are no options (`unclip.fields.from_data`): those keep their defaults."""
+    if not is_dataclass(info.type) or all(item.metadata.get("option", True) for item in fields(info.type)):
+        return None
+    types, texts = get_type_hints(info.type), _docstrings(info.type)
+    default = info.default if is_dataclass(info.default) else info.type()
+    options = [item.name for item in fields(info.type) if item.metadata.get("option", True)]
+    return tyro.constructors.StructConstructorSpec(
+        instantiate=partial(replace, default),
+        fields=tuple(
+            tyro.constructors.StructFieldSpec(name, types[name], getattr(default, name), texts.get(name))
+            for name in options
+        ),
+    )
+
+
+def _docstrings(kind: type) -> dict[str, str]:
+    """The strings beneath the fields of a dataclass and of its bases."""
+    texts = {}
+    for base in reversed(kind.__mro__[:-1]):
+        body = ast.parse(textwrap.dedent(inspect.getsource(base))).body[0].body
+        for item, after in pairwise(body):
+            if (
+                isinstance(item, ast.AnnAssign)
+                and isinstance(after, ast.Expr)
+                and isinstance(after.value, ast.Constant)
+            ):
+                texts[item.target.id] = " ".join(after.value.value.split())
+    return texts
+
+
 def parse(kind: type[C], description: str, default: C | None = None) -> C:
     """Read a config dataclass from the command line; --help documents each field by its docstring.
 
@@ -32,7 +72,8 @@ def parse(kind: type[C], description: str, default: C | None = None) -> C:
     try:
         with contextlib.redirect_stderr(messages):
             options = {} if default is None else {"default": default}
-            return tyro.cli(kind, description=description, config=(tyro.conf.FlagCreatePairsOff,), **options)
+            config = (tyro.conf.FlagCreatePairsOff,)
+            return tyro.cli(kind, description=description, config=config, registry=REGISTRY, **options)
     except SystemExit as stop:
         if stop.code in (0, None):
             raise

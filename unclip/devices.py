@@ -1,6 +1,7 @@
 """Pick the device to run on."""
 
 import torch
+from torch import nn
 
 from unclip.errors import UserError
 from unclip.settings import Device
@@ -18,3 +19,7 @@ def pick_device(wanted: Device) -> torch.device:
         choices = ", ".join(name for name in present if present[name])
         raise UserError(f"device {wanted} is not available here; choose one of {choices}")
     return torch.device(wanted)
+
+
+def device_of(model: nn.Module) -> torch.device:
+    return next(model.parameters()).device

@@ -65,11 +65,16 @@ class GaussianDiffusion:
         self.prediction = prediction
         self.betas = make_betas(schedule, timesteps)
         self.alphas_cumprod = torch.cumprod(1 - self.betas, dim=0)
+        self._tables: dict[torch.device, Tensor] = {}
 
     def abar(self, t: int | Tensor) -> Tensor:
-        """abar_t in float64, with abar_{-1} = 1."""
-        t = torch.as_tensor(t).cpu().long()
-        return torch.where(t < 0, 1.0, self.alphas_cumprod[t.clamp(min=0)])
+        """abar_t in float64, with abar_{-1} = 1, on the device of t, which is never waited for."""
+        t = torch.as_tensor(t)
+        if t.device not in self._tables:  # Apple's GPUs have no float64
+            dtype = torch.float32 if t.device.type == "mps" else torch.float64
+            self._tables[t.device] = self.alphas_cumprod.to(dtype).to(t.device)
+        table = self._tables[t.device]
+        return torch.where(t < 0, 1.0, table[t.long().clamp(min=0)])
 
     def signal_and_noise(self, t: int | Tensor, x: Tensor) -> tuple[Tensor, Tensor]:
         """sqrt(abar_t) and sqrt(1 - abar_t), shaped to multiply x."""
@@ -141,11 +146,17 @@ class GaussianDiffusion:
             weight = weight / snr
         elif self.prediction == "v":
             weight = weight / (snr + 1)
-        return weight.float().to(t.device)
+        return weight.float()
 
-    def draw_timesteps(self, batch: int) -> Tensor:
-        """Stratified timesteps (B,): one uniform draw in each of B equal slices of 0 .. T-1, which lowers variance."""
-        return ((torch.arange(batch) + torch.rand(batch)) * self.timesteps / batch).long().clamp(max=self.timesteps - 1)
+    def draw_times(self, batch: int, generator: torch.Generator) -> Tensor:
+        """Stratified times (B,) to train at: one uniform draw in each of B equal slices of 0 .. T-1, which lowers the
+        variance of the loss."""
+        u = (torch.arange(batch) + torch.rand(batch, generator=generator)) / batch
+        return (u * self.timesteps).long().clamp(max=self.timesteps - 1)
+
+    def training_pair(self, x0: Tensor, noise: Tensor, t: Tensor) -> tuple[Tensor, Tensor]:
+        """What a model is given, x_t, and what it has to put out for it."""
+        return self.add_noise(x0, noise, t), self.target(x0, noise, t)
 
     def denoiser(self, model, clip_x0: float | None = None):
         """Wrap model(x, t (B,)) -> prediction as denoise(x, t: int) -> x0, limited to +-clip_x0 where given."""

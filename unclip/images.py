@@ -1,4 +1,4 @@
-"""Pixels in and out: conversions, captioned grids, denoising strips and animations.
+"""Pixels in and out: conversions, captioned grids, animations.
 
 Inside the models images are float (B, C, H, W) in [-1, 1]; outside they are uint8.
 """
@@ -107,22 +107,6 @@ def captioned_grid(
         for c, picture in enumerate(pictures):
             sheet.paste(picture, (margin + c * (width + gap), top))
     return sheet
-
-
-def denoising_strip(captions: Sequence[str], trajectory: Sequence, n: int) -> Image.Image:
-    """Moments from left to right, for the first of each caption's n samples: the state x_t above the predicted x0."""
-    rows = []
-    for i in range(0, len(captions), n):
-        rows.append((f"{captions[i]}: x_t", np.stack([moment.x[i] for moment in trajectory])))
-        rows.append(("predicted x0", np.stack([moment.x0[i] for moment in trajectory])))
-    return captioned_grid(rows)
-
-
-def denoising_frames(captions: Sequence[str], trajectory: Sequence, n: int) -> list[Image.Image]:
-    """A grid for each moment: of the states, then, as the last frame, of the final prediction."""
-    states = [moment.x for moment in trajectory] + [trajectory[-1].x0]
-    starts = range(0, len(captions), n)
-    return [captioned_grid([(captions[i], state[i : i + n]) for i in starts]) for state in states]
 
 
 def save_gif(path: Path, frames: Sequence[Image.Image], milliseconds: int = 250) -> None:

@@ -20,6 +20,17 @@ class QuickGELU(nn.Module):
         return x * torch.sigmoid(1.702 * x)
 
 
+class StackedLinear(nn.Linear):
+    """Several linear maps of one input, such as queries, keys and values, in one matrix product.
+
+    It says so itself, as an optimiser that looks at a matrix as a whole (Muon) must take each map alone.
+    """
+
+    def __init__(self, features: int, out: int, stacks: int):
+        super().__init__(features, stacks * out)
+        self.stacks = stacks
+
+
 class Attention(nn.Module):
     """Multi-head self-attention whose keys and values can be kept and extended."""
 
@@ -28,7 +39,7 @@ class Attention(nn.Module):
         if heads < 1 or width % heads:
             raise UserError(f"width {width} is not a multiple of {heads} heads")
         self.heads = heads
-        self.qkv = nn.Linear(width, 3 * width)
+        self.qkv = StackedLinear(width, width, stacks=3)
         self.out = nn.Linear(width, width)
 
     def forward(self, x: Tensor, mask: Tensor | None = None, past: KeyValue | None = None) -> tuple[Tensor, KeyValue]:

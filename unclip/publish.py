@@ -15,22 +15,21 @@ import tyro
 
 from unclip import cli
 from unclip.checkpoint import (
-    STAGES,
-    check_lineage,
     dump_tensors,
     load_tensors,
-    read_manifest,
+    read_manifests,
     sha256,
     write_index,
 )
 from unclip.errors import UserError
 from unclip.files import write_atomically, write_json
+from unclip.registry import STAGES
 
 
 @dataclass(frozen=True)
 class PublishOptions:
     source: Annotated[Path, tyro.conf.Positional]
-    """Folder of a pipeline whose three stages are trained."""
+    """Folder of a pipeline whose stages are trained."""
     target: Annotated[Path, tyro.conf.Positional]
     """Folder to write; it must not hold a pipeline yet."""
 
@@ -40,8 +39,7 @@ def publish(source: Path, target: Path) -> None:
 
     Raises UserError if a stage is missing or unfinished, or if there is a pipeline in `target` already.
     """
-    manifests = {stage: read_manifest(source / stage) for stage in STAGES}
-    check_lineage(manifests)
+    manifests = read_manifests(source)
     for stage, manifest in manifests.items():
         if not manifest.complete:
             raise UserError(f"the {stage} in {source} is still in training (step {manifest.step}); finish it first")
@@ -49,13 +47,12 @@ def publish(source: Path, target: Path) -> None:
             raise UserError(f"{target} holds a {stage} already; choose another folder, or delete that one")
     target.mkdir(parents=True, exist_ok=True)
     shutil.copy(source / "tokenizer.json", target / "tokenizer.json")
-    for stage in STAGES:
+    for stage, manifest in manifests.items():
         tensors, _ = load_tensors(source / stage / "model.safetensors")
         halves = {name: t.to(torch.float16) if t.is_floating_point() else t for name, t in tensors.items()}
-        content, manifest = dump_tensors(halves), manifests[stage]
+        content = dump_tensors(halves)
         manifest.sha256 = sha256(content)
-        if stage != "clip":
-            manifest.parents["clip"] = manifests["clip"].sha256
+        manifest.parents |= {parent: manifests[parent].sha256 for parent in STAGES[stage].parents}
         write_atomically(target / stage / "model.safetensors", content)
         write_json(target / stage / "config.json", asdict(manifest))
     write_index(target)

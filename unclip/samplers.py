@@ -2,7 +2,7 @@
 
 All take `timesteps`, the descending integer times to visit; after the last of them comes the clean sample. All take
 `noise`, a function of x that returns standard-normal noise of its shape (`RowNoise` makes every row depend on its own
-seed), and `on_step(t, x, x0)`, called once a step with the state and the clean sample predicted from it.
+seed). What else happens is a closure around the model or the denoiser: `guided`, `on_interval`, `watch`.
 """
 
 import itertools
@@ -34,7 +34,7 @@ class RowNoise:
     """Standard-normal noise in which row i depends on seeds[i] (and on how often it was asked) alone.
 
     Args:
-        seeds: one non-negative integer a row.
+        seeds: one non-negative integer per row.
         stream: names the use, so that equal seeds give unrelated noise to the prior and to the decoder.
 
     The numbers are drawn on the CPU, so that every device starts from the same noise.
@@ -72,6 +72,17 @@ def on_interval(inside, outside, low: float, high: float):
     return lambda x, t: inside(x, t) if low <= t[0] <= high else outside(x, t)
 
 
+def watch(denoise: Denoise, on_step: OnStep | None) -> Denoise:
+    """The same denoiser, which tells `on_step(t, x_t, predicted x0)` of every call; for None the denoiser itself."""
+
+    def watched(x: Tensor, t: int) -> Tensor:
+        x0 = denoise(x, t)
+        on_step(t, x, x0)
+        return x0
+
+    return watched if on_step else denoise
+
+
 def _steps(timesteps: Sequence[int]):
     """Pairs (t, next t), the last next being -1: the clean sample."""
     return zip(timesteps, [*timesteps[1:], -1], strict=True)
@@ -83,13 +94,10 @@ def ddpm(
     diffusion: GaussianDiffusion,
     timesteps: Sequence[int],
     noise: Callable[[Tensor], Tensor] = torch.randn_like,
-    on_step: OnStep | None = None,
 ) -> Tensor:
     """Ancestral sampling from the posterior (Ho et al. 2020, algorithm 2), over any subset of the times."""
     for t, t_prev in _steps(timesteps):
         x0 = denoise(x, t)
-        if on_step:
-            on_step(t, x, x0)
         mean, variance = diffusion.posterior(x0, x, t, t_prev)
         x = mean if t_prev < 0 else mean + variance.sqrt() * noise(x)
     return x
@@ -101,7 +109,6 @@ def ddim(
     diffusion: GaussianDiffusion,
     timesteps: Sequence[int],
     noise: Callable[[Tensor], Tensor] = torch.randn_like,
-    on_step: OnStep | None = None,
     eta: float = 0.0,
 ) -> Tensor:
     """Song et al. 2020, eq. 12 and 16: deterministic for eta = 0, as noisy as DDPM for eta = 1.
@@ -110,8 +117,6 @@ def ddim(
     """
     for t, t_prev in _steps(timesteps):
         x0 = denoise(x, t)
-        if on_step:
-            on_step(t, x, x0)
         eps = diffusion.eps_from_x0(x, x0, t)
         abar, abar_prev = diffusion.abar(t).item(), diffusion.abar(t_prev).item()
         variance = eta**2 * (1 - abar_prev) / (1 - abar) * (1 - abar / abar_prev)
@@ -127,14 +132,11 @@ def dpmpp(
     diffusion: GaussianDiffusion,
     timesteps: Sequence[int],
     noise: Callable[[Tensor], Tensor] = torch.randn_like,
-    on_step: OnStep | None = None,
 ) -> Tensor:
     """DPM-Solver++(2M), deterministic (Lu et al. 2022, algorithm 2); first order in the first and the last step."""
     previous, h_last = None, 0.0
     for t, t_prev in _steps(timesteps):
         x0 = denoise(x, t)
-        if on_step:
-            on_step(t, x, x0)
         if t_prev < 0:  # lambda is infinite at the clean sample: the step lands on x0 itself
             return x0
         abar, abar_prev = diffusion.abar(t).item(), diffusion.abar(t_prev).item()
@@ -165,6 +167,3 @@ def ddim_invert(denoise: Denoise, x0: Tensor, diffusion: GaussianDiffusion, time
         predicted = denoise(x, t)
         x = diffusion.add_noise(predicted, diffusion.eps_from_x0(x, predicted, t), t_next)
     return x
-
-
-SAMPLERS = {"ddpm": ddpm, "ddim": ddim, "dpmpp": dpmpp}

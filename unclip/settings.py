@@ -1,18 +1,16 @@
 """How to sample. Kept apart from the models so that `sample.py --help` need not import torch."""
 
-from dataclasses import dataclass, fields
-from typing import Literal, get_args
-
-import tyro
+import operator
+from collections.abc import Sequence
+from dataclasses import dataclass, field, fields, replace
+from typing import Any, Literal
 
 from unclip.errors import UserError
+from unclip.registry import SAMPLERS
 
-Sampler = Literal["ddpm", "ddim", "dpmpp"]
 Device = Literal["auto", "cpu", "cuda", "mps"]
+SamplerName = Literal[*SAMPLERS]
 MAX_SEED = 2**63 - 1  # what fits an int64 array
-
-FromData = tyro.conf.Suppress[int]
-"""A field of a model's config that the trainer takes from the data or the frozen CLIP: no option."""
 
 
 def check_seeds(seed: int, n: int) -> None:
@@ -21,45 +19,140 @@ def check_seeds(seed: int, n: int) -> None:
         raise UserError(f"seed must not be negative or reach 2**63, but is {seed}")
 
 
+def seed_list(seed: int | Sequence[int], n: int) -> list[int]:
+    """n seeds: those from `seed` on, or the n that are given, as any kind of integers: Python's, numpy's, torch's.
+
+    Raises UserError for other numbers of them, or for one out of range.
+    """
+    try:
+        seeds = [operator.index(one) for one in ([seed] if is_one(seed) else seed)]
+    except (TypeError, ValueError):
+        raise UserError(f"seed must be an integer or a list of them, not {seed!r}") from None
+    if is_one(seed):
+        check_seeds(seeds[0], n)
+        return list(range(seeds[0], seeds[0] + n))
+    if len(seeds) != n:
+        raise UserError(f"{len(seeds)} seeds do not go with {n} images")
+    for one in seeds:
+        check_seeds(one, 1)
+    return seeds
+
+
+def is_one(seed: Any) -> bool:
+    """Whether a seed is one number, of any kind, and not several."""
+    return not hasattr(seed, "__len__") or getattr(seed, "ndim", 1) == 0
+
+
+def _check(settings: Any, rules: dict[str, tuple[bool, str]]) -> None:
+    for name, (kept, rule) in rules.items():
+        if not kept:
+            raise UserError(f"{name} must {rule}, not {getattr(settings, name.removeprefix('prior_'))}")
+
+
 @dataclass(frozen=True)
-class Sampling:
-    """Settings of both diffusion samplers. Raises UserError for values out of range."""
+class PriorSettings:
+    """How to draw from the prior. Raises UserError for values out of range."""
+
+    steps: int = 20
+    """Prior steps per embedding (dpmpp)."""
+    guidance: float = 1.5
+    """Prior guidance scale."""
+    draws: int = 2
+    """Image embeddings drawn for each sample; the one closest to the text embedding is kept."""
+
+    def __post_init__(self):
+        rules = {
+            "prior_steps": (self.steps >= 1, "be at least 1"),
+            "draws": (self.draws >= 1, "be at least 1"),
+            "prior_guidance": (0 <= self.guidance <= 100, "lie between 0 and 100"),
+        }
+        _check(self, rules)
+
+
+@dataclass(frozen=True)
+class DecoderSettings:
+    """How to draw from the decoder. Raises UserError for values out of range."""
 
     steps: int = 10
-    """Decoder steps an image, from 1 to the decoder's timesteps."""
+    """Decoder steps per image, from 1 to the decoder's timesteps."""
     guidance: float = 2.5
     """Decoder guidance scale: 1 is none, more follows the caption closer at the price of variety."""
     guidance_interval: tuple[float, float] = (0.3, 0.8)
     """Guide the decoder only at these times, from 0, the clean image, to 1, pure noise."""
-    sampler: Sampler = "dpmpp"
+    sampler: SamplerName = "dpmpp"
     """Decoder sampler."""
     eta: float = 0.0
     """Noise of the ddim sampler: 0 is deterministic, 1 as noisy as ddpm."""
-    prior_steps: int = 20
-    """Prior steps an embedding (dpmpp)."""
-    prior_guidance: float = 1.5
-    """Prior guidance scale."""
-    draws: int = 2
-    """Image embeddings drawn for each sample; the one closest to the text embedding is kept."""
+
+    def __post_init__(self):
+        low, high = self.guidance_interval
+        rules = {
+            "steps": (self.steps >= 1, "be at least 1"),
+            "guidance": (0 <= self.guidance <= 100, "lie between 0 and 100"),
+            "guidance_interval": (0 <= low <= high <= 1, "be two ascending numbers in 0 .. 1"),
+            "eta": (0 <= self.eta <= 1, "lie between 0 and 1"),
+            "sampler": (self.sampler in SAMPLERS, f"be one of {', '.join(SAMPLERS)}"),
+        }
+        _check(self, rules)
+        if self.eta and "eta" not in SAMPLERS[self.sampler].reads:
+            readers = ", ".join(name for name, sampler in SAMPLERS.items() if "eta" in sampler.reads)
+            raise UserError(f"eta is not for the {self.sampler} sampler; leave it out, or choose {readers}")
+
+
+@dataclass(frozen=True)
+class Sampling:
+    """All settings of drawing. A pipeline carries its own in model_index.json; what is given at a call beats them."""
+
+    prior: PriorSettings = field(default_factory=PriorSettings)
+    decoder: DecoderSettings = field(default_factory=DecoderSettings)
     batch_size: int = 64
     """Images drawn at once; less needs less memory. It does not change the images."""
 
     def __post_init__(self):
-        for name in ("steps", "prior_steps", "draws", "batch_size"):
-            if getattr(self, name) < 1:
-                raise UserError(f"{name} must be at least 1, not {getattr(self, name)}")
-        for name in ("guidance", "prior_guidance"):
-            if not 0 <= getattr(self, name) <= 100:
-                raise UserError(f"{name} must lie between 0 and 100, not {getattr(self, name)}")
-        if not 0 <= self.guidance_interval[0] <= self.guidance_interval[1] <= 1:
-            raise UserError(f"guidance_interval must be two ascending numbers in 0 .. 1, not {self.guidance_interval}")
-        if not 0 <= self.eta <= 1:
-            raise UserError(f"eta must lie between 0 and 1, not {self.eta}")
-        if self.eta and self.sampler != "ddim":
-            raise UserError(f"eta is for the ddim sampler, not for {self.sampler}; choose that or leave it out")
-        if self.sampler not in get_args(Sampler):
-            raise UserError(f"unknown sampler {self.sampler!r}; choose one of {', '.join(get_args(Sampler))}")
+        _check(self, {"batch_size": (self.batch_size >= 1, "be at least 1")})
 
-    @classmethod
-    def names(cls) -> list[str]:
-        return [field.name for field in fields(cls)]
+    def override(self, **settings: Any) -> "Sampling":
+        """The same with other values, by the names of `SamplingOptions`. Raises UserError for an unknown name."""
+        prior, decoder, own = {}, {}, {}
+        for name, value in settings.items():
+            if name not in SAMPLING_OPTIONS:
+                raise UserError(f"there is no setting {name!r}; choose from {', '.join(SAMPLING_OPTIONS)}")
+            part = own if name == "batch_size" else prior if name in PRIOR_OPTIONS else decoder
+            part[PRIOR_OPTIONS.get(name, name)] = value
+        return replace(self, prior=replace(self.prior, **prior), decoder=replace(self.decoder, **decoder), **own)
+
+
+@dataclass(frozen=True)
+class SamplingOptions:
+    """The settings as options. One that is not given is the pipeline's own, else the library's."""
+
+    steps: int | None = None
+    """Decoder steps per image, from 1 to the decoder's timesteps (default: the pipeline's own, else 10)."""
+    guidance: float | None = None
+    """Decoder guidance scale: 1 is none, more follows the caption closer at the price of variety (default: the
+    pipeline's own, else 2.5)."""
+    guidance_interval: tuple[float, float] | None = None
+    """Guide the decoder only at these times, from 0, the clean image, to 1, pure noise (default: the pipeline's own,
+    else 0.3 0.8)."""
+    sampler: SamplerName | None = None
+    """Decoder sampler (default: the pipeline's own, else dpmpp)."""
+    eta: float | None = None
+    """Noise of the ddim sampler: 0 is deterministic, 1 as noisy as ddpm (default: the pipeline's own, else 0)."""
+    prior_steps: int | None = None
+    """Prior steps per embedding (default: the pipeline's own, else 20)."""
+    prior_guidance: float | None = None
+    """Prior guidance scale (default: the pipeline's own, else 1.5)."""
+    draws: int | None = None
+    """Image embeddings drawn for each sample; the one closest to the text embedding is kept (default: the pipeline's
+    own, else 2)."""
+    batch_size: int | None = None
+    """Images drawn at once; less needs less memory (default: 64). It does not change the images."""
+
+    def given(self) -> dict[str, Any]:
+        """Those that are given, for `Sampling.override`."""
+        return {name: value for name in SAMPLING_OPTIONS if (value := getattr(self, name)) is not None}
+
+
+SAMPLING_OPTIONS = tuple(option.name for option in fields(SamplingOptions))
+PRIOR_OPTIONS = {"prior_steps": "steps", "prior_guidance": "guidance", "draws": "draws"}
+"""Which options are the prior's, and what it calls them; the others are the decoder's, by its own names."""

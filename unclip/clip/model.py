@@ -5,12 +5,12 @@ from dataclasses import dataclass, field
 
 import torch
 import torch.nn.functional as F
-import tyro
 from torch import Tensor, nn
 
 from unclip.clip.preprocess import PreprocessConfig
 from unclip.clip.text import TextConfig, TextTransformer
 from unclip.clip.vision import VisionConfig, VisionTransformer
+from unclip.fields import from_data
 
 
 @dataclass(frozen=True)
@@ -19,11 +19,12 @@ class CLIPConfig:
     """Dimension of the shared embedding space."""
     vision: VisionConfig = field(default_factory=VisionConfig)
     text: TextConfig = field(default_factory=TextConfig)
-    preprocess: tyro.conf.Suppress[PreprocessConfig] = field(default_factory=PreprocessConfig)
+    preprocess: PreprocessConfig = from_data(PreprocessConfig())
     """What the image tower expects of its images; a pretrained CLIP brings its own."""
 
 
 class CLIP(nn.Module):
+    config_class = CLIPConfig
     max_logit_scale = math.log(100)
 
     def __init__(self, config: CLIPConfig):
@@ -56,8 +57,8 @@ def contrastive_loss(images: Tensor, texts: Tensor, caption: Tensor, scale: Tens
     """Symmetric cross-entropy over the *distinct* captions of a batch (InfoNCE, with several positives).
 
     Args:
-        images: unit embeddings (B, D), one an image.
-        texts: unit embeddings (U, D), one a distinct caption.
+        images: unit embeddings (B, D), one per image.
+        texts: unit embeddings (U, D), one per distinct caption.
         caption: (B,) the row of `texts` that describes each image.
         scale: factor on the cosines.
 

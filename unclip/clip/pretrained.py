@@ -95,7 +95,7 @@ def own_folder(path: Path) -> Path | None:
 
 
 def _open_own(folder: Path) -> Opened:
-    clip, manifest = load_stage(folder, CLIP, CLIPConfig)
+    clip, manifest = load_stage(folder, CLIP)
     path = folder.parent / "tokenizer.json"
     tokenizer = Tokenizer.load(path)
     found, expected = sha256(path.read_bytes()), manifest.parents.get("tokenizer", "unknown")

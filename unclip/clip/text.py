@@ -4,21 +4,20 @@ from dataclasses import dataclass
 from typing import Literal
 
 import torch
-import tyro
 from torch import Tensor, nn
 
 from unclip.errors import UserError
+from unclip.fields import from_data
 from unclip.layers import Activation, Block, causal_mask, init_transformer
-from unclip.settings import FromData
 
 
 @dataclass(frozen=True)
 class TextConfig:
-    vocab_size: FromData = 0
+    vocab_size: int = from_data(0)
     """Entries of the tokenizer."""
-    eos_id: FromData = 1
+    eos_id: int = from_data(1)
     """The end-of-text token."""
-    pooling: tyro.conf.Suppress[Literal["eos", "argmax"]] = "eos"
+    pooling: Literal["eos", "argmax"] = from_data("eos")
     """Where the caption's embedding is read off: at the first end-of-text token, or at the first of the highest id, as
     OpenAI's code does, whose end-of-text token has the highest."""
     context: int = 32

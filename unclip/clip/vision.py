@@ -7,15 +7,15 @@ import torch
 from torch import Tensor, nn
 
 from unclip.errors import UserError
+from unclip.fields import from_data
 from unclip.layers import Activation, Block, init_transformer
-from unclip.settings import FromData
 
 
 @dataclass(frozen=True)
 class VisionConfig:
-    image_size: FromData = 28
+    image_size: int = from_data(28)
     """Height and width of the images, in pixels."""
-    channels: FromData = 1
+    channels: int = from_data(1)
     """1 for grey, 3 for colour."""
     patch_size: int = 7
     """Height and width of a patch; of images that it does not divide, the last rows and columns are not seen."""

@@ -1,4 +1,4 @@
-from unclip.decoder.sample import draw_images
-from unclip.decoder.unet import Decoder, DecoderConfig
+from unclip.decoder.model import Decoder, DecoderConfig
+from unclip.decoder.unet import UNet, UNetConfig
 
-__all__ = ["Decoder", "DecoderConfig", "draw_images"]
+__all__ = ["Decoder", "DecoderConfig", "UNet", "UNetConfig"]

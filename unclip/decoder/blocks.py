@@ -1,12 +1,10 @@
-"""The decoder's parts: residual block with adaptive group normalisation, attention with a condition, resampling."""
-
-from typing import Literal
+"""The UNet's parts: residual block with adaptive group normalisation, attention with a condition, resampling."""
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-Resample = Literal["conv", "pool"]
+from unclip.layers import StackedLinear
 
 
 def group_norm(channels: int) -> nn.GroupNorm:
@@ -20,18 +18,16 @@ def group_norm(channels: int) -> nn.GroupNorm:
 class ResBlock(nn.Module):
     """x + conv(SiLU(AdaGN(conv(SiLU(GN x))))), Dhariwal & Nichol 2021, section 4.3.
 
-    The condition vector gives a scale and a shift after the second normalisation, h * (1 + scale) + shift; with
-    scale_shift=False it is added before it instead (Ho et al. 2020). The last convolution starts at zero.
+    The condition vector gives a scale and a shift after the second normalisation, h * (1 + scale) + shift. The last
+    convolution starts at zero.
     """
 
-    def __init__(self, channels: int, out: int, vector: int, scale_shift: bool = True, dropout: float = 0.0):
+    def __init__(self, channels: int, out: int, vector: int):
         super().__init__()
-        self.scale_shift = scale_shift
         self.norm1 = group_norm(channels)
         self.conv1 = nn.Conv2d(channels, out, 3, padding=1)
-        self.modulation = nn.Linear(vector, 2 * out if scale_shift else out)
+        self.modulation = nn.Linear(vector, 2 * out)
         self.norm2 = group_norm(out)
-        self.dropout = nn.Dropout(dropout)
         self.conv2 = nn.Conv2d(out, out, 3, padding=1)
         self.skip = nn.Conv2d(channels, out, 1) if channels != out else nn.Identity()
         nn.init.zeros_(self.conv2.weight)
@@ -40,13 +36,9 @@ class ResBlock(nn.Module):
     def forward(self, x: Tensor, vector: Tensor) -> Tensor:
         """(B, C, H, W) and the activated condition (B, E) -> (B, out, H, W)."""
         h = self.conv1(F.silu(self.norm1(x)))  # (B, out, H, W)
-        modulation = self.modulation(vector)[:, :, None, None]
-        if self.scale_shift:
-            scale, shift = modulation.chunk(2, dim=1)
-            h = self.norm2(h) * (1 + scale) + shift
-        else:
-            h = self.norm2(h + modulation)
-        return self.skip(x) + self.conv2(self.dropout(F.silu(h)))
+        scale, shift = self.modulation(vector)[:, :, None, None].chunk(2, dim=1)  # both (B, out, 1, 1)
+        h = self.norm2(h) * (1 + scale) + shift
+        return self.skip(x) + self.conv2(F.silu(h))
 
 
 class ConditionedAttention(nn.Module):
@@ -61,8 +53,8 @@ class ConditionedAttention(nn.Module):
         while channels % self.heads:
             self.heads -= 1
         self.norm = group_norm(channels)
-        self.qkv = nn.Linear(channels, 3 * channels)
-        self.condition_kv = nn.Linear(condition, 2 * channels)
+        self.qkv = StackedLinear(channels, channels, stacks=3)
+        self.condition_kv = StackedLinear(condition, channels, stacks=2)
         self.out = nn.Linear(channels, channels)
         nn.init.zeros_(self.out.weight)
         nn.init.zeros_(self.out.bias)
@@ -81,12 +73,11 @@ class ConditionedAttention(nn.Module):
         return x + h.transpose(1, 2).unflatten(2, (height, width))
 
 
-def downsample(channels: int, kind: Resample) -> nn.Module:
-    """Halve the height and the width, by a strided convolution or by average pooling."""
-    return nn.Conv2d(channels, channels, 3, stride=2, padding=1) if kind == "conv" else nn.AvgPool2d(2)
+def downsample(channels: int) -> nn.Module:
+    """Halve the height and the width, by a strided convolution."""
+    return nn.Conv2d(channels, channels, 3, stride=2, padding=1)
 
 
-def upsample(channels: int, kind: Resample) -> nn.Module:
-    """Double the height and the width: nearest neighbours, then a convolution unless kind is "pool"."""
-    nearest = nn.Upsample(scale_factor=2, mode="nearest")
-    return nn.Sequential(nearest, nn.Conv2d(channels, channels, 3, padding=1)) if kind == "conv" else nearest
+def upsample(channels: int) -> nn.Module:
+    """Double the height and the width: nearest neighbours, then a convolution."""
+    return nn.Sequential(nn.Upsample(scale_factor=2, mode="nearest"), nn.Conv2d(channels, channels, 3, padding=1))

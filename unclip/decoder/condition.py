@@ -1,14 +1,17 @@
 """How the image embedding and the caption enter the UNet (Ramesh et al. 2022, section 2.1)."""
 
-from typing import NamedTuple
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor, nn
 
+from unclip.clip.captions import EncodedCaptions
 from unclip.layers import Block, EmbeddingScaler, init_transformer
+from unclip.rows import Rows
 
 
-class Condition(NamedTuple):
+@dataclass(frozen=True)
+class Condition(Rows):
     """What the UNet is conditioned on: independent of t, so computed once for all steps of a sample."""
 
     vector: Tensor  # (B, E), added to the timestep embedding
@@ -27,13 +30,11 @@ class ImageCondition(nn.Module):
         self.to_vector = nn.Linear(embed_dim, vector)
         self.to_tokens = nn.Linear(embed_dim, tokens * width)
 
-    def forward(self, images: Tensor, drop: Tensor | None = None) -> Condition:
+    def forward(self, embeddings: Tensor, drop: Tensor) -> Condition:
         """Unit embeddings (B, D) -> vector (B, E), tokens (B, 4, W); drop (B,) marks those that become the null."""
-        images = self.scaler.scale(images)
-        if drop is not None:
-            images = torch.where(drop[:, None], self.null, images)
-        tokens = self.to_tokens(images).unflatten(1, (self.tokens, -1))  # (B, 4, W)
-        return Condition(self.to_vector(images), tokens, tokens.new_ones(tokens.shape[:2], dtype=torch.bool))
+        embeddings = torch.where(drop[:, None], self.null, self.scaler.scale(embeddings))
+        tokens = self.to_tokens(embeddings).unflatten(1, (self.tokens, -1))  # (B, 4, W)
+        return Condition(self.to_vector(embeddings), tokens, tokens.new_ones(tokens.shape[:2], dtype=torch.bool))
 
 
 class TextCondition(nn.Module):
@@ -41,23 +42,16 @@ class TextCondition(nn.Module):
 
     def __init__(self, text_width: int, width: int, layers: int):
         super().__init__()
-        self.text_width = text_width
         self.project = nn.Linear(text_width, width)
         self.null = nn.Parameter(torch.randn(width) * 0.02)
         self.blocks = nn.ModuleList(Block(width, max(1, width // 32)) for _ in range(layers))
         self.norm = nn.LayerNorm(width)
         init_transformer(self.blocks)
 
-    def forward(self, encodings: Tensor, mask: Tensor, drop: Tensor | None = None) -> tuple[Tensor, Tensor]:
-        """Encodings (B, L, text_width) and mask (B, L) -> tokens (B, L, W) and mask (B, L).
-
-        A dropped caption becomes a single null token, so that not even its length is told.
-        """
-        x = self.project(encodings)  # (B, L, W)
-        if drop is not None:
-            first = torch.arange(mask.shape[1], device=mask.device) == 0
-            mask = torch.where(drop[:, None], first, mask)
-            x = torch.where(drop[:, None, None], self.null.to(x.dtype), x)
+    def forward(self, captions: EncodedCaptions) -> tuple[Tensor, Tensor]:
+        """B captions -> tokens (B, L, W) and mask (B, L); of an empty caption the learned null is all that is left."""
+        captions = replace(captions, encodings=self.project(captions.encodings)).fill(self.null)
+        x = captions.encodings
         for block in self.blocks:
-            x, _ = block(x, mask[:, None, None])
-        return self.norm(x), mask
+            x, _ = block(x, captions.mask[:, None, None])
+        return self.norm(x), captions.mask

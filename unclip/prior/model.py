@@ -1,24 +1,29 @@
 """The diffusion prior (Ramesh et al. 2022, section 2.2): caption -> CLIP image embedding."""
 
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from functools import partial
 from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from unclip.clip.captions import EncodedCaptions
 from unclip.diffusion import GaussianDiffusion, Schedule
+from unclip.fields import from_data
 from unclip.layers import Block, EmbeddingScaler, KeyValue, causal_mask, init_transformer, timestep_embedding
-from unclip.settings import FromData
+from unclip.samplers import PRIOR_STREAM, RowNoise, dpmpp, guided, spaced_timesteps
+from unclip.settings import PriorSettings
 
 
 @dataclass(frozen=True)
 class PriorConfig:
-    embed_dim: FromData = 0
+    embed_dim: int = from_data(0)
     """Dimension of CLIP's embeddings."""
-    text_width: FromData = 0
+    text_width: int = from_data(0)
     """Width of CLIP's token encodings."""
-    context: FromData = 0
+    context: int = from_data(0)
     """CLIP's longest caption in tokens."""
     width: int = 128
     """Width of the transformer."""
@@ -33,20 +38,11 @@ class PriorConfig:
 
 
 class Prefix(NamedTuple):
-    """What the text contributes at every timestep: computed once a caption, whatever the number of steps."""
+    """What the text contributes at every timestep: computed once, whatever the number of steps."""
 
-    past: list[KeyValue]  # a layer's keys and values, each (B, heads, L + 1, W / heads)
+    past: list[KeyValue]  # each layer's keys and values, both (B, heads, L + 1, W / heads)
     mask: Tensor  # (B, L + 1), False for padding
     centre: Tensor  # (B, D), the scaled image embedding that the text makes linearly likely
-
-    def repeat(self, rows: Tensor) -> "Prefix":
-        """The prefix of the captions rows (R,)."""
-        return Prefix([(k[rows], v[rows]) for k, v in self.past], self.mask[rows], self.centre[rows])
-
-    def join(self, other: "Prefix") -> "Prefix":
-        """The rows of both, for a batch that holds the conditional and the null half."""
-        past = [(torch.cat([a, c]), torch.cat([b, d])) for (a, b), (c, d) in zip(self.past, other.past, strict=True)]
-        return Prefix(past, torch.cat([self.mask, other.mask]), torch.cat([self.centre, other.centre]))
 
 
 class TextRegression(nn.Module):
@@ -85,6 +81,8 @@ class Prior(nn.Module):
     t.
     """
 
+    config_class = PriorConfig
+
     def __init__(self, config: PriorConfig):
         super().__init__()
         self.config = config
@@ -116,26 +114,14 @@ class Prior(nn.Module):
     def diffusion(self) -> GaussianDiffusion:
         return GaussianDiffusion(self.config.timesteps, self.config.schedule, prediction="x0")
 
-    def prefix(self, text: Tensor, encodings: Tensor, mask: Tensor, drop: Tensor | None = None) -> Prefix:
-        """Read the captions.
-
-        Args:
-            text: unit text embeddings (B, D).
-            encodings: token encodings (B, L, text_width).
-            mask: (B, L), False for padding.
-            drop: (B,), True where the text is replaced by the learned null, whose length tells nothing.
-        """
-        centre = self.regression(text)  # (B, D)
-        text = text * self.config.embed_dim**0.5  # unit variance a coordinate
-        if drop is not None:
-            centre = centre.masked_fill(drop[:, None], 0)  # the mean of all
-            first = torch.arange(mask.shape[1], device=mask.device) == 0
-            mask = torch.where(drop[:, None], first, mask)
-            encodings = torch.where(drop[:, None, None], self.null_encoding.to(encodings.dtype), encodings)
-            text = torch.where(drop[:, None], self.null_text.to(text.dtype), text)
-        x = self.encoding_in(encodings) + self.positions[: encodings.shape[1]]  # (B, L, W)
-        x = torch.cat([x, self.text_in(text)[:, None]], dim=1)  # (B, L + 1, W)
-        mask = torch.cat([mask, mask.new_ones(len(mask), 1)], dim=1)  # (B, L + 1)
+    def prefix(self, captions: EncodedCaptions) -> Prefix:
+        """Read B captions; the empty ones become the learned null, and their linear guess the mean of all."""
+        centre = self.regression(captions.text).masked_fill(captions.empty[:, None], 0)  # (B, D)
+        unit_variance = captions.text * self.config.embed_dim**0.5
+        captions = replace(captions, text=unit_variance).fill(self.null_encoding, self.null_text)
+        x = self.encoding_in(captions.encodings) + self.positions[: captions.encodings.shape[1]]  # (B, L, W)
+        x = torch.cat([x, self.text_in(captions.text)[:, None]], dim=1)  # (B, L + 1, W)
+        mask = F.pad(captions.mask, (0, 1), value=True)  # (B, L + 1)
         look = (mask[:, None] & causal_mask(x.shape[1], x.device))[:, None]  # (B, 1, L + 1, L + 1)
         past = []
         for block in self.blocks:
@@ -157,3 +143,25 @@ class Prior(nn.Module):
         for block, past in zip(self.blocks, prefix.past, strict=True):
             x, _ = block(x, look, past)  # (B, 3, W)
         return prefix.centre + self.out(self.norm_final(x[:, 2]))  # (B, D)
+
+    @torch.inference_mode()
+    def draw(self, captions: EncodedCaptions, seeds: Sequence[int], settings: PriorSettings) -> Tensor:
+        """One unit image embedding (N, D) for each of N captions, by diffusion; each depends on its own seed.
+
+        Of `settings.draws` candidates the one with the highest dot product with the text embedding is kept (Ramesh et
+        al. 2022, section 2.2, which draws two); of an empty caption, which has none, the first.
+        """
+        diffusion = self.diffusion()
+        timesteps = spaced_timesteps(diffusion.timesteps, settings.steps, "prior_steps")
+        model = partial(self, prefix=self.prefix(captions))
+        if settings.guidance != 1:
+            both = EncodedCaptions.cat([captions, captions.null()])
+            model = guided(partial(self, prefix=self.prefix(both)), settings.guidance)
+        candidates = []
+        for draw in range(settings.draws):
+            noise = RowNoise(seeds, PRIOR_STREAM, draw)
+            x = dpmpp(diffusion.denoiser(model), noise(captions.text), diffusion, timesteps, noise)
+            candidates.append(self.scaler.unscale(x))
+        candidates = torch.stack(candidates, dim=1)  # (N, draws, D)
+        best = torch.einsum("nkd,nd->nk", candidates, captions.text).argmax(dim=1).masked_fill(captions.empty, 0)
+        return candidates[torch.arange(len(best), device=best.device), best]

@@ -1,0 +1,158 @@
+"""The decoder: turns a CLIP image embedding, and a caption, into pixels by diffusion.
+
+Ramesh et al. 2022, section 2.1, on Nichol et al. 2021 (GLIDE) and Dhariwal & Nichol 2021.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import partial
+
+import torch
+from torch import Tensor, nn
+
+from unclip.clip.captions import EncodedCaptions
+from unclip.decoder.condition import Condition, ImageCondition, TextCondition
+from unclip.decoder.unet import UNet, UNetConfig
+from unclip.diffusion import GaussianDiffusion, Prediction, Schedule
+from unclip.errors import UserError
+from unclip.fields import from_data
+from unclip.layers import timestep_embedding
+from unclip.registry import choose_sampler
+from unclip.samplers import (
+    DECODER_STREAM,
+    Denoise,
+    OnStep,
+    RowNoise,
+    ddim_invert,
+    guided,
+    on_interval,
+    spaced_timesteps,
+    watch,
+)
+from unclip.settings import DecoderSettings
+
+
+@dataclass(frozen=True)
+class DecoderConfig(UNetConfig):
+    embed_dim: int = from_data(0)
+    """Dimension of CLIP's embeddings."""
+    text_width: int = from_data(0)
+    """Width of CLIP's token encodings."""
+    image_size: int = from_data(28)
+    """Height and width of the images that are sampled, in pixels."""
+    channels: int = from_data(1)
+    """1 for grey, 3 for colour."""
+    image_tokens: int = 4
+    """Tokens that the image embedding is projected to for the attention."""
+    text: bool = True
+    """Whether the decoder reads the caption too, through a text transformer on CLIP's token encodings."""
+    text_layers: int = 1
+    """Blocks of that transformer; 0 leaves a projection."""
+    timesteps: int = 1000
+    """Diffusion steps of the training process."""
+    schedule: Schedule = "cosine"
+    """Noise schedule."""
+    prediction: Prediction = "v"
+    """What the network predicts."""
+
+
+class Decoder(nn.Module):
+    """A condition, read once per sample, and a UNet, called at every step."""
+
+    config_class = DecoderConfig
+
+    def __init__(self, config: DecoderConfig):
+        super().__init__()
+        if config.image_tokens < 1:
+            raise UserError(f"image_tokens must be at least 1, not {config.image_tokens}")
+        self.config = config
+        vector, tokens = config.vector_width, config.condition_width
+        self.image_condition = ImageCondition(config.embed_dim, vector, config.image_tokens, tokens)
+        self.text_condition = TextCondition(config.text_width, tokens, config.text_layers) if config.text else None
+        self.time = nn.Sequential(nn.Linear(config.width, vector), nn.SiLU(), nn.Linear(vector, vector))
+        self.unet = UNet(config, config.channels, config.channels)
+
+    def diffusion(self) -> GaussianDiffusion:
+        return GaussianDiffusion(self.config.timesteps, self.config.schedule, self.config.prediction)
+
+    def condition(self, embeddings: Tensor, captions: EncodedCaptions, drop: Tensor) -> Condition:
+        """Read unit image embeddings (B, D) and B captions.
+
+        Where drop (B,) is True the learned null takes the place of the embedding; that of an empty caption does so by
+        itself.
+        """
+        condition = self.image_condition(embeddings, drop)
+        if self.text_condition is None:
+            return condition
+        tokens, mask = self.text_condition(captions)
+        tokens = torch.cat([condition.tokens, tokens], dim=1)  # (B, 4 + L, W)
+        return Condition(condition.vector, tokens, torch.cat([condition.mask, mask], dim=1))
+
+    def forward(self, x: Tensor, t: Tensor, condition: Condition) -> Tensor:
+        """Noised images (B, C, H, W) at times t (B,) -> prediction (B, C, H, W), for any H and W."""
+        time = self.time(timestep_embedding(t, self.config.width))  # (B, E)
+        return self.unet(x, time + condition.vector, condition.tokens, condition.mask)
+
+    def denoiser(self, embeddings: Tensor | None, captions: EncodedCaptions, settings: DecoderSettings) -> Denoise:
+        """denoise(x, t) -> x0, guided as the settings say: what samplers and inversion are given.
+
+        Args:
+            embeddings: unit image embeddings (N, D), or None to drop them.
+            captions: N captions, of which empty ones are dropped.
+        """
+        diffusion, n = self.diffusion(), len(captions)
+        drop = torch.full_like(captions.empty, embeddings is None)
+        if embeddings is None:
+            embeddings = captions.text.new_zeros(n, self.config.embed_dim)
+        if settings.guidance == 1:
+            model = partial(self, condition=self.condition(embeddings, captions, drop))
+        else:  # N conditions, then the N nulls that belong to them
+            pairs = (embeddings.repeat(2, 1), EncodedCaptions.cat([captions, captions.null()]))
+            both = self.condition(*pairs, torch.cat([drop, torch.ones_like(drop)]))
+            inside = guided(partial(self, condition=both), settings.guidance)
+            ends = (end * (diffusion.timesteps - 1) for end in settings.guidance_interval)
+            model = on_interval(inside, partial(self, condition=both[:n]), *ends)
+        return diffusion.denoiser(model, clip_x0=1.0)
+
+    def noise(self, seeds: Sequence[int]) -> Tensor:
+        """The noise (N, C, H, W) that samples of N seeds start from."""
+        return self._noise_source(seeds)[0]
+
+    def _noise_source(self, seeds: Sequence[int]) -> tuple[Tensor, RowNoise]:
+        """The noise to start from, and the source of what is added on the way."""
+        source, config = RowNoise(seeds, DECODER_STREAM), self.config
+        shape = (len(seeds), config.channels, config.image_size, config.image_size)
+        return source(next(self.parameters()).new_empty(shape)), source
+
+    @torch.inference_mode()
+    def draw(
+        self,
+        embeddings: Tensor | None,
+        captions: EncodedCaptions,
+        seeds: Sequence[int],
+        settings: DecoderSettings,
+        noise: Tensor | None = None,
+        on_step: OnStep | None = None,
+    ) -> Tensor:
+        """Images (N, C, H, W) in [-1, 1].
+
+        Args:
+            embeddings, captions: as for `denoiser`.
+            seeds: N seeds, of the noise to start from and of what a stochastic sampler adds.
+            noise: (N, C, H, W) to start from instead, as `invert` gives it.
+            on_step: called with (t, x_t, predicted x0) at each step.
+        """
+        diffusion = self.diffusion()
+        timesteps = spaced_timesteps(diffusion.timesteps, settings.steps)
+        own, source = self._noise_source(seeds)
+        denoise = watch(self.denoiser(embeddings, captions, settings), on_step)
+        return choose_sampler(settings)(denoise, own if noise is None else noise, diffusion, timesteps, source)
+
+    @torch.inference_mode()
+    def invert(
+        self, images: Tensor, embeddings: Tensor | None, captions: EncodedCaptions, settings: DecoderSettings
+    ) -> Tensor:
+        """The noise (N, C, H, W) that deterministic DDIM in as many steps turns (nearly) into images (N, C, H, W)."""
+        diffusion = self.diffusion()
+        timesteps = spaced_timesteps(diffusion.timesteps, settings.steps)
+        return ddim_invert(self.denoiser(embeddings, captions, settings), images, diffusion, timesteps)

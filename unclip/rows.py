@@ -1,0 +1,30 @@
+"""Tensors that belong together row by row: selected and moved as one."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, fields, replace
+from typing import Any, Self
+
+import torch
+from torch import Tensor
+
+
+@dataclass(frozen=True)
+class Rows:
+    """Base of dataclasses whose fields are tensors (N, ...), or such dataclasses themselves."""
+
+    def map(self, change: Callable[[Any], Any]) -> Self:
+        return replace(self, **{f.name: change(getattr(self, f.name)) for f in fields(self)})
+
+    def __len__(self) -> int:
+        return len(getattr(self, fields(self)[0].name))
+
+    def __getitem__(self, rows: slice | Tensor) -> Self:
+        return self.map(lambda part: part[rows])
+
+    def to(self, device: torch.device | str) -> Self:
+        return self.map(lambda part: part.to(device))
+
+    @classmethod
+    def cat(cls, parts: Sequence[Self]) -> Self:
+        """The rows of all parts, whose trailing shapes are equal."""
+        return cls(*[torch.cat([getattr(part, f.name) for part in parts]) for f in fields(cls)])
