@@ -14,8 +14,9 @@ import pytest
 import torch
 
 from data import emoji, fashion_mnist, records
-from data.captions import CLASSES, PLAIN_CAPTIONS, Grammar
+from data.captions import CLASSES, PLAIN_CAPTIONS, Grammar, GrammarCaptions
 from data.dataset import CaptionedImages
+from data.fashion_mnist import FashionMNIST
 from unclip import UnCLIP, cli
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -63,24 +64,23 @@ def contents(folder: Path) -> dict[str, bytes]:
     return {name: (folder / name).read_bytes() for name in files_under(folder)}
 
 
-def made_up_data(count: int, seed: int, name: str = "made-up") -> CaptionedImages:
+def made_up_data(count: int, seed: int, name: str = "made-up") -> FashionMNIST:
     """Noise with a bright block whose place tells the class: something to learn in a few steps, at no cost."""
     generator = torch.Generator().manual_seed(seed)
     labels = torch.arange(count) % len(CLASSES)
     images = torch.randint(0, 60, (count, 1, 28, 28), generator=generator, dtype=torch.uint8)
     for image, label in zip(images, labels.tolist(), strict=True):
         image[:, 2 * label : 2 * label + 8, 4:24] += 150
-    codes = torch.zeros(count, 2, dtype=torch.long)
-    grammar = Grammar.build()
-    return CaptionedImages(
+    attributes = torch.zeros(count, 2, dtype=torch.long)
+    return FashionMNIST(
         name=name,
         images=images,
-        captions=grammar.captions,
-        draw=lambda rows, one_phrasing: grammar.draw(labels[rows], codes[rows], one_phrasing),
+        captioner=GrammarCaptions(Grammar.build(), labels, attributes),
         labels=labels,
         classes=CLASSES,
         class_captions=PLAIN_CAPTIONS,
-        codes=codes,
+        attributes=attributes,
+        bounds=torch.zeros(len(CLASSES), 2, 2),
     )
 
 

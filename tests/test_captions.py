@@ -14,11 +14,12 @@ from data.captions import (
     Grammar,
     attribute_codes,
     attributes,
-    class_thirds,
+    class_bounds,
     is_held_out,
     noun_phrase,
 )
 
+GENERATOR = torch.default_generator  # seeded by torch.manual_seed
 CLASS_OF = {name: label for label, names in enumerate(NAMES) for name in names}
 
 
@@ -63,21 +64,21 @@ def test_attributes_equal_a_slow_loop(training):
     assert attributes(images)[-1].tolist() == [0, 0]
 
 
-def test_thirds_are_those_of_each_class():
+def test_bounds_are_those_of_each_class():
     torch.manual_seed(0)
     labels = torch.arange(400) % 10
     measures = torch.rand(400, 2) * 100 + labels[:, None] * 50
-    thirds = class_thirds(measures, labels)
+    bounds = class_bounds(measures, labels)
     for label in range(10):
         expected = np.quantile(measures[labels == label].numpy(), [1 / 3, 2 / 3], axis=0).T
-        np.testing.assert_allclose(thirds[label].numpy(), expected, rtol=1e-5)
+        np.testing.assert_allclose(bounds[label].numpy(), expected, rtol=1e-5)
 
 
 def test_codes_say_low_high_or_nothing():
-    thirds = torch.zeros(10, 2, 2)
-    thirds[4] = torch.tensor([[10.0, 20.0], [1.0, 2.0]])
+    bounds = torch.zeros(10, 2, 2)
+    bounds[4] = torch.tensor([[10.0, 20.0], [1.0, 2.0]])
     measures = torch.tensor([[9.0, 3.0], [10.0, 1.5], [20.0, 0.5], [21.0, 2.0]])
-    codes = attribute_codes(measures, torch.full((4,), 4), thirds)
+    codes = attribute_codes(measures, torch.full((4,), 4), bounds)
     assert [(TONES[tone], WIDTHS[width]) for tone, width in codes.tolist()] == [
         ("dark", "wide"), ("", ""), ("", "narrow"), ("light", ""),
     ]  # fmt: skip
@@ -88,8 +89,8 @@ def test_dark_training_images_are_darker_and_narrow_ones_narrower_in_every_class
     for label in range(10):
         own = training.labels == label
         for column in range(2):
-            low, middle, high = (measures[own & (training.codes[:, column] == code), column] for code in (1, 0, 2))
-            bound = training.thirds[label, column]
+            low, middle, high = (measures[own & (training.attributes[:, column] == code), column] for code in (1, 0, 2))
+            bound = training.bounds[label, column]
             assert len(low) == 0 or low.max() < bound[0]  # a held-out third is empty
             assert bound[0] <= middle.min()
             assert len(high) == 0 or middle.max() <= bound[1] < high.min()
@@ -139,18 +140,18 @@ def test_drawn_captions_tell_the_truth_about_their_images(training):
     torch.manual_seed(0)
     rows = torch.arange(3000)
     kinds = set()
-    for row, drawn in zip(rows.tolist(), training.draw(rows, False).tolist(), strict=True):
+    for row, drawn in zip(rows.tolist(), training.draw(rows, GENERATOR).tolist(), strict=True):
         name, tone, width = parse(training.captions[drawn])
         assert name == CLASSES[training.labels[row]]
-        assert tone in ("", TONES[training.codes[row, 0]])
-        assert width in ("", WIDTHS[training.codes[row, 1]])
+        assert tone in ("", TONES[training.attributes[row, 0]])
+        assert width in ("", WIDTHS[training.attributes[row, 1]])
         kinds.add((bool(tone), bool(width)))
     assert len(kinds) == 4
 
 
 def test_attributes_are_said_half_of_the_time(grammar):
     torch.manual_seed(0)
-    drawn = grammar.draw(torch.full((2000,), 3), torch.tensor([[1, 1]]).expand(2000, 2))
+    drawn = grammar.draw(torch.full((2000,), 3), torch.tensor([[1, 1]]).expand(2000, 2), GENERATOR)
     said = [parse(grammar.captions[i]) for i in drawn]
     assert 0.45 < sum(tone == "dark" for _, tone, _ in said) / 2000 < 0.55
     assert 0.45 < sum(width == "narrow" for _, _, width in said) / 2000 < 0.55
@@ -158,11 +159,11 @@ def test_attributes_are_said_half_of_the_time(grammar):
 
 def test_validation_images_with_a_held_out_pair_are_captioned_without_it(splits):
     data = splits["validation"]
-    light = torch.tensor([TONES.index("light") == tone for tone in data.codes[:, 0].tolist()])
+    light = torch.tensor([TONES.index("light") == tone for tone in data.attributes[:, 0].tolist()])
     rows = (light & (data.labels == CLASSES.index("ankle boot"))).nonzero()[:, 0]
     torch.manual_seed(0)
     for _ in range(4):
-        drawn = data.draw(rows, False)
+        drawn = data.draw(rows, GENERATOR)
         assert drawn.min() >= 0  # -1 would silently be the last caption of the list
         assert {parse(data.captions[i])[:2] for i in drawn} == {("ankle boot", "")}
 
@@ -174,7 +175,7 @@ def test_one_phrasing_makes_equal_meaning_an_equal_string(grammar):
     phrasings = set()
     for seed in range(30):
         torch.manual_seed(seed)
-        captions = {grammar.captions[i] for i in grammar.draw(labels, codes, one_phrasing=True)}
+        captions = {grammar.captions[i] for i in grammar.draw(labels, codes, GENERATOR, one_phrasing=True)}
         meanings = {parse(caption) for caption in captions}
         assert len(meanings) == len(captions)
         phrasings.add(min(captions))
@@ -184,6 +185,6 @@ def test_one_phrasing_makes_equal_meaning_an_equal_string(grammar):
 def test_without_one_phrasing_a_class_is_told_in_many_ways(grammar):
     torch.manual_seed(0)
     labels = torch.full((500,), 8)
-    captions = {grammar.captions[i] for i in grammar.draw(labels, torch.zeros(500, 2, dtype=torch.long))}
+    captions = {grammar.captions[i] for i in grammar.draw(labels, torch.zeros(500, 2, dtype=torch.long), GENERATOR)}
     assert len(captions) > 20
     assert {parse(caption)[0] for caption in captions} == {"bag"}

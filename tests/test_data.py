@@ -12,7 +12,7 @@ from conftest import contents, files_under, made_up_data
 
 from data import fashion_mnist
 from data.captions import HELD_OUT, TONES, WIDTHS, attribute_codes, attributes
-from data.dataset import random_flip, random_shift, shuffled_rows
+from data.dataset import ListedCaptions, random_flip, random_shift, shuffled_rows
 from unclip.errors import UserError
 
 TEST_FILES = ("t10k-images-idx3-ubyte", "t10k-labels-idx1-ubyte")
@@ -35,7 +35,7 @@ def pictures(data) -> set[bytes]:
 def says_held_out_pair(data) -> torch.Tensor:
     """(N,), True for the images that show a held-out pair, one image at a time."""
     found = []
-    for label, (tone, width) in zip(data.labels.tolist(), data.codes.tolist(), strict=True):
+    for label, (tone, width) in zip(data.labels.tolist(), data.attributes.tolist(), strict=True):
         pairs = {(TONES[tone], data.classes[label]), (WIDTHS[width], data.classes[label])}
         found.append(bool(pairs & set(HELD_OUT)))
     return torch.tensor(found)
@@ -45,10 +45,10 @@ def says_held_out_pair(data) -> torch.Tensor:
 
 
 def test_splits_have_their_sizes_and_share_no_image(splits):
-    images, labels, order, thirds = fashion_mnist._training_files(fashion_mnist.find())
+    images, labels, order, bounds = fashion_mnist._training_files(fashion_mnist.find())
     training = order[5_000:]
-    measured = attribute_codes(attributes(images[training]), labels[training], thirds)
-    everything = replace(splits["train"], images=images[training], labels=labels[training], codes=measured)
+    measured = attribute_codes(attributes(images[training]), labels[training], bounds)
+    everything = replace(splits["train"], images=images[training], labels=labels[training], attributes=measured)
     assert len(training) == 55_000
     assert len(splits["train"]) == 55_000 - int(says_held_out_pair(everything).sum()) < 55_000
     assert len(splits["validation"]) == 5_000
@@ -65,7 +65,7 @@ def test_images_are_native_grey_bytes_with_labels_in_range(splits):
         assert data.images.shape[1:] == (1, 28, 28)
         assert (data.channels, data.image_size) == (1, 28)
         assert data.labels.unique().tolist() == list(range(10))
-        assert len(data.labels) == len(data.codes) == len(data)
+        assert len(data.labels) == len(data.attributes) == len(data)
     assert torch.bincount(splits["test"].labels).tolist() == [1000] * 10
 
 
@@ -86,7 +86,7 @@ def test_held_out_pairs_are_in_no_training_image_but_in_the_others(splits):
 def test_every_class_has_about_a_third_of_each_attribute(splits):
     data = splits["validation"]
     for label, column, code in itertools.product(range(10), range(2), (1, 2)):
-        share = (data.codes[data.labels == label, column] == code).float().mean()
+        share = (data.attributes[data.labels == label, column] == code).float().mean()
         assert 0.24 < share < 0.43
 
 
@@ -234,21 +234,24 @@ def test_failure_of_every_source_is_one_line_and_leaves_nothing(nothing_fetched_
 def test_first_images_keep_their_labels_and_captions():
     data = made_up_data(40, seed=0)
     part = data.first(15)
-    assert len(part) == len(part.labels) == len(part.codes) == 15
+    assert len(part) == len(part.labels) == len(part.attributes) == 15
     assert torch.equal(part.images, data.images[:15])
     assert part.name != data.name
     assert data.first(None) is data.first(40) is data
     torch.manual_seed(0)
-    drawn = part.draw(torch.tensor([7]), False)
+    drawn = part.draw(torch.tensor([7]), torch.Generator().manual_seed(0))
     assert any(name in part.captions[drawn] for name in ("sneaker", "trainer", "running shoe"))
 
 
-def test_fingerprint_tells_pixels_and_captions_apart():
+def test_fingerprint_tells_pixels_captions_and_their_assignment_apart():
     data = made_up_data(20, seed=0)
     brighter = data.images.clone()
     brighter[3, 0, 5, 5] += 1
-    others = [replace(data, images=brighter), replace(data, captions=[*data.captions, "one more"]), data.first(19)]
-    assert len({data.fingerprint, *(other.fingerprint for other in others)}) == 4
+    lists = ListedCaptions(["a", "b"], torch.tensor([[0], [1]]).repeat(10, 1), torch.ones(20, dtype=torch.long))
+    swapped = replace(lists, table=lists.table.flip(0))
+    others = [replace(data, images=brighter), data.first(19)]
+    others += [replace(data, captioner=c) for c in (lists, replace(lists, captions=["a", "c"]), swapped)]
+    assert len({data.fingerprint, *(other.fingerprint for other in others)}) == 6
     assert made_up_data(20, seed=0, name="a copy").fingerprint == data.fingerprint
 
 
@@ -267,7 +270,7 @@ def test_random_shift_equals_a_slow_loop(channels):
     torch.manual_seed(0)
     image = torch.randint(1, 256, (channels, 6, 5), dtype=torch.uint8)
     expected = {shifted(image.numpy(), dy, dx) for dy, dx in itertools.product(range(-2, 3), repeat=2)}
-    found = {row.tobytes() for row in random_shift(image.expand(600, -1, -1, -1), 2).numpy()}
+    found = {row.tobytes() for row in random_shift(image.expand(600, -1, -1, -1), 2, torch.default_generator).numpy()}
     assert len(expected) == 25
     assert found == expected
 
@@ -275,16 +278,16 @@ def test_random_shift_equals_a_slow_loop(channels):
 def test_random_shift_moves_each_image_by_itself_and_not_at_all_for_zero():
     torch.manual_seed(0)
     images = torch.randint(1, 256, (50, 1, 6, 5), dtype=torch.uint8)
-    for before, after in zip(images.numpy(), random_shift(images, 1).numpy(), strict=True):
+    for before, after in zip(images.numpy(), random_shift(images, 1, torch.default_generator).numpy(), strict=True):
         assert after.tobytes() in {shifted(before, dy, dx) for dy, dx in itertools.product((-1, 0, 1), repeat=2)}
-    assert torch.equal(random_shift(images, 0), images)
+    assert torch.equal(random_shift(images, 0, torch.default_generator), images)
 
 
 def test_random_flip_mirrors_about_half_of_the_images():
     torch.manual_seed(0)
     images = torch.randint(0, 256, (400, 3, 4, 5), dtype=torch.uint8)
     flipped = 0
-    for before, after in zip(images.numpy(), random_flip(images).numpy(), strict=True):
+    for before, after in zip(images.numpy(), random_flip(images, torch.default_generator).numpy(), strict=True):
         mirrored = np.stack([[row[::-1] for row in channel] for channel in before])
         assert np.array_equal(after, before) or np.array_equal(after, mirrored)
         flipped += np.array_equal(after, mirrored)

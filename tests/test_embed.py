@@ -1,11 +1,13 @@
 """The cache of CLIP's embeddings: computed once, keyed by CLIP and data, and computed again when it is damaged."""
 
+import numpy as np
 import pytest
 import torch
 from conftest import files_under, made_up_data
 
+from data.dataset import ListedCaptions
 from stages import embed
-from stages.embed import embed_dataset
+from stages.embed import embed_images
 from unclip.clip import CLIP, CLIPConfig, Preprocess, TextConfig, Tokenizer, VisionConfig
 
 CPU = torch.device("cpu")
@@ -14,8 +16,13 @@ PREPROCESS = Preprocess(28, 1)
 
 @pytest.fixture(scope="module")
 def data():
-    data = made_up_data(30, seed=0)
-    data.captions = data.captions[:50]
+    return few_captions(made_up_data(30, seed=0))
+
+
+def few_captions(data):
+    """The same images with fifty captions, which take less time to encode than all of the grammar's."""
+    rows = torch.arange(len(data))[:, None] % 50
+    data.captioner = ListedCaptions(data.captions[:50], rows, torch.ones(len(data), dtype=torch.long))
     return data
 
 
@@ -46,16 +53,15 @@ def calls(clip, monkeypatch):
 
 @pytest.fixture
 def build(clip, tokenizer, tmp_path):
-    def call(data, sha256="a" * 64, flipped=False):
-        return embed_dataset(data, clip, sha256, tokenizer, PREPROCESS, CPU, flipped, tmp_path / "cache")
+    def call(data, sha256="a" * 64):
+        return embed_images(data, clip, sha256, tokenizer, PREPROCESS, CPU, tmp_path / "cache")
 
     return call
 
 
 def assert_equal(one, other):
-    for name, tensor in vars(one).items():
-        both = (tensor, getattr(other, name))
-        assert both == (None, None) or torch.equal(*both), name
+    for name in embed.ARRAYS:
+        assert torch.equal(getattr(one, name), getattr(other, name)), name
 
 
 def test_embeddings_are_clips_own(build, data, clip, tokenizer, monkeypatch):
@@ -65,11 +71,23 @@ def test_embeddings_are_clips_own(build, data, clip, tokenizer, monkeypatch):
         images = clip.encode_image(PREPROCESS(data.images))
         ids = tokenizer.encode(data.captions, clip.config.text.context)
         text, encodings = clip.encode_text(ids)
-    torch.testing.assert_close(embedded.images, images)
+    torch.testing.assert_close(embedded.embeddings, images)
     torch.testing.assert_close(embedded.text, text)
-    torch.testing.assert_close(embedded.encodings, encodings)
-    assert torch.equal(embedded.mask, clip.text.mask(ids))
-    assert embedded.flipped is None
+    captions, mask = embedded.captions(torch.arange(50)), clip.text.mask(ids)
+    assert torch.equal(captions.mask, mask)
+    torch.testing.assert_close(captions.encodings[mask], encodings[mask])
+    assert not captions.encodings[~mask].any()
+    assert not captions.empty.any()
+
+
+def test_cache_keeps_no_padding_and_is_mapped_into_memory(build, data, clip, tokenizer, tmp_path):
+    embedded = build(data)
+    tokens = sum(len(tokenizer.encode([caption], 32)[0]) for caption in data.captions)
+    assert embedded.encodings.shape == (tokens, 16)
+    (folder,) = (tmp_path / "cache").iterdir()
+    mapped = np.load(folder / "encodings.npy", mmap_mode="r")
+    assert isinstance(mapped, np.memmap)
+    assert np.array_equal(mapped, embedded.encodings)
 
 
 def test_second_call_reads_the_cache_and_never_runs_clip(build, data, calls, tmp_path):
@@ -79,33 +97,38 @@ def test_second_call_reads_the_cache_and_never_runs_clip(build, data, calls, tmp
     second = build(data)
     assert calls == []
     assert_equal(first, second)
-    assert len(files_under(tmp_path)) == 1
+    assert len(list((tmp_path / "cache").iterdir())) == 1
 
 
-def test_other_clip_other_data_or_flipping_is_another_entry(build, data, calls, tmp_path):
+def test_other_clip_or_other_data_is_another_entry(build, data, calls, tmp_path):
     build(data)
-    for arguments in ({"sha256": "b" * 64}, {"flipped": True}):
-        calls.clear()
-        build(data, **arguments)
-        assert calls
     calls.clear()
-    other = made_up_data(30, seed=1)
-    other.captions = data.captions
-    assert not torch.equal(build(other).images, build(data).images)
+    build(data, sha256="b" * 64)
     assert calls
-    assert len(files_under(tmp_path)) == 4
+    calls.clear()
+    other = few_captions(made_up_data(30, seed=1))
+    assert not torch.equal(build(other).embeddings, build(data).embeddings)
+    assert calls
+    assert len(list((tmp_path / "cache").iterdir())) == 3
 
 
-@pytest.mark.parametrize("damage", [lambda c: c[: len(c) // 2], lambda c: b"", lambda c: b"\xff" * 100])
-def test_damaged_cache_is_computed_again(damage, build, data, calls, tmp_path):
+@pytest.mark.parametrize("name", ["embeddings.npy", "encodings.npy", "starts.npy", "sha256.json"])
+@pytest.mark.parametrize(
+    "damage", [lambda c: c[: len(c) // 2], lambda c: b"", lambda c: c[:-9] + bytes([c[-9] ^ 1]) + c[-8:]]
+)
+def test_damaged_cache_is_computed_again(name, damage, build, data, calls, tmp_path, capsys):
     first = build(data)
-    (path,) = (tmp_path / "cache").iterdir()
-    intact = path.read_bytes()
-    path.write_bytes(damage(intact))
+    kept = {array: getattr(first, array).clone() for array in embed.ARRAYS}
+    (folder,) = (tmp_path / "cache").iterdir()
+    intact = (folder / name).read_bytes()
+    (folder / name).unlink()
+    (folder / name).write_bytes(damage(intact))
     calls.clear()
-    assert_equal(build(data), first)
+    again = build(data)
     assert calls
-    assert path.read_bytes() == intact
+    assert "is damaged" in capsys.readouterr().err
+    assert all(torch.equal(getattr(again, array), kept[array]) for array in embed.ARRAYS)
+    assert (folder / name).read_bytes() == intact
 
 
 def test_full_disk_leaves_no_cache_behind(build, data, tmp_path, full_disk):
@@ -114,25 +137,25 @@ def test_full_disk_leaves_no_cache_behind(build, data, tmp_path, full_disk):
     assert files_under(tmp_path) == []
 
 
-def test_flipped_embeddings_are_those_of_flipped_images(build, data, clip):
-    embedded = build(data, flipped=True)
-    with torch.inference_mode():
-        expected = clip.encode_image(PREPROCESS(data.images.flip(-1)))
-    torch.testing.assert_close(embedded.flipped, expected)
-    assert not torch.allclose(embedded.flipped, embedded.images, atol=1e-4)
-    assert embedded.to(CPU).flipped is not None
-
-
 def test_captions_are_cropped_to_the_longest_of_the_batch(build, data, tokenizer):
     embedded = build(data)
     lengths = [tokenizer.encode([caption], 32).shape[1] for caption in data.captions]
     shortest, longest = lengths.index(min(lengths)), lengths.index(max(lengths))
     assert lengths[shortest] < lengths[longest]
-    text, encodings, mask = embedded.captions(torch.tensor([shortest, shortest]))
-    assert encodings.shape == (2, lengths[shortest], 16)
-    assert mask.all()
-    assert torch.equal(text[0], embedded.text[shortest])
-    text, encodings, mask = embedded.captions(torch.tensor([longest, shortest]))
-    assert encodings.shape == (2, lengths[longest], 16)
-    assert mask.sum(dim=1).tolist() == [lengths[longest], lengths[shortest]]
-    assert torch.equal(encodings[1, : lengths[shortest]], embedded.encodings[shortest, : lengths[shortest]])
+    short = embedded.captions(torch.tensor([shortest, shortest]))
+    assert short.encodings.shape == (2, lengths[shortest], 16)
+    assert short.mask.all()
+    assert torch.equal(short.text[0], embedded.text[shortest])
+    both = embedded.captions(torch.tensor([longest, shortest]))
+    assert both.encodings.shape == (2, lengths[longest], 16)
+    assert both.mask.sum(dim=1).tolist() == [lengths[longest], lengths[shortest]]
+    assert torch.equal(both.encodings[1, : lengths[shortest]], short.encodings[0])
+
+
+def test_captions_at_the_end_of_the_store_are_padded_like_others(build, data):
+    embedded = build(data)
+    last = len(data.captions) - 1
+    longest = int(embedded.starts.diff().argmax())
+    padded = embedded.captions(torch.tensor([last, longest]))
+    alone = embedded.captions(torch.tensor([last]))
+    assert torch.equal(padded.encodings[0, : alone.encodings.shape[1]], alone.encodings[0])

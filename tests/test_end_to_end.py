@@ -11,8 +11,9 @@ from conftest import ROOT, assert_one_error_line, contents, files_under, run_pyt
 from PIL import Image
 
 from unclip import UnCLIP
-from unclip.checkpoint import STAGES, load_tensors, read_manifest
+from unclip.checkpoint import load_tensors, read_manifest
 from unclip.files import read_json
+from unclip.registry import STAGES
 
 CAPTIONS = ("An image of an ankle boot", "a dark narrow dress", "")
 TEN = (ROOT / "data" / "ten_captions.txt").read_text(encoding="utf-8").splitlines()
@@ -139,8 +140,8 @@ def test_pictures_are_the_images_of_the_archive(drawn):
 def test_record_says_how_the_samples_were_drawn(drawn, trained):
     record = read_json(drawn / "samples.json")
     assert record["checkpoint"] == str(trained.folder)
-    assert record["settings"]["steps"] == 12
-    assert {"guidance", "sampler", "prior_steps", "draws"} <= set(record["settings"])
+    assert record["settings"]["decoder"]["steps"] == 12
+    assert set(record["settings"]) == {"prior", "decoder", "batch_size"}
     assert [(s["caption"], s["seed"]) for s in record["samples"]] == [(c, s) for c in CAPTIONS for s in (5, 6)]
 
 

@@ -6,11 +6,12 @@ import pytest
 import torch
 from conftest import ROOT, contents, files_under, run_python
 from runs import CPU, assert_same_run, break_off, metrics, train
-from toy import SETTINGS, LineConfig, LineStage, manifest
+from toy import SETTINGS, Line, LineStage, manifest
 
 from stages import loop, runtime
 from stages.clip import CLIPRun
 from stages.data import DataConfig
+from stages.identity import settings
 from stages.optim import cosine_warmup
 from unclip.checkpoint import Manifest, load_stage, load_tensors, sha256
 from unclip.errors import UserError
@@ -23,7 +24,7 @@ def test_loop_fits_a_line_without_knowing_what_a_stage_is(tmp_path):
     result = train(tmp_path, LineStage(noise=0.0), config)
     assert result.complete
     assert result.figures["error"] < 1e-3
-    model, found = load_stage(tmp_path / "line", type(LineStage().model), LineConfig)
+    model, found = load_stage(tmp_path / "line", Line)
     assert asdict_equal(found, result)
     torch.testing.assert_close(model.linear.weight, torch.tensor([[1.0, 2.0, 3.0]]), atol=0.05, rtol=0)
     assert files_under(tmp_path) == [
@@ -51,14 +52,7 @@ def test_metrics_follow_the_schedule_and_come_at_their_steps(tmp_path):
 
 def test_logged_loss_is_the_mean_since_the_last_line(tmp_path):
     stage, losses = LineStage(), []
-    original = stage.loss
-
-    def recorded(model, rows):
-        loss, extra = original(model, rows)
-        losses.append(loss.item())
-        return loss, extra
-
-    stage.loss = recorded
+    stage.objective.register_forward_hook(lambda _, __, loss: losses.append(loss.item()))
     train(tmp_path, stage)
     logged = [line["loss"] for line in metrics(tmp_path) if "loss" in line]
     assert logged == pytest.approx([(a + b) / 2 for a, b in zip(losses[::2], losses[1::2], strict=True)])
@@ -99,8 +93,7 @@ def test_saved_weights_are_the_moving_average_not_the_last(tmp_path):
 
 def test_moving_average_follows_the_slow_formula(tmp_path):
     stage, seen = LineStage(), []
-    original = stage.loss
-    stage.loss = lambda model, rows: (seen.append(model.linear.weight.detach().clone()), original(model, rows))[1]
+    stage.objective.register_forward_hook(lambda *_: seen.append(stage.model.linear.weight.detach().clone()))
     train(tmp_path, stage, replace(SETTINGS, steps=4))
     state, _ = load_tensors(tmp_path / "line" / "train" / "state.safetensors")
     average = seen[0]
@@ -120,7 +113,7 @@ def test_other_seed_is_another_run(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("method", "call"), [("loss", 1), ("loss", 3), ("loss", 5), ("loss", 12), ("evaluate", 2), ("preview", 2)]
+    ("method", "call"), [("batch", 1), ("batch", 3), ("batch", 5), ("batch", 12), ("evaluate", 2), ("preview", 2)]
 )
 def test_interrupted_training_resumed_equals_uninterrupted(method, call, tmp_path):
     train(tmp_path / "whole")
@@ -134,7 +127,7 @@ def test_interrupted_training_with_muon_equals_uninterrupted(tmp_path):
     config = replace(SETTINGS, muon_lr=0.05)
     train(tmp_path / "whole", config=config)
     with pytest.raises(KeyboardInterrupt):
-        train(tmp_path / "broken", break_off(LineStage(), "loss", 6), config=config)
+        train(tmp_path / "broken", break_off(LineStage(), "batch", 6), config=config)
     train(tmp_path / "broken", config=config)
     assert_same_run(tmp_path / "whole", tmp_path / "broken")
     states = [load_tensors(tmp_path / name / "line" / "train" / "state.safetensors")[0] for name in ("whole", "broken")]
@@ -145,14 +138,14 @@ def test_training_interrupted_again_and_again_equals_uninterrupted(tmp_path):
     train(tmp_path / "whole")
     for _ in range(2):
         with pytest.raises(KeyboardInterrupt):
-            train(tmp_path / "broken", break_off(LineStage(), "loss", 6))
+            train(tmp_path / "broken", break_off(LineStage(), "batch", 6))
     train(tmp_path / "broken")
     assert_same_run(tmp_path / "whole", tmp_path / "broken")
 
 
 def test_resumed_training_does_not_repeat_saved_steps(tmp_path):
     with pytest.raises(KeyboardInterrupt):
-        train(tmp_path, break_off(LineStage(), "loss", 11))
+        train(tmp_path, break_off(LineStage(), "batch", 11))
     stage = LineStage()
     train(tmp_path, stage)
     assert len(stage.batches) == 12 - 8
@@ -161,7 +154,7 @@ def test_resumed_training_does_not_repeat_saved_steps(tmp_path):
 def test_line_that_was_half_written_does_not_stop_a_resume(tmp_path):
     train(tmp_path / "whole")
     with pytest.raises(KeyboardInterrupt):
-        train(tmp_path / "broken", break_off(LineStage(), "loss", 8))
+        train(tmp_path / "broken", break_off(LineStage(), "batch", 8))
     with open(tmp_path / "broken" / "line" / "train" / "metrics.jsonl", "a") as file:
         file.write('{"step": 7, "seco')  # the disk was full, or the power went
     train(tmp_path / "broken")
@@ -190,7 +183,7 @@ def test_interruption_before_the_state_is_saved_is_made_good(call, tmp_path, mon
 @pytest.mark.parametrize("damage", [lambda c: c[: len(c) // 2], lambda c: b"", lambda c: b"\xff" * 50])
 def test_damaged_state_is_refused(damage, tmp_path):
     with pytest.raises(KeyboardInterrupt):
-        train(tmp_path, break_off(LineStage(), "loss", 6))
+        train(tmp_path, break_off(LineStage(), "batch", 6))
     path = tmp_path / "line" / "train" / "state.safetensors"
     path.write_bytes(damage(path.read_bytes()))
     with pytest.raises(UserError, match=r"state\.safetensors is damaged or truncated"):
@@ -208,7 +201,7 @@ def test_completed_run_is_not_trained_again(tmp_path):
 
 def test_a_run_that_failed_before_it_saved_anything_may_be_given_other_settings(tmp_path):
     with pytest.raises(KeyboardInterrupt):
-        train(tmp_path, break_off(LineStage(), "loss", 2))
+        train(tmp_path, break_off(LineStage(), "batch", 2))
     other = replace(manifest(), training={"train": {"lr": 0.5, "seed": 0}})
     assert train(tmp_path, described=other).training == other.training
 
@@ -219,7 +212,7 @@ def test_other_settings_in_the_same_folder_are_refused_by_name(finished, tmp_pat
         train(tmp_path)
     else:
         with pytest.raises(KeyboardInterrupt):
-            train(tmp_path, break_off(LineStage(), "loss", 6))  # the first state is saved at step 4
+            train(tmp_path, break_off(LineStage(), "batch", 6))  # the first state is saved at step 4
     before = contents(tmp_path)
     other = replace(manifest(), training={"train": {"lr": 0.5, "seed": 0}})
     with pytest.raises(UserError, match=r"holds a run with train\.lr = 0\.05, not 0\.5"):
@@ -229,14 +222,19 @@ def test_other_settings_in_the_same_folder_are_refused_by_name(finished, tmp_pat
     assert contents(tmp_path) == before
 
 
-def test_folder_and_device_make_no_other_run():
+def test_folder_device_and_intervals_make_no_other_run():
     run = CLIPRun()
+    intervals = dict.fromkeys(("log_every", "save_every", "preview_every", "evaluate_every"), 7)
     moved = replace(
-        run, out=run.out / "x", preset="other", data=DataConfig(root=run.out), train=replace(run.train, device="cpu")
+        run,
+        out=run.out / "x",
+        preset="other",
+        data=DataConfig(root=run.out),
+        train=replace(run.train, device="cpu", **intervals),
     )
-    assert loop.settings(moved) == loop.settings(run)
-    assert loop.settings(replace(run, vocab_size=5)) != loop.settings(run)
-    assert loop.settings(replace(run, train=replace(run.train, seed=5))) != loop.settings(run)
+    assert settings(moved) == settings(run)
+    assert settings(replace(run, vocab_size=5)) != settings(run)
+    assert settings(replace(run, train=replace(run.train, seed=5))) != settings(run)
 
 
 # --- the best weights -------------------------------------------------------------------------------------------------
@@ -275,16 +273,14 @@ def test_best_weights_are_kept_beside_the_last(direction, figures, best, tmp_pat
 @pytest.mark.parametrize("bad", [float("nan"), float("inf")])
 def test_loss_that_is_not_finite_stops_the_training(bad, tmp_path):
     stage = LineStage()
-    original = stage.loss
-    stage.loss = lambda model, rows: (original(model, rows)[0] * bad, {})
+    stage.objective.register_forward_hook(lambda _, __, loss: loss * bad)
     with pytest.raises(UserError, match=r"line: the loss is (nan|inf) near step 2; try a lower --train\.lr"):
         train(tmp_path, stage)
 
 
 def test_weights_that_are_not_finite_are_never_saved(tmp_path):
     stage = LineStage()
-    original = stage.loss
-    stage.loss = lambda model, rows: (original(model, rows)[0] * float("nan"), {})
+    stage.objective.register_forward_hook(lambda _, __, loss: loss * float("nan"))
     with pytest.raises(UserError, match="the loss is nan"):
         train(tmp_path, stage, replace(SETTINGS, log_every=12))
     assert not (tmp_path / "line" / "model.safetensors").exists()
@@ -302,10 +298,10 @@ def test_settings_out_of_range_are_refused_by_name(name):
         replace(SETTINGS, **{name: 0})
 
 
-@pytest.mark.parametrize("settings", [{"lr": 0.0}, {"lr": float("nan")}, {"ema": 1.0}, {"seed": -1}])
-def test_other_settings_out_of_range_are_refused(settings):
-    with pytest.raises(UserError, match=f"--train.{next(iter(settings))} must be"):
-        replace(SETTINGS, **settings)
+@pytest.mark.parametrize("wrong", [{"lr": 0.0}, {"lr": float("nan")}, {"ema": 1.0}, {"seed": -1}])
+def test_other_settings_out_of_range_are_refused(wrong):
+    with pytest.raises(UserError, match=f"--train.{next(iter(wrong))} must be"):
+        replace(SETTINGS, **wrong)
 
 
 # --- device, precision, ranks -----------------------------------------------------------------------------------------

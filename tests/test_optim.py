@@ -32,10 +32,9 @@ def test_schedule_warms_up_linearly_then_follows_half_a_cosine():
     assert cosine_warmup(100, steps, warmup) == pytest.approx(0, abs=1e-12)
 
 
-def test_schedule_stays_at_its_floor_after_the_end_and_needs_no_warmup():
-    assert cosine_warmup(500, 100, 20, floor=0.1) == pytest.approx(0.1)
+def test_schedule_stays_at_zero_after_the_end_and_needs_no_warmup():
+    assert cosine_warmup(500, 100, 20) == pytest.approx(0)
     assert cosine_warmup(0, 100, 0) == 1
-    assert cosine_warmup(60, 100, 20, floor=0.5) == pytest.approx(0.75)
     assert [cosine_warmup(step, 2, 2) for step in range(2)] == [0.5, 1.0]  # all warm-up
 
 
@@ -106,9 +105,9 @@ def test_orthogonalised_keeps_the_singular_vectors_and_makes_the_values_nearly_o
 def test_muon_steps_by_the_orthogonalised_momentum():
     """Two steps against the formulas, for a matrix, for stacked queries, keys and values, and for a convolution."""
     torch.manual_seed(0)
-    weights = [nn.Parameter(torch.randn(shape)) for shape in ((6, 10), (12, 4), (5, 3, 3, 3))]
+    weights = [nn.Parameter(torch.randn(shape)) for shape in ((12, 4), (12, 4), (5, 3, 3, 3))]
     expected, momenta = [w.detach().clone() for w in weights], [torch.zeros_like(w) for w in weights]
-    optimizer = Muon(weights, lr=0.1, weight_decay=0.5, momentum=0.9)
+    optimizer = Muon(weights, lr=0.1, weight_decay=0.5, momentum=0.9, stacks=(1, 3, 1))
     for _ in range(2):
         for i, weight in enumerate(weights):
             weight.grad = torch.randn_like(weight)
@@ -133,3 +132,16 @@ def test_muon_takes_what_decays_and_adamw_the_rest(name):
     assert ids[0] == ids[2]
     assert ids[1] == ids[3]
     assert [group["peak"] for group in (*muon.param_groups, *adamw.param_groups)] == [0.02, 1e-3]
+
+
+def test_muon_takes_a_matrix_apart_by_what_it_stacks_not_by_its_shape():
+    model = MODELS["decoder"]()
+    muon, _ = make_optimizers(model, lr=1e-3, weight_decay=0.1, betas=(0.9, 0.95), muon_lr=0.02)
+    names = {parameter: name for name, parameter in model.named_parameters()}
+    stacks = {names[parameter]: count for parameter, count in muon.stacks.items()}
+    for name, count in stacks.items():
+        assert count == (3 if name.endswith("qkv.weight") else 2 if name.endswith("condition_kv.weight") else 1), name
+    assert {1, 2, 3} <= set(stacks.values())
+    plain = nn.Linear(4, 12)  # three times as high as wide, and one map all the same
+    muon, _ = make_optimizers(plain, lr=1e-3, weight_decay=0.1, betas=(0.9, 0.95), muon_lr=0.02)
+    assert list(muon.stacks.values()) == [1]

@@ -160,10 +160,10 @@ def test_several_captions_are_all_drawn_and_one_phrasing_takes_the_same_place(tm
     (data,) = load(SourceConfig(str(tmp_path)), ["train"])
     rows = torch.arange(len(data))
     torch.manual_seed(0)
-    drawn = {data.captions[i] for _ in range(9) for i in data.draw(rows, False)}
+    drawn = {data.captions[i] for _ in range(9) for i in data.draw(rows, torch.default_generator)}
     assert drawn == {"short 0", "short 1", "a longer one 0", "a longer one 1"}
     for _ in range(9):
-        phrasing = {data.captions[i].rstrip("01") for i in data.draw(rows, True)}
+        phrasing = {data.captions[i].rstrip("01") for i in data.draw(rows, torch.default_generator, one_phrasing=True)}
         assert len(phrasing) == 1
 
 
@@ -174,7 +174,7 @@ def test_labels_become_captions_and_classes(tmp_path):
     (data,) = load(SourceConfig(str(tmp_path / "a.npz")), ["train"])
     assert data.classes == tuple(COLOURS)
     assert data.class_captions == ("an image of a red", "an image of a green", "an image of a blue")
-    drawn = [data.captions[i] for i in data.draw(torch.arange(len(data)), False)]
+    drawn = [data.captions[i] for i in data.draw(torch.arange(len(data)), torch.default_generator)]
     assert drawn == [data.class_captions[label] for label in data.labels]
     strongest = data.images.float().mean(dim=(2, 3)).argmax(dim=1)
     assert torch.equal(strongest, data.labels)
@@ -241,7 +241,7 @@ def test_many_images_in_a_file_give_the_batches_that_few_in_memory_give(tmp_path
     def batches(data) -> list:
         torch.manual_seed(0)
         rows = [shuffled_rows(step, 8, len(data), seed=3) for step in range(12)]
-        return [(data.images[r], [data.captions[i] for i in data.draw(r, False)]) for r in rows]
+        return [(data.images[r], [data.captions[i] for i in data.draw(r, torch.default_generator)]) for r in rows]
 
     (small,) = load(config, ["train"])
     monkeypatch.setattr(records, "MEMORY", 1000)

@@ -62,7 +62,7 @@ def undocumented_options(tree: ast.AST) -> list[str]:
         for field, after in zip(node.body, [*node.body[1:], None], strict=True):
             if isinstance(field, ast.AnnAssign) and not ast.unparse(field.annotation).endswith("Config"):
                 documented = isinstance(after, ast.Expr) and isinstance(after.value, ast.Constant)
-                if not documented and field.target.id not in ("data", "model", "augment", "train"):
+                if not documented and field.target.id not in ("data", "model", "augment", "train", "prior", "decoder"):
                     found.append(f"{node.name}.{field.target.id}")
     return found
 

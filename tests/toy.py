@@ -11,6 +11,7 @@ from torch import Tensor, nn
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from stages import loop, runtime
+from stages.batch import Batch
 from unclip.checkpoint import Manifest
 
 SETTINGS = loop.TrainConfig(
@@ -24,10 +25,27 @@ class LineConfig:
 
 
 class Line(nn.Module):
+    config_class = LineConfig
+
     def __init__(self, config: LineConfig):
         super().__init__()
         self.config = config
         self.linear = nn.Linear(config.inputs, 1)
+
+
+@dataclass(frozen=True)
+class Points(Batch):
+    x: Tensor
+    y: Tensor
+
+
+class LineObjective(nn.Module):
+    def __init__(self, model: Line):
+        super().__init__()
+        self.model = model
+
+    def forward(self, batch: Points) -> Tensor:
+        return (self.model.linear(batch.x) - batch.y).square().mean()
 
 
 class LineStage:
@@ -38,16 +56,19 @@ class LineStage:
 
     def __init__(self, noise: float = 0.3):
         self.model = make_line()
+        self.objective = LineObjective(self.model)
         self.noise = noise
         self.x = torch.randn(40, 3, generator=torch.Generator().manual_seed(1))
         self.y = self.x @ torch.tensor([[1.0], [2.0], [3.0]])
         self.size = len(self.x)
         self.batches: list[Tensor] = []
 
-    def loss(self, model: Line, rows: Tensor) -> tuple[Tensor, dict[str, float | Tensor]]:
+    def batch(self, rows: Tensor, generator: torch.Generator) -> Points:
         self.batches.append(rows)
-        x = self.x[rows] + self.noise * torch.randn(len(rows), 3)
-        return (model.linear(x) - self.y[rows]).square().mean(), {"drawn": float(len(rows))}
+        return Points(self.x[rows] + self.noise * torch.randn(len(rows), 3, generator=generator), self.y[rows])
+
+    def figures(self, batch: Points) -> dict[str, float | Tensor]:
+        return {"drawn": float(len(batch))}
 
     def evaluate(self, model: Line) -> dict[str, float]:
         torch.manual_seed(99)  # a careless stage: the loop must not let this leak into the training
