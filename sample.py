@@ -1,7 +1,7 @@
 """Draw images from captions with a trained pipeline.
 
     python sample.py "an image of a sneaker" "an image of a bag" --n 8
-    python sample.py --captions-file captions.txt --npz --out outputs/x       # one caption a line
+    python sample.py --captions-file captions.txt --npz --out outputs/x       # one caption per line
     echo "a dark narrow dress" | python sample.py --strip --gif
     python sample.py "" --n 16                                                # no caption: unconditional samples
 
@@ -27,9 +27,9 @@ ROOT = Path(__file__).resolve().parent
 @dataclass(frozen=True)
 class Options(SamplingOptions):
     captions: Annotated[tuple[str, ...], tyro.conf.Positional] = ()
-    """Captions; without any they are read from standard input, one a line."""
+    """Captions; without any they are read from standard input, one per line."""
     captions_file: Path | None = None
-    """Read captions from this file, one a line; empty lines are passed over."""
+    """Read captions from this file, one per line; empty lines are passed over."""
     checkpoint: Path | None = None
     """Folder of a trained pipeline (default: the newest complete one under checkpoints/, else the committed one)."""
     n: int = 1
@@ -63,7 +63,7 @@ def read_captions(options: Options) -> list[str]:
     except UnicodeDecodeError as error:
         raise UserError(f"{source} is not UTF-8 text ({error.reason} at byte {error.start})") from error
     if not captions:
-        raise UserError(f"{source} holds no caption; give one a line")
+        raise UserError(f"{source} holds no caption; give one per line")
     return captions
 
 

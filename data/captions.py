@@ -41,7 +41,7 @@ TEMPLATES = (
     "a catalogue picture of {a}", "a photograph of {a}", "a drawing of {a}", "here is {a}", "{a} on a black background",
 )  # fmt: skip
 
-SINGULAR = ("this is {a}", "here is {a}")  # "this is trousers" is no English: the first template takes their place
+SINGULAR = ("this is {a}", "here is {a}")  # "this is trousers" is not English: the first template takes their place
 
 TONES, WIDTHS = ("", "dark", "light"), ("", "narrow", "wide")
 

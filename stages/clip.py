@@ -12,7 +12,6 @@ from torch import Tensor, nn
 
 from data.dataset import CaptionedImages, random_flip, random_shift
 from stages import loop, runtime
-from stages.batch import CLIPBatch
 from stages.data import DataConfig
 from stages.identity import settings
 from stages.inputs import data_entry
@@ -24,6 +23,7 @@ from unclip.errors import UserError
 from unclip.fields import free
 from unclip.images import captioned_grid
 from unclip.metrics import recall_at_k
+from unclip.rows import Rows
 
 PHRASINGS = 4
 
@@ -54,6 +54,21 @@ class CLIPRun:
     model: CLIPConfig = free(CLIPConfig())
     augment: AugmentConfig = field(default_factory=AugmentConfig)
     train: loop.TrainConfig = field(default_factory=loop.TrainConfig)
+
+
+@dataclass(frozen=True)
+class CLIPBatch(Rows):
+    images: Tensor
+    """uint8 (B, C, H, W)."""
+    caption: Tensor
+    """(B,), which row of `ids` each image's caption is."""
+    ids: Tensor
+    """The distinct captions (U, L), tokenised."""
+
+    def share(self, rank: int, ranks: int) -> "CLIPBatch":
+        """One rank's images, with their captions alone: each rank contrasts its own share."""
+        distinct, caption = self.caption[rank::ranks].unique(return_inverse=True)
+        return CLIPBatch(self.images[rank::ranks], caption, self.ids[distinct])
 
 
 class CLIPObjective(nn.Module):

@@ -8,17 +8,18 @@ from PIL import Image
 from torch import Tensor, nn
 
 from stages import loop, runtime
-from stages.batch import DecoderBatch
 from stages.data import DataConfig
 from stages.embed import EmbeddedImages
 from stages.identity import settings
 from stages.inputs import Inputs, open_inputs
 from stages.state import start_from
 from unclip.checkpoint import Manifest
+from unclip.clip import EncodedCaptions
 from unclip.decoder import Decoder, DecoderConfig
 from unclip.errors import UserError
 from unclip.fields import free
 from unclip.images import captioned_grid, to_float, to_uint8
+from unclip.rows import Rows
 from unclip.settings import DecoderSettings
 
 
@@ -45,6 +46,21 @@ class DecoderRun:
     def __post_init__(self):
         if not 0 <= self.drop_image <= 1 or not 0 <= self.drop_text <= 1 or self.evaluate_on < 1:
             raise UserError("--drop-image and --drop-text must lie in 0 .. 1, and --evaluate-on be at least 1")
+
+
+@dataclass(frozen=True)
+class DecoderBatch(Rows):
+    pixels: Tensor
+    """uint8 (B, C, H, W)."""
+    embeddings: Tensor
+    """Their unit image embeddings (B, D)."""
+    drop: Tensor
+    """(B,), True where the embedding is dropped."""
+    captions: EncodedCaptions
+    t: Tensor
+    """Times (B,)."""
+    noise: Tensor
+    """(B, C, H, W)."""
 
 
 class DecoderObjective(nn.Module):

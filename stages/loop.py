@@ -17,7 +17,6 @@ from torch import Tensor, nn
 
 from data.dataset import batch_generator, shuffled_rows
 from stages import runtime
-from stages.batch import Batch
 from stages.identity import check_same_run
 from stages.log import Log
 from stages.optim import cosine_warmup, make_optimizers, update_ema
@@ -28,6 +27,7 @@ from unclip.errors import UserError
 from unclip.fields import free
 from unclip.files import write_atomically, write_json
 from unclip.images import save_png
+from unclip.rows import Rows
 
 
 @dataclass(frozen=True)
@@ -97,10 +97,10 @@ class Stage(Protocol):
     best_is: tuple[str, str]
     """The validation figure that picks the best weights, and "highest" or "lowest"."""
 
-    def batch(self, rows: Tensor, generator: torch.Generator) -> Batch:
+    def batch(self, rows: Tensor, generator: torch.Generator) -> Rows:
         """These training examples, with all that is random in a step: a pure function of its arguments."""
 
-    def figures(self, batch: Batch) -> dict[str, float | Tensor]:
+    def figures(self, batch: Rows) -> dict[str, float | Tensor]:
         """What to log of a step beside the loss."""
 
     def evaluate(self, model: nn.Module) -> dict[str, float]:

@@ -11,7 +11,6 @@ from PIL import Image
 from torch import Tensor, nn
 
 from stages import loop, runtime
-from stages.batch import PriorBatch
 from stages.data import DataConfig
 from stages.embed import EmbeddedImages
 from stages.identity import settings
@@ -26,6 +25,7 @@ from unclip.fields import free
 from unclip.images import captioned_grid
 from unclip.metrics import same_group_cosine
 from unclip.prior import Prior, PriorConfig
+from unclip.rows import Rows
 from unclip.settings import PriorSettings
 
 PHRASINGS = 4
@@ -58,6 +58,17 @@ class PriorRun:
     def __post_init__(self):
         if not 0 <= self.drop <= 1 or self.evaluate_on < PHRASINGS:
             raise UserError(f"--drop must lie in 0 .. 1 and --evaluate-on be at least {PHRASINGS}")
+
+
+@dataclass(frozen=True)
+class PriorBatch(Rows):
+    embeddings: Tensor
+    """Unit image embeddings (B, D)."""
+    captions: EncodedCaptions
+    t: Tensor
+    """Times (B,)."""
+    noise: Tensor
+    """(B, D)."""
 
 
 class PriorObjective(nn.Module):
@@ -131,7 +142,7 @@ def hide_tokens(captions: EncodedCaptions, generator: torch.Generator) -> Encode
 
     The prior so sees parts of captions, and leans less on whole ones. CLIP's encodings of the tokens that are left
     still tell something of those before them. The first token stays, as under the causal mask it has no other to look
-    at; the text embedding, which stands for the whole caption, is no token.
+    at; the text embedding, which stands for the whole caption, is not a token.
     """
     keep = torch.rand(captions.mask.shape, generator=generator) >= torch.rand(len(captions), 1, generator=generator)
     keep[:, 0] = True

@@ -23,7 +23,7 @@ from data import records
 from data.records import Problems, as_captions, collect, split_records
 from data.sources import SourceConfig, load, read
 from stages.data import DataConfig
-from stages.loop import settings
+from stages.identity import settings
 from stages.prior import PriorRun
 from unclip.errors import UserError
 

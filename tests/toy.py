@@ -11,8 +11,8 @@ from torch import Tensor, nn
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from stages import loop, runtime
-from stages.batch import Batch
 from unclip.checkpoint import Manifest
+from unclip.rows import Rows
 
 SETTINGS = loop.TrainConfig(
     steps=12, batch_size=8, lr=0.05, warmup=3, ema=0.8, evaluate_every=4, preview_every=6, log_every=2, device="cpu"
@@ -34,7 +34,7 @@ class Line(nn.Module):
 
 
 @dataclass(frozen=True)
-class Points(Batch):
+class Points(Rows):
     x: Tensor
     y: Tensor
 

@@ -33,7 +33,7 @@ class Manifest:
 
     stage: str
     kind: str = ""
-    """Which kind of the stage, of those in unclip/registry.py; of what is no stage of a pipeline none."""
+    """Which kind of the stage, of those in unclip/registry.py; "" for what is not a stage of a pipeline."""
     model: dict[str, Any] = field(default_factory=dict)
     """The model's config."""
     parents: dict[str, str] = field(default_factory=dict)

@@ -33,7 +33,7 @@ REGISTRY = tyro.constructors.ConstructorRegistry()
 
 @REGISTRY.struct_rule
 def _only_options(info: tyro.constructors.StructTypeInfo) -> tyro.constructors.StructConstructorSpec | None:
-    """A config with fields that are no options (`unclip.fields.from_data`): those keep their defaults."""
+    """A config with fields that are not options (`unclip.fields.from_data`): those keep their defaults."""
     if not is_dataclass(info.type) or all(item.metadata.get("option", True) for item in fields(info.type)):
         return None
     types, texts = get_type_hints(info.type), _docstrings(info.type)

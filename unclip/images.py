@@ -85,7 +85,7 @@ def wrap(text: str, width: int, font: ImageFont.FreeTypeFont) -> list[str]:
 def captioned_grid(
     rows: Sequence[tuple[str, np.ndarray]], cell: int = 84, margin: int = 200, columns: Sequence[str] = ()
 ) -> Image.Image:
-    """One row a caption: the caption on the left, then its images uint8 (n, H, W, C), enlarged.
+    """One row per caption: the caption on the left, then its images uint8 (n, H, W, C), enlarged.
 
     `columns` are headings, each over an equal share of the images.
     """

@@ -14,7 +14,7 @@ from unclip.checkpoint import load_stage, read_manifests, read_sampling
 from unclip.clip import CLIP, EncodedCaptions, Preprocess, Tokenizer, encode_captions, load_clip
 from unclip.errors import UserError
 from unclip.images import to_uint8
-from unclip.settings import Sampling, is_one, seed_list
+from unclip.settings import Sampling, is_single, seed_list
 from unclip.trajectory import Moment
 
 Captions = str | Sequence[str]
@@ -184,7 +184,7 @@ class UnCLIP:
         captions = caption_list(captions)
         if n < 1:
             raise UserError(f"n must be at least 1, not {n}")
-        seeds = seed_list(seed, n) * len(captions) if is_one(seed) else seed_list(seed, n * len(captions))
+        seeds = seed_list(seed, n) * len(captions) if is_single(seed) else seed_list(seed, n * len(captions))
         return [caption for caption in captions for _ in range(n)], seeds
 
     def _embed(self, captions: EncodedCaptions, seeds: list[int], sampling: Sampling) -> Tensor:

@@ -52,7 +52,7 @@ SAMPLERS = {
 
 
 def find(code: Any) -> Any:
-    """The object that "module:attribute" names; what is no name stands for itself."""
+    """The object that "module:attribute" names; anything but a string stands for itself."""
     if not isinstance(code, str):
         return code
     module, attribute = code.split(":")

@@ -21,6 +21,10 @@ class Rows:
     def __getitem__(self, rows: slice | Tensor) -> Self:
         return self.map(lambda part: part[rows])
 
+    def share(self, rank: int, ranks: int) -> Self:
+        """One of several ranks' part of the rows of a training batch."""
+        return self[rank::ranks]
+
     def to(self, device: torch.device | str) -> Self:
         return self.map(lambda part: part.to(device))
 

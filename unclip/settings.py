@@ -25,10 +25,10 @@ def seed_list(seed: int | Sequence[int], n: int) -> list[int]:
     Raises UserError for other numbers of them, or for one out of range.
     """
     try:
-        seeds = [operator.index(one) for one in ([seed] if is_one(seed) else seed)]
+        seeds = [operator.index(one) for one in ([seed] if is_single(seed) else seed)]
     except (TypeError, ValueError):
         raise UserError(f"seed must be an integer or a list of them, not {seed!r}") from None
-    if is_one(seed):
+    if is_single(seed):
         check_seeds(seeds[0], n)
         return list(range(seeds[0], seeds[0] + n))
     if len(seeds) != n:
@@ -38,8 +38,8 @@ def seed_list(seed: int | Sequence[int], n: int) -> list[int]:
     return seeds
 
 
-def is_one(seed: Any) -> bool:
-    """Whether a seed is one number, of any kind, and not several."""
+def is_single(seed: Any) -> bool:
+    """Whether a seed is one number, of any library, and not several."""
     return not hasattr(seed, "__len__") or getattr(seed, "ndim", 1) == 0
 
 
