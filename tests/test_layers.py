@@ -72,8 +72,7 @@ def test_a_stack_of_maps_is_each_of_them_side_by_side():
     ],
 )
 def test_what_is_stacked_says_so_and_nothing_else_does(model):
-    """Shapes do not tell: of width 96, four times as wide inside, an MLP's output has the shape (96, 4 x 96), and a
-    projection of 128 numbers to 3 x 128 channels is as tall as queries, keys and values."""
+    """Shapes do not tell: a projection of 128 numbers to 4 x 96 has that of queries, keys and values of 128 each."""
     for name, module in model.named_modules():
         last = name.rpartition(".")[2]
         assert getattr(module, "stacks", 1) == {"qkv": 3, "condition_kv": 2}.get(last, 1), name
