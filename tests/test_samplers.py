@@ -223,7 +223,7 @@ def test_ddim_inverted_finds_the_noise_and_leads_back(schedule):
 
 
 def test_a_sampler_is_chosen_by_its_row_with_the_settings_that_it_reads(monkeypatch):
-    """Adding one touches nothing but the table: it is known by name, refused by name, and takes `eta` if it reads it."""
+    """Adding one touches nothing but the table."""
 
     def toy(denoise, x, diffusion, timesteps, noise, eta):
         return denoise(x, timesteps[0]) + eta
