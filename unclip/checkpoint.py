@@ -64,7 +64,10 @@ def sha256(content: bytes) -> str:
 
 
 def from_dict(cls, values: dict[str, Any], where: str):
-    """Build a config dataclass, nested ones included, from JSON. Raises UserError for a field that it lacks."""
+    """Build a config dataclass, nested ones included, from JSON.
+
+    Raises UserError for a field that it lacks, or for a number that should be whole.
+    """
     known = get_type_hints(cls)
     if unknown := set(values) - set(known):
         raise UserError(f"{where} has the unknown field {sorted(unknown)[0]!r}; it was written by another version")
@@ -75,6 +78,8 @@ def from_dict(cls, values: dict[str, Any], where: str):
             value = from_dict(kind, value, where)
         elif isinstance(value, list):
             value = tuple(value)
+        elif kind is int and type(value) is not int:
+            raise UserError(f"{where} has {name} = {value!r}, which is not a whole number")
         converted[name] = value
     return cls(**converted)
 
@@ -231,7 +236,7 @@ def read_sampling(pipeline: Path) -> Sampling:
     """
     path = pipeline / "model_index.json"
     index = read_json(path) if path.is_file() else {}
-    own = index.get("sampling", {}) if isinstance(index, dict) else {}
+    own = index.get("sampling", {}) if isinstance(index, dict) else None
     if not isinstance(own, dict) or not all(isinstance(part, dict) for part in own.values()):
         raise UserError(f'{path} holds no settings of sampling under "sampling"; restore it, or delete the entry')
     try:
