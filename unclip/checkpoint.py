@@ -55,7 +55,7 @@ class Manifest:
     format: int = FORMAT
 
     def __post_init__(self):
-        if not self.kind and self.stage in STAGES:
+        if self.kind == "" and self.stage in STAGES:
             self.kind = default_kind(self.stage)
 
 
@@ -124,8 +124,8 @@ def read_manifest(folder: Path) -> Manifest:
         raise UserError(f"{path} has format {found}, but this version reads format {FORMAT}; train that stage again")
     try:
         manifest = Manifest(**values)
-        for name in ("model", "parents", "data", "training", "sampling", "sha256", "kind"):
-            kind = str if name in ("sha256", "kind") else dict
+        for name in ("model", "parents", "data", "training", "sampling", "sha256", "kind", "stage"):
+            kind = str if name in ("sha256", "kind", "stage") else dict
             if not isinstance(getattr(manifest, name), kind):
                 raise TypeError(f"{name} is not a {kind.__name__}")
     except TypeError as error:
@@ -136,12 +136,16 @@ def read_manifest(folder: Path) -> Manifest:
 def read_manifests(pipeline: Path) -> dict[str, Manifest]:
     """The manifests of a pipeline's stages, those of optional ones where they are there.
 
-    Raises UserError if a stage is missing, or was trained on others than the pipeline's.
+    Raises UserError if a stage is missing, is another than its folder says, or was trained on others than the
+    pipeline's.
     """
     present = [
         name for name, stage in STAGES.items() if not stage.optional or (pipeline / name / "config.json").is_file()
     ]
     manifests = {name: read_manifest(pipeline / name) for name in present}
+    for name, manifest in manifests.items():
+        if manifest.stage != name:
+            raise UserError(f"{pipeline / name} holds a {manifest.stage}, not a {name}; restore it or train it again")
     check_lineage(manifests)
     return manifests
 
@@ -187,12 +191,13 @@ def check_lineage(manifests: dict[str, Manifest]) -> None:
     """Refuse a stage that was trained on others than the pipeline's. Raises UserError."""
     for stage, manifest in manifests.items():
         for parent in STAGES[stage].parents:
-            theirs, own = manifest.parents.get(parent, "unknown"), manifests[parent].sha256
+            theirs = manifest.parents.get(parent, "unknown")
+            own = manifests[parent].sha256 if parent in manifests else ""
             if theirs != own:
+                held = f"{own[:12]}.." if own else "none"
                 raise UserError(
-                    f"the {stage} was trained on the {parent} {theirs[:12]}.., but this pipeline holds "
-                    f"{own[:12]}..; retrain it with: python train_{stage}.py --out DIR, in a new DIR or without the "
-                    f"old {stage} folder"
+                    f"the {stage} was trained on the {parent} {theirs[:12]}.., but this pipeline holds {held}; retrain "
+                    f"it with: python train_{stage}.py --out DIR, in a new DIR or without the old {stage} folder"
                 )
 
 
