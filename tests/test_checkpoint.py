@@ -1,11 +1,12 @@
 """Files on disk: what is saved comes back exactly, what is damaged is refused, what fails leaves no trace."""
 
 import json
+import shlex
 from dataclasses import asdict, dataclass, field
 
 import pytest
 import torch
-from conftest import contents, files_under
+from conftest import contents, edit, files_under
 from torch import nn
 
 from unclip import UnCLIP, checkpoint, files
@@ -17,12 +18,14 @@ from unclip.checkpoint import (
     load_tensors,
     load_weights,
     read_manifest,
+    read_sampling,
     save_stage,
     sha256,
     write_index,
 )
 from unclip.errors import UserError
 from unclip.files import read_json, write_atomically, write_json
+from unclip.settings import DecoderSettings, PriorSettings
 
 
 @dataclass(frozen=True)
@@ -37,6 +40,8 @@ class SmallConfig:
 
 
 class Small(nn.Module):
+    config_class = SmallConfig
+
     def __init__(self, config: SmallConfig):
         super().__init__()
         self.config = config
@@ -55,7 +60,7 @@ def stage(tmp_path):
 
 
 def load(folder):
-    return load_stage(folder, Small, SmallConfig)
+    return load_stage(folder, Small)
 
 
 def refusal(folder) -> str:
@@ -66,11 +71,6 @@ def refusal(folder) -> str:
     assert "\n" not in message
     assert str(folder.parent) in message
     return message
-
-
-def edit(folder, **changes):
-    values = json.loads((folder / "config.json").read_text())
-    (folder / "config.json").write_text(json.dumps({**values, **changes}))
 
 
 # --- stages -----------------------------------------------------------------------------------------------------------
@@ -127,14 +127,14 @@ def test_manifest_that_is_not_json_is_refused(content, stage):
     assert "config.json is not readable JSON" in refusal(stage[0])
 
 
-@pytest.mark.parametrize("version", [0, 2, "1", None])
+@pytest.mark.parametrize("version", [0, 1, 3, "2", None])
 def test_other_format_version_is_refused(version, stage):
     edit(stage[0], format=version)
     assert f"has format {version}, but this version reads format {checkpoint.FORMAT}" in refusal(stage[0])
 
 
 @pytest.mark.parametrize("content", ["[]", "3", "null", "{}"])
-def test_json_that_is_no_manifest_is_refused(content, stage):
+def test_json_that_is_not_a_manifest_is_refused(content, stage):
     (stage[0] / "config.json").write_text(content)
     assert "has format None" in refusal(stage[0])
 
@@ -156,7 +156,9 @@ def test_config_of_another_model_is_refused_with_both_shapes(stage):
     assert "holds (3, 5) for linear.weight, but the model expects (3, 6)" in message
 
 
-@pytest.mark.parametrize("model", [{"width": "five"}, {"width": None}, [], {"inner": 3}])
+@pytest.mark.parametrize(
+    "model", [{"width": "five"}, {"width": None}, {"width": 5.0}, {"width": True}, [], {"inner": 3}]
+)
 def test_ill_typed_config_is_refused(model, stage):
     edit(stage[0], model=model)
     assert "config.json" in refusal(stage[0])
@@ -251,7 +253,7 @@ def test_descendants_of_another_clip_are_refused_with_both_hashes():
 
 
 def test_a_stage_that_names_no_clip_is_refused():
-    with pytest.raises(UserError, match="the prior was trained on CLIP unknown"):
+    with pytest.raises(UserError, match="the prior was trained on the clip unknown"):
         check_lineage({stage: Manifest(stage, sha256="a" * 64) for stage in ("clip", "prior", "decoder")})
 
 
@@ -265,28 +267,72 @@ def test_pipeline_with_a_foreign_stage_is_refused(stage, copied):
         assert word in str(caught.value)
 
 
-def test_index_lists_the_complete_stages(tmp_path):
-    model = Small(SmallConfig())
-    hashes = {}
-    for stage, complete in (("clip", True), ("prior", False), ("decoder", True)):
-        manifest = Manifest(stage, step=3, complete=complete, figures={"f": 1.5})
-        hashes[stage] = save_stage(tmp_path / stage, model, manifest)
+def save(folder, stage: str, **named) -> str:
+    return save_stage(folder / stage, Small(SmallConfig()), Manifest(stage, **{"step": 3, "complete": True} | named))
+
+
+def test_index_lists_the_complete_stages_with_their_kinds(tmp_path):
+    hashes = {stage: save(tmp_path, stage, figures={"f": 1.5}) for stage in ("clip", "decoder")}
+    save(tmp_path, "prior", complete=False, sampling={"draws": 9})
     write_index(tmp_path)
-    listed = {stage: {"sha256": hashes[stage], "step": 3, "figures": {"f": 1.5}} for stage in ("clip", "decoder")}
-    assert read_json(tmp_path / "model_index.json") == {"format": checkpoint.FORMAT, "stages": listed}
+    rest = {"step": 3, "figures": {"f": 1.5}}
+    listed = {
+        "clip": {"kind": "transformer", "sha256": hashes["clip"], **rest},
+        "decoder": {"kind": "diffusion", "sha256": hashes["decoder"], **rest},
+    }
+    index = read_json(tmp_path / "model_index.json")
+    assert index == {"format": checkpoint.FORMAT, "stages": listed, "sampling": {}}
+
+
+def test_index_carries_the_settings_of_sampling_stage_by_stage(tmp_path):
+    save(tmp_path, "clip")
+    save(tmp_path, "prior", sampling={"draws": 9, "guidance": 2.0})
+    save(tmp_path, "decoder", sampling={"guidance_interval": (0.0, 0.5)})
+    write_index(tmp_path)
+    sampling = {"prior": {"draws": 9, "guidance": 2.0}, "decoder": {"guidance_interval": [0.0, 0.5]}}
+    assert read_json(tmp_path / "model_index.json")["sampling"] == sampling
+    own = read_sampling(tmp_path)
+    assert own.prior == PriorSettings(draws=9, guidance=2.0)
+    assert own.decoder == DecoderSettings(guidance_interval=(0.0, 0.5))
+
+
+@pytest.mark.parametrize("example", ["grinning face", "a cat's $HOME"])
+def test_readme_asks_for_a_caption_of_the_pipeline_s_own_data(example, tmp_path):
+    save(tmp_path, "clip", data={"name": "d", "example": example})
+    write_index(tmp_path)
+    usage = (tmp_path / "README.md").read_text().splitlines()[-1]
+    assert shlex.split(usage) == ["python", "sample.py", "--checkpoint", str(tmp_path), example]
+
+
+def test_readme_of_data_that_says_no_example_shows_where_a_caption_goes(tmp_path):
+    save(tmp_path, "clip")
+    write_index(tmp_path)
+    assert (tmp_path / "README.md").read_text().endswith("'a caption'\n")
+
+
+def test_a_readme_that_somebody_wrote_stays_until_a_stage_changes(tmp_path):
+    save(tmp_path, "clip")
+    write_index(tmp_path)
+    (tmp_path / "README.md").write_text("my own words")
+    write_index(tmp_path)
+    assert (tmp_path / "README.md").read_text() == "my own words"
+    save(tmp_path, "prior")
+    write_index(tmp_path)
+    assert "| prior | 3 |" in (tmp_path / "README.md").read_text()
 
 
 def test_manifest_on_disk_names_all_that_a_stage_comes_from(trained):
-    clip, prior, decoder = (read_manifest(trained.folder / stage) for stage in checkpoint.STAGES)
+    clip, prior, decoder = (read_manifest(trained.folder / stage) for stage in ("clip", "prior", "decoder"))
     assert prior.parents == decoder.parents == {"clip": clip.sha256}
     assert clip.parents == {"tokenizer": sha256((trained.folder / "tokenizer.json").read_bytes())}
     for name, manifest in (("clip", clip), ("prior", prior), ("decoder", decoder)):
-        assert manifest.stage == name
+        assert (manifest.stage, manifest.kind) == (name, "transformer" if name == "clip" else "diffusion")
         assert manifest.format == checkpoint.FORMAT
         assert manifest.complete
         assert 0 < manifest.step <= manifest.training["train"]["steps"]
         assert manifest.data["name"].startswith("fashion-mnist/train")
         assert len(manifest.data["fingerprint"]) == 64
+        assert manifest.data["example"] == "an image of a t-shirt/top"
         weights = (trained.folder / name / "model.safetensors").read_bytes()
         assert checkpoint.sha256(weights) == manifest.sha256
         assert json.loads((trained.folder / name / "config.json").read_text()) == json.loads(

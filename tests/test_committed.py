@@ -9,31 +9,48 @@ import torch
 from conftest import ROOT
 
 from data.captions import CLASSES, PLAIN_CAPTIONS
-from stages.classifier import Classifier, ClassifierConfig, judge
+from stages.classifier import Classifier, judge
 from unclip import UnCLIP
-from unclip.checkpoint import STAGES, load_stage, read_manifest, sha256
+from unclip.checkpoint import load_stage, read_manifest, sha256
 from unclip.files import read_json, write_json
+from unclip.images import to_float
+from unclip.registry import STAGES
+from unclip.settings import DecoderSettings
 
 COMMITTED = ROOT / "checkpoints" / "fashion-mnist"
 N = 10
 
 
 def caption_accuracy(folder) -> float:
-    """The share of ten samples a plain caption that the classifier takes for the class of the caption."""
-    classifier, _ = load_stage(ROOT / "tests" / "classifier", Classifier, ClassifierConfig)
+    """The share of ten samples per plain caption that the classifier takes for the class of the caption."""
+    classifier, _ = load_stage(ROOT / "tests" / "classifier", Classifier)
     drawn = UnCLIP.from_pretrained(folder)(list(PLAIN_CAPTIONS), n=N, seed=0)
     predicted = judge(classifier, drawn.images)[0].argmax(dim=1).numpy()
     return (predicted == np.arange(len(CLASSES)).repeat(N)).mean()
 
 
 def test_classifier_knows_the_real_images(splits):
-    classifier, _ = load_stage(ROOT / "tests" / "classifier", Classifier, ClassifierConfig)
+    classifier, _ = load_stage(ROOT / "tests" / "classifier", Classifier)
     test = splits["test"].first(2000)
     assert (judge(classifier, test.images)[0].argmax(dim=1) == test.labels).float().mean() > 0.91
 
 
 def test_samples_of_the_committed_weights_are_what_was_asked_for():
     assert caption_accuracy(COMMITTED) >= 0.93
+
+
+def test_inverted_images_are_drawn_again_from_the_noise_that_was_found():
+    """Near: a hundred steps of DDIM, there and back, without guidance. Noise of a seed instead leads elsewhere."""
+    pipe, steps = UnCLIP.from_pretrained(COMMITTED), 100
+    captions, plain = list(PLAIN_CAPTIONS[:3]), {"steps": steps, "sampler": "ddim", "guidance": 1.0}
+    out = pipe(captions)
+    pixels = to_float(torch.from_numpy(out.images).permute(0, 3, 1, 2))
+    settings = DecoderSettings(steps, sampler="ddim", guidance=1.0)
+    noise = pipe.decoder.invert(pixels, out.embeddings, pipe.encode_captions(captions), settings)
+    again, elsewhere = (pipe.decode(out.embeddings, captions, noise=x, **plain) for x in (noise, None))
+    near, far = (np.abs(images.astype(int) - out.images).mean() for images in (again, elsewhere))
+    assert near < 5
+    assert near < 0.4 * far
 
 
 @pytest.mark.parametrize("stage", STAGES)

@@ -1,4 +1,4 @@
-"""The decoder: its blocks against torch's own, and the laws that its condition keeps."""
+"""The decoder: its blocks against torch's own, its UNet alone, and the laws that its condition keeps."""
 
 import math
 from dataclasses import replace
@@ -10,11 +10,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
 
-from unclip.decoder import Decoder, DecoderConfig, draw_images
-from unclip.decoder import sample as decoder_sample
+from unclip.clip import EncodedCaptions
+from unclip.decoder import Decoder, DecoderConfig, UNet, UNetConfig
 from unclip.decoder.blocks import ConditionedAttention, ResBlock, downsample, group_norm, upsample
-from unclip.prior import sample as prior_sample
-from unclip.settings import Sampling
+from unclip.errors import UserError
+from unclip.samplers import DECODER_STREAM, PRIOR_STREAM, RowNoise, guided
+from unclip.settings import DecoderSettings
 
 QUICK = settings(deadline=None, max_examples=20, derandomize=True)
 CONFIG = DecoderConfig(
@@ -51,12 +52,30 @@ def inputs(channels: int = 1, height: int = 8, width: int = 8) -> tuple[torch.Te
     return torch.randn(3, channels, height, width, generator=generator), torch.tensor([0, 20, 49])
 
 
-def conditions() -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """Image embeddings, token encodings, and mask of three samples with captions of unequal length."""
-    generator = torch.Generator().manual_seed(2)
-    images = F.normalize(torch.randn(3, 6, generator=generator), dim=-1)
-    encodings = torch.randn(3, 6, 5, generator=generator)
-    return images, encodings, torch.arange(6) < torch.tensor(LENGTHS)[:, None]
+def embeddings() -> torch.Tensor:
+    """Unit image embeddings (3, 6)."""
+    return F.normalize(torch.randn(3, 6, generator=torch.Generator().manual_seed(2)), dim=-1)
+
+
+def captions() -> EncodedCaptions:
+    """Three captions of unequal length. The decoder does not read their text embeddings."""
+    encodings = torch.randn(3, 6, 5, generator=torch.Generator().manual_seed(3))
+    mask = torch.arange(6) < torch.tensor(LENGTHS)[:, None]
+    return EncodedCaptions(torch.full((3, 6), torch.nan), encodings, mask, torch.zeros(3, dtype=torch.bool))
+
+
+def other_captions() -> EncodedCaptions:
+    """Three of other words and lengths."""
+    return replace(captions(), encodings=-captions().encodings, mask=captions().mask.flip(0))
+
+
+def alone(row: int) -> EncodedCaptions:
+    """One of the captions, without padding."""
+    one, n = captions()[row : row + 1], LENGTHS[row]
+    return replace(one, encodings=one.encodings[:, :n], mask=one.mask[:, :n])
+
+
+NONE, ALL = torch.zeros(3, dtype=torch.bool), torch.ones(3, dtype=torch.bool)
 
 
 def close(got, want):
@@ -71,10 +90,9 @@ def differ(one, other) -> bool:
 # Blocks.
 
 
-@pytest.mark.parametrize("scale_shift", [True, False])
 @pytest.mark.parametrize(("channels", "out"), [(8, 8), (8, 16), (16, 8)])
-def test_a_residual_block_is_its_formula(scale_shift, channels, out):
-    block = randomise(ResBlock(channels, out, 5, scale_shift))
+def test_a_residual_block_is_its_formula(channels, out):
+    block = randomise(ResBlock(channels, out, 5))
     x, vector = torch.randn(2, channels, 4, 4), torch.randn(2, 5)
 
     def norm(h, layer):
@@ -88,29 +106,16 @@ def test_a_residual_block_is_its_formula(scale_shift, channels, out):
 
     modulation = (vector @ block.modulation.weight.T + block.modulation.bias)[:, :, None, None]
     h = F.conv2d(silu(norm(x, block.norm1)), block.conv1.weight, block.conv1.bias, padding=1)
-    if scale_shift:
-        scale, shift = modulation[:, :out], modulation[:, out:]
-        h = norm(h, block.norm2) * (1 + scale) + shift
-    else:
-        h = norm(h + modulation, block.norm2)
+    h = norm(h, block.norm2) * (1 + modulation[:, :out]) + modulation[:, out:]
     h = F.conv2d(silu(h), block.conv2.weight, block.conv2.bias, padding=1)
     skip = x if channels == out else F.conv2d(x, block.skip.weight, block.skip.bias)
     close(block(x, vector), skip + h)
 
 
-@pytest.mark.parametrize("scale_shift", [True, False])
-def test_a_fresh_residual_block_does_nothing(scale_shift):
+def test_a_fresh_block_does_nothing():
     x = torch.randn(2, 8, 4, 4, generator=torch.Generator().manual_seed(0))
-    assert torch.equal(ResBlock(8, 8, 5, scale_shift)(x, torch.ones(2, 5)), x)
+    assert torch.equal(ResBlock(8, 8, 5)(x, torch.ones(2, 5)), x)
     assert torch.equal(ConditionedAttention(8, 5, 4)(x), x)
-
-
-def test_dropout_acts_in_training_only():
-    block = randomise(ResBlock(8, 8, 5, dropout=0.5))
-    x, vector = torch.randn(2, 8, 4, 4), torch.randn(2, 5)
-    assert torch.equal(block(x, vector), block(x, vector))
-    block.train()
-    assert not torch.equal(block(x, vector), block(x, vector))
 
 
 @QUICK
@@ -169,103 +174,147 @@ def test_attention_takes_any_number_of_channels(channels):
     assert ConditionedAttention(channels, 5)(x, torch.randn(1, 2, 5), torch.ones(1, 2).bool()).shape == x.shape
 
 
-@pytest.mark.parametrize("kind", ["conv", "pool"])
-def test_resampling_halves_and_doubles(kind):
+def test_resampling_halves_and_doubles():
     x = torch.randn(1, 4, 6, 10)
-    assert downsample(4, kind)(x).shape == (1, 4, 3, 5)
-    assert upsample(4, kind)(x).shape == (1, 4, 12, 20)
+    assert downsample(4)(x).shape == (1, 4, 3, 5)
+    assert upsample(4)(x).shape == (1, 4, 12, 20)
 
 
-def test_pooling_averages_and_repeats():
-    x = torch.arange(16.0).view(1, 1, 4, 4)
-    assert downsample(1, "pool")(x).flatten().tolist() == [2.5, 4.5, 10.5, 12.5]
-    assert torch.equal(upsample(1, "pool")(x), x.repeat_interleave(2, dim=2).repeat_interleave(2, dim=3))
+# The UNet alone: it knows no caption and no time.
+
+ALONE = UNetConfig(width=8, multipliers=(1, 2), blocks=1, attention_levels=(1,), head_dim=8, condition_width=12)
+
+
+def unet_inputs(channels: int = 2, height: int = 8, width: int = 8) -> tuple[torch.Tensor, ...]:
+    """Images, a vector, three tokens, and which of them count."""
+    generator = torch.Generator().manual_seed(4)
+    x, vector = torch.randn(3, channels, height, width, generator=generator), torch.randn(3, 32, generator=generator)
+    mask = torch.tensor([[True, True, True], [True, False, True], [False, False, False]])
+    return x, vector, torch.randn(3, 3, 12, generator=generator), mask
+
+
+@QUICK
+@given(st.integers(1, 20), st.integers(1, 20), st.sampled_from([1, 2]), st.sampled_from([(2, 2), (6, 3), (1, 4)]))
+def test_any_height_and_width_go_in_and_come_out(height, width, space_to_depth, channels):
+    """And any number of channels: an upsampler takes the small image beside the noised one."""
+    unet = randomise(UNet(replace(ALONE, space_to_depth=space_to_depth), *channels))
+    output = unet(*unet_inputs(channels[0], height, width))
+    assert output.shape == (3, channels[1], height, width)
+    assert output.isfinite().all()
+
+
+def test_a_fresh_unet_puts_out_zero_for_any_size():
+    for multipliers, space_to_depth in [((1, 2, 2), 1), ((1, 2, 2), 2), ((1,), 2)]:
+        unet = UNet(replace(ALONE, multipliers=multipliers, space_to_depth=space_to_depth), 2, 3)
+        for size in [(1, 1), (8, 8), (7, 9), (13, 4), (3, 16)]:
+            assert torch.equal(unet(*unet_inputs(2, *size)), torch.zeros(3, 3, *size))
+
+
+def test_an_odd_size_is_padded_with_zeros_and_cropped():
+    unet = randomise(UNet(ALONE, 2, 2))  # needs multiples of 4
+    x, *condition = unet_inputs(2, 5, 10)
+    padded = F.pad(x, (1, 1, 1, 2))
+    close(unet(x, *condition), unet(padded, *condition)[:, :, 1:6, 1:11])
+
+
+def test_a_masked_token_has_no_influence_and_others_come_in_any_order():
+    unet = randomise(UNet(ALONE, 2, 2))
+    x, vector, tokens, mask = unet_inputs()
+    before = unet(x, vector, tokens, mask)
+    close(unet(x, vector, torch.where(mask[..., None], tokens, 50.0), mask), before)
+    close(unet(x, vector, tokens.flip(1), mask.flip(1)), before)
+    close(unet(x, vector, F.pad(tokens, (0, 0, 0, 2), value=9.0), F.pad(mask, (0, 2))), before)
+    assert differ(unet(x, vector, tokens, ~mask), before)
+
+
+def test_a_unet_without_tokens_is_one_whose_tokens_are_all_masked():
+    unet = randomise(UNet(ALONE, 2, 2))
+    x, vector, tokens, mask = unet_inputs()
+    close(unet(x, vector, tokens[:, :0], mask[:, :0]), unet(x, vector, tokens, torch.zeros_like(mask)))
+
+
+@pytest.mark.parametrize("argument", [0, 1, 2])
+def test_the_image_the_vector_and_the_tokens_have_an_effect(argument):
+    unet = randomise(UNet(ALONE, 2, 2))
+    before = [*unet_inputs()[:3], torch.ones(3, 3, dtype=torch.bool)]
+    after = [-part if i == argument else part for i, part in enumerate(before)]
+    assert differ(unet(*after), unet(*before))
+
+
+def test_rows_of_a_unet_do_not_see_each_other():
+    unet, rows = randomise(UNet(ALONE, 2, 2)), unet_inputs()
+    together = unet(*rows)
+    for i in range(3):
+        close(unet(*(part[i : i + 1] for part in rows))[0], together[i])
+
+
+@pytest.mark.parametrize("change", [{"width": 0}, {"multipliers": ()}, {"multipliers": (1, 0)}, {"blocks": 0}])
+def test_a_unet_of_nothing_is_refused(change):
+    with pytest.raises(UserError, match="at least 1"):
+        UNet(replace(ALONE, **change), 1, 1)
 
 
 # The network.
 
 
-@pytest.mark.parametrize("scale_shift", [True, False])
-@pytest.mark.parametrize("resample", ["conv", "pool"])
+def test_a_decoder_is_its_condition_and_a_unet():
+    decoder = random_decoder()
+    (x, t), condition = inputs(), decoder.condition(embeddings(), captions(), NONE)
+    assert set(dict(decoder.named_children())) == {"image_condition", "text_condition", "time", "unet"}
+    tokens = []
+    decoder.unet.register_forward_hook(lambda module, given, _: tokens.append(given))
+    output = decoder(x, t, condition)
+    [(got_x, vector, got_tokens, mask)] = tokens
+    assert got_x is x
+    assert got_tokens is condition.tokens
+    assert mask is condition.mask
+    assert torch.equal(decoder.unet(x, vector, got_tokens, mask), output)
+
+
 @pytest.mark.parametrize("text", [True, False])
-@pytest.mark.parametrize("space_to_depth", [1, 2])
-def test_an_untrained_decoder_puts_out_zero_for_any_size(scale_shift, resample, text, space_to_depth):
-    torch.manual_seed(0)
-    options = {"scale_shift": scale_shift, "resample": resample, "text": text, "space_to_depth": space_to_depth}
-    for channels in (1, 3):
-        decoder = Decoder(replace(CONFIG, channels=channels, multipliers=(1, 2, 2), **options))
-        condition = decoder.condition(*conditions())
-        for height, width in [(1, 1), (8, 8), (7, 9), (13, 4), (3, 16)]:
-            x, t = inputs(channels, height, width)
-            output = decoder(x, t, condition)
-            assert output.shape == x.shape
-            assert not output.any()
-
-
-@QUICK
-@given(st.integers(1, 20), st.integers(1, 20), st.sampled_from([1, 2]))
-def test_any_height_and_width_go_in_and_come_out(height, width, space_to_depth):
-    decoder = random_decoder(space_to_depth=space_to_depth)
-    x, t = inputs(1, height, width)
-    output = decoder(x, t, decoder.condition(*conditions()))
-    assert output.shape == x.shape
-    assert output.isfinite().all()
-
-
-def test_an_odd_size_is_padded_with_zeros_and_cropped():
-    decoder = random_decoder()  # needs multiples of 4
-    x, t = inputs(1, 5, 10)
-    condition = decoder.condition(*conditions())
-    padded = torch.zeros(3, 1, 8, 12)
-    padded[:, :, 1:6, 1:11] = x
-    close(decoder(x, t, condition), decoder(padded, t, condition)[:, :, 1:6, 1:11])
+@pytest.mark.parametrize("channels", [1, 3])
+def test_an_untrained_decoder_puts_out_zero_for_any_size(text, channels):
+    decoder = Decoder(replace(CONFIG, channels=channels, text=text))
+    condition = decoder.condition(embeddings(), captions(), NONE)
+    for size in [(8, 8), (7, 9)]:
+        x, t = inputs(channels, *size)
+        assert torch.equal(decoder(x, t, condition), torch.zeros_like(x))
 
 
 @pytest.mark.parametrize("multipliers", [(1,), (1, 2), (1, 2, 3)])
 @pytest.mark.parametrize("blocks", [1, 2])
-@pytest.mark.parametrize(("levels", "text_layers", "scale_shift"), [((), 0, True), ((0, 1), 2, False)])
-def test_gradient_reaches_every_parameter(multipliers, blocks, levels, text_layers, scale_shift):
-    decoder = random_decoder(
-        multipliers=multipliers,
-        blocks=blocks,
-        attention_levels=levels,
-        text_layers=text_layers,
-        scale_shift=scale_shift,
-        channels=3,
-    )
+@pytest.mark.parametrize(("levels", "text_layers"), [((), 0), ((0, 1), 2)])
+def test_gradient_reaches_every_parameter(multipliers, blocks, levels, text_layers):
+    config = {"multipliers": multipliers, "blocks": blocks, "attention_levels": levels, "text_layers": text_layers}
+    decoder = random_decoder(**config, channels=3)
     (x, t), drop = inputs(3), torch.tensor([False, True, False])
-    decoder(x, t, decoder.condition(*conditions(), drop, drop.roll(1))).square().sum().backward()
+    condition = decoder.condition(embeddings(), captions().drop(drop.roll(1)), drop)
+    decoder(x, t, condition).square().sum().backward()
     assert [name for name, p in decoder.named_parameters() if p.grad is None or not p.grad.any()] == []
 
 
-@pytest.mark.parametrize("what", ["t", "image", "encodings"])
-def test_everything_it_is_told_has_an_effect(what):
+def test_everything_it_is_told_has_an_effect():
     decoder = random_decoder()
-    (x, t), (images, encodings, mask) = inputs(), conditions()
-    before = decoder(x, t, decoder.condition(images, encodings, mask))
-    if what == "t":
-        t = 49 - t
-    elif what == "image":
-        images = -images
-    else:
-        encodings = -encodings
-    assert differ(decoder(x, t, decoder.condition(images, encodings, mask)), before)
+    (x, t), rows = inputs(), embeddings()
+    before = decoder(x, t, decoder.condition(rows, captions(), NONE))
+    assert differ(decoder(x, 49 - t, decoder.condition(rows, captions(), NONE)), before)
+    assert differ(decoder(x, t, decoder.condition(-rows, captions(), NONE)), before)
+    assert differ(decoder(x, t, decoder.condition(rows, other_captions(), NONE)), before)
 
 
 def test_a_batch_equals_its_singles():
     decoder = random_decoder()
-    (x, t), (images, encodings, mask) = inputs(), conditions()
-    drop_image, drop_text = torch.tensor([False, True, False]), torch.tensor([False, False, True])
-    together = decoder(x, t, decoder.condition(images, encodings, mask, drop_image, drop_text))
-    for i, n in enumerate(LENGTHS):
+    (x, t), drop = inputs(), torch.tensor([False, True, False])
+    together = decoder(x, t, decoder.condition(embeddings(), captions().drop(drop.roll(1)), drop))
+    for i in range(3):
         one = slice(i, i + 1)
-        alone = decoder.condition(images[one], encodings[one, :n], mask[one, :n], drop_image[one], drop_text[one])
-        close(decoder(x[one], t[one], alone)[0], together[i])
+        condition = decoder.condition(embeddings()[one], alone(i).drop(drop.roll(1)[one]), drop[one])
+        close(decoder(x[one], t[one], condition)[0], together[i])
 
 
 def test_nothing_is_kept_between_calls():
     decoder = random_decoder()
-    (x, t), condition = inputs(), decoder.condition(*conditions())
+    (x, t), condition = inputs(), decoder.condition(embeddings(), captions(), NONE)
     modules = {name: set(vars(module)) for name, module in decoder.named_modules()}
     weights = {name: value.clone() for name, value in decoder.state_dict().items()}
     first = decoder(x, t, condition)
@@ -285,111 +334,156 @@ def test_the_process_is_that_of_the_config():
 
 def test_the_image_gives_a_vector_and_four_tokens_before_the_captions():
     decoder = random_decoder()
-    condition = decoder.condition(*conditions())
+    condition = decoder.condition(embeddings(), captions(), NONE)
     assert condition.vector.shape == (3, 4 * 8)
     assert condition.tokens.shape == (3, 4 + 6, 12)
     assert condition.mask.sum(dim=1).tolist() == [4 + n for n in LENGTHS]
-    scaled = decoder.image_condition.scaler.scale(conditions()[0])
+    scaled = decoder.image_condition.scaler.scale(embeddings())
     projection = decoder.image_condition.to_tokens
     close(condition.tokens[:, :4], (scaled @ projection.weight.T + projection.bias).view(3, 4, 12))
 
 
 def test_padded_caption_tokens_have_no_influence():
     decoder = random_decoder(text_layers=2)
-    (x, t), (images, encodings, mask) = inputs(), conditions()
-    before = decoder(x, t, decoder.condition(images, encodings, mask))
-    filled = torch.where(mask[..., None], encodings, 50.0)
-    close(decoder(x, t, decoder.condition(images, filled, mask)), before)
-    longer, longer_mask = F.pad(encodings, (0, 0, 0, 3), value=9.0), F.pad(mask, (0, 3), value=False)
-    close(decoder(x, t, decoder.condition(images, longer, longer_mask)), before)
+    (x, t), some = inputs(), captions()
+    before = decoder(x, t, decoder.condition(embeddings(), some, NONE))
+    filled = replace(some, encodings=torch.where(some.mask[..., None], some.encodings, 50.0))
+    close(decoder(x, t, decoder.condition(embeddings(), filled, NONE)), before)
+    longer = replace(some, encodings=F.pad(some.encodings, (0, 0, 0, 3), value=9.0), mask=F.pad(some.mask, (0, 3)))
+    close(decoder(x, t, decoder.condition(embeddings(), longer, NONE)), before)
 
 
 def test_a_dropped_image_tells_nothing():
     decoder = random_decoder()
-    (x, t), (images, encodings, mask), drop = inputs(), conditions(), torch.ones(3, dtype=torch.bool)
-    before = decoder(x, t, decoder.condition(images, encodings, mask, drop))
-    close(decoder(x, t, decoder.condition(images.flip(0), encodings, mask, drop)), before)
-    assert differ(decoder(x, t, decoder.condition(images, encodings, mask)), before)
+    x, t = inputs()
+    before = decoder(x, t, decoder.condition(embeddings(), captions(), ALL))
+    close(decoder(x, t, decoder.condition(-embeddings(), captions(), ALL)), before)
+    assert differ(decoder(x, t, decoder.condition(embeddings(), captions(), NONE)), before)
 
 
-def test_a_dropped_caption_tells_nothing_not_even_its_length():
+def test_an_empty_caption_tells_nothing_not_even_its_length():
     decoder = random_decoder()
-    (x, t), (images, encodings, mask), drop = inputs(), conditions(), torch.ones(3, dtype=torch.bool)
-    before = decoder(x, t, decoder.condition(images, encodings, mask, drop_text=drop))
-    close(decoder(x, t, decoder.condition(images, encodings.flip(0) + 1, mask.flip(0), drop_text=drop)), before)
-    close(decoder(x, t, decoder.condition(images, encodings[:, :1], mask[:, :1], drop_text=drop)), before)
-    close(decoder(x, t, decoder.condition(images)), before)  # no captions at all
-    assert differ(decoder(x, t, decoder.condition(images, encodings, mask)), before)
+    (x, t), null = inputs(), captions().null()
+    before = decoder(x, t, decoder.condition(embeddings(), null, NONE))
+    close(decoder(x, t, decoder.condition(embeddings(), other_captions().null(), NONE)), before)
+    short = replace(null, encodings=null.encodings[:, :1], mask=null.mask[:, :1])
+    close(decoder(x, t, decoder.condition(embeddings(), short, NONE)), before)
+    assert differ(decoder(x, t, decoder.condition(embeddings(), captions(), NONE)), before)
 
 
 def test_a_decoder_without_text_ignores_captions():
     decoder = random_decoder(text=False)
-    (x, t), (images, encodings, mask) = inputs(), conditions()
-    assert torch.equal(
-        decoder(x, t, decoder.condition(images, encodings, mask)), decoder(x, t, decoder.condition(images))
-    )
+    one, other = (decoder.condition(embeddings(), some, NONE) for some in (captions(), other_captions().null()))
+    assert torch.equal(one.tokens, other.tokens)
+    assert torch.equal(one.mask, other.mask)
+    assert one.tokens.shape == (3, 4, 12)
 
 
 # Drawing images.
 
-SAMPLING = Sampling(steps=3, guidance=2.0, guidance_interval=(0.0, 1.0))
+SEEDS = [0, 1, 2]
+THREE = DecoderSettings(steps=3, guidance=2.0, guidance_interval=(0.0, 1.0))
+PLAIN = replace(THREE, guidance=1.0)
 
 
 @pytest.mark.parametrize("sampler", ["ddpm", "ddim", "dpmpp"])
 @pytest.mark.parametrize("guidance", [1.0, 2.0])
 def test_a_batch_of_images_equals_its_singles(sampler, guidance):
     eta = 0.5 if sampler == "ddim" else 0.0
-    decoder, sampling = random_decoder(channels=3), Sampling(steps=3, sampler=sampler, guidance=guidance, eta=eta)
-    images, encodings, mask = conditions()
-    together = draw_images(decoder, images, encodings, mask, [4, 5, 6], sampling)
+    decoder, settings = random_decoder(channels=3), DecoderSettings(3, guidance, sampler=sampler, eta=eta)
+    together = decoder.draw(embeddings(), captions(), [4, 5, 6], settings)
     assert together.shape == (3, 3, 8, 8)
     assert together.abs().max() <= 1
-    close(draw_images(decoder, images, encodings, mask, [4, 5, 6], replace(sampling, batch_size=2)), together)
-    for i, n in enumerate(LENGTHS):
-        one = slice(i, i + 1)
-        close(draw_images(decoder, images[one], encodings[one, :n], mask[one, :n], [4 + i], sampling)[0], together[i])
+    for i in range(3):
+        close(decoder.draw(embeddings()[i : i + 1], alone(i), [4 + i], settings)[0], together[i])
 
 
 def test_without_guidance_towards_the_condition_nothing_of_it_is_left():
-    decoder, sampling = random_decoder(), replace(SAMPLING, guidance=0.0)
-    images, encodings, mask = conditions()
-    one = draw_images(decoder, images, encodings, mask, [0, 1, 2], sampling)
-    close(draw_images(decoder, -images, -encodings, mask.flip(0), [0, 1, 2], sampling), one)
-    drop = torch.ones(3, dtype=torch.bool)
-    plain = replace(sampling, guidance=1.0)
-    close(draw_images(decoder, images, encodings, mask, [0, 1, 2], plain, drop, drop), one)
+    decoder, towards = random_decoder(), replace(THREE, guidance=0.0)
+    one = decoder.draw(embeddings(), captions(), SEEDS, towards)
+    close(decoder.draw(-embeddings(), other_captions(), SEEDS, towards), one)
+    close(decoder.draw(None, captions().null(), SEEDS, PLAIN), one)
+
+
+def test_no_embeddings_are_dropped_ones():
+    """The caption is still read, and guided by."""
+    decoder = random_decoder()
+    denoise = decoder.denoiser(None, captions(), THREE)
+    pairs = EncodedCaptions.cat([captions(), captions().null()])
+    both = decoder.condition(embeddings().repeat(2, 1), pairs, ALL.repeat(2))
+    model = guided(lambda x, t: decoder(x, t, both), 2.0)
+    x = torch.randn(3, 1, 8, 8, generator=torch.Generator().manual_seed(5))
+    close(denoise(x, 30), decoder.diffusion().denoiser(model, clip_x0=1.0)(x, 30))
+    assert differ(denoise(x, 30), decoder.denoiser(None, other_captions(), THREE)(x, 30))
 
 
 def test_guidance_acts_within_its_interval_alone():
-    decoder, seeds = random_decoder(), [0, 1, 2]  # its three steps are at times 49, 32 and 16 of 0 .. 49
-    rows = conditions()
-    always, never = (draw_images(decoder, *rows, seeds, replace(SAMPLING, guidance=w)) for w in (2.0, 1.0))
+    """The three steps are at times 49, 32 and 16 of 0 .. 49."""
+    decoder, x = random_decoder(), inputs()[0]
 
-    def within(*interval: float) -> torch.Tensor:
-        return draw_images(decoder, *rows, seeds, replace(SAMPLING, guidance_interval=interval))
+    def predictions(guidance: float, *interval: float) -> list[torch.Tensor]:
+        settings = replace(THREE, guidance=guidance, guidance_interval=interval)
+        denoise = decoder.denoiser(embeddings(), captions(), settings)
+        return [denoise(x, t) for t in (49, 32, 16)]
 
-    assert torch.equal(within(0.0, 1.0), always)
-    assert torch.equal(within(16 / 49, 1.0), always)
-    assert torch.equal(within(0.0, 0.3), never)
-    first, middle = [], []
-    for interval, states in (((0.0, 0.9), first), ((0.5, 0.9), middle)):
-        sampling = replace(SAMPLING, guidance_interval=interval)
-        draw_images(decoder, *rows, seeds, sampling, on_step=lambda t, x, x0, states=states: states.append(x0))
-    plain = []
-    draw_images(decoder, *rows, seeds, replace(SAMPLING, guidance=1.0), on_step=lambda t, x, x0: plain.append(x0))
-    assert torch.equal(first[0], plain[0])  # unguided at 49
-    assert torch.equal(first[1], middle[1])  # guided at 32
-    assert differ(middle[1], plain[1])
-    assert differ(first[2], middle[2])  # only the one is guided at 16
+    always, never = predictions(2.0, 0.0, 1.0), predictions(1.0, 0.0, 1.0)
+    assert all(differ(one, other) for one, other in zip(always, never, strict=True))
+    for interval, inside in [((0.0, 0.3), "nnn"), ((0.0, 0.9), "nyy"), ((0.5, 0.9), "nyn"), ((16 / 49, 1.0), "yyy")]:
+        want = [(always if inside[i] == "y" else never)[i] for i in range(3)]
+        assert all(torch.equal(a, b) for a, b in zip(predictions(2.0, *interval), want, strict=True)), interval
 
 
 def test_every_step_shows_the_state_and_the_clipped_prediction():
     decoder, steps = random_decoder(), []
-    drawn = draw_images(decoder, *conditions(), [0, 1, 2], SAMPLING, on_step=lambda t, x, x0: steps.append((t, x, x0)))
+    rows = (embeddings(), captions(), SEEDS, THREE)
+    drawn = decoder.draw(*rows, on_step=lambda *step: steps.append(step))
     assert [t for t, _, _ in steps] == [49, 32, 16]
     assert all(x0.abs().max() <= 1 and x.shape == x0.shape == drawn.shape for _, x, x0 in steps)
+    assert torch.equal(steps[0][1], decoder.noise(SEEDS))
     assert torch.equal(steps[-1][2], drawn)
+    assert torch.equal(decoder.draw(*rows), drawn)
+
+
+@pytest.mark.parametrize("sampler", ["ddpm", "dpmpp"])
+def test_noise_that_is_given_takes_the_place_of_that_of_the_seeds(sampler):
+    """What a noisy sampler adds on the way stays that of the seeds, so that the seeds' own noise changes nothing."""
+    decoder, settings = random_decoder(), replace(THREE, sampler=sampler)
+    rows = (embeddings(), captions(), SEEDS, settings)
+    assert torch.equal(decoder.draw(*rows, noise=decoder.noise(SEEDS)), decoder.draw(*rows))
+    steps = []
+    other = decoder.draw(*rows, noise=decoder.noise([7, 8, 9]), on_step=lambda *step: steps.append(step))
+    assert torch.equal(steps[0][1], decoder.noise([7, 8, 9]))
+    assert differ(other, decoder.draw(*rows))
+    assert torch.equal(other, decoder.draw(*rows[:2], [7, 8, 9], settings)) == (sampler == "dpmpp")
+
+
+def test_noise_depends_on_the_seed_alone():
+    decoder = random_decoder(channels=3)
+    noise = decoder.noise([5, 6, 5])
+    assert noise.shape == (3, 3, 8, 8)
+    assert torch.equal(noise[0], noise[2])
+    assert torch.equal(noise[1], RowNoise([6], DECODER_STREAM)(noise[:1])[0])
+
+
+def test_inversion_finds_noise_that_leads_back():
+    """Better with more steps. A small network, whose predictions hardly change along the way: the ODE is then easy."""
+    decoder = random_decoder()
+    with torch.no_grad():
+        decoder.unet.conv_out.weight.mul_(0.05)
+    images, errors = 0.5 * torch.randn(3, 1, 8, 8, generator=torch.Generator().manual_seed(6)).clamp(-1, 1), []
+    for steps in (10, 50):
+        settings = DecoderSettings(steps, sampler="ddim", guidance=1.0)
+        noise = decoder.invert(images, embeddings(), captions(), settings)
+        drawn = decoder.draw(embeddings(), captions(), SEEDS, settings, noise)
+        errors.append((drawn - images).abs().mean().item())
+    assert errors[1] < 0.1
+    assert errors[1] < 0.5 * errors[0]
 
 
 def test_equal_seeds_give_the_prior_and_the_decoder_unrelated_noise():
-    assert decoder_sample.DECODER_STREAM != prior_sample.PRIOR_STREAM
+    assert DECODER_STREAM != PRIOR_STREAM
+
+
+def test_image_tokens_are_at_least_one():
+    with pytest.raises(UserError, match="image_tokens must be at least 1, not 0"):
+        Decoder(replace(CONFIG, image_tokens=0))

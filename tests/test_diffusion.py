@@ -226,25 +226,42 @@ def test_loss_weight_is_capped_at_five_unless_said():
 
 
 @pytest.mark.parametrize(("timesteps", "batch"), [(1000, 10), (100, 100), (1000, 1), (10, 25)])
-def test_drawn_timesteps_fall_one_in_each_slice(timesteps, batch):
-    torch.manual_seed(0)
-    d = GaussianDiffusion(timesteps)
+def test_drawn_times_fall_one_in_each_slice(timesteps, batch):
+    d, generator = GaussianDiffusion(timesteps), torch.Generator().manual_seed(0)
     for _ in range(20):
-        t = d.draw_timesteps(batch)
+        t = d.draw_times(batch, generator)
         assert t.dtype == torch.int64
         i = torch.arange(batch)
         assert (t >= (i * timesteps / batch).floor()).all()
         assert (t <= ((i + 1) * timesteps / batch).ceil() - 1).all()
 
 
-def test_drawn_timesteps_are_uniform():
-    torch.manual_seed(0)
-    d = GaussianDiffusion(20)
-    t = torch.cat([d.draw_timesteps(4) for _ in range(1000)])
+def test_drawn_times_are_uniform():
+    d, generator = GaussianDiffusion(20), torch.Generator().manual_seed(0)
+    t = torch.cat([d.draw_times(4, generator) for _ in range(1000)])
     counts = torch.bincount(t, minlength=20)
     # 4000 draws, 200 a time: within five standard deviations of a binomial(1000, 1/5).
     assert len(counts) == 20
     assert (counts - 200).abs().max() < 5 * math.sqrt(1000 * 0.2 * 0.8)
+
+
+def test_drawn_times_are_the_generator_s_alone():
+    d, state = GaussianDiffusion(1000), torch.get_rng_state()
+    one, other, third = (d.draw_times(8, torch.Generator().manual_seed(seed)) for seed in (4, 4, 5))
+    assert torch.equal(one, other)
+    assert not torch.equal(one, third)
+    assert torch.equal(torch.get_rng_state(), state)
+
+
+@QUICK
+@given(cases(), st.sampled_from(PREDICTIONS))
+def test_a_training_pair_is_what_a_model_is_given_and_has_to_put_out(case, prediction):
+    old, x0, noise, t, a, b = case
+    d = GaussianDiffusion(old.timesteps, old.schedule, prediction)
+    t = torch.as_tensor(t).expand(len(x0))
+    noised, target = d.training_pair(x0, noise, t)
+    assert_close(noised, a * x0.double() + b * noise.double(), x0.dtype)
+    assert_close(d.to_x0(target, noised, t), x0, x0.dtype, a if prediction == "eps" else 1.0)
 
 
 @pytest.mark.parametrize("prediction", PREDICTIONS)

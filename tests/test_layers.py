@@ -8,7 +8,18 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
 
-from unclip.layers import Block, EmbeddingScaler, QuickGELU, causal_mask, init_transformer, timestep_embedding
+from unclip.clip import CLIP, CLIPConfig, TextConfig
+from unclip.decoder import Decoder, DecoderConfig
+from unclip.layers import (
+    Block,
+    EmbeddingScaler,
+    QuickGELU,
+    StackedLinear,
+    causal_mask,
+    init_transformer,
+    timestep_embedding,
+)
+from unclip.prior import Prior, PriorConfig
 
 QUICK = settings(deadline=None, max_examples=50, derandomize=True)
 
@@ -43,6 +54,28 @@ def test_a_block_continued_from_kept_keys_equals_one_causal_pass(cut):
     torch.testing.assert_close(torch.cat([first, second], dim=1), whole)
     torch.testing.assert_close(k_after, k)
     torch.testing.assert_close(v_after, v)
+
+
+def test_a_stack_of_maps_is_each_of_them_side_by_side():
+    stack, x = StackedLinear(6, 4, stacks=3), torch.randn(2, 6)
+    maps = [nn.functional.linear(x, w, b) for w, b in zip(stack.weight.split(4), stack.bias.split(4), strict=True)]
+    torch.testing.assert_close(stack(x), torch.cat(maps, dim=1))
+    assert stack.state_dict().keys() == nn.Linear(6, 12).state_dict().keys()
+
+
+@pytest.mark.parametrize(
+    "model",
+    [
+        CLIP(CLIPConfig(text=TextConfig(vocab_size=9, layers=1))),
+        Prior(PriorConfig(embed_dim=128, text_width=32, context=8, width=96, heads=3, layers=1)),
+        Decoder(DecoderConfig(embed_dim=8, text_width=8, width=16)),
+    ],
+)
+def test_what_is_stacked_says_so_and_nothing_else_does(model):
+    """Shapes do not tell: a projection of 128 numbers to 4 x 96 has that of queries, keys and values of 128 each."""
+    for name, module in model.named_modules():
+        last = name.rpartition(".")[2]
+        assert getattr(module, "stacks", 1) == {"qkv": 3, "condition_kv": 2}.get(last, 1), name
 
 
 def test_quick_gelu_is_its_formula_and_is_chosen_by_name():

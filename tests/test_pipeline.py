@@ -8,7 +8,9 @@ import torch
 from PIL import Image
 
 from unclip import UnCLIP, UserError
-from unclip.settings import Sampling
+from unclip.clip import encode_captions
+from unclip.files import read_json, write_json
+from unclip.settings import DecoderSettings, PriorSettings, Sampling
 
 BAG, DRESS = "an image of a bag", "an image of a dress"
 FEW = {"steps": 6, "prior_steps": 4}
@@ -35,7 +37,7 @@ def test_output_has_the_promised_shapes(tiny):
     assert out.seeds == [4, 5, 6] * 2
     assert out.embeddings.shape == (6, tiny.clip.config.embed_dim)
     torch.testing.assert_close(out.embeddings.norm(dim=1), torch.ones(6))
-    assert out.trajectory == []
+    assert out.noise.shape == (6, 1, 28, 28)
 
 
 @pytest.mark.parametrize("caption", [BAG, ""])
@@ -98,6 +100,7 @@ def test_unconditional_samples_differ_by_seed_alone(tiny):
     out = tiny("", n=2, **FEW)
     assert differ(out.images[0], out.images[1])
     assert_same_images(tiny("   ", **FEW).images, out.images[:1])
+    assert tiny.encode_captions(["", " \t", BAG]).empty.tolist() == [True, True, False]
     strong = tiny.embed("", prior_guidance=5.0, prior_steps=4)  # null against null: guidance has nothing to push on
     torch.testing.assert_close(strong, out.embeddings[:1], atol=1e-4, rtol=0)
 
@@ -124,41 +127,34 @@ def test_batch_size_has_none(tiny):
     assert_same_images(tiny([BAG, DRESS], n=3, **FEW).images, tiny([BAG, DRESS], n=3, batch_size=2, **FEW).images)
 
 
-# --- trajectories -----------------------------------------------------------------------------------------------------
+# --- noise ------------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("sampler", ["dpmpp", "ddim", "ddpm"])
-def test_trajectory_holds_ten_moments_from_noise_to_the_image(sampler, tiny):
-    out = tiny([BAG, DRESS], n=2, trajectory=True, sampler=sampler, steps=15, prior_steps=4)
-    times = [moment.t for moment in out.trajectory]
-    assert len(times) == len(set(times)) == 10
-    assert times == sorted(times, reverse=True)
-    assert times[0] == tiny.decoder.config.timesteps - 1
-    for moment in out.trajectory:
-        assert moment.x.shape == moment.x0.shape == out.images.shape
-        assert moment.x.dtype == moment.x0.dtype == np.uint8
-    assert np.array_equal(out.trajectory[-1].x0, out.images)
-    assert differ(out.trajectory[0].x, out.images)
-    assert differ(out.trajectory[0].x0, out.images)
-    assert np.array_equal(
-        out.images, tiny([BAG, DRESS], n=2, sampler=sampler, steps=15, prior_steps=4).images
-    )  # watching changes nothing
+@pytest.mark.parametrize("sampler", ["dpmpp", "ddpm"])
+def test_noise_of_a_sample_given_back_draws_it_again_to_the_bit(sampler, tiny):
+    out = tiny([BAG, DRESS], n=2, seed=3, sampler=sampler, **FEW)
+    again = tiny.decode(out.embeddings, out.captions, out.seeds, noise=out.noise, sampler=sampler, **FEW)
+    assert np.array_equal(again, out.images)
+    assert torch.equal(out.noise, tiny.decoder.noise([3, 4, 3, 4]))
 
 
-def test_trajectory_is_the_same_in_small_batches(tiny):
-    whole = tiny([BAG, DRESS, ""], n=2, trajectory=True, steps=10, prior_steps=4, batch_size=64)
-    parts = tiny([BAG, DRESS, ""], n=2, trajectory=True, steps=10, prior_steps=4, batch_size=2)
-    assert len(whole.trajectory) == len(parts.trajectory) == 10
-    for one, other in zip(whole.trajectory, parts.trajectory, strict=True):
-        assert one.t == other.t
-        assert_same_images(one.x, other.x)
-        assert_same_images(one.x0, other.x0)
+def test_noise_takes_the_place_of_the_seeds(tiny):
+    out = tiny(BAG, n=2, seed=3, **FEW)
+    swapped = tiny.decode(out.embeddings.flip(0), out.captions, seed=99, noise=out.noise.flip(0), **FEW)
+    assert_same_images(swapped[::-1], out.images)
+    assert differ(tiny.decode(out.embeddings, out.captions, seed=3, noise=-out.noise, **FEW), out.images)
 
 
-def test_trajectory_of_few_steps_holds_them_all(tiny):
-    for steps in (1, 3):
-        out = tiny(BAG, trajectory=True, steps=steps, prior_steps=2)
-        assert len(out.trajectory) == steps
+def test_noise_is_shared_among_batches_row_by_row(tiny):
+    out = tiny([BAG, DRESS], n=2, **FEW)
+    parts = tiny.decode(out.embeddings, out.captions, out.seeds, noise=out.noise, batch_size=3, **FEW)
+    assert_same_images(parts, out.images)
+
+
+@pytest.mark.parametrize("shape", [(1, 1, 28, 28), (2, 28, 28), (2, 3, 28, 28)])
+def test_noise_of_another_shape_is_refused_with_both(shape, tiny):
+    with pytest.raises(UserError, match=r"noise must be \(2, 1, 28, 28\), not \("):
+        tiny.decode(None, [BAG, DRESS], noise=torch.zeros(shape))
 
 
 # --- the parts --------------------------------------------------------------------------------------------------------
@@ -183,6 +179,25 @@ def test_image_embeddings_are_unit_for_every_kind_of_input(tiny):
     colour = np.repeat(images, 3, axis=-1)
     torch.testing.assert_close(tiny.encode_image(colour), from_array, atol=1e-4, rtol=0)
     assert not torch.allclose(from_array[0], from_array[1], atol=1e-3)
+
+
+def test_images_are_embedded_without_a_warning_whatever_their_array(tiny, recwarn):
+    images = np.random.default_rng(0).integers(0, 256, (3, 28, 28, 1), dtype=np.uint8)
+    want, frozen = tiny.encode_image(images), images.copy()
+    frozen.setflags(write=False)
+    torch.testing.assert_close(tiny.encode_image(frozen), want)
+    torch.testing.assert_close(tiny.encode_image(images[::-1]), want.flip(0))
+    mirrored = tiny.encode_image(np.ascontiguousarray(images[:, :, ::-1]))
+    torch.testing.assert_close(tiny.encode_image(images[:, :, ::-1]), mirrored)
+    assert [str(warning.message) for warning in recwarn] == []
+
+
+def test_captions_are_those_that_clip_reads(tiny):
+    ours, theirs = tiny.encode_captions([BAG, "", BAG]), encode_captions(tiny.clip, tiny.tokenizer, [BAG, "", BAG])
+    assert torch.equal(ours.text, theirs.text)
+    assert torch.equal(ours.encodings, theirs.encodings)
+    assert torch.equal(ours.text, tiny.encode_text([BAG, "", BAG]))
+    assert len(tiny.encode_captions(BAG)) == 1
 
 
 def test_prior_and_decoder_in_turn_are_the_pipeline(tiny):
@@ -241,7 +256,7 @@ def test_any_text_is_drawn_without_a_warning(tiny):
         ({"captions": BAG, "steps": 0}, "steps must be at least 1, not 0"),
         ({"captions": BAG, "steps": 5000}, "steps must be between 1 and 1000, not 5000"),
         ({"captions": BAG, "prior_steps": 5000}, "prior_steps must be between 1 and 1000, not 5000"),
-        ({"captions": BAG, "sampler": "euler"}, "unknown sampler 'euler'; choose one of ddpm, ddim, dpmpp"),
+        ({"captions": BAG, "sampler": "euler"}, "sampler must be one of ddpm, ddim, dpmpp, not euler"),
         ({"captions": BAG, "guidance": -1.0}, "guidance must lie between 0 and 100"),
         (
             {"captions": BAG, "guidance_interval": (0.6, 0.4)},
@@ -264,8 +279,9 @@ def test_bad_arguments_are_refused_in_one_line(arguments, words, tiny):
 
 
 def test_unknown_setting_is_refused_by_name(tiny):
-    with pytest.raises(TypeError, match="guidence"):
-        tiny(BAG, guidence=3.0)
+    for call in (tiny, tiny.embed, lambda captions, **settings: tiny.decode(None, captions, **settings)):
+        with pytest.raises(UserError, match="there is no setting 'guidence'; choose from steps, guidance"):
+            call([BAG], guidence=3.0)
 
 
 @pytest.mark.parametrize(
@@ -337,6 +353,9 @@ def test_pipeline_without_its_tokenizer_is_refused(content, copied):
     assert "\n" not in str(caught.value)
 
 
+# --- seeds ------------------------------------------------------------------------------------------------------------
+
+
 def test_decoder_takes_a_seed_for_each_image(tiny):
     embeddings = tiny.embed(BAG, n=3)
     images = tiny.decode(embeddings, [BAG] * 3, seed=4, steps=2)
@@ -347,8 +366,51 @@ def test_decoder_takes_a_seed_for_each_image(tiny):
         tiny.decode(embeddings, [BAG] * 3, seed=[1, 2])
 
 
-def test_settings_know_their_names():
-    assert set(Sampling.names()) == {
-        "steps", "guidance", "guidance_interval", "sampler", "eta",
-        "prior_steps", "prior_guidance", "draws", "batch_size",
-    }  # fmt: skip
+@pytest.mark.parametrize("seed", [np.int64(7), np.array(7), torch.tensor(7)])
+def test_one_seed_may_be_numpy_s_or_torch_s(seed, tiny):
+    out, want = tiny([BAG, DRESS], n=2, seed=seed, steps=2), tiny([BAG, DRESS], n=2, seed=7, steps=2)
+    assert out.seeds == want.seeds == [7, 8, 7, 8]
+    assert np.array_equal(out.images, want.images)
+
+
+@pytest.mark.parametrize("kind", [np.array, torch.tensor, tuple, list])
+def test_a_seed_per_image_may_be_of_any_kind(kind, tiny):
+    out = tiny([BAG, DRESS], n=2, seed=kind([5, 6, 9, 5]), steps=2, prior_steps=2)
+    assert out.seeds == [5, 6, 9, 5]
+    assert_same_images(out.images[:2], tiny(BAG, n=2, seed=5, steps=2, prior_steps=2).images)
+    assert_same_images(out.images[3:], tiny(DRESS, seed=5, steps=2, prior_steps=2).images)
+    with pytest.raises(UserError, match="3 seeds do not go with 4 images"):
+        tiny([BAG, DRESS], n=2, seed=kind([5, 6, 9]))
+
+
+# --- settings of its own ----------------------------------------------------------------------------------------------
+
+
+def test_what_is_given_beats_the_pipeline_s_own_which_beats_the_library_s(copied):
+    index = read_json(copied / "model_index.json")
+    index["sampling"] = {"prior": {"draws": 1}, "decoder": {"steps": 3, "guidance": 1.0}}
+    write_json(copied / "model_index.json", index)
+    pipe = UnCLIP.from_pretrained(copied)
+    assert pipe.sampling == Sampling(PriorSettings(draws=1), DecoderSettings(steps=3, guidance=1.0))
+    steps = []
+    drawn = [pipe(BAG, on_step=lambda moment: steps.append(moment.steps), **given) for given in ({}, {"steps": 2})]
+    assert steps == [3] * 3 + [2] * 2
+    plain = UnCLIP(pipe.clip, pipe.tokenizer, pipe.preprocess, pipe.prior, pipe.decoder)
+    assert plain.sampling == Sampling()
+    for out, count in zip(drawn, (3, 2), strict=True):
+        assert np.array_equal(plain(BAG, draws=1, steps=count, guidance=1.0).images, out.images)
+    assert not np.array_equal(plain(BAG, steps=3).images, drawn[0].images)
+
+
+def test_a_trained_pipeline_carries_the_settings_that_it_was_trained_to_be_drawn_with(trained, tiny):
+    own = read_json(trained.folder / "model_index.json")["sampling"]
+    assert own.keys() == {"prior", "decoder"}
+    assert own["decoder"]["steps"] == tiny.sampling.decoder.steps
+    assert own["prior"]["draws"] == tiny.sampling.prior.draws
+
+
+def test_a_pipeline_whose_settings_are_damaged_does_not_open(copied):
+    index = read_json(copied / "model_index.json")
+    write_json(copied / "model_index.json", index | {"sampling": {"decoder": {"guidence": 3.0}}})
+    with pytest.raises(UserError, match=r"model_index\.json has the unknown field 'guidence'"):
+        UnCLIP.from_pretrained(copied)

@@ -11,10 +11,23 @@ from hypothesis import strategies as st
 
 from unclip.diffusion import GaussianDiffusion
 from unclip.errors import UserError
-from unclip.samplers import SAMPLERS, RowNoise, ddim, ddim_invert, ddpm, dpmpp, guided, on_interval, spaced_timesteps
+from unclip.registry import SAMPLERS, Sampler, choose_sampler, find
+from unclip.samplers import (
+    RowNoise,
+    ddim,
+    ddim_invert,
+    ddpm,
+    dpmpp,
+    guided,
+    on_interval,
+    spaced_timesteps,
+    watch,
+)
+from unclip.settings import DecoderSettings
 
 QUICK = settings(deadline=None, max_examples=100, derandomize=True)
 MEAN, DEVIATION = 0.4, 0.5
+EVERY = [find(row.function) for row in SAMPLERS.values()]
 NORMALS = torch.linspace(-2.5, 2.5, 11, dtype=torch.float64)[:, None]
 
 
@@ -95,11 +108,11 @@ def test_deterministic_samplers_carry_quantiles_to_quantiles(schedule, sampler, 
 @pytest.mark.parametrize("steps", [10, 20, 40])
 def test_dpmpp_beats_ddim_at_equal_steps(schedule, steps):
     d = GaussianDiffusion(1000, schedule)
-    errors = {}
-    for name in ("ddim", "dpmpp"):
-        x = SAMPLERS[name](gaussian_denoiser(d), at_time(d, 999), d, spaced_timesteps(1000, steps))
-        errors[name] = (x - MEAN - DEVIATION * NORMALS).abs().max().item()
-    assert errors["dpmpp"] < 0.9 * errors["ddim"]
+    errors = []
+    for sampler in (ddim, dpmpp):
+        x = sampler(gaussian_denoiser(d), at_time(d, 999), d, spaced_timesteps(1000, steps))
+        errors.append((x - MEAN - DEVIATION * NORMALS).abs().max().item())
+    assert errors[1] < 0.9 * errors[0]
 
 
 @pytest.mark.parametrize("schedule", ["cosine", "linear", "sigmoid"])
@@ -110,7 +123,7 @@ def test_dpmpp_is_of_second_order_and_ddim_of_first(schedule):
     def error(sampler, steps):
         states = []
         timesteps = torch.linspace(900, 20, steps + 1).round().int().tolist()
-        sampler(gaussian_denoiser(d), at_time(d, 900), d, timesteps, on_step=lambda t, x, x0: states.append(x))
+        sampler(watch(gaussian_denoiser(d), lambda t, x, x0: states.append(x)), at_time(d, 900), d, timesteps)
         return (states[-1] - at_time(d, 20)).abs().max().item()
 
     assert 3.4 < error(dpmpp, 32) / error(dpmpp, 64) < 4.8
@@ -128,13 +141,8 @@ def test_dpmpp_takes_the_steps_of_its_paper():
     extrapolated = (1 + 1 / (2 * r)) * -0.8 - 1 / (2 * r) * 0.3
     x100 = sigma[100] / sigma[500] * x500 - alpha[100] * (math.exp(-h[100]) - 1) * extrapolated
     states = []
-    last = dpmpp(
-        lambda x, t: torch.full_like(x, clean[t]),
-        torch.tensor([[1.7]], dtype=torch.float64),
-        d,
-        list(clean),
-        on_step=lambda t, x, x0: states.append(x.item()),
-    )
+    denoise = watch(lambda x, t: torch.full_like(x, clean[t]), lambda t, x, x0: states.append(x.item()))
+    last = dpmpp(denoise, torch.tensor([[1.7]], dtype=torch.float64), d, list(clean))
     assert states == pytest.approx([1.7, x500, x100], rel=1e-9)
     assert last.item() == 0.5
 
@@ -158,18 +166,19 @@ def test_deterministic_samplers_ask_for_no_noise():
         sampler(gaussian_denoiser(d), torch.ones(2, 3), d, spaced_timesteps(100, 5), no_noise)
 
 
-@pytest.mark.parametrize("sampler", SAMPLERS.values())
+@pytest.mark.parametrize("sampler", EVERY)
 def test_one_step_lands_on_the_predicted_clean_sample(sampler):
     d, x = GaussianDiffusion(1000, "cosine"), torch.randn(3, 2, generator=torch.Generator().manual_seed(0))
     torch.testing.assert_close(sampler(gaussian_denoiser(d), x, d, [999]), gaussian_denoiser(d)(x, 999))
 
 
-@pytest.mark.parametrize("sampler", SAMPLERS.values())
+@pytest.mark.parametrize("sampler", EVERY)
 @pytest.mark.parametrize("shape", [(2, 5), (2, 3, 4, 4)])
-def test_every_step_is_reported_with_its_state_and_prediction(sampler, shape):
+def test_a_watched_denoiser_tells_of_every_step_its_state_and_prediction(sampler, shape):
     d, start, steps = GaussianDiffusion(1000, "cosine"), torch.randn(shape), []
-    timesteps = spaced_timesteps(1000, 4)
-    end = sampler(gaussian_denoiser(d), start, d, timesteps, RowNoise([1, 2]), lambda *step: steps.append(step))
+    timesteps, denoise = spaced_timesteps(1000, 4), gaussian_denoiser(d)
+    end = sampler(watch(denoise, lambda *step: steps.append(step)), start, d, timesteps, RowNoise([1, 2]))
+    assert torch.equal(end, sampler(denoise, start, d, timesteps, RowNoise([1, 2])))  # watching changes nothing
     assert [t for t, _, _ in steps] == timesteps
     assert torch.equal(steps[0][1], start)
     for t, x, x0 in steps:
@@ -178,7 +187,12 @@ def test_every_step_is_reported_with_its_state_and_prediction(sampler, shape):
     assert end.shape == shape
 
 
-@pytest.mark.parametrize("sampler", SAMPLERS.values())
+def test_a_denoiser_that_nobody_watches_is_itself():
+    denoise = gaussian_denoiser(GaussianDiffusion(10))
+    assert watch(denoise, None) is denoise
+
+
+@pytest.mark.parametrize("sampler", EVERY)
 def test_a_sample_does_not_depend_on_its_batch(sampler):
     d, timesteps = GaussianDiffusion(100, "cosine"), spaced_timesteps(100, 7)
 
@@ -205,7 +219,32 @@ def test_ddim_inverted_finds_the_noise_and_leads_back(schedule):
     assert errors[1] < 0.4 * errors[0]
 
 
-# Noise a row, guidance, the choice of steps.
+# The table.
+
+
+def test_a_sampler_is_chosen_by_its_row_with_the_settings_that_it_reads(monkeypatch):
+    """Adding one touches nothing but the table."""
+
+    def toy(denoise, x, diffusion, timesteps, noise, eta):
+        return denoise(x, timesteps[0]) + eta
+
+    with pytest.raises(UserError, match="sampler must be one of ddpm, ddim, dpmpp, not toy"):
+        DecoderSettings(sampler="toy")
+    monkeypatch.setitem(SAMPLERS, "toy", Sampler(toy, reads=("eta",)))
+    chosen = choose_sampler(DecoderSettings(sampler="toy", eta=0.25))
+    assert chosen(lambda x, t: x * t, torch.ones(1), None, [3, 1], None).item() == 3.25
+    with pytest.raises(UserError, match="eta is not for the ddpm sampler; leave it out, or choose ddim, toy"):
+        DecoderSettings(sampler="ddpm", eta=0.25)
+
+
+def test_samplers_are_chosen_by_name():
+    for name, function in zip(SAMPLERS, (ddpm, ddim, dpmpp), strict=True):
+        chosen = choose_sampler(DecoderSettings(sampler=name))
+        assert chosen.func is function
+        assert chosen.keywords == ({"eta": 0.0} if name == "ddim" else {})
+
+
+# Noise per row, guidance, the choice of steps.
 
 
 def test_a_row_of_noise_depends_on_its_own_seed_alone():

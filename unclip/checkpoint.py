@@ -55,7 +55,7 @@ class Manifest:
     format: int = FORMAT
 
     def __post_init__(self):
-        if not self.kind and self.stage in STAGES:
+        if self.kind == "" and self.stage in STAGES:
             self.kind = default_kind(self.stage)
 
 
@@ -64,7 +64,10 @@ def sha256(content: bytes) -> str:
 
 
 def from_dict(cls, values: dict[str, Any], where: str):
-    """Build a config dataclass, nested ones included, from JSON. Raises UserError for a field that it lacks."""
+    """Build a config dataclass, nested ones included, from JSON.
+
+    Raises UserError for a field that it lacks, or for a number that should be whole.
+    """
     known = get_type_hints(cls)
     if unknown := set(values) - set(known):
         raise UserError(f"{where} has the unknown field {sorted(unknown)[0]!r}; it was written by another version")
@@ -75,6 +78,8 @@ def from_dict(cls, values: dict[str, Any], where: str):
             value = from_dict(kind, value, where)
         elif isinstance(value, list):
             value = tuple(value)
+        elif kind is int and type(value) is not int:
+            raise UserError(f"{where} has {name} = {value!r}, which is not a whole number")
         converted[name] = value
     return cls(**converted)
 
@@ -119,8 +124,8 @@ def read_manifest(folder: Path) -> Manifest:
         raise UserError(f"{path} has format {found}, but this version reads format {FORMAT}; train that stage again")
     try:
         manifest = Manifest(**values)
-        for name in ("model", "parents", "data", "training", "sampling", "sha256", "kind"):
-            kind = str if name in ("sha256", "kind") else dict
+        for name in ("model", "parents", "data", "training", "sampling", "sha256", "kind", "stage"):
+            kind = str if name in ("sha256", "kind", "stage") else dict
             if not isinstance(getattr(manifest, name), kind):
                 raise TypeError(f"{name} is not a {kind.__name__}")
     except TypeError as error:
@@ -131,12 +136,16 @@ def read_manifest(folder: Path) -> Manifest:
 def read_manifests(pipeline: Path) -> dict[str, Manifest]:
     """The manifests of a pipeline's stages, those of optional ones where they are there.
 
-    Raises UserError if a stage is missing, or was trained on others than the pipeline's.
+    Raises UserError if a stage is missing, is another than its folder says, or was trained on others than the
+    pipeline's.
     """
     present = [
         name for name, stage in STAGES.items() if not stage.optional or (pipeline / name / "config.json").is_file()
     ]
     manifests = {name: read_manifest(pipeline / name) for name in present}
+    for name, manifest in manifests.items():
+        if manifest.stage != name:
+            raise UserError(f"{pipeline / name} holds a {manifest.stage}, not a {name}; restore it or train it again")
     check_lineage(manifests)
     return manifests
 
@@ -182,12 +191,13 @@ def check_lineage(manifests: dict[str, Manifest]) -> None:
     """Refuse a stage that was trained on others than the pipeline's. Raises UserError."""
     for stage, manifest in manifests.items():
         for parent in STAGES[stage].parents:
-            theirs, own = manifest.parents.get(parent, "unknown"), manifests[parent].sha256
+            theirs = manifest.parents.get(parent, "unknown")
+            own = manifests[parent].sha256 if parent in manifests else ""
             if theirs != own:
+                held = f"{own[:12]}.." if own else "none"
                 raise UserError(
-                    f"the {stage} was trained on the {parent} {theirs[:12]}.., but this pipeline holds "
-                    f"{own[:12]}..; retrain it with: python train_{stage}.py --out DIR, in a new DIR or without the "
-                    f"old {stage} folder"
+                    f"the {stage} was trained on the {parent} {theirs[:12]}.., but this pipeline holds {held}; retrain "
+                    f"it with: python train_{stage}.py --out DIR, in a new DIR or without the old {stage} folder"
                 )
 
 
@@ -231,7 +241,7 @@ def read_sampling(pipeline: Path) -> Sampling:
     """
     path = pipeline / "model_index.json"
     index = read_json(path) if path.is_file() else {}
-    own = index.get("sampling", {}) if isinstance(index, dict) else {}
+    own = index.get("sampling", {}) if isinstance(index, dict) else None
     if not isinstance(own, dict) or not all(isinstance(part, dict) for part in own.values()):
         raise UserError(f'{path} holds no settings of sampling under "sampling"; restore it, or delete the entry')
     try:

@@ -31,4 +31,5 @@ class Rows:
     @classmethod
     def cat(cls, parts: Sequence[Self]) -> Self:
         """The rows of all parts, whose trailing shapes are equal."""
-        return cls(*[torch.cat([getattr(part, f.name) for part in parts]) for f in fields(cls)])
+        columns = [[getattr(part, f.name) for part in parts] for f in fields(cls)]
+        return cls(*[type(c[0]).cat(c) if isinstance(c[0], Rows) else torch.cat(c) for c in columns])

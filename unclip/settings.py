@@ -27,7 +27,10 @@ def seed_list(seed: int | Sequence[int], n: int) -> list[int]:
     try:
         seeds = [operator.index(one) for one in ([seed] if is_single(seed) else seed)]
     except (TypeError, ValueError):
-        raise UserError(f"seed must be an integer or a list of them, not {seed!r}") from None
+        seeds = [operator.index(one) for one in ([seed] if is_single(seed) else seed)]
+    except (TypeError, ValueError):
+        shown = " ".join(repr(seed).split())  # arrays show themselves in several lines
+        raise UserError(f"seed must be an integer or a list of them, not {shown}") from None
     if is_single(seed):
         check_seeds(seeds[0], n)
         return list(range(seeds[0], seeds[0] + n))
@@ -119,6 +122,8 @@ class Sampling:
                 raise UserError(f"there is no setting {name!r}; choose from {', '.join(SAMPLING_OPTIONS)}")
             part = own if name == "batch_size" else prior if name in PRIOR_OPTIONS else decoder
             part[PRIOR_OPTIONS.get(name, name)] = value
+        if "sampler" in decoder and decoder["sampler"] != self.decoder.sampler:
+            decoder = {"eta": 0.0} | decoder  # that of the other sampler says nothing of this one
         return replace(self, prior=replace(self.prior, **prior), decoder=replace(self.decoder, **decoder), **own)
 
 

@@ -153,8 +153,9 @@ class Prior(nn.Module):
         """
         diffusion = self.diffusion()
         timesteps = spaced_timesteps(diffusion.timesteps, settings.steps, "prior_steps")
-        model = partial(self, prefix=self.prefix(captions))
-        if settings.guidance != 1:
+        if settings.guidance == 1:
+            model = partial(self, prefix=self.prefix(captions))
+        else:  # N captions, then the N nulls that belong to them
             both = EncodedCaptions.cat([captions, captions.null()])
             model = guided(partial(self, prefix=self.prefix(both)), settings.guidance)
         candidates = []

@@ -1,0 +1,171 @@
+"""Tensors that belong together row by row, and captions as CLIP reads them."""
+
+from dataclasses import dataclass, fields
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import Tensor
+
+from unclip.clip import CLIP, CLIPConfig, EncodedCaptions, TextConfig, Tokenizer, VisionConfig, encode_captions
+from unclip.rows import Rows
+
+QUICK = settings(deadline=None, max_examples=60, derandomize=True)
+
+
+@dataclass(frozen=True)
+class Pair(Rows):
+    a: Tensor
+    b: Tensor
+
+
+@dataclass(frozen=True)
+class Nested(Rows):
+    pair: Pair
+    c: Tensor
+
+
+def nested(n: int) -> Nested:
+    """Row i is made of i alone."""
+    i = torch.arange(n)
+    return Nested(Pair(i * 10, torch.stack([i, -i], dim=1)), i.bool())
+
+
+def captions(n: int = 4, length: int = 5) -> EncodedCaptions:
+    """Of 3 numbers a text embedding and 2 a token, and of growing length."""
+    generator = torch.Generator().manual_seed(n)
+    text, encodings = torch.randn(n, 3, generator=generator), torch.randn(n, length, 2, generator=generator)
+    mask = torch.arange(length) <= torch.arange(n)[:, None]
+    return EncodedCaptions(text, encodings, mask, torch.zeros(n, dtype=torch.bool))
+
+
+def equal(one: EncodedCaptions, other: EncodedCaptions) -> bool:
+    return all(torch.equal(getattr(one, f.name), getattr(other, f.name)) for f in fields(one))
+
+
+# Rows.
+
+
+@pytest.mark.parametrize("rows", [slice(1, 3), slice(0, 0), torch.tensor([4, 0, 0]), torch.tensor([1, 0, 1, 0, 0]) > 0])
+def test_rows_are_selected_in_every_field_however_deep(rows):
+    got, want = nested(5)[rows], torch.arange(5)[rows]
+    assert type(got) is Nested
+    assert len(got) == len(want)
+    assert torch.equal(got.pair.a, want * 10)
+    assert torch.equal(got.pair.b, torch.stack([want, -want], dim=1))
+    assert torch.equal(got.c, want.bool())
+
+
+def test_rows_move_as_one():
+    moved = nested(3).to("meta")
+    assert {moved.pair.a.device.type, moved.pair.b.device.type, moved.c.device.type} == {"meta"}
+    assert moved.pair.b.shape == (3, 2)
+
+
+def test_parts_are_joined_in_order_however_deep():
+    whole = nested(5)
+    joined = Nested.cat([whole[:2], whole[2:2], whole[2:]])
+    assert torch.equal(joined.pair.b, whole.pair.b)
+    assert torch.equal(joined.c, whole.c)
+
+
+def test_rows_stay_what_they_were():
+    rows = nested(3)
+    rows[torch.tensor([0])], rows.to("meta")
+    assert torch.equal(rows.pair.a, torch.tensor([0, 10, 20]))
+    with pytest.raises(AttributeError):
+        rows.c = torch.zeros(3)
+
+
+# Captions.
+
+
+def test_captions_are_selected_joined_and_moved():
+    some = captions()
+    chosen = some[torch.tensor([3, 0, 0])]
+    assert torch.equal(chosen.text, some.text[[3, 0, 0]])
+    assert torch.equal(chosen.encodings, some.encodings[[3, 0, 0]])
+    assert torch.equal(chosen.mask, some.mask[[3, 0, 0]])
+    assert equal(EncodedCaptions.cat([some[:1], some[1:]]), some)
+    assert some.to("meta").mask.device.type == "meta"
+
+
+def test_dropped_captions_are_empty_beside_those_that_were():
+    some = captions().drop(torch.tensor([True, False, False, False]))
+    assert some.drop(torch.tensor([False, False, True, False])).empty.tolist() == [True, False, True, False]
+    assert some.empty.tolist() == [True, False, False, False]  # it stays as it is
+    assert some.null().empty.all()
+    assert torch.equal(some.null().text, some.text)
+
+
+def slow_fill(captions: EncodedCaptions, encoding: list, text: list | None) -> tuple[list, list, list]:
+    """Row by row: text embedding, and encoding and mask of every token."""
+    texts, encodings, masks = captions.text.tolist(), captions.encodings.tolist(), captions.mask.tolist()
+    for i, empty in enumerate(captions.empty.tolist()):
+        if empty:
+            texts[i] = texts[i] if text is None else text
+            encodings[i] = [encoding] * len(encodings[i])
+            masks[i] = [place == 0 for place in range(len(masks[i]))]
+    return texts, encodings, masks
+
+
+@QUICK
+@given(st.lists(st.booleans(), min_size=4, max_size=4), st.booleans())
+def test_filling_equals_a_slow_loop(empty, with_text):
+    some = captions().drop(torch.tensor(empty))
+    encoding, text = torch.tensor([0.5, -2.0]), torch.tensor([1.0, 2.0, 3.0]) if with_text else None
+    filled = some.fill(encoding, text)
+    want = slow_fill(some, encoding.tolist(), None if text is None else text.tolist())
+    assert (filled.text.tolist(), filled.encodings.tolist(), filled.mask.tolist()) == want
+    assert torch.equal(filled.empty, some.empty)
+
+
+def test_filling_hides_all_of_an_empty_caption_its_length_included():
+    null, encoding, text = captions().null(), torch.ones(2), torch.ones(3)
+    filled = null.fill(encoding, text)
+    assert all(equal(filled[i : i + 1], filled[:1]) for i in range(4))
+
+
+def test_filling_teaches_the_null_by_empty_captions_alone():
+    encoding, text = torch.zeros(2, requires_grad=True), torch.zeros(3, requires_grad=True)
+    some = captions().drop(torch.tensor([False, True, False, False])).fill(encoding, text)
+    (some.encodings[some.mask].sum() + some.text.sum()).backward()
+    assert encoding.grad.tolist() == [1.0, 1.0]  # its single token
+    assert text.grad.tolist() == [1.0, 1.0, 1.0]
+
+
+def test_a_null_of_another_precision_takes_that_of_the_captions():
+    filled = captions().null().fill(torch.ones(2, dtype=torch.float64), torch.ones(3, dtype=torch.bfloat16))
+    assert filled.encodings.dtype == filled.text.dtype == torch.float32
+
+
+# Captions through a CLIP.
+
+WORDS = ["an image of a bag", "", "a boot", "an image of a bag", " \t"]
+
+
+@pytest.fixture(scope="module")
+def reader() -> tuple[CLIP, Tokenizer]:
+    torch.manual_seed(0)
+    tokenizer = Tokenizer.train(WORDS, vocab_size=300)
+    text = TextConfig(vocab_size=tokenizer.vocab_size, eos_id=tokenizer.end_id, context=20, width=8, layers=1, heads=2)
+    return CLIP(CLIPConfig(embed_dim=6, vision=VisionConfig(width=8, layers=1, heads=1), text=text)).eval(), tokenizer
+
+
+def test_captions_without_a_word_are_empty(reader):
+    assert encode_captions(*reader, WORDS).empty.tolist() == [False, True, False, False, True]
+
+
+def test_each_caption_is_read_once_and_stands_where_it_stood(reader, monkeypatch):
+    read, encode_text = [], CLIP.encode_text
+    monkeypatch.setattr(CLIP, "encode_text", lambda self, ids: read.append(len(ids)) or encode_text(self, ids))
+    encoded = encode_captions(*reader, WORDS)
+    assert read == [4]
+    assert equal(encoded[3:4], encoded[:1])
+    for i in (0, 1, 2):
+        alone = encode_captions(*reader, WORDS[i : i + 1])
+        length = alone.mask.shape[1]
+        torch.testing.assert_close(encoded.text[i], alone.text[0])
+        torch.testing.assert_close(encoded.encodings[i, :length], alone.encodings[0])
+        assert encoded.mask[i].sum() == alone.mask.sum() == length
