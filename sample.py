@@ -6,8 +6,9 @@
     python sample.py "" --n 16                                                # no caption: unconditional samples
 
 Writes grid.png, one PNG per image, and samples.json into --out. Image i of a caption depends on the caption, the
-settings and --seed + i alone. A setting that is not given is the pipeline's own (model_index.json), else the library's
-default. On two CPU cores ten images take about two seconds, after some seconds of loading.
+settings and --seed + i alone. A setting that is not given is the pipeline's own (in model_index.json), else the
+library's; --help shows them, those of another pipeline with --checkpoint DIR. On two CPU cores ten images take about two
+seconds, after some seconds of loading.
 """
 
 import sys
@@ -19,7 +20,9 @@ import tyro
 
 from unclip import cli
 from unclip.errors import UserError
-from unclip.settings import Device, SamplingOptions, check_seeds
+from unclip.files import read_json
+from unclip.registry import STAGES
+from unclip.settings import Device, Sampling, SamplingOptions, check_seeds, read_sampling
 
 ROOT = Path(__file__).resolve().parent
 
@@ -67,29 +70,22 @@ def read_captions(options: Options) -> list[str]:
     return captions
 
 
-def default_checkpoint() -> Path:
-    """The newest complete pipeline under checkpoints/, else the committed one."""
-    from unclip.checkpoint import read_manifests
+def default_checkpoint() -> Path | None:
+    """The newest complete pipeline under checkpoints/, else the committed one, if it is there."""
 
     def finished(folder: Path) -> float:
         """When the last stage was finished, or 0."""
+        configs = [folder / name / "config.json" for name, stage in STAGES.items() if not stage.optional]
         try:
-            manifests = read_manifests(folder)
-        except UserError:
+            complete = {folder / name / "config.json" for name in read_json(folder / "model_index.json")["stages"]}
+            return max(path.stat().st_mtime for path in configs) if complete >= set(configs) else 0.0
+        except (OSError, UserError, KeyError, TypeError):
             return 0.0
-        complete = all(manifest.complete for manifest in manifests.values())
-        return max((folder / stage / "config.json").stat().st_mtime for stage in manifests) if complete else 0.0
 
     committed = ROOT / "checkpoints" / "fashion-mnist"
     times = {folder: finished(folder) for folder in (ROOT / "checkpoints").glob("*/") if folder != committed}
-    newest = max(times, key=times.get, default=committed)
-    if not times.get(newest):
-        newest = committed
-    if not newest.is_dir():
-        raise UserError(
-            "no trained pipeline under checkpoints/; train one with: make demo, or name one: --checkpoint DIR"
-        )
-    return newest
+    newest = max(times, key=times.get, default=None)
+    return newest if times.get(newest) else committed if committed.is_dir() else None
 
 
 def write(options: Options, output, trajectory, sampling, checkpoint: Path) -> None:
@@ -130,11 +126,20 @@ def slug(caption: str) -> str:
 
 
 def main() -> None:
-    options = cli.parse(Options, __doc__)
+    named = cli.argument("checkpoint")
+    checkpoint = Path(named) if named else default_checkpoint()
+    own = read_sampling(checkpoint) if checkpoint else Sampling()
+    options = cli.parse(Options, __doc__, Options.of(own))
+    settings = options.changed(own)
+    sampling = own.override(**settings)  # refuses what is out of range before anything slow is done
     captions = read_captions(options)
     if options.n < 1:
         raise UserError(f"--n must be at least 1, not {options.n}")
     check_seeds(options.seed, options.n)
+    if checkpoint is None:
+        raise UserError(
+            "no trained pipeline under checkpoints/; train one with: make demo, or name one: --checkpoint DIR"
+        )
 
     import tempfile
     import time
@@ -143,15 +148,14 @@ def main() -> None:
     from unclip.pipeline import UnCLIP
     from unclip.trajectory import Trajectory
 
-    checkpoint = options.checkpoint or default_checkpoint()
     pipeline = UnCLIP.from_pretrained(checkpoint, pick_device(options.device))
     options.out.mkdir(parents=True, exist_ok=True)
     tempfile.TemporaryFile(dir=options.out).close()  # a folder that cannot be written to is found before the work
     began = time.perf_counter()
     trajectory = Trajectory() if options.strip or options.gif else None
-    output = pipeline(captions, options.n, options.seed, on_step=trajectory, **options.given())
+    output = pipeline(captions, options.n, options.seed, on_step=trajectory, **settings)
     seconds = time.perf_counter() - began
-    write(options, output, trajectory, pipeline.sampling.override(**options.given()), checkpoint)
+    write(options, output, trajectory, sampling, checkpoint)
     print(f"{len(output.images)} images in {seconds:.1f} s with {checkpoint}: {options.out / 'grid.png'}")
 
 

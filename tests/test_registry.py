@@ -1,4 +1,4 @@
-"""The tables: another kind of prior or decoder, an optional stage, a sampler, each added as one row and nothing else."""
+"""The tables: another kind of prior or decoder, an optional stage, a sampler, each added as one row."""
 
 from dataclasses import dataclass
 

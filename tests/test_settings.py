@@ -1,4 +1,4 @@
-"""Settings of sampling: seeds of any kind, names, ranges, and which of option, pipeline and library has the last word."""
+"""Settings of sampling: seeds, names, ranges, and which of option, pipeline and library has the last word."""
 
 import json
 from dataclasses import asdict, fields
@@ -7,7 +7,6 @@ import numpy as np
 import pytest
 import torch
 
-from unclip.checkpoint import read_sampling
 from unclip.errors import UserError
 from unclip.settings import (
     MAX_SEED,
@@ -16,6 +15,7 @@ from unclip.settings import (
     PriorSettings,
     Sampling,
     SamplingOptions,
+    read_sampling,
     seed_list,
 )
 
@@ -92,7 +92,7 @@ def flat(tree: dict, prefix: str = "") -> dict:
 
 
 def test_an_unknown_setting_is_refused_with_the_names_that_there_are():
-    with pytest.raises(UserError, match="there is no setting 'guidence'; choose from steps, guidance, .*, batch_size"):
+    with pytest.raises(UserError, match=r"there is no setting 'guidence'; choose from steps, guidance, .*, batch_size"):
         Sampling().override(guidence=3.0)
 
 
@@ -104,10 +104,15 @@ def test_another_sampler_leaves_behind_what_the_pipeline_s_own_read():
         own.override(sampler="ddpm", eta=0.5)
 
 
-def test_options_that_are_not_given_override_nothing():
-    assert SamplingOptions().given() == {}
-    assert SamplingOptions(steps=3, eta=0.0).given() == {"steps": 3, "eta": 0.0}  # nought is given too
-    assert SAMPLING_OPTIONS == tuple(item.name for item in fields(SamplingOptions))
+def test_options_of_a_pipeline_are_its_own_settings_and_only_changes_override_them():
+    own = Sampling(PriorSettings(steps=7), DecoderSettings(sampler="ddim", eta=0.5), batch_size=9)
+    options = SamplingOptions.of(own)
+    assert options.changed(own) == {}
+    assert own.override(**options.changed(Sampling())) == Sampling().override(**options.changed(Sampling())) == own
+    assert replace(options, guidance=1.0, eta=0.0).changed(own) == {"guidance": 1.0, "eta": 0.0}  # nought counts too
+    assert own.override(**replace(options, sampler="ddpm").changed(own)).decoder.eta == 0
+    assert SamplingOptions.of(Sampling()) == SamplingOptions()
+    assert tuple(item.name for item in fields(SamplingOptions)) == SAMPLING_OPTIONS
 
 
 @pytest.mark.parametrize(

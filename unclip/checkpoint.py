@@ -11,18 +11,18 @@ Nothing is unpickled.
 
 import hashlib
 import shlex
-from dataclasses import asdict, dataclass, field, is_dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any, get_type_hints
+from typing import Any
 
 import safetensors.torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 
 from unclip.errors import UserError, reason
+from unclip.fields import from_dict
 from unclip.files import read_json, write_atomically, write_json
 from unclip.registry import STAGES, default_kind, model_class
-from unclip.settings import Sampling
 
 FORMAT = 2
 
@@ -61,27 +61,6 @@ class Manifest:
 
 def sha256(content: bytes) -> str:
     return hashlib.sha256(content).hexdigest()
-
-
-def from_dict(cls, values: dict[str, Any], where: str):
-    """Build a config dataclass, nested ones included, from JSON.
-
-    Raises UserError for a field that it lacks, or for a number that should be whole.
-    """
-    known = get_type_hints(cls)
-    if unknown := set(values) - set(known):
-        raise UserError(f"{where} has the unknown field {sorted(unknown)[0]!r}; it was written by another version")
-    converted = {}
-    for name, value in values.items():
-        kind = known[name]
-        if is_dataclass(kind):
-            value = from_dict(kind, value, where)
-        elif isinstance(value, list):
-            value = tuple(value)
-        elif kind is int and type(value) is not int:
-            raise UserError(f"{where} has {name} = {value!r}, which is not a whole number")
-        converted[name] = value
-    return cls(**converted)
 
 
 def dump_tensors(tensors: dict[str, Tensor], metadata: dict[str, str] | None = None) -> bytes:
@@ -232,19 +211,3 @@ def _readme(pipeline: Path, manifests: dict[str, Manifest]) -> str:
     example = next((m.data["example"] for m in manifests.values() if "example" in m.data), "a caption")
     usage = f"    python sample.py --checkpoint {pipeline} {shlex.quote(example)}"
     return "\n".join([f"# unCLIP pipeline {pipeline.name}", "", *table, "", usage, ""])
-
-
-def read_sampling(pipeline: Path) -> Sampling:
-    """The pipeline's own settings of sampling; what model_index.json does not name is the library's.
-
-    Raises UserError for settings that are unknown or out of range.
-    """
-    path = pipeline / "model_index.json"
-    index = read_json(path) if path.is_file() else {}
-    own = index.get("sampling", {}) if isinstance(index, dict) else None
-    if not isinstance(own, dict) or not all(isinstance(part, dict) for part in own.values()):
-        raise UserError(f'{path} holds no settings of sampling under "sampling"; restore it, or delete the entry')
-    try:
-        return from_dict(Sampling, own, str(path))
-    except (TypeError, ValueError) as error:
-        raise UserError(f"{path} holds settings of sampling that cannot be used ({reason(error)})") from error

@@ -104,12 +104,7 @@ def parse_run(presets: dict[str, C], description: str) -> C:
 
     Raises UserError for an unknown preset or option.
     """
-    name = "quick"
-    for i, argument in enumerate(sys.argv):
-        if argument == "--preset":
-            name = "".join(sys.argv[i + 1 : i + 2])
-        elif argument.startswith("--preset="):
-            name = argument.removeprefix("--preset=")
+    name = argument("preset", "quick")
     if name not in presets:
         raise UserError(f"unknown preset {name!r}; choose one of {', '.join(presets)}")
     config = parse(type(presets[name]), description, presets[name])
@@ -118,6 +113,16 @@ def parse_run(presets: dict[str, C], description: str) -> C:
     if os.environ.get("RANK", "0") == "0":
         print(f"preset {name}{', with ' if changed else ''}{', '.join(changed)}")
     return config
+
+
+def argument(name: str, default: str | None = None) -> str | None:
+    """The value that the command line gives --name, before it is parsed: other options' defaults depend on it."""
+    for given, after in zip(sys.argv, [*sys.argv[1:], ""], strict=True):
+        if given == f"--{name}":
+            default = after
+        elif given.startswith(f"--{name}="):
+            default = given.removeprefix(f"--{name}=")
+    return default
 
 
 def _options(config: Any, prefix: str = "") -> dict[str, Any]:

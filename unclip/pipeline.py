@@ -10,11 +10,11 @@ import torch
 from PIL import Image
 from torch import Tensor, nn
 
-from unclip.checkpoint import load_stage, read_manifests, read_sampling
+from unclip.checkpoint import load_stage, read_manifests
 from unclip.clip import CLIP, EncodedCaptions, Preprocess, Tokenizer, encode_captions, load_clip
 from unclip.errors import UserError
 from unclip.images import to_uint8
-from unclip.settings import Sampling, is_single, seed_list
+from unclip.settings import Sampling, is_single, read_sampling, seed_list
 from unclip.trajectory import Moment
 
 Captions = str | Sequence[str]

@@ -2,10 +2,13 @@
 
 import operator
 from collections.abc import Sequence
-from dataclasses import dataclass, field, fields, replace
-from typing import Any, Literal
+from dataclasses import asdict, dataclass, field, fields, replace
+from pathlib import Path
+from typing import Any, Literal, Self
 
-from unclip.errors import UserError
+from unclip.errors import UserError, reason
+from unclip.fields import from_dict
+from unclip.files import read_json
 from unclip.registry import SAMPLERS
 
 Device = Literal["auto", "cpu", "cuda", "mps"]
@@ -25,8 +28,6 @@ def seed_list(seed: int | Sequence[int], n: int) -> list[int]:
     Raises UserError for other numbers of them, or for one out of range.
     """
     try:
-        seeds = [operator.index(one) for one in ([seed] if is_single(seed) else seed)]
-    except (TypeError, ValueError):
         seeds = [operator.index(one) for one in ([seed] if is_single(seed) else seed)]
     except (TypeError, ValueError):
         shown = " ".join(repr(seed).split())  # arrays show themselves in several lines
@@ -129,35 +130,55 @@ class Sampling:
 
 @dataclass(frozen=True)
 class SamplingOptions:
-    """The settings as options. One that is not given is the pipeline's own, else the library's."""
+    """All settings side by side, as options of a program, whose defaults are the pipeline's own."""
 
-    steps: int | None = None
-    """Decoder steps per image, from 1 to the decoder's timesteps (default: the pipeline's own, else 10)."""
-    guidance: float | None = None
-    """Decoder guidance scale: 1 is none, more follows the caption closer at the price of variety (default: the
-    pipeline's own, else 2.5)."""
-    guidance_interval: tuple[float, float] | None = None
-    """Guide the decoder only at these times, from 0, the clean image, to 1, pure noise (default: the pipeline's own,
-    else 0.3 0.8)."""
-    sampler: SamplerName | None = None
-    """Decoder sampler (default: the pipeline's own, else dpmpp)."""
-    eta: float | None = None
-    """Noise of the ddim sampler: 0 is deterministic, 1 as noisy as ddpm (default: the pipeline's own, else 0)."""
-    prior_steps: int | None = None
-    """Prior steps per embedding (default: the pipeline's own, else 20)."""
-    prior_guidance: float | None = None
-    """Prior guidance scale (default: the pipeline's own, else 1.5)."""
-    draws: int | None = None
-    """Image embeddings drawn for each sample; the one closest to the text embedding is kept (default: the pipeline's
-    own, else 2)."""
-    batch_size: int | None = None
-    """Images drawn at once; less needs less memory (default: 64). It does not change the images."""
+    steps: int = DecoderSettings.steps
+    """Decoder steps per image, from 1 to the decoder's timesteps."""
+    guidance: float = DecoderSettings.guidance
+    """Decoder guidance scale: 1 is none, more follows the caption closer at the price of variety."""
+    guidance_interval: tuple[float, float] = DecoderSettings.guidance_interval
+    """Guide the decoder only at these times, from 0, the clean image, to 1, pure noise."""
+    sampler: SamplerName = DecoderSettings.sampler
+    """Decoder sampler."""
+    eta: float = DecoderSettings.eta
+    """Noise of the ddim sampler: 0 is deterministic, 1 as noisy as ddpm."""
+    prior_steps: int = PriorSettings.steps
+    """Prior steps per embedding (dpmpp)."""
+    prior_guidance: float = PriorSettings.guidance
+    """Prior guidance scale."""
+    draws: int = PriorSettings.draws
+    """Image embeddings drawn for each sample; the one closest to the text embedding is kept."""
+    batch_size: int = 64
+    """Images drawn at once; less needs less memory. It does not change the images."""
 
-    def given(self) -> dict[str, Any]:
-        """Those that are given, for `Sampling.override`."""
-        return {name: value for name in SAMPLING_OPTIONS if (value := getattr(self, name)) is not None}
+    @classmethod
+    def of(cls, sampling: Sampling, **others: Any) -> Self:
+        """A pipeline's settings as defaults; `others` are the fields of a subclass."""
+        prior = {option: getattr(sampling.prior, name) for option, name in PRIOR_OPTIONS.items()}
+        return cls(**asdict(sampling.decoder), **prior, batch_size=sampling.batch_size, **others)
+
+    def changed(self, sampling: Sampling) -> dict[str, Any]:
+        """Those that differ from a pipeline's, for `Sampling.override` and calls of the pipeline."""
+        own = SamplingOptions.of(sampling)
+        return {name: value for name in SAMPLING_OPTIONS if (value := getattr(self, name)) != getattr(own, name)}
 
 
 SAMPLING_OPTIONS = tuple(option.name for option in fields(SamplingOptions))
 PRIOR_OPTIONS = {"prior_steps": "steps", "prior_guidance": "guidance", "draws": "draws"}
 """Which options are the prior's, and what it calls them; the others are the decoder's, by its own names."""
+
+
+def read_sampling(pipeline: Path) -> Sampling:
+    """The pipeline's own settings of sampling; what model_index.json does not name is the library's.
+
+    Raises UserError for settings that are unknown or out of range.
+    """
+    path = pipeline / "model_index.json"
+    index = read_json(path) if path.is_file() else {}
+    own = index.get("sampling", {}) if isinstance(index, dict) else None
+    if not isinstance(own, dict) or not all(isinstance(part, dict) for part in own.values()):
+        raise UserError(f'{path} holds no settings of sampling under "sampling"; restore it, or delete the entry')
+    try:
+        return from_dict(Sampling, own, str(path))
+    except (TypeError, ValueError) as error:
+        raise UserError(f"{path} holds settings of sampling that cannot be used ({reason(error)})") from error
