@@ -1,0 +1,109 @@
+"""open_clip's safetensors with their open_clip_config.json."""
+
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor
+
+from unclip.clip.foreign.files import read_json, square
+from unclip.clip.model import CLIPConfig
+from unclip.clip.preprocess import OPENAI_MEAN, OPENAI_STD, PreprocessConfig
+from unclip.clip.text import TextConfig
+from unclip.clip.vision import VisionConfig
+from unclip.errors import UserError
+
+CONFIG, WEIGHTS = "open_clip_config.json", "open_clip_model.safetensors"
+# What is read here, by part of the config, with open_clip's defaults (its CLIPVisionCfg, CLIPTextCfg, PreprocessCfg).
+VISION = {"layers": 12, "width": 768, "head_width": 64, "mlp_ratio": 4.0, "patch_size": 16, "image_size": 224}
+TEXT = {
+    "context_length": 77, "vocab_size": 49408, "width": 512, "heads": 8, "layers": 12, "mlp_ratio": 4.0, "eos_id": 2,
+    "pool_type": "argmax",
+}  # fmt: skip
+PREPROCESS = {
+    "mode": "RGB", "mean": OPENAI_MEAN, "std": OPENAI_STD, "interpolation": "bicubic",
+    "resize_mode": "shortest", "fill_color": 0,
+}  # fmt: skip
+UNUSED = {
+    "patch_dropout", "output_tokens", "pad_id", "cast_dtype", "init_logit_scale", "custom_text", "hf_tokenizer_name",
+    "attn_pooler_queries", "attn_pooler_heads", "timm_model_pretrained",
+    "timm_pool", "timm_proj", "timm_proj_bias", "timm_drop", "timm_drop_path", "hf_model_pretrained", "hf_proj_type",
+    "hf_pooler_type", "nonscalar_logit_scale",
+}  # fmt: skip
+"""Keys that change nothing in a trained CLIP of the kind that is held here."""
+HELD = {
+    "pos_embed_type": "learnable", "proj_type": "linear", "block_type": "default", "pool_type": "tok",
+    "tokenizer_kwargs": {"clean": "lower"},
+}  # fmt: skip
+"""Of these choices the one that is held here; any other key is a switch that has to be off."""
+RESIZE = {"shortest": "shortest", "longest": "longest", "squash": "stretch"}
+
+
+def read_config(weights: Path, tensors: dict[str, Tensor]) -> tuple[CLIPConfig, str]:
+    """Our config of the CLIP whose weights these are, by its open_clip_config.json; and how its captions are cleaned.
+
+    Raises UserError, naming the file, for what our module cannot hold.
+    """
+    path = weights.parent / CONFIG
+    values = read_json(path)
+    model = values.get("model_cfg")
+    if not isinstance(model, dict) or not all(isinstance(model.get(k), dict) for k in ("vision_cfg", "text_cfg")):
+        raise UserError(f"{path} lacks model_cfg with vision_cfg and text_cfg; expected open_clip's own config")
+    vision, text = VISION | model["vision_cfg"], TEXT | model["text_cfg"]
+    _refuse(path, "vision_cfg", vision, {*VISION, "norm_kwargs"})
+    _refuse(path, "text_cfg", text, {*TEXT, "norm_kwargs"})
+    _refuse(path, "model_cfg", model, {"embed_dim", "quick_gelu", "vision_cfg", "text_cfg"})
+    if not isinstance(vision["layers"], int):
+        raise UserError(f"{path}: vision_cfg has layers {vision['layers']}, as ResNets have; only ViTs can be read")
+    if text["pool_type"] not in ("argmax", "eos"):
+        raise UserError(f"{path}: text_cfg has pool_type {text['pool_type']!r}; known are argmax, eos")
+    activation = "quick_gelu" if model.get("quick_gelu") else "gelu"
+    config = CLIPConfig(
+        embed_dim=model["embed_dim"],
+        vision=VisionConfig(
+            image_size=square(path, "image_size", vision["image_size"]), channels=3,
+            patch_size=square(path, "patch_size", vision["patch_size"]),
+            heads=vision["width"] // vision["head_width"], **_transformer(vision, activation),
+        ),
+        text=TextConfig(
+            vocab_size=text["vocab_size"], eos_id=text["eos_id"], pooling=text["pool_type"],
+            context=text["context_length"], heads=text["heads"], **_transformer(text, activation),
+        ),
+        preprocess=_preprocess(path, PREPROCESS | (values.get("preprocess_cfg") or {})),
+    )  # fmt: skip
+    # a tokenizer that is named is transformers', which minds the case itself
+    return config, "whitespace" if text.get("hf_tokenizer_name") else "lower"
+
+
+def _refuse(path: Path, part: str, values: dict[str, Any], read: set[str]) -> None:
+    for key, value in values.items():
+        if key not in read | UNUSED and value not in (None, False, {}, HELD.get(key)):
+            raise UserError(f"{path}: {part} has {key} {value!r}, which this CLIP has no place for")
+
+
+def _transformer(tower: dict[str, Any], activation: str) -> dict[str, Any]:
+    return {
+        "width": tower["width"],
+        "layers": tower["layers"],
+        "activation": activation,
+        "mlp_ratio": int(tower["width"] * tower["mlp_ratio"]) / tower["width"],
+        "norm_eps": (tower.get("norm_kwargs") or {}).get("eps", 1e-5),
+    }
+
+
+def _preprocess(path: Path, values: dict[str, Any]) -> PreprocessConfig:
+    held = {  # "size" is not among them: open_clip too takes that of the image tower, whatever is said here
+        "mode": values["mode"] == "RGB",
+        "interpolation": values["interpolation"] in ("bicubic", "bilinear"),
+        "resize_mode": values["resize_mode"] in RESIZE,
+        "fill_color": values["fill_color"] == 0,
+    }
+    for key, known in held.items():
+        if not known:
+            raise UserError(f"{path}: preprocess_cfg has {key} {values[key]!r}, which cannot be read")
+    return PreprocessConfig(
+        resize=RESIZE[values["resize_mode"]],
+        interpolation=values["interpolation"],
+        convert="last",
+        mean=tuple(values["mean"]),
+        std=tuple(values["std"]),
+    )
