@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from unclip.checkpoint import load_weights
-from unclip.clip.foreign import huggingface, openai, openclip
+from unclip.clip.foreign import huggingface, openclip
 from unclip.clip.foreign.files import read_weights, weight_files
 from unclip.clip.foreign.keys import HUGGING_FACE, OPEN_CLIP, import_tensors
 from unclip.clip.foreign.tokenizer import read_tokenizer
@@ -24,7 +24,7 @@ from unclip.errors import UserError, reason
 FORMATS = {
     "Hugging Face": (huggingface.read_config, HUGGING_FACE),
     "open_clip": (openclip.read_config, OPEN_CLIP),
-    "OpenAI": (openai.read_config, OPEN_CLIP),
+    "OpenAI": (openclip.read_openai_config, OPEN_CLIP),
 }
 MALFORMED = (KeyError, TypeError, AttributeError, ValueError, ArithmeticError, RuntimeError)
 """What reading a config raises whose values are of the wrong kind."""

@@ -23,22 +23,16 @@ from unclip.errors import UserError
 
 CONFIG, OURS = "config.json", "unclip.json"
 PATCHES = their_keys("vision.patch.weight", HUGGING_FACE)[0]
-# Names of a tower's settings, here and there.
-TOWER = {
-    "width": "hidden_size", "layers": "num_hidden_layers", "heads": "num_attention_heads", "activation": "hidden_act",
-    "norm_eps": "layer_norm_eps",
+# A tower's settings: our name, theirs, and the default, which config.json leaves out (CLIPTextConfig, CLIPVisionConfig).
+TEXT = {
+    "width": ("hidden_size", 512), "mlp_width": ("intermediate_size", 2048), "layers": ("num_hidden_layers", 12),
+    "heads": ("num_attention_heads", 8), "activation": ("hidden_act", "quick_gelu"), "norm_eps": ("layer_norm_eps", 1e-5),
+    "vocab_size": ("vocab_size", 49408), "context": ("max_position_embeddings", 77), "eos_id": ("eos_token_id", 49407),
 }  # fmt: skip
-TEXT = TOWER | {"vocab_size": "vocab_size", "context": "max_position_embeddings"}
-VISION = TOWER | {"image_size": "image_size", "channels": "num_channels", "patch_size": "patch_size"}
-# What config.json leaves out when it is the default (transformers' CLIPTextConfig and CLIPVisionConfig).
-TEXT_DEFAULTS = {
-    "vocab_size": 49408, "hidden_size": 512, "intermediate_size": 2048, "num_hidden_layers": 12,
-    "num_attention_heads": 8, "max_position_embeddings": 77, "hidden_act": "quick_gelu", "layer_norm_eps": 1e-5,
-    "eos_token_id": 49407,
-}  # fmt: skip
-VISION_DEFAULTS = {
-    "hidden_size": 768, "intermediate_size": 3072, "num_hidden_layers": 12, "num_attention_heads": 12,
-    "num_channels": 3, "image_size": 224, "patch_size": 32, "hidden_act": "quick_gelu", "layer_norm_eps": 1e-5,
+VISION = {
+    "width": ("hidden_size", 768), "mlp_width": ("intermediate_size", 3072), "layers": ("num_hidden_layers", 12),
+    "heads": ("num_attention_heads", 12), "activation": ("hidden_act", "quick_gelu"), "norm_eps": ("layer_norm_eps", 1e-5),
+    "image_size": ("image_size", 224), "channels": ("num_channels", 3), "patch_size": ("patch_size", 32),
 }  # fmt: skip
 ACTIVATIONS = ("gelu", "quick_gelu")
 RESAMPLE = {2: "bilinear", 3: "bicubic"}  # Pillow's numbers
@@ -59,43 +53,35 @@ def read_config(weights: Path, tensors: dict[str, Tensor]) -> tuple[CLIPConfig, 
     values = read_json(path)
     if values["model_type"] != "clip":
         raise UserError(f"{path} describes a {values['model_type']!r} model; only CLIP models ('clip') can be read")
-    text = _tower(path, values, "text_config", TEXT_DEFAULTS)
-    vision = _tower(path, values, "vision_config", VISION_DEFAULTS)
-    for key in ("image_size", "patch_size"):
-        vision[key] = square(path, key, vision[key])
-    eos = text["eos_token_id"]
-    if not isinstance(eos, int):
-        raise UserError(f"{path}: eos_token_id is {eos}; expected one number")
-    preprocess = _find_preprocess(folder, vision["image_size"], vision["num_channels"])
+    text, vision = _tower(path, values, "text_config", TEXT), _tower(path, values, "vision_config", VISION)
+    if not isinstance(text["eos_id"], int):
+        raise UserError(f"{path}: eos_token_id is {text['eos_id']}; expected one number")
+    preprocess = _find_preprocess(folder, vision["image_size"], vision["channels"])
     ours = read_json(folder / OURS) if (folder / OURS).is_file() else {}
     if ours.get("grey"):
-        vision["num_channels"] = 1
-        tensors[PATCHES] = import_patches(tensors[PATCHES])
+        vision["channels"], tensors[PATCHES] = 1, import_patches(tensors[PATCHES])
     config = CLIPConfig(
         values.get("projection_dim", 512),
-        VisionConfig(**{ours: vision[key] for ours, key in VISION.items()}, mlp_ratio=_mlp_ratio(vision)),
-        TextConfig(
-            **{ours: text[key] for ours, key in TEXT.items()}, mlp_ratio=_mlp_ratio(text),
-            eos_id=eos, pooling="argmax" if eos == LEGACY_EOS else "eos",
-        ),
+        VisionConfig(**vision),
+        TextConfig(**text, pooling="argmax" if text["eos_id"] == LEGACY_EOS else "eos"),
         replace(preprocess, **ours.get("preprocess", {})),
-    )  # fmt: skip
+    )
     return config, ours.get("cleaning", "")
 
 
-def _tower(path: Path, values: dict[str, Any], name: str, defaults: dict[str, Any]) -> dict[str, Any]:
+def _tower(path: Path, values: dict[str, Any], name: str, settings: dict[str, tuple[str, Any]]) -> dict[str, Any]:
     """A tower's settings. Old configs hold a second dictionary, which overrules the first, its defaults included."""
     if not isinstance(values.get(name), dict):
         raise UserError(f"{path} lacks {name}; expected the config of a CLIPModel, with both towers")
     second = values.get(f"{name}_dict")
-    tower = defaults | values[name] | ({} if second is None else defaults | second)
-    if tower["hidden_act"] not in ACTIVATIONS:
-        raise UserError(f"{path}: {name} has hidden_act {tower['hidden_act']!r}; known are {', '.join(ACTIVATIONS)}")
-    return tower | {"layer_norm_eps": float(tower["layer_norm_eps"])}
-
-
-def _mlp_ratio(tower: dict[str, Any]) -> float:
-    return tower["intermediate_size"] / tower["hidden_size"]
+    given = values[name] if second is None else second
+    tower = {ours: given.get(theirs, default) for ours, (theirs, default) in settings.items()}
+    if tower["activation"] not in ACTIVATIONS:
+        raise UserError(f"{path}: {name} has hidden_act {tower['activation']!r}; known are {', '.join(ACTIVATIONS)}")
+    for key in ("image_size", "patch_size"):
+        if key in tower:
+            tower[key] = square(path, key, tower[key])
+    return tower | {"mlp_ratio": tower.pop("mlp_width") / tower["width"], "norm_eps": float(tower["norm_eps"])}
 
 
 def _find_preprocess(folder: Path, image_size: int, channels: int) -> PreprocessConfig:
@@ -179,27 +165,23 @@ def export_clip(
 
     Raises UserError for what the format has no place for.
     """
-    files = {
-        CONFIG: _config(config, tokenizer),
-        "preprocessor_config.json": write_preprocess(config),
-        **export_tokenizer(tokenizer, config.text.context),
-    }
-    theirs, ours, differences = export_tensors(tensors), {}, []
+    preprocess, context = write_preprocess(config), config.text.context
+    files = {CONFIG: _config(config, tokenizer), "preprocessor_config.json": preprocess}
+    theirs, ours, differences = export_tensors(tensors), {"preprocess": {}}, []
     if config.vision.channels == 1:
         ours["grey"], theirs[PATCHES] = True, export_patches(theirs[PATCHES])
+    if config.preprocess.cut == "round" and preprocess["do_center_crop"]:
+        ours["preprocess"]["cut"] = "round"
+        differences.append(
+            "where an odd number of pixels is cut off, what is left may lie one pixel further up or left"
+        )
+    if config.preprocess.convert == "last":
+        ours["preprocess"]["convert"] = "last"
+        differences.append("transparent, palette and 1-bit images become RGB before they are resized, not after")
     if tokenizer.cleaning:
         ours["cleaning"] = tokenizer.cleaning
-        differences.append("it does not clean captions as open_clip does (ftfy, HTML entities)")
-    kept = {}
-    if config.preprocess.cut == "round" and files["preprocessor_config.json"]["do_center_crop"]:
-        kept["cut"] = "round"
-        differences.append("where an odd number of pixels is cut off, the image that is left may lie one pixel aside")
-    if config.preprocess.convert == "last":
-        kept["convert"] = "last"
-        differences.append("it turns transparent, palette and 1-bit images into RGB before resizing them, not after")
-    if kept:
-        ours["preprocess"] = kept
-    return files | ({OURS: ours} if ours else {}), theirs, differences
+        differences.append("captions are not cleaned (ftfy, HTML entities)")
+    return files | {OURS: ours} | export_tokenizer(tokenizer, context), theirs, differences
 
 
 def _config(config: CLIPConfig, tokenizer: Tokenizer) -> dict[str, Any]:
@@ -207,27 +189,18 @@ def _config(config: CLIPConfig, tokenizer: Tokenizer) -> dict[str, Any]:
     if text.pooling == "eos" and text.eos_id == LEGACY_EOS:
         raise UserError(f"an end-of-text token with the id {LEGACY_EOS} has another meaning in Hugging Face's format")
     towers = {
-        name: {theirs: getattr(tower, ours) for ours, theirs in names.items()}
-        | {
-            "model_type": f"clip_{name}_model",
-            "intermediate_size": round(tower.width * tower.mlp_ratio),
-            "projection_dim": config.embed_dim,
+        f"{name}_config": {
+            theirs: getattr(tower, ours) for ours, (theirs, _) in settings.items() if ours != "mlp_width"
         }
-        for name, tower, names in (("text", text, TEXT), ("vision", vision, VISION))
+        | {"model_type": f"clip_{name}_model", "intermediate_size": round(tower.width * tower.mlp_ratio)}
+        | {"projection_dim": config.embed_dim}
+        for name, tower, settings in (("text", text, TEXT), ("vision", vision, VISION))
     }
-    towers["text"] |= {
-        "bos_token_id": tokenizer.start_id,
-        "eos_token_id": LEGACY_EOS if text.pooling == "argmax" else text.eos_id,
-        "pad_token_id": tokenizer.pad_id,
-    }
-    towers["vision"]["num_channels"] = 3  # of a grey one too: see `export_patches`
-    return {
-        "architectures": ["CLIPModel"],
-        "model_type": "clip",
-        "projection_dim": config.embed_dim,
-        "text_config": towers["text"],
-        "vision_config": towers["vision"],
-    }
+    towers["text_config"] |= {"bos_token_id": tokenizer.start_id, "pad_token_id": tokenizer.pad_id}
+    if text.pooling == "argmax":
+        towers["text_config"]["eos_token_id"] = LEGACY_EOS
+    towers["vision_config"]["num_channels"] = 3  # of a grey one too: see `export_patches`
+    return {"architectures": ["CLIPModel"], "model_type": "clip", "projection_dim": config.embed_dim, **towers}
 
 
 def write_preprocess(config: CLIPConfig) -> dict[str, Any]:
@@ -240,7 +213,7 @@ def write_preprocess(config: CLIPConfig) -> dict[str, Any]:
         "image_processor_type": "CLIPImageProcessor",
         "do_resize": True,
         "size": {"shortest_edge": target} if ours.resize == "shortest" else {"height": target, "width": target},
-        "resample": {name: number for number, name in RESAMPLE.items()}[ours.interpolation],
+        "resample": next(number for number, name in RESAMPLE.items() if name == ours.interpolation),
         "do_center_crop": ours.resize == "shortest" or target != size,
         "crop_size": {"height": size, "width": size},
         "do_rescale": True,

@@ -1,5 +1,9 @@
-"""open_clip's safetensors with their open_clip_config.json."""
+"""open_clip's safetensors with their open_clip_config.json; and OpenAI's state dict, whose keys are the same.
 
+OpenAI's has no config: its shapes, and what is fixed in OpenAI's code, say everything.
+"""
+
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -91,15 +95,16 @@ def _transformer(tower: dict[str, Any], activation: str) -> dict[str, Any]:
 
 
 def _preprocess(path: Path, values: dict[str, Any]) -> PreprocessConfig:
-    held = {  # "size" is not among them: open_clip too takes that of the image tower, whatever is said here
-        "mode": values["mode"] == "RGB",
-        "interpolation": values["interpolation"] in ("bicubic", "bilinear"),
-        "resize_mode": values["resize_mode"] in RESIZE,
-        "fill_color": values["fill_color"] == 0,
+    # "size" is not among them: open_clip too takes that of the image tower, whatever is said here
+    held = {
+        "mode": ("RGB",),
+        "interpolation": ("bicubic", "bilinear"),
+        "resize_mode": tuple(RESIZE),
+        "fill_color": (0,),
     }
     for key, known in held.items():
-        if not known:
-            raise UserError(f"{path}: preprocess_cfg has {key} {values[key]!r}, which cannot be read")
+        if values[key] not in known:
+            raise UserError(f"{path}: preprocess_cfg has {key} {values[key]!r}; known are {known}")
     return PreprocessConfig(
         resize=RESIZE[values["resize_mode"]],
         interpolation=values["interpolation"],
@@ -107,3 +112,42 @@ def _preprocess(path: Path, values: dict[str, Any]) -> PreprocessConfig:
         mean=tuple(values["mean"]),
         std=tuple(values["std"]),
     )
+
+
+def read_openai_config(path: Path, tensors: dict[str, Tensor]) -> tuple[CLIPConfig, str]:
+    """The config of OpenAI's state dict, read off its shapes as OpenAI's own `build_model` does.
+
+    Heads are 64 wide, the activation is QuickGELU, the embedding is read at the highest id, and images are resized to
+    the shorter side. Raises UserError for a ResNet tower, or for another file.
+    """
+    if "visual.layer1.0.conv1.weight" in tensors:
+        raise UserError(f"{path} holds a ResNet image tower; only Vision Transformers (ViT-B/32 and such) can be read")
+    needed = ("visual.conv1.weight", "visual.positional_embedding", "positional_embedding", "token_embedding.weight",
+              "text_projection")  # fmt: skip
+    if missing := [key for key in needed if key not in tensors]:
+        raise UserError(
+            f"{path} holds no {missing[0]}, so it is not the state dict of OpenAI's CLIP; an open_clip file needs its "
+            "open_clip_config.json beside it, a Hugging Face one its config.json"
+        )
+    if not {"input_resolution", "context_length", "vocab_size"} & set(tensors):  # which OpenAI's files hold
+        warnings.warn(f"{path} has no config: taken as OpenAI's, with QuickGELU and heads of 64 channels", stacklevel=2)
+    width, channels, patch_size, _ = tensors["visual.conv1.weight"].shape
+    grid = round((len(tensors["visual.positional_embedding"]) - 1) ** 0.5)
+    vocab_size, text_width = tensors["token_embedding.weight"].shape
+
+    def tower(width: int, prefix: str) -> dict[str, Any]:
+        blocks = {key.split("resblocks.")[1].split(".")[0] for key in tensors if key.startswith(f"{prefix}resblocks.")}
+        return {"width": width, "heads": width // 64, "layers": len(blocks), "activation": "quick_gelu"}
+
+    config = CLIPConfig(
+        embed_dim=tensors["text_projection"].shape[1],
+        vision=VisionConfig(
+            image_size=grid * patch_size, channels=channels, patch_size=patch_size, **tower(width, "visual.transformer."),
+        ),
+        text=TextConfig(
+            vocab_size=vocab_size, eos_id=vocab_size - 1, pooling="argmax",
+            context=len(tensors["positional_embedding"]), **tower(text_width, "transformer."),
+        ),
+        preprocess=PreprocessConfig("shortest", convert="last", mean=OPENAI_MEAN, std=OPENAI_STD),
+    )  # fmt: skip
+    return config, "lower"

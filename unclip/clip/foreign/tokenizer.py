@@ -14,7 +14,12 @@ from unclip.errors import UserError
 
 WORDS = r"'s|'t|'re|'ve|'m|'ll|'d|[\p{L}]+|[\p{N}]|[^\s\p{L}\p{N}]+"
 """What OpenAI's tokenizer takes for a word (Radford et al. 2021)."""
-SPECIAL_WORDS = r"<\|startoftext\|>|<\|endoftext\|>|"  # which transformers puts before, to no effect
+CLIP_WORDS = pre_tokenizers.Sequence(
+    [pre_tokenizers.Split(Regex(WORDS), "removed", invert=True), pre_tokenizers.ByteLevel(add_prefix_space=False)]
+)
+CLIP_NORMALIZER = normalizers.Sequence(
+    [normalizers.NFC(), normalizers.Replace(Regex(r"\s+"), " "), normalizers.Lowercase()]
+)
 REFUSAL = "this is not CLIP's own tokenizer: open it with transformers.AutoTokenizer, not CLIPTokenizer"
 
 
@@ -29,7 +34,7 @@ def read_tokenizer(folder: Path, config: TextConfig, cleaning: str) -> Tokenizer
         return None
     if cleaning:
         if cleaning == "lower":  # open_clip's SimpleTokenizer, whose words come from cleaned text as they are
-            tokenizer.core.normalizer, tokenizer.core.pre_tokenizer = None, clip_words()
+            tokenizer.core.normalizer, tokenizer.core.pre_tokenizer = None, CLIP_WORDS
         tokenizer = Tokenizer(tokenizer.core, cleaning)
     for settings in (folder / "special_tokens_map.json", folder / "tokenizer_config.json"):
         if settings.is_file():
@@ -56,22 +61,9 @@ def _from_vocabulary(vocabulary: Path, merges: Path) -> tokenizers.Tokenizer:
         core.post_processor = processors.RobertaProcessing((END, end_id), (START, start_id), False, False)
     except Exception as error:  # the library raises bare Exception
         raise UserError(f"{vocabulary} and {merges} are not the files of a CLIP tokenizer ({error})") from error
-    core.normalizer, core.pre_tokenizer, core.decoder = clip_normalizer(), clip_words(), decoders.ByteLevel()
+    core.normalizer, core.pre_tokenizer, core.decoder = CLIP_NORMALIZER, CLIP_WORDS, decoders.ByteLevel()
     core.add_special_tokens([START, END])
     return core
-
-
-def clip_normalizer() -> normalizers.Normalizer:
-    return normalizers.Sequence([normalizers.NFC(), normalizers.Replace(Regex(r"\s+"), " "), normalizers.Lowercase()])
-
-
-def clip_words() -> pre_tokenizers.PreTokenizer:
-    return pre_tokenizers.Sequence(
-        [
-            pre_tokenizers.Split(Regex(WORDS), behavior="removed", invert=True),
-            pre_tokenizers.ByteLevel(add_prefix_space=False),
-        ]
-    )
 
 
 def export_tokenizer(tokenizer: Tokenizer, context: int) -> dict[str, dict[str, Any]]:
@@ -86,7 +78,7 @@ def export_tokenizer(tokenizer: Tokenizer, context: int) -> dict[str, dict[str, 
             single=f"{START} $A {END}", special_tokens=[(START, tokenizer.start_id), (END, tokenizer.end_id)]
         )
     if core.normalizer is None:  # text is cleaned before; what of that can be done here is
-        core.normalizer = clip_normalizer()
+        core.normalizer = CLIP_NORMALIZER
     start, end, pad = (core.id_to_token(i) for i in (tokenizer.start_id, tokenizer.end_id, tokenizer.pad_id))
     names = {"bos_token": start, "eos_token": end, "pad_token": pad, "unk_token": end}
     settings = {"tokenizer_class": "PreTrainedTokenizerFast", "model_max_length": context, **names}
@@ -100,15 +92,9 @@ def _guarded(values: dict[str, Any]) -> dict[str, Any]:
     word. The list of merges may begin with a version, as merges.txt does, which the tokenizers library skips, and
     CLIPTokenizer takes for a merge: its error is then our line, for which no-break spaces make it one token.
     """
-    model, words = values["model"], json.loads(json.dumps(values["pre_tokenizer"]).replace(_escaped(SPECIAL_WORDS), ""))
-    clip_s = tokenizers.Tokenizer(models.BPE())
-    clip_s.pre_tokenizer = clip_words()
-    same = model.get("end_of_word_suffix") == "</w>" and words == json.loads(clip_s.to_str())["pre_tokenizer"]
+    model, their_words = values["model"], json.dumps(values["pre_tokenizer"])
+    same = model.get("end_of_word_suffix") == "</w>" and json.dumps(WORDS)[1:-1] in their_words
     if "merges" in model and not same:
         refusal = f"#version: {REFUSAL}".replace(" ", "\N{NO-BREAK SPACE}")
         model["merges"] = [f"{refusal} .", *(" ".join(pair) for pair in model["merges"])]
     return values
-
-
-def _escaped(text: str) -> str:
-    return json.dumps(text)[1:-1]
