@@ -2,17 +2,23 @@
 
 import json
 import socket
+from dataclasses import asdict
 
+import huggingface_hub
+import huggingface_hub.errors
 import pytest
 import safetensors.torch
 import torch
 from conftest import run_python
 from foreign import edit, huggingface_clip, open_clip_files, small_open_clip
 
+from unclip.checkpoint import Manifest
 from unclip.clip import load_clip
+from unclip.clip.foreign.files import REFUSALS
 from unclip.clip.preprocess import OPENAI_MEAN
 from unclip.clip.pretrained import adopt
 from unclip.errors import UserError
+from unclip.files import write_json
 
 
 def test_an_index_without_shards_is_refused(tmp_path):
@@ -81,7 +87,7 @@ def test_resnet_state_dict_is_refused_by_name(tmp_path):
 def test_folder_without_weights_is_refused(tmp_path):
     huggingface_clip(tmp_path)
     (tmp_path / "model.safetensors").unlink()
-    with pytest.raises(UserError, match=r"holds no weights; expected one \.safetensors file"):
+    with pytest.raises(UserError, match=r"holds no CLIP: .* nor a \.safetensors file"):
         load_clip(tmp_path)
     for name in "ab":
         safetensors.torch.save_file({}, tmp_path / f"{name}.safetensors")
@@ -162,6 +168,20 @@ def test_pickled_weights_are_never_opened_but_their_conversion_is_told(named, tm
     assert all(torch.equal(a, b) for a, b in zip(found.parameters(), expected.parameters(), strict=True))
 
 
+def test_a_config_of_which_no_clip_can_be_built_is_named(tmp_path):
+    huggingface_clip(tmp_path)
+    edit(tmp_path / "config.json", vision_config__patch_size=99)
+    assert refusal(tmp_path).startswith(f"no CLIP can be built as the config of {tmp_path} says: patch_size must be")
+
+
+def test_another_stage_is_not_taken_for_a_clip(tmp_path):
+    write_json(tmp_path / "prior" / "config.json", asdict(Manifest("prior")))
+    assert refusal(tmp_path / "prior").endswith(
+        f"holds a prior, not a CLIP; give the folder of its pipeline, {tmp_path}"
+    )
+
+
+@pytest.mark.filterwarnings("ignore::FutureWarning")  # OpenAI's files are of a kind that PyTorch is giving up
 def test_openai_s_own_file_is_converted_in_its_own_way(tmp_path):
     module = torch.jit.script(torch.nn.Linear(2, 3))
     module.save(str(tmp_path / "ViT-B-32.pt"))
@@ -178,3 +198,18 @@ def test_a_wrong_path_is_not_asked_of_the_hub(path, tmp_path, monkeypatch):
         adopt(path, tmp_path / "run")
     expected = "expected the path of a CLIP, or its name OWNER/NAME on the Hugging Face Hub"
     assert str(caught.value) == f"there is no folder or file {path}; {expected}"
+
+
+@pytest.mark.parametrize("error", [*REFUSALS, "OddError"])
+def test_what_the_hub_refuses_is_told_in_one_line(error, tmp_path, monkeypatch):
+    def refuse(*_, **__):
+        raise type(error, (Exception,), {})("404 {or} so\nand more")
+
+    monkeypatch.setattr(huggingface_hub, "snapshot_download", refuse)
+    assert error == "OddError" or hasattr(huggingface_hub.errors, error)
+    said = REFUSALS.get(error, "404 {or} so").replace("{revision}", "v2")
+    with pytest.raises(UserError) as caught:
+        adopt("owner/name", tmp_path / "run", "v2")
+    assert str(caught.value).endswith(
+        f"no folder or file owner/name, and the Hugging Face Hub does not give it: {said}"
+    )

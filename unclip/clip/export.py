@@ -44,7 +44,7 @@ def export(options: ExportOptions) -> Path:
     write_atomically(out / "model.safetensors", dump_tensors(tensors, {"format": "pt"}))
     print(f"CLIP of {options.source} in {out}")
     for difference in differences:
-        print(f"what transformers does differently: {difference}")
+        print(f"in transformers, {difference}")
     return out
 
 

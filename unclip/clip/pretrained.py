@@ -55,6 +55,8 @@ def own_folder(path: Path) -> Path | None:
 
 
 def _load_own(folder: Path) -> Bundle:
+    if (stage := read_manifest(folder).stage) != "clip":
+        raise UserError(f"{folder} holds a {stage}, not a CLIP; give the folder of its pipeline, {folder.parent}")
     clip, manifest = load_stage(folder, CLIP, CLIPConfig)
     path = folder.parent / "tokenizer.json"
     tokenizer = Tokenizer.load(path)

@@ -40,13 +40,16 @@ def load(path: Path) -> tuple[CLIP, Tokenizer | None, dict[str, Any]]:
     tensors, origin = read_weights(files)
     try:
         config, cleaning = read_config(files[0], tensors)
+    except UserError:
+        raise
+    except MALFORMED as error:
+        why = f"{error} is missing" if isinstance(error, KeyError) else reason(error)
+        raise UserError(f"the config of {path} cannot be read as that of a {kind} CLIP: {why}") from error
+    try:
         clip = CLIP(config)
         Preprocess(config.vision.image_size, config.vision.channels, config.preprocess)
     except MALFORMED as error:
-        if isinstance(error, UserError):
-            raise
-        why = f"{error} is missing" if isinstance(error, KeyError) else reason(error)
-        raise UserError(f"the config of {path} cannot be read as that of a {kind} CLIP: {why}") from error
+        raise UserError(f"no CLIP can be built as the config of {path} says: {reason(error)}") from error
     found, left = import_tensors(list(clip.state_dict()), tensors, column)
     if left:
         raise UserError(f"{path} holds {left[0]}, which this CLIP has no place for; it is not a plain {kind} CLIP")

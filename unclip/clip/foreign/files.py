@@ -18,10 +18,10 @@ CONVERSIONS = {
     ".pt": "torch.jit.load({old!r}, 'cpu').state_dict()",  # OpenAI's are TorchScript
 }
 REFUSALS = {
-    "RevisionNotFoundError": "it has no branch, tag or commit {revision} on the Hugging Face Hub",
-    "RepositoryNotFoundError": "the Hugging Face Hub does not know it, unless you log in with: hf auth login",
-    "GatedRepoError": "its page asks you to accept its terms first; then log in with: hf auth login",
-    "LocalEntryNotFoundError": "it is not in the local cache, and the Hugging Face Hub cannot be reached",
+    "RevisionNotFoundError": "it has no branch, tag or commit {revision}",
+    "RepositoryNotFoundError": "no model has that name, or it is private (log in with: hf auth login)",
+    "GatedRepoError": "accept its terms on its page there, then log in with: hf auth login",
+    "LocalEntryNotFoundError": "it cannot be reached, and the local cache has no copy",
 }
 """What huggingface_hub's errors mean."""
 
@@ -45,12 +45,18 @@ def read_json(path: Path) -> dict[str, Any]:
     return values
 
 
-def square(path: Path, key: str, sides: Any) -> Any:
-    """The one number of a setting that may be given for height and width. Raises UserError if they differ."""
-    sides = sides if isinstance(sides, list) else [sides]
-    if len(set(sides)) != 1:
-        raise UserError(f"{path}: {key} is {sides}; only squares can be read")
-    return sides[0]
+def read_settings(path: Path, given: dict[str, Any], names: dict[str, tuple[str, Any]]) -> dict[str, Any]:
+    """Our settings from theirs: `names` has their name and default for each of ours.
+
+    A size may be given for height and width. Raises UserError, naming the file, if they differ.
+    """
+    settings = {ours: given.get(theirs, default) for ours, (theirs, default) in names.items()}
+    for ours in ("image_size", "patch_size"):
+        if isinstance(sides := settings.get(ours), list):
+            if len(set(sides)) != 1:
+                raise UserError(f"{path}: {names[ours][0]} is {sides}; only squares can be read")
+            settings[ours] = sides[0]
+    return settings
 
 
 def weight_files(path: Path) -> list[Path]:
@@ -68,7 +74,9 @@ def weight_files(path: Path) -> list[Path]:
     if not files:
         for pickled in sorted(file for file in path.iterdir() if file.suffix in CONVERSIONS):
             _refuse_pickle(pickled)
-        raise UserError(f"{path} holds no weights; expected one .safetensors file, and the files that belong to it")
+        raise UserError(
+            f"{path} holds no CLIP: neither the clip folder of a pipeline nor a .safetensors file of weights"
+        )
     if len(files) > 1 and not index.is_file():
         raise UserError(f"{path} holds {len(files)} .safetensors files; give the path of the one that is meant")
     if missing := [file for file in files if not file.is_file()]:
@@ -115,5 +123,5 @@ def download(name: str, revision: str | None) -> Path:
     try:
         return Path(snapshot_download(name, revision=revision, allow_patterns=list(HUB_FILES)))
     except Exception as error:  # it raises what its network library raises, too
-        why = REFUSALS.get(type(error).__name__, f"the Hugging Face Hub does not give it ({reason(error)})")
-        raise UserError(f"{missing}, and as the name of a model, {why.format(revision=revision)}") from error
+        why = REFUSALS.get(type(error).__name__, reason(error)).replace("{revision}", str(revision))
+        raise UserError(f"{missing}, and the Hugging Face Hub does not give it: {why}") from error

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from unclip.clip.foreign.files import read_json, square
+from unclip.clip.foreign.files import read_json, read_settings
 from unclip.clip.foreign.keys import HUGGING_FACE, export_tensors, their_keys
 from unclip.clip.foreign.tokenizer import export_tokenizer
 from unclip.clip.model import CLIPConfig
@@ -23,16 +23,18 @@ from unclip.errors import UserError
 
 CONFIG, OURS = "config.json", "unclip.json"
 PATCHES = their_keys("vision.patch.weight", HUGGING_FACE)[0]
-# A tower's settings: our name, theirs, and the default, which config.json leaves out (CLIPTextConfig, CLIPVisionConfig).
+# Our name of a setting, theirs, and the default, which config.json leaves out (transformers' CLIPTextConfig ...).
 TEXT = {
     "width": ("hidden_size", 512), "mlp_width": ("intermediate_size", 2048), "layers": ("num_hidden_layers", 12),
-    "heads": ("num_attention_heads", 8), "activation": ("hidden_act", "quick_gelu"), "norm_eps": ("layer_norm_eps", 1e-5),
-    "vocab_size": ("vocab_size", 49408), "context": ("max_position_embeddings", 77), "eos_id": ("eos_token_id", 49407),
+    "heads": ("num_attention_heads", 8), "activation": ("hidden_act", "quick_gelu"),
+    "norm_eps": ("layer_norm_eps", 1e-5), "vocab_size": ("vocab_size", 49408),
+    "context": ("max_position_embeddings", 77), "eos_id": ("eos_token_id", 49407),
 }  # fmt: skip
 VISION = {
     "width": ("hidden_size", 768), "mlp_width": ("intermediate_size", 3072), "layers": ("num_hidden_layers", 12),
-    "heads": ("num_attention_heads", 12), "activation": ("hidden_act", "quick_gelu"), "norm_eps": ("layer_norm_eps", 1e-5),
-    "image_size": ("image_size", 224), "channels": ("num_channels", 3), "patch_size": ("patch_size", 32),
+    "heads": ("num_attention_heads", 12), "activation": ("hidden_act", "quick_gelu"),
+    "norm_eps": ("layer_norm_eps", 1e-5), "image_size": ("image_size", 224), "channels": ("num_channels", 3),
+    "patch_size": ("patch_size", 32),
 }  # fmt: skip
 ACTIVATIONS = ("gelu", "quick_gelu")
 RESAMPLE = {2: "bilinear", 3: "bicubic"}  # Pillow's numbers
@@ -69,18 +71,14 @@ def read_config(weights: Path, tensors: dict[str, Tensor]) -> tuple[CLIPConfig, 
     return config, ours.get("cleaning", "")
 
 
-def _tower(path: Path, values: dict[str, Any], name: str, settings: dict[str, tuple[str, Any]]) -> dict[str, Any]:
+def _tower(path: Path, values: dict[str, Any], name: str, names: dict[str, tuple[str, Any]]) -> dict[str, Any]:
     """A tower's settings. Old configs hold a second dictionary, which overrules the first, its defaults included."""
     if not isinstance(values.get(name), dict):
         raise UserError(f"{path} lacks {name}; expected the config of a CLIPModel, with both towers")
     second = values.get(f"{name}_dict")
-    given = values[name] if second is None else second
-    tower = {ours: given.get(theirs, default) for ours, (theirs, default) in settings.items()}
+    tower = read_settings(path, values[name] if second is None else second, names)
     if tower["activation"] not in ACTIVATIONS:
         raise UserError(f"{path}: {name} has hidden_act {tower['activation']!r}; known are {', '.join(ACTIVATIONS)}")
-    for key in ("image_size", "patch_size"):
-        if key in tower:
-            tower[key] = square(path, key, tower[key])
     return tower | {"mlp_ratio": tower.pop("mlp_width") / tower["width"], "norm_eps": float(tower["norm_eps"])}
 
 
@@ -211,15 +209,10 @@ def write_preprocess(config: CLIPConfig) -> dict[str, Any]:
     mean, std = (list(v) * (3 if len(v) == 1 else 1) for v in (ours.mean, ours.std))
     return {
         "image_processor_type": "CLIPImageProcessor",
-        "do_resize": True,
+        "do_resize": True, "do_rescale": True, "do_normalize": True, "do_convert_rgb": True,
         "size": {"shortest_edge": target} if ours.resize == "shortest" else {"height": target, "width": target},
         "resample": next(number for number, name in RESAMPLE.items() if name == ours.interpolation),
         "do_center_crop": ours.resize == "shortest" or target != size,
         "crop_size": {"height": size, "width": size},
-        "do_rescale": True,
-        "rescale_factor": 1 / 255,
-        "do_normalize": True,
-        "image_mean": mean,
-        "image_std": std,
-        "do_convert_rgb": True,
-    }
+        "rescale_factor": 1 / 255, "image_mean": mean, "image_std": std,
+    }  # fmt: skip

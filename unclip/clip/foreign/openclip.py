@@ -9,7 +9,7 @@ from typing import Any
 
 from torch import Tensor
 
-from unclip.clip.foreign.files import read_json, square
+from unclip.clip.foreign.files import read_json, read_settings
 from unclip.clip.model import CLIPConfig
 from unclip.clip.preprocess import OPENAI_MEAN, OPENAI_STD, PreprocessConfig
 from unclip.clip.text import TextConfig
@@ -17,11 +17,16 @@ from unclip.clip.vision import VisionConfig
 from unclip.errors import UserError
 
 CONFIG, WEIGHTS = "open_clip_config.json", "open_clip_model.safetensors"
-# What is read here, by part of the config, with open_clip's defaults (its CLIPVisionCfg, CLIPTextCfg, PreprocessCfg).
-VISION = {"layers": 12, "width": 768, "head_width": 64, "mlp_ratio": 4.0, "patch_size": 16, "image_size": 224}
+# Our name of a setting, theirs, and its default (open_clip's CLIPVisionCfg, CLIPTextCfg, PreprocessCfg).
+VISION = {
+    "width": ("width", 768), "layers": ("layers", 12), "head_width": ("head_width", 64),
+    "mlp_ratio": ("mlp_ratio", 4.0), "image_size": ("image_size", 224), "patch_size": ("patch_size", 16),
+    "norm": ("norm_kwargs", None),
+}  # fmt: skip
 TEXT = {
-    "context_length": 77, "vocab_size": 49408, "width": 512, "heads": 8, "layers": 12, "mlp_ratio": 4.0, "eos_id": 2,
-    "pool_type": "argmax",
+    "width": ("width", 512), "layers": ("layers", 12), "heads": ("heads", 8), "mlp_ratio": ("mlp_ratio", 4.0),
+    "context": ("context_length", 77), "vocab_size": ("vocab_size", 49408), "eos_id": ("eos_id", 2),
+    "pooling": ("pool_type", "argmax"), "norm": ("norm_kwargs", None),
 }  # fmt: skip
 PREPROCESS = {
     "mode": "RGB", "mean": OPENAI_MEAN, "std": OPENAI_STD, "interpolation": "bicubic",
@@ -52,46 +57,38 @@ def read_config(weights: Path, tensors: dict[str, Tensor]) -> tuple[CLIPConfig, 
     model = values.get("model_cfg")
     if not isinstance(model, dict) or not all(isinstance(model.get(k), dict) for k in ("vision_cfg", "text_cfg")):
         raise UserError(f"{path} lacks model_cfg with vision_cfg and text_cfg; expected open_clip's own config")
-    vision, text = VISION | model["vision_cfg"], TEXT | model["text_cfg"]
-    _refuse(path, "vision_cfg", vision, {*VISION, "norm_kwargs"})
-    _refuse(path, "text_cfg", text, {*TEXT, "norm_kwargs"})
-    _refuse(path, "model_cfg", model, {"embed_dim", "quick_gelu", "vision_cfg", "text_cfg"})
+    return _config(path, model, values.get("preprocess_cfg") or {})
+
+
+def _config(path: Path, model: dict[str, Any], preprocess: dict[str, Any]) -> tuple[CLIPConfig, str]:
+    read = {"embed_dim", "quick_gelu", "vision_cfg", "text_cfg"}
+    vision, text = _tower(path, model, "vision_cfg", VISION), _tower(path, model, "text_cfg", TEXT)
+    _refuse(path, "model_cfg", model, read)
     if not isinstance(vision["layers"], int):
         raise UserError(f"{path}: vision_cfg has layers {vision['layers']}, as ResNets have; only ViTs can be read")
-    if text["pool_type"] not in ("argmax", "eos"):
-        raise UserError(f"{path}: text_cfg has pool_type {text['pool_type']!r}; known are argmax, eos")
-    activation = "quick_gelu" if model.get("quick_gelu") else "gelu"
-    config = CLIPConfig(
-        embed_dim=model["embed_dim"],
-        vision=VisionConfig(
-            image_size=square(path, "image_size", vision["image_size"]), channels=3,
-            patch_size=square(path, "patch_size", vision["patch_size"]),
-            heads=vision["width"] // vision["head_width"], **_transformer(vision, activation),
-        ),
-        text=TextConfig(
-            vocab_size=text["vocab_size"], eos_id=text["eos_id"], pooling=text["pool_type"],
-            context=text["context_length"], heads=text["heads"], **_transformer(text, activation),
-        ),
-        preprocess=_preprocess(path, PREPROCESS | (values.get("preprocess_cfg") or {})),
-    )  # fmt: skip
+    if text["pooling"] not in ("argmax", "eos"):
+        raise UserError(f"{path}: text_cfg has pool_type {text['pooling']!r}; known are argmax, eos")
+    vision |= {"channels": 3, "heads": vision["width"] // vision.pop("head_width")}
+    preprocess = _preprocess(path, PREPROCESS | preprocess)
+    config = CLIPConfig(model["embed_dim"], VisionConfig(**vision), TextConfig(**text), preprocess)
     # a tokenizer that is named is transformers', which minds the case itself
-    return config, "whitespace" if text.get("hf_tokenizer_name") else "lower"
+    return config, "whitespace" if model["text_cfg"].get("hf_tokenizer_name") else "lower"
+
+
+def _tower(path: Path, model: dict[str, Any], part: str, names: dict[str, tuple[str, Any]]) -> dict[str, Any]:
+    _refuse(path, part, model[part], {theirs for theirs, _ in names.values()})
+    tower = read_settings(path, model[part], names)
+    return tower | {
+        "activation": "quick_gelu" if model.get("quick_gelu") else "gelu",
+        "mlp_ratio": int(tower["width"] * tower["mlp_ratio"]) / tower["width"],
+        "norm_eps": (tower.pop("norm") or {}).get("eps", 1e-5),
+    }
 
 
 def _refuse(path: Path, part: str, values: dict[str, Any], read: set[str]) -> None:
     for key, value in values.items():
         if key not in read | UNUSED and value not in (None, False, {}, HELD.get(key)):
             raise UserError(f"{path}: {part} has {key} {value!r}, which this CLIP has no place for")
-
-
-def _transformer(tower: dict[str, Any], activation: str) -> dict[str, Any]:
-    return {
-        "width": tower["width"],
-        "layers": tower["layers"],
-        "activation": activation,
-        "mlp_ratio": int(tower["width"] * tower["mlp_ratio"]) / tower["width"],
-        "norm_eps": (tower.get("norm_kwargs") or {}).get("eps", 1e-5),
-    }
 
 
 def _preprocess(path: Path, values: dict[str, Any]) -> PreprocessConfig:
@@ -131,23 +128,20 @@ def read_openai_config(path: Path, tensors: dict[str, Tensor]) -> tuple[CLIPConf
         )
     if not {"input_resolution", "context_length", "vocab_size"} & set(tensors):  # which OpenAI's files hold
         warnings.warn(f"{path} has no config: taken as OpenAI's, with QuickGELU and heads of 64 channels", stacklevel=2)
-    width, channels, patch_size, _ = tensors["visual.conv1.weight"].shape
+    width, _, patch_size, _ = tensors["visual.conv1.weight"].shape
     grid = round((len(tensors["visual.positional_embedding"]) - 1) ** 0.5)
     vocab_size, text_width = tensors["token_embedding.weight"].shape
 
-    def tower(width: int, prefix: str) -> dict[str, Any]:
-        blocks = {key.split("resblocks.")[1].split(".")[0] for key in tensors if key.startswith(f"{prefix}resblocks.")}
-        return {"width": width, "heads": width // 64, "layers": len(blocks), "activation": "quick_gelu"}
+    def layers(prefix: str) -> int:
+        return len({key.split("resblocks.")[1].split(".")[0] for key in tensors if key.startswith(prefix)})
 
-    config = CLIPConfig(
-        embed_dim=tensors["text_projection"].shape[1],
-        vision=VisionConfig(
-            image_size=grid * patch_size, channels=channels, patch_size=patch_size, **tower(width, "visual.transformer."),
-        ),
-        text=TextConfig(
-            vocab_size=vocab_size, eos_id=vocab_size - 1, pooling="argmax",
-            context=len(tensors["positional_embedding"]), **tower(text_width, "transformer."),
-        ),
-        preprocess=PreprocessConfig("shortest", convert="last", mean=OPENAI_MEAN, std=OPENAI_STD),
-    )  # fmt: skip
-    return config, "lower"
+    vision = {
+        "image_size": grid * patch_size, "patch_size": patch_size, "width": width,
+        "layers": layers("visual.transformer.resblocks."),
+    }  # fmt: skip
+    text = {
+        "context_length": len(tensors["positional_embedding"]), "vocab_size": vocab_size, "eos_id": vocab_size - 1,
+        "width": text_width, "heads": text_width // 64, "layers": layers("transformer.resblocks."),
+    }  # fmt: skip
+    embed_dim = tensors["text_projection"].shape[1]
+    return _config(path, {"embed_dim": embed_dim, "quick_gelu": True, "vision_cfg": vision, "text_cfg": text}, {})
