@@ -72,11 +72,10 @@ def weight_files(path: Path) -> list[Path]:
     else:
         files = [whole] if whole.is_file() else sorted(path.glob("*.safetensors"))
     if not files:
-        for pickled in sorted(file for file in path.iterdir() if file.suffix in CONVERSIONS):
-            _refuse_pickle(pickled)
-        raise UserError(
-            f"{path} holds no CLIP: neither the clip folder of a pipeline nor a .safetensors file of weights"
-        )
+        pickled = [file for file in sorted(path.iterdir()) if file.suffix in CONVERSIONS]
+        if pickled:
+            _refuse_pickle(next((file for file in pickled if "model" in file.name), pickled[0]))
+        raise UserError(f"{path} holds no CLIP: neither a pipeline's clip folder nor a .safetensors file of weights")
     if len(files) > 1 and not index.is_file():
         raise UserError(f"{path} holds {len(files)} .safetensors files; give the path of the one that is meant")
     if missing := [file for file in files if not file.is_file()]:

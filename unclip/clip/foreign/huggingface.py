@@ -119,13 +119,9 @@ def _find_preprocess(folder: Path, image_size: int, channels: int) -> Preprocess
     ]
     for bad, key, value in refused:
         if bad:
-            raise UserError(
-                f"{path}: {key} is {value}; the image tower needs {image_size}x{image_size} pixels in 0 .. 1"
-            )
+            raise UserError(f"{path}: {key} is {value}; expected what gives {image_size}x{image_size} pixels in 0 .. 1")
     target, normalised = sides.pop(), values.get("do_normalize", True)
-    mean, std = (
-        values.get(f"image_{key}", of_openai) for key, of_openai in (("mean", OPENAI_MEAN), ("std", OPENAI_STD))
-    )
+    mean, std = values.get("image_mean", OPENAI_MEAN), values.get("image_std", OPENAI_STD)
     return PreprocessConfig(
         resize="shortest" if shortest else "stretch",
         resize_to=0 if target == image_size else target,

@@ -94,11 +94,8 @@ def _refuse(path: Path, part: str, values: dict[str, Any], read: set[str]) -> No
 def _preprocess(path: Path, values: dict[str, Any]) -> PreprocessConfig:
     # "size" is not among them: open_clip too takes that of the image tower, whatever is said here
     held = {
-        "mode": ("RGB",),
-        "interpolation": ("bicubic", "bilinear"),
-        "resize_mode": tuple(RESIZE),
-        "fill_color": (0,),
-    }
+        "mode": ("RGB",), "interpolation": ("bicubic", "bilinear"), "resize_mode": tuple(RESIZE), "fill_color": (0,)
+    }  # fmt: skip
     for key, known in held.items():
         if values[key] not in known:
             raise UserError(f"{path}: preprocess_cfg has {key} {values[key]!r}; known are {known}")
