@@ -94,7 +94,7 @@ def huggingface_clip(folder, text=None, vision=None, projection_dim=24):
 
 
 def assert_equal_to_transformers(model, clip, ids, lengths):
-    """Unit embeddings, and the encodings of what is no padding, to 1e-5."""
+    """Unit embeddings, and the encodings of what is not padding, to 1e-5."""
     size = clip.config.vision.image_size
     pixels = torch.randn(3, clip.config.vision.channels, size, size)
     attention = torch.arange(ids.shape[1]) < lengths[:, None]

@@ -17,7 +17,7 @@ from unclip.errors import UserError
 
 START, END = "<|startoftext|>", "<|endoftext|>"
 Cleaning = Literal["", "whitespace", "lower"]
-"""What is done to a caption before it is split: nothing, or what `clean` says, the last with small letters too."""
+"""What is done to a caption first: nothing; what `clean` does; or that, and lower case."""
 FTFY_LEAVES = re.compile(r"[ -%'-~\t\r\n]*")
 """Text that ftfy cannot change, once HTML's escapes are undone and white space is evened: ASCII without "&"."""
 
@@ -81,7 +81,8 @@ class Tokenizer:
             self.pad_id = pad_id
 
     def to_json(self) -> str:
-        """Of the tokenizers library, which refuses it where captions are cleaned: a field of ours then says how."""
+        """tokenizer.json of the tokenizers library. Where captions are cleaned first a field of ours says how, and that
+        library refuses the file rather than leave the cleaning out."""
         content = self.core.to_str(pretty=True)
         return content[:-2] + f',\n  "cleaning": "{self.cleaning}"\n}}' if self.cleaning else content
 
