@@ -7,8 +7,8 @@
 
 Writes grid.png, one PNG per image, and samples.json into --out. Image i of a caption depends on the caption, the
 settings and --seed + i alone. A setting that is not given is the pipeline's own (in model_index.json), else the
-library's; --help shows them, those of another pipeline with --checkpoint DIR. On two CPU cores ten images take about two
-seconds, after some seconds of loading.
+library's; --help shows them, those of another pipeline with --checkpoint DIR. On two CPU cores ten images take about
+two seconds, after some seconds of loading.
 """
 
 import sys

@@ -2,6 +2,7 @@
 
 import importlib
 import io
+import json
 import os
 import shutil
 import subprocess
@@ -62,6 +63,12 @@ def files_under(folder: Path) -> list[str]:
 
 def contents(folder: Path) -> dict[str, bytes]:
     return {name: (folder / name).read_bytes() for name in files_under(folder)}
+
+
+def edit(folder: Path, **changes) -> None:
+    """Change entries of a stage's config.json."""
+    values = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps({**values, **changes}))
 
 
 def made_up_data(count: int, seed: int, name: str = "made-up") -> FashionMNIST:

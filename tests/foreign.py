@@ -1,6 +1,7 @@
 """CLIPs as transformers and open_clip make them, random and small, and how ours compares with them."""
 
 import json
+import string
 
 import open_clip
 import pytest
@@ -31,11 +32,28 @@ def word_tokenizer(vocab_size: int) -> tokenizers.Tokenizer:
     trainer = trainers.BpeTrainer(
         vocab_size=vocab_size - 2, initial_alphabet=alphabet, end_of_word_suffix="</w>", show_progress=False
     )
-    core.train_from_iterator([*WORDS, *"abcdefghijklmnopqrstuvwxyz-/"], trainer)
+    core.train_from_iterator([*WORDS, *string.ascii_lowercase, *string.digits, *string.punctuation], trainer)
     core.add_special_tokens([START, END])
     end, start = (core.token_to_id(token) for token in (END, START))
     core.post_processor = processors.RobertaProcessing((END, end), (START, start), False, False)
     return core
+
+
+def clip_vocabulary(folder) -> None:
+    """vocab.json and merges.txt of a tokenizer with CLIP's own splitting, learned on a few sentences."""
+    core = tokenizers.Tokenizer(models.BPE(end_of_word_suffix="</w>"))
+    core.pre_tokenizer = pre_tokenizers.Sequence([pre_tokenizers.Whitespace(), pre_tokenizers.ByteLevel(False)])
+    letters = pre_tokenizers.ByteLevel.alphabet()
+    trainer = trainers.BpeTrainer(
+        vocab_size=900, initial_alphabet=[*letters], end_of_word_suffix="</w>", show_progress=False
+    )
+    core.train_from_iterator([*WORDS, *AWKWARD, "it's the small dogs' own photos of photographs"] * 3, trainer)
+    core.model.save(str(folder))
+    vocabulary = json.loads((folder / "vocab.json").read_text())
+    for letter in letters:  # every byte, also at the end of a word: nothing is unknown
+        vocabulary.setdefault(f"{letter}</w>", len(vocabulary))
+    vocabulary |= {START: len(vocabulary), END: len(vocabulary) + 1}
+    (folder / "vocab.json").write_text(json.dumps(vocabulary))
 
 
 def shake(model: torch.nn.Module) -> torch.nn.Module:
@@ -76,12 +94,13 @@ def huggingface_clip(folder, text=None, vision=None, projection_dim=24):
 
 
 def assert_equal_to_transformers(model, clip, ids, lengths):
-    """Unit embeddings, and the encodings of what is no padding, to 1e-5."""
+    """Unit embeddings, and the encodings of what is not padding, to 1e-5."""
     size = clip.config.vision.image_size
     pixels = torch.randn(3, clip.config.vision.channels, size, size)
     attention = torch.arange(ids.shape[1]) < lengths[:, None]
     with torch.inference_mode():
-        theirs = model(input_ids=ids, pixel_values=pixels, attention_mask=attention.long())
+        seen = pixels.expand(-1, model.config.vision_config.num_channels, -1, -1)
+        theirs = model(input_ids=ids, pixel_values=seen, attention_mask=attention.long())
         images, (text, encodings) = clip.encode_image(pixels), clip.encode_text(ids)
     close = {"rtol": 0, "atol": 1e-5}
     torch.testing.assert_close(images, theirs.image_embeds, **close)

@@ -1,40 +1,38 @@
 """What travels with a pretrained CLIP's weights: its tokenizer and its preprocessing."""
 
 import json
+import sys
 
+import ftfy
 import numpy as np
 import open_clip
 import pytest
-import tokenizers
 import torch
 import transformers
-from foreign import AWKWARD, END, START, WORDS, edit, huggingface_clip, open_clip_files, small_open_clip
+from foreign import (
+    AWKWARD,
+    END,
+    START,
+    WORDS,
+    clip_vocabulary,
+    edit,
+    huggingface_clip,
+    open_clip_files,
+    small_open_clip,
+)
+from hypothesis import given
+from hypothesis import strategies as st
 from PIL import Image
-from tokenizers import models, pre_tokenizers, trainers
 
 from unclip.clip import CLIPConfig, load_clip
-from unclip.clip.huggingface import write_preprocess
+from unclip.clip.foreign.huggingface import write_preprocess
 from unclip.clip.preprocess import Preprocess, PreprocessConfig
+from unclip.clip.pretrained import adopt
+from unclip.clip.tokenizer import FTFY_LEAVES
 from unclip.clip.vision import VisionConfig
+from unclip.errors import UserError
 
 # --- tokenizers -------------------------------------------------------------------------------------------------------
-
-
-def clip_vocabulary(folder) -> None:
-    """vocab.json and merges.txt of a tokenizer with CLIP's own splitting, learned on a few sentences."""
-    core = tokenizers.Tokenizer(models.BPE(end_of_word_suffix="</w>"))
-    core.pre_tokenizer = pre_tokenizers.Sequence([pre_tokenizers.Whitespace(), pre_tokenizers.ByteLevel(False)])
-    letters = pre_tokenizers.ByteLevel.alphabet()
-    trainer = trainers.BpeTrainer(
-        vocab_size=900, initial_alphabet=[*letters], end_of_word_suffix="</w>", show_progress=False
-    )
-    core.train_from_iterator([*WORDS, *AWKWARD, "it's the small dogs' own photos of photographs"] * 3, trainer)
-    core.model.save(str(folder))
-    vocabulary = json.loads((folder / "vocab.json").read_text())
-    for letter in letters:  # every byte, also at the end of a word: nothing is unknown
-        vocabulary.setdefault(f"{letter}</w>", len(vocabulary))
-    vocabulary |= {START: len(vocabulary), END: len(vocabulary) + 1}
-    (folder / "vocab.json").write_text(json.dumps(vocabulary))
 
 
 def thousand_captions() -> list[str]:
@@ -61,6 +59,51 @@ def test_tokenizer_equals_that_of_transformers_on_a_thousand_captions(form, tmp_
         found = tokenizer.encode(captions, 77)
     assert torch.equal(found, expected["input_ids"])
     assert found.unique().numel() > 50
+
+
+CURLY = [
+    "don\u2019t", "a \u201cgood\u201d dog", "schÃ¶n", "&amp;lt;b&amp;gt; caf&eacute;", "e&#769;t&#233;", "it&rsquo;s",
+    "dogs&#39; bones", "ﬁsh", "a\u3000b", "ΟΔΟΣ", "\uff21\uff22", "\x1b[31mred\x1b[0m dog", "x\x07y", "A\r\nB", "ǅ",
+]  # fmt: skip
+
+
+@pytest.fixture
+def simple_tokenizer(tmp_path) -> open_clip.SimpleTokenizer:
+    """open_clip's own, with a CLIP beside whose tokenizer is it in Hugging Face's files."""
+    theirs = open_clip.SimpleTokenizer()
+    open_clip_files(tmp_path, small_open_clip() | {"text_cfg": {**small_open_clip()["text_cfg"], "vocab_size": 49408}})
+    (tmp_path / "tokenizer.json").unlink()
+    named = {"<start_of_text>": START, "<end_of_text>": END}
+    (tmp_path / "vocab.json").write_text(json.dumps({named.get(k, k): v for k, v in theirs.encoder.items()}))
+    (tmp_path / "merges.txt").write_text("\n".join(map(" ".join, theirs.bpe_ranks)), encoding="utf-8")
+    return theirs
+
+
+@pytest.mark.parametrize("form", ["vocab.json and merges.txt", "tokenizer.json"])
+def test_captions_are_cleaned_as_open_clip_does(form, simple_tokenizer, tmp_path):
+    if form == "tokenizer.json":
+        transformers.CLIPTokenizer.from_pretrained(tmp_path).save_pretrained(tmp_path)
+        (tmp_path / "vocab.json").unlink()
+    adopt(str(tmp_path), tmp_path / "run")
+    captions = [*thousand_captions()[:200], *CURLY]
+    for path in (tmp_path, tmp_path / "run"):
+        tokenizer = load_clip(path)[1]
+        for caption in captions:
+            assert tokenizer.encode([caption], 1000)[0, 1:-1].tolist() == simple_tokenizer.encode(caption), caption
+
+
+def test_without_ftfy_a_caption_that_it_might_change_is_refused(simple_tokenizer, tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "ftfy", None)
+    tokenizer = load_clip(tmp_path)[1]
+    assert tokenizer.encode(["A dog's  bone"], 77)[0, 1:-1].tolist() == simple_tokenizer.encode("a dog's bone")
+    for caption in ("don\u2019t", "it&rsquo;s", "\x1b[31mred"):
+        with pytest.raises(UserError, match=r"caption .* is cleaned with ftfy .*pip install ftfy"):
+            tokenizer.encode([caption], 77)
+
+
+@given(st.from_regex(FTFY_LEAVES, fullmatch=True))
+def test_ftfy_changes_no_plain_text(caption):
+    assert ftfy.fix_text(caption).split() == caption.split()
 
 
 # --- preprocessing ----------------------------------------------------------------------------------------------------
@@ -106,6 +149,37 @@ def test_preprocessing_equals_that_of_open_clip(mode):
     expected = torch.stack([theirs(picture) for picture in pictures()])
     worst = (found - expected).abs().amax(dim=(0, 2, 3)) * torch.tensor(settings.std) * 255
     assert worst.max() < 1.01, "more than one grey level apart"
+
+
+def odd_modes() -> list[Image.Image]:
+    """Pictures that are resized in another way before they become RGB than after."""
+    noise = np.random.default_rng(0).integers(0, 256, (90, 131, 4), dtype=np.uint8)
+    smooth = Image.fromarray(noise[:9, :13]).resize((131, 90), Image.Resampling.BICUBIC)
+    one_colour = smooth.convert("RGB").quantize(16)
+    one_colour.info["transparency"] = 3
+    rgb = smooth.convert("RGB")
+    rgb.info["transparency"] = rgb.getpixel((0, 0))
+    modes = [smooth, *(smooth.convert("RGB").convert(mode) for mode in ("LA", "P", "1", "CMYK", "L", "RGB"))]
+    return [*modes, one_colour, rgb, one_colour.resize((30, 20)), smooth.resize((20, 30))]
+
+
+@pytest.mark.parametrize("mode", ["shortest", "longest", "squash"])
+def test_images_of_other_modes_are_converted_after_resizing_as_open_clip_does(mode, tmp_path):
+    open_clip_files(tmp_path, small_open_clip())
+    edit(tmp_path / "open_clip_config.json", preprocess_cfg__resize_mode=mode)
+    _, _, ours = load_clip(tmp_path)
+    _, _, theirs = open_clip.create_model_and_transforms(f"local-dir:{tmp_path}")
+    for picture in odd_modes():
+        torch.testing.assert_close(ours([picture])[0], theirs(picture), rtol=0, atol=1e-6, msg=str(picture))
+
+
+def test_images_of_other_modes_are_converted_before_resizing_as_transformers_does(tmp_path):
+    huggingface_clip(tmp_path)
+    _, _, ours = load_clip(tmp_path)
+    theirs = transformers.CLIPImageProcessor.from_pretrained(tmp_path)
+    for picture in odd_modes():
+        expected = theirs(picture, return_tensors="pt")["pixel_values"]
+        assert (ours([picture]) - expected).abs().max() < 1.01 / 255 / 0.3, picture
 
 
 @pytest.mark.parametrize("said", [None, {}, {"mean": [0.4, 0.5, 0.6]}, {"size": 224}])

@@ -1,7 +1,7 @@
 """Settings of sampling: seeds, names, ranges, and which of option, pipeline and library has the last word."""
 
 import json
-from dataclasses import asdict, fields
+from dataclasses import asdict, fields, replace
 
 import numpy as np
 import pytest

@@ -143,11 +143,12 @@ def test_only_the_library_and_its_subpackages_are_installed():
     folders = {path.parent for path in (ROOT / "unclip").rglob("*.py")}
     found = {".".join(folder.relative_to(ROOT).parts) for folder in folders}
     assert set(project["tool"]["setuptools"]["packages"]) == found
-    assert found == {"unclip", "unclip.clip", "unclip.prior", "unclip.decoder"}
+    assert found == {"unclip", "unclip.clip", "unclip.clip.foreign", "unclip.prior", "unclip.decoder"}
 
 
 @pytest.mark.parametrize(
-    "folder", ["unclip", "unclip/clip", "unclip/prior", "unclip/decoder", "data", "stages", "configs"]
+    "folder",
+    ["unclip", "unclip/clip", "unclip/clip/foreign", "unclip/prior", "unclip/decoder", "data", "stages", "configs"],
 )
 def test_packages_are_regular_ones(folder):
     assert (ROOT / folder / "__init__.py").is_file()

@@ -8,13 +8,21 @@ import pytest
 import torch
 import transformers
 from conftest import assert_one_error_line, run_python
-from foreign import assert_equal_to_transformers, huggingface_clip
+from foreign import (
+    WORDS,
+    assert_equal_to_transformers,
+    clip_vocabulary,
+    huggingface_clip,
+    open_clip_files,
+    small_open_clip,
+)
+from PIL import Image
 
 from unclip import UnCLIP
 from unclip.checkpoint import sha256
 from unclip.clip import load_clip
 from unclip.clip.export import ExportOptions, export
-from unclip.clip.pretrained import adopt, open_clip_at
+from unclip.clip.pretrained import adopt, load_bundle
 from unclip.errors import UserError
 
 
@@ -33,6 +41,56 @@ def test_our_clip_goes_out_to_transformers_and_comes_back_to_the_bit(trained, tm
     assert torch.equal(again.encode(["a Dark bag", "boots"], 32), tokenizer.encode(["a Dark bag", "boots"], 32))
     images = torch.randint(0, 256, (3, 1, 28, 28), dtype=torch.uint8)
     assert torch.equal(preprocess_again(images), preprocess(images))
+
+
+def test_the_tokenizer_class_that_would_read_other_tokens_refuses(trained, tmp_path):
+    out = export(ExportOptions(trained.folder, out=tmp_path / "out"))
+    with pytest.raises(Exception, match=r"open.it.with.transformers\.AutoTokenizer,.not.CLIPTokenizer"):
+        transformers.CLIPTokenizer.from_pretrained(out)
+    ids = load_clip(trained.folder)[1].encode(["a dark bag"], 32)
+    assert transformers.CLIPProcessor.from_pretrained(out)(text=["a dark bag"])["input_ids"] == ids.tolist()
+
+
+def test_a_tokenizer_of_clip_s_own_kind_is_read_by_either_class(tmp_path):
+    huggingface_clip(tmp_path / "clip", {"vocab_size": 2000, "eos_token_id": 2})
+    (tmp_path / "clip" / "tokenizer.json").unlink()
+    clip_vocabulary(tmp_path / "clip")
+    out = export(ExportOptions(tmp_path / "clip", out=tmp_path / "out"))
+    ids = load_clip(out)[1].encode(WORDS, 77).tolist()
+    for kind in (transformers.AutoTokenizer, transformers.CLIPTokenizer):
+        assert kind.from_pretrained(out)(WORDS, padding=True)["input_ids"] == ids
+
+
+def test_a_grey_clip_sees_colour_images_in_transformers_as_it_does_here(trained, tmp_path):
+    out = export(ExportOptions(trained.folder, out=tmp_path / "out"))
+    clip, _, preprocess = load_clip(trained.folder)
+    assert clip.config.vision.channels == 1
+    model, processor = (kind.from_pretrained(out) for kind in (transformers.CLIPModel, transformers.CLIPProcessor))
+    noise = Image.fromarray(np.random.default_rng(0).integers(0, 256, (7, 7, 4), dtype=np.uint8))
+    smooth = noise.resize((60, 40), Image.Resampling.BICUBIC)
+    pictures = [smooth, *(smooth.convert("RGB").convert(mode) for mode in ("RGB", "L", "P", "1"))]
+    with torch.inference_mode():
+        pixels = processor(images=pictures, return_tensors="pt")["pixel_values"]
+        theirs = model.get_image_features(pixels).pooler_output
+        ours = clip.encode_image(preprocess(pictures))
+    assert torch.cosine_similarity(theirs, ours).min() > 0.999
+
+
+def test_what_transformers_does_in_another_way_is_said_and_kept(tmp_path, capsys):
+    """Of an open_clip CLIP: where the middle is cut out, when images become RGB, how captions are cleaned."""
+    model = open_clip_files(tmp_path / "clip", small_open_clip())
+    out = export(ExportOptions(tmp_path / "clip", out=tmp_path / "out"))
+    said = capsys.readouterr().out
+    for part in ("one pixel", "palette", "ftfy"):
+        assert sum(part in line for line in said.splitlines()) == 1
+    clip, tokenizer, preprocess = load_clip(tmp_path / "clip")
+    back, again, preprocess_again = load_clip(out)
+    assert (preprocess.config.cut, preprocess.config.convert, tokenizer.cleaning) == ("round", "last", "lower")
+    assert preprocess_again.config == preprocess.config
+    assert all(torch.equal(a, b) for a, b in zip(clip.parameters(), back.parameters(), strict=True))
+    captions = ["don\u2019t  Stop &amp; go", *WORDS]
+    assert torch.equal(again.encode(captions, 20), tokenizer.encode(captions, 20))
+    assert model.logit_scale.exp().item() == pytest.approx(back.scale().item())
 
 
 def test_our_clip_swapped_in_from_huggingface_s_format_gives_the_same_samples(trained, tiny, tmp_path):
@@ -74,11 +132,11 @@ def test_a_pipeline_keeps_the_clip_that_it_has(trained, tmp_path):
     adopt(str(tmp_path / "one"), tmp_path / "run")  # the same command again
     with pytest.raises(UserError, match="already holds a CLIP"):
         adopt(str(tmp_path / "two"), tmp_path / "run")
-    opened = open_clip_at(tmp_path / "run")
+    opened = load_bundle(tmp_path / "run")
     assert opened.manifest.complete
     assert opened.manifest.training["pretrained"] == str(tmp_path / "one")
     adopt(str(trained.folder), tmp_path / "ours")
-    assert open_clip_at(tmp_path / "ours").manifest == open_clip_at(trained.folder).manifest
+    assert load_bundle(tmp_path / "ours").manifest == load_bundle(trained.folder).manifest
 
 
 def test_clip_that_is_nowhere_is_one_line_that_says_so(tmp_path):

@@ -11,8 +11,8 @@ import tyro
 
 from unclip import cli
 from unclip.checkpoint import dump_tensors
-from unclip.clip import huggingface
-from unclip.clip.pretrained import open_clip_at
+from unclip.clip.foreign.huggingface import export_clip
+from unclip.clip.pretrained import load_bundle
 from unclip.errors import UserError
 from unclip.files import write_atomically, write_json
 
@@ -35,21 +35,16 @@ def export(options: ExportOptions) -> Path:
     out = options.out or options.source.resolve().with_name(f"{options.source.resolve().name}-hf")
     if out.exists() and any(out.iterdir()):
         raise UserError(f"{out} is not empty; name another folder with --out")
-    clip, tokenizer, _ = open_clip_at(options.source)
+    clip, tokenizer, _ = load_bundle(options.source)
     if tokenizer is None:
-        raise UserError(f"{options.source} holds no tokenizer, which belongs to what is written")
-    config, context = clip.config, clip.config.text.context
-    files = {
-        "config.json": huggingface.write_config(config, tokenizer.start_id, tokenizer.pad_id),
-        "preprocessor_config.json": huggingface.write_preprocess(config),
-        "tokenizer_config.json": tokenizer.huggingface_config(context),
-    }
-    write_atomically(out / "tokenizer.json", tokenizer.framed().to_str(pretty=True))
+        raise UserError(f"{options.source} holds no tokenizer, which belongs to what is written; put its files there")
+    files, tensors, differences = export_clip(clip.config, clip.state_dict(), tokenizer)
     for name, content in files.items():
         write_json(out / name, content)
-    tensors = huggingface.export_tensors(clip.state_dict())
     write_atomically(out / "model.safetensors", dump_tensors(tensors, {"format": "pt"}))
     print(f"CLIP of {options.source} in {out}")
+    for difference in differences:
+        print(f"in transformers, {difference}")
     return out
 
 

@@ -6,7 +6,7 @@ from typing import Literal
 
 import torch
 import torch.nn.functional as F
-from PIL import Image
+from PIL import Image, ImageOps
 from torch import Tensor
 
 from unclip.errors import UserError
@@ -31,9 +31,13 @@ class PreprocessConfig:
     """Where the middle begins if as much cannot be cut off on both sides: torchvision rounds, transformers rounds down.
     """
     mean: tuple[float, ...] = (0.5,)
-    """Subtracted from the values in 0 .. 1: one number a channel, or one for all."""
+    """Subtracted from the values in 0 .. 1: one number per channel, or one for all."""
     std: tuple[float, ...] = (0.5,)
     """Then divided by."""
+    convert: Literal["first", "last"] = "first"
+    """When a PIL image of another mode becomes grey or RGB: before it is resized, transparent parts put on white, as
+    with transformers; or after, as with open_clip, which takes the nearest pixels of a palette and drops transparency.
+    """
 
 
 class Preprocess:
@@ -50,7 +54,7 @@ class Preprocess:
     def __call__(self, images: Tensor | Sequence[Image.Image]) -> Tensor:
         """PIL images of any size and mode, or uint8 (B, C, H, W)."""
         if not isinstance(images, Tensor):
-            return torch.cat([self(from_pil(image, self.channels)[None]) for image in images])
+            return torch.cat([self(self.pixels(image)[None]) for image in images])
         x = self.crop(self.resize(self.colour(images))) / 255
         mean, std = (x.new_tensor(v).view(1, -1, 1, 1) for v in (self.config.mean, self.config.std))
         return (x - mean) / std
@@ -63,28 +67,44 @@ class Preprocess:
         weights = x.new_tensor(LUMINANCE) if x.shape[1] == 3 else x.new_ones(1)
         return torch.einsum("bchw,c->bhw", x, weights)[:, None].expand(-1, self.channels, -1, -1)
 
-    def resize(self, x: Tensor) -> Tensor:
-        """float 0 .. 255 (B, C, H, W) -> of the size that `resize` asks for, in whole values as Pillow leaves them."""
-        height, width = x.shape[-2:]
+    def pixels(self, image: Image.Image) -> Tensor:
+        """A PIL image -> uint8 (channels, H, W), which is resized and cut already where `convert` is "last"."""
+        if self.config.convert == "last" and not image.mode.startswith(("I", "F")):  # what has more than 8 bits is not
+            image = ImageOps.exif_transpose(image)
+            height, width = self.resized(image.height, image.width)
+            image = image.resize((width, height), Image.Resampling[self.config.interpolation.upper()])
+            top, left = self.corner(height, width)
+            image = image.crop((left, top, left + self.size, top + self.size))  # zeros beyond its edges
+            image = image.convert("L" if self.channels == 1 else "RGB")
+            image.info = {}  # a transparent colour, which open_clip passes over
+        return from_pil(image, self.channels)
+
+    def resized(self, height: int, width: int) -> tuple[int, int]:
+        """What an image's height and width become."""
         target, kind = self.config.resize_to or self.size, self.config.resize
         if kind == "stretch":
-            size = (target, target)
-        else:
-            # torchvision cuts the longer side to a whole number; timm, which fits by the longer one, rounds
-            side, whole = (min(height, width), int) if kind == "shortest" else (max(height, width), round)
-            size = tuple(max(1, whole(target * one / side)) for one in (height, width))
-        if size == (height, width):
+            return target, target
+        # torchvision cuts the longer side to a whole number; timm, which fits by the longer one, rounds
+        side, whole = (min(height, width), int) if kind == "shortest" else (max(height, width), round)
+        return max(1, whole(target * height / side)), max(1, whole(target * width / side))
+
+    def corner(self, height: int, width: int) -> tuple[int, int]:
+        """Row and column where the middle begins; negative where black is put before too few pixels."""
+        whole = round if self.config.cut == "round" else int
+        surplus = (height - self.size, width - self.size)
+        return tuple(whole(more / 2) if more >= 0 else -(-more // 2) for more in surplus)
+
+    def resize(self, x: Tensor) -> Tensor:
+        """float 0 .. 255 (B, C, H, W) -> of the size that `resize` asks for, in whole values as Pillow leaves them."""
+        size = self.resized(*x.shape[-2:])
+        if size == tuple(x.shape[-2:]):
             return x
-        for part in ((height, size[1]), size):  # first along the rows, then the columns, in whole values between
+        for part in ((x.shape[-2], size[1]), size):  # first along the rows, then the columns, in whole values between
             x = F.interpolate(x, part, mode=self.config.interpolation, antialias=True).round().clamp(0, 255)
         return x
 
     def crop(self, x: Tensor) -> Tensor:
         """The middle (B, C, size, size); where there is too little, black is put around it."""
-        missing = [max(0, self.size - side) for side in x.shape[-2:]]
-        if any(missing):
-            (top, left), (bottom, right) = [m // 2 for m in missing], [m - m // 2 for m in missing]
-            x = F.pad(x, (left, right, top, bottom))
-        whole = round if self.config.cut == "round" else int
-        top, left = (whole((side - self.size) / 2) for side in x.shape[-2:])
-        return x[..., top : top + self.size, left : left + self.size]
+        height, width = x.shape[-2:]
+        top, left = self.corner(height, width)
+        return F.pad(x, (-left, left + self.size - width, -top, top + self.size - height))  # less than zero cuts

@@ -1,33 +1,40 @@
 """Byte-level BPE: trained on the captions, saved with the pipeline; encodes any UTF-8 text."""
 
+import html
+import json
+import re
 import warnings
 from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Literal
 
 import tokenizers
 import torch
-from tokenizers import decoders, models, normalizers, pre_tokenizers, processors, trainers
+from tokenizers import decoders, models, normalizers, pre_tokenizers, trainers
 from torch import Tensor
 
 from unclip.errors import UserError
 
 START, END = "<|startoftext|>", "<|endoftext|>"
+Cleaning = Literal["", "whitespace", "lower"]
+"""What is done to a caption first: nothing; what `clean` does; or that, and lower case."""
+FTFY_LEAVES = re.compile(r"[ -%'-~\t\r\n]*")
+"""Text that ftfy cannot change, once HTML's escapes are undone and white space is evened: ASCII without "&"."""
 
 
 class Tokenizer:
     """Captions -> padded ids [start, tokens, end, padding ...]. Case and runs of white space do not matter."""
 
-    def __init__(self, core: tokenizers.Tokenizer):
-        self.core = core
+    def __init__(self, core: tokenizers.Tokenizer, cleaning: Cleaning = ""):
+        self.core, self.cleaning = core, cleaning
         padding = core.padding
         core.no_padding()
         core.no_truncation()  # `encode` does both itself
-        if core.post_processor is None:  # one of our own
+        own = core.post_processor is None
+        if own or cleaning:
             core.encode_special_tokens = True  # a caption that contains "<|endoftext|>" is text like any other
-            frame = [core.token_to_id(START), core.token_to_id(END)]
-        else:  # a pretrained one says itself what it puts around a caption
-            frame = core.encode("").ids
+        # a pretrained one says itself what it puts around a caption
+        frame = [core.token_to_id(START), core.token_to_id(END)] if own else core.encode("").ids
         if len(frame) != 2 or None in frame:
             raise UserError(f"the tokenizer puts {frame} around a caption; CLIP's puts a start and an end")
         self.start_id, self.end_id = frame
@@ -60,7 +67,9 @@ class Tokenizer:
     def load(cls, path: Path) -> "Tokenizer":
         """Read tokenizer.json. Raises UserError if it is missing or damaged."""
         try:
-            return cls(tokenizers.Tokenizer.from_str(Path(path).read_text(encoding="utf-8")))
+            values = json.loads(Path(path).read_text(encoding="utf-8"))
+            cleaning = values.pop("cleaning", "")
+            return cls(tokenizers.Tokenizer.from_str(json.dumps(values)), cleaning)
         except Exception as error:  # the library raises bare Exception
             raise UserError(f"{path} is not a readable tokenizer ({error})") from error
 
@@ -71,26 +80,11 @@ class Tokenizer:
             self.core.enable_padding(pad_id=pad_id, pad_token=token)  # noted, so that it is saved too
             self.pad_id = pad_id
 
-    def framed(self) -> tokenizers.Tokenizer:
-        """The tokenizer as other programs use it, which itself puts the start and the end around a caption.
-
-        They take the text "<|endoftext|>" within a caption for its end, where ours takes it for text.
-        """
-        core = tokenizers.Tokenizer.from_str(self.to_json())
-        if core.post_processor is None:
-            core.post_processor = processors.TemplateProcessing(
-                single=f"{START} $A {END}", special_tokens=[(START, self.start_id), (END, self.end_id)]
-            )
-        return core
-
-    def huggingface_config(self, context: int) -> dict[str, Any]:
-        """tokenizer_config.json, for transformers."""
-        start, end, pad = (self.core.id_to_token(i) for i in (self.start_id, self.end_id, self.pad_id))
-        names = {"bos_token": start, "eos_token": end, "pad_token": pad, "unk_token": end}
-        return {"tokenizer_class": "PreTrainedTokenizerFast", "model_max_length": context, **names}
-
     def to_json(self) -> str:
-        return self.core.to_str(pretty=True)
+        """tokenizer.json of the tokenizers library. Where captions are cleaned first a field of ours says how, and that
+        library refuses the file rather than leave the cleaning out."""
+        content = self.core.to_str(pretty=True)
+        return content[:-2] + f',\n  "cleaning": "{self.cleaning}"\n}}' if self.cleaning else content
 
     @property
     def vocab_size(self) -> int:
@@ -104,11 +98,16 @@ class Tokenizer:
         rows = []
         for caption in captions:
             try:
+                caption = clean(caption, self.cleaning) if self.cleaning else caption
                 ids = self.core.encode(caption, add_special_tokens=False).ids
+            except UserError:
+                raise
             except (UnicodeError, TypeError) as error:
                 raise UserError(f"caption {caption!r} is not valid Unicode text") from error
             except Exception as error:  # the library raises bare Exception, as for a byte that a vocabulary lacks
-                raise UserError(f"caption {caption!r} cannot be told by the tokenizer ({error})") from error
+                raise UserError(
+                    f"caption {caption!r} cannot be written in the tokenizer's vocabulary ({error})"
+                ) from error
             if len(ids) > context - 2:
                 kept = self.decode(ids[: context - 2])
                 warnings.warn(
@@ -122,25 +121,18 @@ class Tokenizer:
         return self.core.decode(list(ids)).replace("</w>", " ").strip()  # CLIP's mark of a word's end
 
 
-def from_vocabulary(vocabulary: Path, merges: Path) -> Tokenizer:
-    """OpenAI's tokenizer (Radford et al. 2021) of its two files, as Hugging Face's CLIPTokenizer builds it."""
+def clean(caption: str, cleaning: Cleaning) -> str:
+    """Text as open_clip and OpenAI clean it: ftfy mends broken encodings and makes quotes straight, HTML's escapes are
+    undone twice, and one space stands between words.
+
+    Raises UserError for a caption that ftfy might change where it is not installed.
+    """
     try:
-        model = models.BPE.from_file(str(vocabulary), str(merges), end_of_word_suffix="</w>", unk_token=END)
-        core = tokenizers.Tokenizer(model)
-        start_id, end_id = core.token_to_id(START), core.token_to_id(END)
-        core.post_processor = processors.RobertaProcessing((END, end_id), (START, start_id), False, False)
-    except Exception as error:  # the library raises bare Exception
-        raise UserError(f"{vocabulary} and {merges} are not the files of a CLIP tokenizer ({error})") from error
-    core.normalizer = normalizers.Sequence(
-        [normalizers.NFC(), normalizers.Replace(tokenizers.Regex(r"\s+"), " "), normalizers.Lowercase()]
-    )
-    words = r"'s|'t|'re|'ve|'m|'ll|'d|[\p{L}]+|[\p{N}]|[^\s\p{L}\p{N}]+"
-    core.pre_tokenizer = pre_tokenizers.Sequence(
-        [
-            pre_tokenizers.Split(tokenizers.Regex(words), behavior="removed", invert=True),
-            pre_tokenizers.ByteLevel(add_prefix_space=False),
-        ]
-    )
-    core.decoder = decoders.ByteLevel()
-    core.add_special_tokens([START, END])
-    return Tokenizer(core)
+        import ftfy  # only these tokenizers need it
+    except ImportError as error:
+        if not FTFY_LEAVES.fullmatch(caption):
+            raise UserError(f"caption {caption!r} is cleaned with ftfy for this CLIP; pip install ftfy") from error
+    else:
+        caption = ftfy.fix_text(caption)
+    caption = " ".join(html.unescape(html.unescape(caption)).split())
+    return caption.lower() if cleaning == "lower" else caption

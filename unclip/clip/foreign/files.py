@@ -1,0 +1,126 @@
+"""The files that other projects' CLIPs come in. Weights are read from safetensors alone: nothing is unpickled."""
+
+import hashlib
+import json
+import re
+from pathlib import Path
+from typing import Any
+
+import safetensors.torch
+from safetensors import SafetensorError
+from torch import Tensor
+
+from unclip.errors import UserError, reason
+
+HUB_FILES = ("*.json", "*.txt", "*.safetensors")
+CONVERSIONS = {
+    ".bin": "torch.load({old!r}, weights_only=True)",
+    ".pt": "torch.jit.load({old!r}, 'cpu').state_dict()",  # OpenAI's are TorchScript
+}
+REFUSALS = {
+    "RevisionNotFoundError": "it has no branch, tag or commit {revision}",
+    "RepositoryNotFoundError": "no model has that name, or it is private (log in with: hf auth login)",
+    "GatedRepoError": "accept its terms on its page there, then log in with: hf auth login",
+    "LocalEntryNotFoundError": "it cannot be reached, and the local cache has no copy",
+}
+"""What huggingface_hub's errors mean."""
+
+
+def check_fetched(path: Path) -> Path:
+    """The path itself. Raises UserError if Git LFS has left a note there, in place of the file."""
+    with open(path, "rb") as file:
+        if file.read(40).startswith(b"version https://git-lfs"):
+            raise UserError(f"{path} is a Git LFS pointer, not the file itself; fetch it with: git lfs pull")
+    return path
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """Raises UserError if there is no JSON object in the file."""
+    try:
+        values = json.loads(check_fetched(path).read_text(encoding="utf-8"))
+    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+        raise UserError(f"{path} is not readable JSON ({error}); fetch it again") from error
+    if not isinstance(values, dict):
+        raise UserError(f"{path} is not a JSON object; fetch it again")
+    return values
+
+
+def read_settings(path: Path, given: dict[str, Any], names: dict[str, tuple[str, Any]]) -> dict[str, Any]:
+    """Our settings from theirs: `names` has their name and default for each of ours.
+
+    A size may be given for height and width. Raises UserError, naming the file, if they differ.
+    """
+    settings = {ours: given.get(theirs, default) for ours, (theirs, default) in names.items()}
+    for ours in ("image_size", "patch_size"):
+        if isinstance(sides := settings.get(ours), list):
+            if len(set(sides)) != 1:
+                raise UserError(f"{path}: {names[ours][0]} is {sides}; only squares can be read")
+            settings[ours] = sides[0]
+    return settings
+
+
+def weight_files(path: Path) -> list[Path]:
+    """A safetensors file, or the one in a folder, or its shards. Raises UserError if there is none, or a choice."""
+    if path.is_file():
+        return [path if path.suffix == ".safetensors" else _refuse_pickle(path)]
+    index, whole = path / "model.safetensors.index.json", path / "model.safetensors"
+    if index.is_file():
+        shards = read_json(index).get("weight_map")
+        if not shards or not isinstance(shards, dict):
+            raise UserError(f"{index} has no weight_map; fetch it again")
+        files = [path / name for name in sorted(set(shards.values()))]
+    else:
+        files = [whole] if whole.is_file() else sorted(path.glob("*.safetensors"))
+    if not files:
+        pickled = [file for file in sorted(path.iterdir()) if file.suffix in CONVERSIONS]
+        if pickled:
+            _refuse_pickle(next((file for file in pickled if "model" in file.name), pickled[0]))
+        raise UserError(f"{path} holds no CLIP: neither a pipeline's clip folder nor a .safetensors file of weights")
+    if len(files) > 1 and not index.is_file():
+        raise UserError(f"{path} holds {len(files)} .safetensors files; give the path of the one that is meant")
+    if missing := [file for file in files if not file.is_file()]:
+        raise UserError(f"{missing[0]} is missing, but {index.name} names it; fetch it again")
+    return files
+
+
+def _refuse_pickle(path: Path) -> Path:
+    load = CONVERSIONS.get(path.suffix, CONVERSIONS[".bin"]).format(old=str(path))
+    new = str(path.with_suffix(".safetensors"))
+    raise UserError(
+        f"{path} could run code when it is read, so only .safetensors files are; if you trust it, convert it with: "
+        f'python -c "import torch, safetensors.torch as s; '
+        f's.save_file({{k: v.contiguous().clone() for k, v in {load}.items()}}, {new!r})"'
+    )
+
+
+def read_weights(files: list[Path]) -> tuple[dict[str, Tensor], dict[str, str]]:
+    """The tensors of safetensors files, in float32; and the files' SHA-256. Raises UserError if one is damaged."""
+    tensors, origin = {}, {}
+    for path in files:
+        try:
+            tensors |= safetensors.torch.load_file(check_fetched(path))
+        except SafetensorError as error:
+            raise UserError(f"{path} is damaged or truncated ({error}); fetch it again") from error
+        with open(path, "rb") as file:
+            origin[path.name] = hashlib.file_digest(file, "sha256").hexdigest()
+    for name, tensor in tensors.items():
+        if tensor.is_floating_point():
+            tensors[name] = tensor.float()
+    return tensors, origin
+
+
+def download(name: str, revision: str | None) -> Path:
+    """The folder of a model of the Hugging Face Hub, from the local cache or the network.
+
+    Raises UserError if that cannot be the name of one, or if the Hub does not give it.
+    """
+    missing = f"there is no folder or file {name}"
+    if not re.fullmatch(r"[\w-][\w.-]*/[\w-][\w.-]*", name) or Path(name).suffix in (".safetensors", *CONVERSIONS):
+        raise UserError(f"{missing}; expected the path of a CLIP, or its name OWNER/NAME on the Hugging Face Hub")
+    from huggingface_hub import snapshot_download  # a second to import, and only wanted here
+
+    try:
+        return Path(snapshot_download(name, revision=revision, allow_patterns=list(HUB_FILES)))
+    except Exception as error:  # it raises what its network library raises, too
+        why = REFUSALS.get(type(error).__name__, reason(error)).replace("{revision}", str(revision))
+        raise UserError(f"{missing}, and the Hugging Face Hub does not give it: {why}") from error
