@@ -240,6 +240,17 @@ def test_long_caption_is_cut_with_a_warning_and_drawn(tiny):
         assert np.array_equal(tiny(long + " and a shoe", **FEW).images, cut.images)
 
 
+def test_many_long_captions_are_told_in_one_line_with_their_count(tiny):
+    long = ["a dark narrow dress and " * n + "a bag" for n in (20, 30, 25)]
+    with pytest.warns(UserWarning) as caught:
+        tiny.encode_text(["a bag", *long])
+    assert len(caught) == 1
+    words = str(caught[0].message)
+    assert words.startswith("3 captions are cut to the ")
+    assert "--model.text.context" in words
+    assert f"the longest, of {len(tiny.tokenizer.core.encode(long[1]).ids)}:" in words
+
+
 def test_any_text_is_drawn_without_a_warning(tiny):
     with warnings.catch_warnings():
         warnings.simplefilter("error")

@@ -93,29 +93,34 @@ class Tokenizer:
     def encode(self, captions: Sequence[str], context: int) -> Tensor:
         """Ids (B, L), L being the longest caption's length and at most `context`.
 
-        A longer caption is cut at a token, with a warning. Raises UserError for text that is not valid Unicode.
+        Longer captions are cut at a token, with one warning. Raises UserError for text that is not valid Unicode.
         """
-        rows = []
-        for caption in captions:
-            try:
-                caption = clean(caption, self.cleaning) if self.cleaning else caption
-                ids = self.core.encode(caption, add_special_tokens=False).ids
-            except UserError:
-                raise
-            except (UnicodeError, TypeError) as error:
-                raise UserError(f"caption {caption!r} is not valid Unicode text") from error
-            except Exception as error:  # the library raises bare Exception, as for a byte that a vocabulary lacks
-                raise UserError(
-                    f"caption {caption!r} cannot be written in the tokenizer's vocabulary ({error})"
-                ) from error
-            if len(ids) > context - 2:
-                kept = self.decode(ids[: context - 2])
-                warnings.warn(
-                    f"caption of {len(ids)} tokens is cut to the {context - 2} that fit: {kept!r}", stacklevel=2
+        rows, fit = [self._ids(caption) for caption in captions], context - 2
+        long = [row for row in rows if len(row) > fit]
+        if long:
+            longest = max(long, key=len)
+            kept = repr(self.decode(longest[:fit]))
+            if len(long) == 1:
+                told = f"caption of {len(longest)} tokens is cut to the {fit} that fit: {kept}"
+            else:
+                told = (
+                    f"{len(long)} captions are cut to the {fit} tokens that fit, the longest, of {len(longest)}: {kept}"
                 )
-            rows.append([self.start_id, *ids[: context - 2], self.end_id])
+            warnings.warn(f"{told}; a CLIP trained with a larger --model.text.context reads more", stacklevel=2)
+        rows = [[self.start_id, *row[:fit], self.end_id] for row in rows]
         length = max(map(len, rows))
         return torch.tensor([row + [self.pad_id] * (length - len(row)) for row in rows])
+
+    def _ids(self, caption: str) -> list[int]:
+        try:
+            caption = clean(caption, self.cleaning) if self.cleaning else caption
+            return self.core.encode(caption, add_special_tokens=False).ids
+        except UserError:
+            raise
+        except (UnicodeError, TypeError) as error:
+            raise UserError(f"caption {caption!r} is not valid Unicode text") from error
+        except Exception as error:  # the library raises bare Exception, as for a byte that a vocabulary lacks
+            raise UserError(f"caption {caption!r} cannot be written in the tokenizer's vocabulary ({error})") from error
 
     def decode(self, ids: Sequence[int]) -> str:
         return self.core.decode(list(ids)).replace("</w>", " ").strip()  # CLIP's mark of a word's end
