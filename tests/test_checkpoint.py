@@ -18,14 +18,13 @@ from unclip.checkpoint import (
     load_tensors,
     load_weights,
     read_manifest,
-    read_sampling,
     save_stage,
     sha256,
     write_index,
 )
 from unclip.errors import UserError
 from unclip.files import read_json, write_atomically, write_json
-from unclip.settings import DecoderSettings, PriorSettings
+from unclip.settings import DecoderSettings, PriorSettings, read_sampling
 
 
 @dataclass(frozen=True)

@@ -40,8 +40,8 @@ def test_samples_of_the_committed_weights_are_what_was_asked_for():
 
 
 def test_inverted_images_are_drawn_again_from_the_noise_that_was_found():
-    """Near: a hundred steps of DDIM, there and back, without guidance. Noise of a seed instead leads elsewhere."""
-    pipe, steps = UnCLIP.from_pretrained(COMMITTED), 100
+    """Fifty steps of DDIM, there and back, without guidance. From the noise of a seed they lead elsewhere."""
+    pipe, steps = UnCLIP.from_pretrained(COMMITTED), 50
     captions, plain = list(PLAIN_CAPTIONS[:3]), {"steps": steps, "sampler": "ddim", "guidance": 1.0}
     out = pipe(captions)
     pixels = to_float(torch.from_numpy(out.images).permute(0, 3, 1, 2))
@@ -49,8 +49,8 @@ def test_inverted_images_are_drawn_again_from_the_noise_that_was_found():
     noise = pipe.decoder.invert(pixels, out.embeddings, pipe.encode_captions(captions), settings)
     again, elsewhere = (pipe.decode(out.embeddings, captions, noise=x, **plain) for x in (noise, None))
     near, far = (np.abs(images.astype(int) - out.images).mean() for images in (again, elsewhere))
-    assert near < 5
-    assert near < 0.4 * far
+    assert near < 3
+    assert near < 0.3 * far
 
 
 @pytest.mark.parametrize("stage", STAGES)

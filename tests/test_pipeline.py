@@ -242,7 +242,7 @@ def test_long_caption_is_cut_with_a_warning_and_drawn(tiny):
 
 def test_many_long_captions_are_told_in_one_line_with_their_count(tiny):
     long = ["a dark narrow dress and " * n + "a bag" for n in (20, 30, 25)]
-    with pytest.warns(UserWarning) as caught:
+    with pytest.warns(UserWarning, match="captions are cut") as caught:
         tiny.encode_text(["a bag", *long])
     assert len(caught) == 1
     words = str(caught[0].message)

@@ -91,7 +91,4 @@ def test_the_animation_shows_all_samples_and_ends_with_the_prediction():
     assert len(frames) == 6
     for s, plus in [(0, 0), (3, 0), (4, 100)]:
         shown = frames[-1] if plus else frames[s]
-        assert [[grey(shown, i, j) for j in (0, 1)] for i in (0, 1)] == [
-            [s + plus, s + plus + 10],
-            [s + plus + 20, s + plus + 30],
-        ]
+        assert [grey(shown, i, j) for i in (0, 1) for j in (0, 1)] == [s + plus + 10 * i for i in range(4)]
