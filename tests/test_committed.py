@@ -9,7 +9,7 @@ import torch
 from conftest import ROOT
 
 from data.captions import CLASSES, PLAIN_CAPTIONS
-from stages.classifier import Classifier, ClassifierConfig, judge
+from stages.evaluation.judge import Classifier, ClassifierConfig, judge
 from unclip import UnCLIP
 from unclip.checkpoint import STAGES, load_stage, read_manifest, sha256
 from unclip.files import read_json, write_json

@@ -1,0 +1,84 @@
+"""What only Fashion-MNIST has: attributes that a rule finds in the pixels, and pairs of them that no training shows."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from data.captions import Asked, attribute_captions, attribute_codes, attributes
+from data.dataset import CaptionedImages
+from stages.evaluation.drawing import TrueEmbeddings, draw
+from stages.evaluation.judge import judge
+from stages.evaluation.reference import Reference, Section
+from unclip import UnCLIP
+from unclip.images import captioned_grid
+from unclip.metrics import share
+
+
+def has_attributes(data: CaptionedImages) -> bool:
+    return data.codes is not None
+
+
+def told_apart(pipe: UnCLIP, data: CaptionedImages, embeddings: Tensor) -> dict[str, Any]:
+    """Of the images (N, D) that show an extreme of a measure: for how many its word is nearer than its opposite."""
+    asked = attribute_captions()
+    text = pipe.encode_text([a.caption for a in asked]).cpu()
+    figures = {}
+    for measure, name in enumerate(("dark or light", "narrow or wide")):
+        extremes = {(a.label, a.code): text[i] for i, a in enumerate(asked) if a.measure == measure}
+        low, high = (torch.stack([extremes[c, code] for c in range(len(data.classes))]) for code in (1, 2))
+        nearer_high = (embeddings * (high - low)[data.labels]).sum(dim=1) > 0
+        codes = data.codes[:, measure]
+        figures[name] = share((nearer_high == (codes == 2))[codes > 0])
+    return figures
+
+
+def seen_attributes(pipe: UnCLIP, reference: Reference, true: TrueEmbeddings, way: str, n: int, seed: int) -> Section:
+    """Obedience to attributes that the training showed in the class, of n samples per caption."""
+    asked = [a for a in attribute_captions() if not a.held_out]
+    labels, codes = true.data.labels, true.data.codes
+    rows = true.rows([(labels == a.label) & (codes[:, a.measure] == a.code) for a in asked], n)
+    images, _ = draw(pipe, way, [a.caption for a in asked], n, seed, true.embeddings[rows])
+    figures = obedience(images, asked, [a.word for a in asked], reference)
+    return Section(figures, arrays=_arrays(f"{way}: attributes", images, asked, n))
+
+
+def held_out_section(pipe: UnCLIP, reference: Reference, n: int, seed: int) -> Section:
+    """Obedience to the pairs of class and attribute that no training caption or image shows."""
+    asked = [a for a in attribute_captions() if a.held_out]
+    images, _ = draw(pipe, "prior", [a.caption for a in asked], n, seed)
+    names = [a.caption.removeprefix("an image of ") for a in asked]
+    rows = [(a.caption, part[:8]) for a, part in zip(asked, np.split(images, len(asked)), strict=True)]
+    every = sorted(attribute_captions(), key=lambda a: a.label)
+    cells = np.split(draw(pipe, "prior", [a.caption for a in every], 2, seed)[0], reference.classes)
+    words = [a.word for a in every if a.label == 0]
+    pictures = {
+        "attributes": captioned_grid(list(zip(reference.data.classes, cells, strict=True)), columns=words),
+        "held-out": captioned_grid(rows),
+    }
+    arrays = _arrays("prior: held-out", images, asked, n)
+    return Section(obedience(images, asked, names, reference), pictures, arrays)
+
+
+def obedience(images: np.ndarray, asked: Sequence[Asked], names: Sequence[str], reference: Reference) -> dict[str, Any]:
+    """How many of as many samples of each caption (N, H, W, C) obey the rule of data/captions.py, and are of the class.
+
+    By `names`, one per caption, and of all.
+    """
+    n = len(images) // len(asked)
+    labels, measures, wanted = torch.tensor([(a.label, a.measure, a.code) for a in asked]).repeat_interleave(n, dim=0).T
+    measured = attributes(torch.from_numpy(images).permute(0, 3, 1, 2))
+    codes = attribute_codes(measured, labels, reference.data.thirds)
+    obeyed = codes.gather(1, measures[:, None])[:, 0] == wanted
+    right = judge(reference.judge, images)[0].argmax(dim=1) == labels
+    of = np.repeat(names, n)
+    groups = {name: torch.from_numpy(of == name) for name in dict.fromkeys(names)} | {
+        "all": torch.full_like(right, True)
+    }
+    return {name: {"obeyed": share(obeyed[own]), "class": share(right[own])} for name, own in groups.items()}
+
+
+def _arrays(name: str, images: np.ndarray, asked: Sequence[Asked], n: int) -> dict[str, np.ndarray]:
+    return {f"{name} images": images, f"{name} captions": np.repeat([a.caption for a in asked], n)}

@@ -1,0 +1,176 @@
+"""Runs the sections one after the other, and writes the report."""
+
+import math
+import platform
+import time
+from collections.abc import Callable, Collection, Sequence
+from dataclasses import asdict, dataclass, field, replace
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+
+from data.dataset import CaptionedImages
+from stages.data import DataConfig
+from stages.embed import embed_dataset
+from stages.evaluation.attributes import has_attributes, held_out_section
+from stages.evaluation.budget import error_budget, stage_losses
+from stages.evaluation.drawing import TrueEmbeddings, sweep
+from stages.evaluation.embeddings import clip_section, prior_section
+from stages.evaluation.judge import Matcher, trained_judge
+from stages.evaluation.reference import Reference, Section, memorisation_section, reference_section
+from stages.evaluation.report import markdown
+from stages.loop import TrainConfig
+from unclip import UnCLIP
+from unclip.checkpoint import STAGES, read_manifest
+from unclip.devices import pick_device
+from unclip.errors import UserError
+from unclip.files import write_arrays, write_atomically, write_json
+from unclip.images import denoising_strip, save_png
+from unclip.settings import Device, Sampling, check_seeds
+
+ROOT = Path(__file__).resolve().parents[2]
+JUDGE = TrainConfig(
+    steps=4800, batch_size=64, lr=3e-3, muon_lr=5e-3, warmup=450, ema=0.998, evaluate_every=1200, preview_every=4800
+)
+
+
+@dataclass(frozen=True)
+class EvaluateOptions:
+    checkpoint: Path = ROOT / "checkpoints" / "fashion-mnist"
+    """Folder of a trained pipeline."""
+    samples: int = 1000
+    """Images drawn for each figure; 10000 for exact ones."""
+    seed: int = 0
+    """Sample i of each figure uses seed + i."""
+    sweep: int = 0
+    """Images drawn for each setting of the sweep over guidance, steps and samplers; 0 for no sweep."""
+    out: Path | None = None
+    """Folder for the report (default: outputs/evaluation/NAME)."""
+    device: Device = "auto"
+    """Where to draw: auto takes a GPU if there is one."""
+    split: Literal["test", "validation"] = "test"
+    """Whose images the samples are compared with; what is chosen on validation leaves the test images unseen."""
+    data: DataConfig = field(default_factory=DataConfig)
+    sampling: Sampling = field(default_factory=Sampling)
+    """How to draw."""
+    judge: TrainConfig = JUDGE
+    """How the judge of the samples is trained."""
+
+    def __post_init__(self):
+        if self.samples < 20 or (self.sweep and self.sweep < 20):
+            raise UserError("--samples and --sweep must be at least 20")
+        check_seeds(self.seed, self.samples)
+
+
+def evaluate(options: EvaluateOptions) -> dict[str, Any]:
+    """Measure a pipeline and write the report. Returns what evaluation.json holds.
+
+    Raises UserError if the pipeline is missing, damaged or unfinished.
+    """
+    device, seed = pick_device(options.device), options.seed
+    manifests = {stage: read_manifest(options.checkpoint / stage) for stage in STAGES}
+    pipe = UnCLIP.from_pretrained(options.checkpoint, device)
+    pipe.sampling = options.sampling
+    test, validation, train = real_images(options)
+    n, classes = options.samples // len(test.classes), len(test.classes)
+    timed = Timer()
+
+    kind = "classifier" if train.classes else "matcher"
+    judge = timed(kind, lambda: trained_judge(train, validation, options.judge, device))
+    if isinstance(judge, Matcher):
+        judge.choose_among(test.class_captions)
+        validation = test  # no other images are of the same captions
+    parts = (pipe.clip, manifests["clip"].sha256, pipe.tokenizer, pipe.preprocess, device)
+    embedded, embedded_validation = timed(
+        "embedding the test and validation images", lambda: [embed_dataset(data, *parts) for data in (test, validation)]
+    )
+    reference, true = Reference.of(judge, test), TrueEmbeddings(validation, embedded_validation.images)
+
+    sections = {
+        "reference": timed("reference", lambda: reference_section(reference, train, n, seed)),
+        "clip": timed("clip", lambda: clip_section(pipe, test, embedded, seed)),
+        "prior": timed("prior", lambda: prior_section(pipe, test, embedded, n * classes, seed)),
+        "error_budget": timed("error budget", lambda: error_budget(pipe, reference, true, n, seed)),
+    }
+    if has_attributes(test):
+        sections["held_out"] = timed(
+            "held out", lambda: held_out_section(pipe, reference, max(2, n * classes // 20), seed)
+        )
+    samples = sections["error_budget"].arrays["prior: images"]
+    sections["memorisation"] = timed("memorisation", lambda: memorisation_section(samples, train, reference, seed))
+    figures = {name: section.figures for name, section in sections.items()}
+    figures["lost"] = stage_losses(figures["error_budget"], figures["reference"]["floor"]["frechet"])
+    if options.sweep:
+        figures["sweep"] = timed("sweep", lambda: sweep(pipe, judge, validation, options.sweep, seed))
+    shown = options.data.load("train")[0] if has_attributes(train) else train  # of fashion-mnist a part is held out
+    report = {
+        "checkpoint": options.checkpoint.resolve().name,  # a report is handed on: no path of the machine
+        "stages": {stage: {"sha256": m.sha256, "step": m.step} for stage, m in manifests.items()},
+        "data": {"name": test.name, "fingerprint": test.fingerprint},
+        "same_training_data": all(m.data.get("fingerprint") == shown.fingerprint for m in manifests.values()),
+        "judge": kind,
+        "samples": n * classes,
+        "seed": seed,
+        "sampling": asdict(pipe.sampling),
+        "hardware": f"{device}, {torch.get_num_threads()} threads, {platform.machine()}, torch {torch.__version__}",
+        **figures,
+        "seconds": timed.seconds,
+    }
+    sections["denoising"] = denoising_section(pipe, test.class_captions[:3], seed)
+    write(report, sections.values(), options.out or Path("outputs") / "evaluation" / report["checkpoint"])
+    return report
+
+
+class Timer:
+    """Calls functions, and says and keeps how many seconds each took."""
+
+    def __init__(self):
+        self.seconds: dict[str, float] = {}
+
+    def __call__(self, name: str, work: Callable[[], Any]) -> Any:
+        began = time.perf_counter()
+        done = work()
+        self.seconds[name] = round(time.perf_counter() - began, 1)
+        print(f"{name}: {self.seconds[name]:.0f} s", flush=True)
+        return done
+
+
+def real_images(options: EvaluateOptions) -> list[CaptionedImages]:
+    """The images to compare with, the validation images, and all training images.
+
+    Where a split has no images of some class, the first two have each caption as a class, and the training images none.
+    Raises UserError if there are fewer than two samples per class.
+    """
+    splits = test, validation, train = options.data.load(options.split, "validation", "train", held_out=True)
+    if not all(data.classes and len(data.labels.unique()) == len(data.classes) for data in splits):
+        splits = [test.captions_as_classes(), validation.captions_as_classes(), replace(train, classes=())]
+    if options.samples < (fewest := 2 * len(splits[0].classes)):
+        raise UserError(f"--samples must be at least {fewest}: two for each caption of {test.name}")
+    return splits
+
+
+def denoising_section(pipe: UnCLIP, captions: Sequence[str], seed: int) -> Section:
+    drawn = pipe(list(captions), seed=seed, trajectory=True)
+    return Section(None, {"strip": denoising_strip(captions, drawn.trajectory, 1)})
+
+
+def write(report: dict[str, Any], sections: Collection[Section], out: Path) -> None:
+    """Write the report with its pictures and arrays into a folder, and print it."""
+    pictures = {name: picture for section in sections for name, picture in section.pictures.items()}
+    for name, picture in pictures.items():
+        save_png(out / f"{name}.png", picture)
+    write_arrays(out / "evaluation.npz", {k: array for section in sections for k, array in section.arrays.items()})
+    write_json(out / "evaluation.json", without_nan(report))
+    text = markdown(report, list(pictures))
+    write_atomically(out / "evaluation.md", text)
+    print(f"\n{text}\nwith its pictures in {out / 'evaluation.md'}")
+
+
+def without_nan(tree: Any) -> Any:
+    """The same with None for NaN, which JSON has no word for."""
+    if isinstance(tree, dict):
+        return {key: without_nan(value) for key, value in tree.items()}
+    if isinstance(tree, (list, tuple)):
+        return [without_nan(value) for value in tree]
+    return None if isinstance(tree, float) and math.isnan(tree) else tree
