@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 
 from data.dataset import CaptionedImages
-from stages.evaluation.judge import WORDS, Matcher, MatcherConfig, judge, term_ids, trained_judge
+from stages.evaluation.judge import WORDS, ClassifierConfig, Matcher, judge, term_ids, trained_judge
 from stages.evaluation.main import EvaluateOptions
 
 CPU = torch.device("cpu")
@@ -61,11 +61,15 @@ def test_terms_are_the_words_and_the_pairs_of_neighbours():
 
 def test_scores_are_cosines_to_the_captions_to_choose_among():
     torch.manual_seed(0)
-    matcher = Matcher(MatcherConfig(channels=1, width=16)).eval().choose_among(["a cat", "a dog", "a cat on a mat"])
+    matcher = (
+        Matcher(ClassifierConfig(classes=16, channels=1, width=16))
+        .eval()
+        .choose_among(["a cat", "a dog", "a cat on a mat"])
+    )
     images = torch.randint(0, 256, (5, 1, 12, 12), dtype=torch.uint8)
     scores, features = judge(matcher, images, batch_size=2)
     assert scores.shape == (5, 3)
-    assert features.shape == (5, 128)
+    assert features.shape == (5, 64)
     with torch.inference_mode():
         own = matcher.images.head(features)
         table = matcher.words.weight

@@ -1,6 +1,7 @@
 """What only Fashion-MNIST has: attributes that a rule finds in the pixels, and pairs of them that no training shows."""
 
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -39,33 +40,33 @@ def seen_attributes(pipe: UnCLIP, reference: Reference, true: TrueEmbeddings, wa
     """Obedience to attributes that the training showed in the class, of n samples per caption."""
     asked = [a for a in attribute_captions() if not a.held_out]
     labels, codes = true.data.labels, true.data.codes
-    rows = true.rows([(labels == a.label) & (codes[:, a.measure] == a.code) for a in asked], n)
-    images, _ = draw(pipe, way, [a.caption for a in asked], n, seed, true.embeddings[rows])
-    figures = obedience(images, asked, [a.word for a in asked], reference)
-    return Section(figures, arrays=_arrays(f"{way}: attributes", images, asked, n))
+    shown = {a.caption: (labels == a.label) & (codes[:, a.measure] == a.code) for a in asked}
+    images, _ = draw(pipe, way, list(shown), n, seed, true.embeddings[true.rows(shown, n)])
+    return obedience(f"{way}: attributes", images, asked, [a.word for a in asked], reference)
 
 
 def held_out_section(pipe: UnCLIP, reference: Reference, n: int, seed: int) -> Section:
     """Obedience to the pairs of class and attribute that no training caption or image shows."""
     asked = [a for a in attribute_captions() if a.held_out]
-    images, _ = draw(pipe, "prior", [a.caption for a in asked], n, seed)
-    names = [a.caption.removeprefix("an image of ") for a in asked]
-    rows = [(a.caption, part[:8]) for a, part in zip(asked, np.split(images, len(asked)), strict=True)]
+    captions = [a.caption for a in asked]
+    images, _ = draw(pipe, "prior", captions, n, seed)
+    names = [caption.removeprefix("an image of ") for caption in captions]
     every = sorted(attribute_captions(), key=lambda a: a.label)
     cells = np.split(draw(pipe, "prior", [a.caption for a in every], 2, seed)[0], reference.classes)
     words = [a.word for a in every if a.label == 0]
     pictures = {
         "attributes": captioned_grid(list(zip(reference.data.classes, cells, strict=True)), columns=words),
-        "held-out": captioned_grid(rows),
+        "held-out": captioned_grid([(captions[i], images[i * n : i * n + min(n, 8)]) for i in range(len(asked))]),
     }
-    arrays = _arrays("prior: held-out", images, asked, n)
-    return Section(obedience(images, asked, names, reference), pictures, arrays)
+    return replace(obedience("prior: held-out", images, asked, names, reference), pictures=pictures)
 
 
-def obedience(images: np.ndarray, asked: Sequence[Asked], names: Sequence[str], reference: Reference) -> dict[str, Any]:
+def obedience(
+    kind: str, images: np.ndarray, asked: Sequence[Asked], names: Sequence[str], reference: Reference
+) -> Section:
     """How many of as many samples of each caption (N, H, W, C) obey the rule of data/captions.py, and are of the class.
 
-    By `names`, one per caption, and of all.
+    Counted by `names`, one per caption, and for all. The arrays are named after the kind.
     """
     n = len(images) // len(asked)
     labels, measures, wanted = torch.tensor([(a.label, a.measure, a.code) for a in asked]).repeat_interleave(n, dim=0).T
@@ -73,12 +74,8 @@ def obedience(images: np.ndarray, asked: Sequence[Asked], names: Sequence[str], 
     codes = attribute_codes(measured, labels, reference.data.thirds)
     obeyed = codes.gather(1, measures[:, None])[:, 0] == wanted
     right = judge(reference.judge, images)[0].argmax(dim=1) == labels
-    of = np.repeat(names, n)
-    groups = {name: torch.from_numpy(of == name) for name in dict.fromkeys(names)} | {
-        "all": torch.full_like(right, True)
-    }
-    return {name: {"obeyed": share(obeyed[own]), "class": share(right[own])} for name, own in groups.items()}
-
-
-def _arrays(name: str, images: np.ndarray, asked: Sequence[Asked], n: int) -> dict[str, np.ndarray]:
-    return {f"{name} images": images, f"{name} captions": np.repeat([a.caption for a in asked], n)}
+    groups = {name: torch.from_numpy(np.repeat(names, n) == name) for name in dict.fromkeys(names)}
+    groups["all"] = torch.ones_like(right)
+    figures = {name: {"obeyed": share(obeyed[own]), "class": share(right[own])} for name, own in groups.items()}
+    captions = np.repeat([a.caption for a in asked], n)
+    return Section(figures, arrays={f"{kind} images": images, f"{kind} captions": captions})

@@ -24,7 +24,7 @@ def error_budget(pipe: UnCLIP, reference: Reference, true: TrueEmbeddings, n: in
     """The same figures for each way to drive the decoder: on n samples per plain caption, and on attribute captions."""
     data, classes = reference.data, reference.classes
     labels = torch.arange(classes).repeat_interleave(n)
-    rows = true.rows([true.data.labels == c for c in range(classes)], n)
+    rows = true.rows({name: true.data.labels == c for c, name in enumerate(data.classes)}, n)
     figures, arrays, shown = {}, {}, []
     for way in WAYS:
         began = time.perf_counter()

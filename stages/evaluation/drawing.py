@@ -10,10 +10,11 @@ import torch
 from torch import Tensor
 
 from data.dataset import CaptionedImages
-from stages.evaluation.judge import Classifier, Matcher, judge
-from stages.evaluation.reference import first
+from stages.evaluation.judge import Judge, judge
+from stages.evaluation.reference import Section, first
 from unclip import UnCLIP
 from unclip.errors import UserError
+from unclip.images import denoising_strip
 from unclip.metrics import frechet_distance, share
 
 WAYS = ("true embedding", "prior", "text embedding", "caption alone", "nothing")
@@ -29,22 +30,20 @@ SWEEP = {
 
 @dataclass(frozen=True)
 class TrueEmbeddings:
-    """Real images, and their embeddings (N, D), which drive the decoder in place of the prior's.
+    """Real images and their embeddings (N, D), which drive the decoder in place of the prior's.
 
-    They are others than the images that samples are compared with, where there are others of the same captions.
+    They are not the images that samples are compared with, where there are others of the same captions.
     """
 
     data: CaptionedImages
     embeddings: Tensor
 
-    def rows(self, shown: Sequence[Tensor], n: int) -> Tensor:
-        """n rows for each of some kinds of image; `shown` says of each kind which images (N,) are of it.
-
-        Raises UserError if none is.
-        """
-        if not all(map(torch.any, shown)):
-            raise UserError(f"{self.data.name} lacks images of some caption that is asked for; raise --data.limit")
-        return torch.cat([first(kind.nonzero()[:, 0], n) for kind in shown])
+    def rows(self, shown: dict[str, Tensor], n: int) -> Tensor:
+        """n rows per caption; `shown` says for each which images (N,) are of it. Raises UserError if none is."""
+        for caption, images in shown.items():
+            if not images.any():
+                raise UserError(f"{self.data.name} lacks images of {caption!r}; raise --data.limit")
+        return torch.cat([first(images.nonzero()[:, 0], n) for images in shown.values()])
 
 
 def draw(
@@ -68,9 +67,13 @@ def draw(
     return pipe.decode(embeddings, captions, seeds, **settings), embeddings
 
 
-def sweep(
-    pipe: UnCLIP, model: Classifier | Matcher, validation: CaptionedImages, samples: int, seed: int
-) -> list[dict[str, Any]]:
+def denoising_section(pipe: UnCLIP, captions: Sequence[str], seed: int) -> Section:
+    """Ten moments of one sample per caption."""
+    moments = pipe(captions, seed=seed, trajectory=True).trajectory
+    return Section(pictures={"strip": denoising_strip(captions, moments, 1)})
+
+
+def sweep_section(pipe: UnCLIP, model: Judge, validation: CaptionedImages, samples: int, seed: int) -> Section:
     """Caption accuracy and Frechet distance for every combination of SWEEP, on the validation images, the best first.
 
     A choice made on the test images would flatter them.
@@ -88,14 +91,14 @@ def sweep(
         accuracy = share(scores.argmax(dim=1) == labels)
         rows.append({**setting, "caption_accuracy": accuracy, "frechet": frechet_distance(features, real)})
         print(f"{setting}: accuracy {accuracy['value']:.3f}, Frechet {rows[-1]['frechet']:.3f}", flush=True)
-    return by_both_ranks(rows)
+    return Section(by_both_ranks(rows))
 
 
 def by_both_ranks(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
     """Sorted by how many settings are more accurate plus how many are closer to real images; ties share a rank."""
 
     def rank(row: dict[str, Any]) -> int:
-        more_accurate = sum(other["caption_accuracy"]["value"] > row["caption_accuracy"]["value"] for other in rows)
-        return more_accurate + sum(other["frechet"] < row["frechet"] for other in rows)
+        accuracy = row["caption_accuracy"]["value"]
+        return sum((o["caption_accuracy"]["value"] > accuracy) + (o["frechet"] < row["frechet"]) for o in rows)
 
     return sorted(rows, key=rank)

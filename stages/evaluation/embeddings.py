@@ -54,10 +54,6 @@ def prior_section(pipe: UnCLIP, test: CaptionedImages, embedded: Embedded, sampl
     n = max(2, count // classes)
     drawn = pipe.embed(test.class_captions, n, seed, draws=1, batch_size=BATCH).cpu()
     same_caption = torch.arange(classes).repeat_interleave(n)
-    return Section(
-        {
-            "cosines": rows,
-            "spread_of_draws": mean(1 - same_group_cosine(drawn, same_caption)),
-            "spread_of_real": mean(1 - same_group_cosine(embedded.images, test.labels)),
-        }
-    )
+    spread_of_draws = mean(1 - same_group_cosine(drawn, same_caption))
+    spread_of_real = mean(1 - same_group_cosine(embedded.images, test.labels))
+    return Section({"cosines": rows, "spread_of_draws": spread_of_draws, "spread_of_real": spread_of_real})

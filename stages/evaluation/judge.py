@@ -9,7 +9,7 @@ import json
 import re
 import zlib
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from itertools import pairwise
 from pathlib import Path
 
@@ -36,7 +36,7 @@ KEPT = 0.7
 @dataclass(frozen=True)
 class ClassifierConfig:
     classes: int = 10
-    """Number of classes."""
+    """Number of classes; of a matcher, coordinates of an embedding."""
     channels: int = 1
     """1 for grey, 3 for colour."""
     width: int = 32
@@ -74,16 +74,6 @@ class Classifier(nn.Module):
         return F.cross_entropy(logits, data.labels[rows].to(logits.device), label_smoothing=0.1)
 
 
-@dataclass(frozen=True)
-class MatcherConfig:
-    channels: int = 3
-    """1 for grey, 3 for colour."""
-    width: int = 128
-    """Coordinates of an embedding."""
-    fold: int = 2
-    """As for the classifier."""
-
-
 class Matcher(nn.Module):
     """Embeds images by the classifier's layers, and captions by their words and pairs of words, close where they match.
 
@@ -91,11 +81,11 @@ class Matcher(nn.Module):
     1807.03247).
     """
 
-    def __init__(self, config: MatcherConfig):
+    def __init__(self, config: ClassifierConfig):
         super().__init__()
         self.config = config
-        self.images = Classifier(ClassifierConfig(config.width, config.channels + 2, fold=config.fold))
-        self.words = nn.Embedding(WORDS, config.width, padding_idx=0)
+        self.images = Classifier(replace(config, channels=config.channels + 2))
+        self.words = nn.Embedding(WORDS, config.classes, padding_idx=0)
         self.logit_scale = nn.Parameter(torch.tensor(10.0).log())
         self.words.weight.data.mul_(0.02)  # a word that training never shows says next to nothing
         self.choices = torch.zeros(0, 0, dtype=torch.long)
@@ -110,14 +100,14 @@ class Matcher(nn.Module):
         return embeddings @ self.embed_captions(self.choices).T, features
 
     def embed_images(self, images: Tensor) -> tuple[Tensor, Tensor]:
-        """Unit embeddings (B, width) and features (B, F)."""
+        """Unit embeddings (B, D) and features (B, F)."""
         y, x = (torch.linspace(0, 255, side, device=images.device).byte() for side in images.shape[2:])
         places = torch.stack(torch.meshgrid(y, x, indexing="ij")).expand(len(images), -1, -1, -1)  # (B, 2, H, W)
         embeddings, features = self.images(torch.cat([images, places], dim=1))
         return F.normalize(embeddings, dim=-1), features
 
     def embed_captions(self, ids: Tensor) -> Tensor:
-        """Captions as `term_ids` gives them (M, L) -> unit embeddings (M, width)."""
+        """Captions as `term_ids` gives them (M, L) -> unit embeddings (M, D)."""
         return F.normalize(self.words(ids.to(self.logit_scale.device)).sum(dim=1), dim=-1)
 
     def loss(self, data: CaptionedImages, rows: Tensor) -> Tensor:
@@ -143,10 +133,11 @@ def term_ids(captions: Sequence[str]) -> Tensor:
     return pad_sequence(ids, batch_first=True)
 
 
+Judge = Classifier | Matcher
+
+
 @torch.inference_mode()
-def judge(
-    model: Classifier | Matcher, images: Tensor | np.ndarray, batch_size: int = 500
-) -> tuple[Tensor, Tensor]:
+def judge(model: Judge, images: Tensor | np.ndarray, batch_size: int = 500) -> tuple[Tensor, Tensor]:
     """Scores (N, classes) and features (N, F), on the CPU, of uint8 images (N, C, H, W); of arrays (N, H, W, C)."""
     if isinstance(images, np.ndarray):
         images = torch.from_numpy(images).permute(0, 3, 1, 2)
@@ -161,18 +152,18 @@ class JudgeStage:
 
     best_is = ("accuracy", "highest")
 
-    def __init__(self, model: Classifier | Matcher, data: CaptionedImages, held_out: CaptionedImages):
+    def __init__(self, model: Judge, data: CaptionedImages, held_out: CaptionedImages):
         self.name, self.model = type(model).__name__.lower(), model
         self.data, self.held_out, self.size = data, held_out, len(data)
 
-    def loss(self, model: Classifier | Matcher, rows: Tensor) -> tuple[Tensor, dict[str, float | Tensor]]:
+    def loss(self, model: Judge, rows: Tensor) -> tuple[Tensor, dict[str, float | Tensor]]:
         return model.loss(self.data, rows), {}
 
-    def evaluate(self, model: Classifier | Matcher) -> dict[str, float]:
+    def evaluate(self, model: Judge) -> dict[str, float]:
         scores, _ = judge(model, self.held_out.images)
         return {"accuracy": (scores.argmax(dim=1) == self.held_out.labels).float().mean().item()}
 
-    def preview(self, model: Classifier | Matcher) -> Image.Image:
+    def preview(self, model: Judge) -> Image.Image:
         """For some classes the held-out images that are most surely taken for them."""
         scores, _ = judge(model, self.held_out.images)
         best = scores.log_softmax(dim=1).T.topk(min(8, len(scores)), dim=1).indices
@@ -183,7 +174,7 @@ class JudgeStage:
 
 def trained_judge(
     data: CaptionedImages, held_out: CaptionedImages, config: loop.TrainConfig, device: torch.device, cache: Path = CACHE
-) -> Classifier | Matcher:
+) -> Judge:
     """The judge of the training images `data` from the cache; trained and stored if it is not there.
 
     A classifier if they have labels, else a matcher. `held_out`, with classes, or captions as such, picks the best
@@ -192,17 +183,13 @@ def trained_judge(
     torch.manual_seed(config.seed)
     # as coarse as leaves ten squares a side: 2 pixels for images of 28, 4 for 64
     fold = max(n for n in (1, 2, 4, 8, 16) if n == 1 or (data.image_size % n == 0 and data.image_size >= 10 * n))
-    if data.classes:
-        model = Classifier(ClassifierConfig(len(data.classes), data.channels, fold=fold))
-        # The captions have no part in it: other phrasings need no other judge.
-        fingerprint = sha256(data.images.numpy().tobytes() + data.labels.numpy().tobytes())
-    else:
-        model = Matcher(MatcherConfig(data.channels, fold=fold)).choose_among(held_out.class_captions)
-        fingerprint = data.fingerprint
-    source = {"name": data.name, "fingerprint": fingerprint}
+    shape = ClassifierConfig(len(data.classes) or 128, data.channels, fold=fold)
+    model = Classifier(shape) if data.classes else Matcher(shape).choose_among(held_out.class_captions)
+    # A classifier knows no captions: other phrasings need no other judge.
+    labelled = data.images.numpy().tobytes() + data.labels.numpy().tobytes() if data.classes else b""
+    source = {"name": data.name, "fingerprint": sha256(labelled) if labelled else data.fingerprint}
     settings = {key: value for key, value in asdict(config).items() if key != "device"}
     stage = JudgeStage(model, data, held_out)
-    key = sha256(json.dumps([source, settings, asdict(model.config)]).encode())
-    folder = cache / f"{stage.name}-{key[:16]}"
+    folder = cache / f"{stage.name}-{sha256(json.dumps([source, settings, asdict(shape)]).encode())[:16]}"
     loop.train(stage, config, device, folder, Manifest(stage.name, data=source, training=settings))
-    return load_stage(folder / stage.name, type(model), type(model.config))[0].to(device)
+    return load_stage(folder / stage.name, type(model), ClassifierConfig)[0].to(device)

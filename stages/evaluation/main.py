@@ -1,6 +1,6 @@
 """Runs the sections one after the other, and writes the report."""
 
-import math
+import json
 import platform
 import time
 from collections.abc import Callable, Collection, Sequence
@@ -15,9 +15,9 @@ from stages.data import DataConfig
 from stages.embed import embed_dataset
 from stages.evaluation.attributes import has_attributes, held_out_section
 from stages.evaluation.budget import error_budget, stage_losses
-from stages.evaluation.drawing import TrueEmbeddings, sweep
+from stages.evaluation.drawing import TrueEmbeddings, denoising_section, sweep_section
 from stages.evaluation.embeddings import clip_section, prior_section
-from stages.evaluation.judge import Matcher, trained_judge
+from stages.evaluation.judge import trained_judge
 from stages.evaluation.reference import Reference, Section, memorisation_section, reference_section
 from stages.evaluation.report import markdown
 from stages.loop import TrainConfig
@@ -26,7 +26,7 @@ from unclip.checkpoint import STAGES, read_manifest
 from unclip.devices import pick_device
 from unclip.errors import UserError
 from unclip.files import write_arrays, write_atomically, write_json
-from unclip.images import denoising_strip, save_png
+from unclip.images import save_png
 from unclip.settings import Device, Sampling, check_seeds
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -68,75 +68,73 @@ def evaluate(options: EvaluateOptions) -> dict[str, Any]:
 
     Raises UserError if the pipeline is missing, damaged or unfinished.
     """
-    device, seed = pick_device(options.device), options.seed
+    device = pick_device(options.device)
     manifests = {stage: read_manifest(options.checkpoint / stage) for stage in STAGES}
     pipe = UnCLIP.from_pretrained(options.checkpoint, device)
     pipe.sampling = options.sampling
-    test, validation, train = real_images(options)
-    n, classes = options.samples // len(test.classes), len(test.classes)
-    timed = Timer()
-
-    kind = "classifier" if train.classes else "matcher"
-    judge = timed(kind, lambda: trained_judge(train, validation, options.judge, device))
-    if isinstance(judge, Matcher):
-        judge.choose_among(test.class_captions)
-        validation = test  # no other images are of the same captions
-    parts = (pipe.clip, manifests["clip"].sha256, pipe.tokenizer, pipe.preprocess, device)
-    embedded, embedded_validation = timed(
-        "embedding the test and validation images", lambda: [embed_dataset(data, *parts) for data in (test, validation)]
-    )
-    reference, true = Reference.of(judge, test), TrueEmbeddings(validation, embedded_validation.images)
-
-    sections = {
-        "reference": timed("reference", lambda: reference_section(reference, train, n, seed)),
-        "clip": timed("clip", lambda: clip_section(pipe, test, embedded, seed)),
-        "prior": timed("prior", lambda: prior_section(pipe, test, embedded, n * classes, seed)),
-        "error_budget": timed("error budget", lambda: error_budget(pipe, reference, true, n, seed)),
-    }
-    if has_attributes(test):
-        sections["held_out"] = timed(
-            "held out", lambda: held_out_section(pipe, reference, max(2, n * classes // 20), seed)
-        )
-    samples = sections["error_budget"].arrays["prior: images"]
-    sections["memorisation"] = timed("memorisation", lambda: memorisation_section(samples, train, reference, seed))
-    figures = {name: section.figures for name, section in sections.items()}
-    figures["lost"] = stage_losses(figures["error_budget"], figures["reference"]["floor"]["frechet"])
-    if options.sweep:
-        figures["sweep"] = timed("sweep", lambda: sweep(pipe, judge, validation, options.sweep, seed))
+    test, _, train = real = real_images(options)
+    sections, seconds = measure(pipe, manifests["clip"].sha256, real, options)
+    figures = {name: section.figures for name, section in sections.items() if section.figures}
     shown = options.data.load("train")[0] if has_attributes(train) else train  # of fashion-mnist a part is held out
     report = {
         "checkpoint": options.checkpoint.resolve().name,  # a report is handed on: no path of the machine
         "stages": {stage: {"sha256": m.sha256, "step": m.step} for stage, m in manifests.items()},
         "data": {"name": test.name, "fingerprint": test.fingerprint},
         "same_training_data": all(m.data.get("fingerprint") == shown.fingerprint for m in manifests.values()),
-        "judge": kind,
-        "samples": n * classes,
-        "seed": seed,
+        "judge": "classifier" if train.classes else "matcher",
+        "samples": figures["error_budget"]["prior"]["n"],
+        "seed": options.seed,
         "sampling": asdict(pipe.sampling),
         "hardware": f"{device}, {torch.get_num_threads()} threads, {platform.machine()}, torch {torch.__version__}",
         **figures,
-        "seconds": timed.seconds,
+        "lost": stage_losses(figures["error_budget"], figures["reference"]["floor"]["frechet"]),
+        "seconds": seconds,
     }
-    sections["denoising"] = denoising_section(pipe, test.class_captions[:3], seed)
     write(report, sections.values(), options.out or Path("outputs") / "evaluation" / report["checkpoint"])
     return report
 
 
-class Timer:
-    """Calls functions, and says and keeps how many seconds each took."""
+def measure(
+    pipe: UnCLIP, clip_sha256: str, real: Sequence[CaptionedImages], options: EvaluateOptions
+) -> tuple[dict[str, Section], dict[str, float]]:
+    """All sections on what `real_images` gives, and how many seconds each took."""
+    test, validation, train = real
+    sections, seconds = {}, {}
 
-    def __init__(self):
-        self.seconds: dict[str, float] = {}
-
-    def __call__(self, name: str, work: Callable[[], Any]) -> Any:
+    def timed(name: str, work: Callable[..., Any], *needs: Any) -> Any:
         began = time.perf_counter()
-        done = work()
-        self.seconds[name] = round(time.perf_counter() - began, 1)
-        print(f"{name}: {self.seconds[name]:.0f} s", flush=True)
+        done = work(*needs)
+        seconds[name] = round(time.perf_counter() - began, 1)
+        print(f"{name}: {seconds[name]:.0f} s", flush=True)
         return done
 
+    kind = "classifier" if train.classes else "matcher"
+    judge = timed(kind, trained_judge, train, validation, options.judge, pipe.device)
+    if not train.classes:
+        judge.choose_among(test.class_captions)
+        validation = test  # no other images are of the same captions
+    parts = (pipe.clip, clip_sha256, pipe.tokenizer, pipe.preprocess, pipe.device)
+    embedded, embedded_validation = timed(
+        "embedding the test and validation images", lambda: [embed_dataset(data, *parts) for data in (test, validation)]
+    )
+    reference, true = Reference.of(judge, test), TrueEmbeddings(validation, embedded_validation.images)
+    seed, n = options.seed, options.samples // reference.classes
+    sections["reference"] = timed("reference", reference_section, reference, train, n, seed)
+    sections["clip"] = timed("clip", clip_section, pipe, test, embedded, seed)
+    sections["prior"] = timed("prior", prior_section, pipe, test, embedded, n * reference.classes, seed)
+    sections["error_budget"] = budget = timed("error budget", error_budget, pipe, reference, true, n, seed)
+    if has_attributes(test):
+        per_pair = max(2, n * reference.classes // 20)
+        sections["held_out"] = timed("held out", held_out_section, pipe, reference, per_pair, seed)
+    samples = budget.arrays["prior: images"]
+    sections["memorisation"] = timed("memorisation", memorisation_section, samples, train, reference, seed)
+    sections["denoising"] = timed("denoising", denoising_section, pipe, test.class_captions[:3], seed)
+    if options.sweep:
+        sections["sweep"] = timed("sweep", sweep_section, pipe, judge, validation, options.sweep, seed)
+    return sections, seconds
 
-def real_images(options: EvaluateOptions) -> list[CaptionedImages]:
+
+def real_images(options: EvaluateOptions) -> Sequence[CaptionedImages]:
     """The images to compare with, the validation images, and all training images.
 
     Where a split has no images of some class, the first two have each caption as a class, and the training images none.
@@ -148,11 +146,6 @@ def real_images(options: EvaluateOptions) -> list[CaptionedImages]:
     if options.samples < (fewest := 2 * len(splits[0].classes)):
         raise UserError(f"--samples must be at least {fewest}: two for each caption of {test.name}")
     return splits
-
-
-def denoising_section(pipe: UnCLIP, captions: Sequence[str], seed: int) -> Section:
-    drawn = pipe(list(captions), seed=seed, trajectory=True)
-    return Section(None, {"strip": denoising_strip(captions, drawn.trajectory, 1)})
 
 
 def write(report: dict[str, Any], sections: Collection[Section], out: Path) -> None:
@@ -169,8 +162,4 @@ def write(report: dict[str, Any], sections: Collection[Section], out: Path) -> N
 
 def without_nan(tree: Any) -> Any:
     """The same with None for NaN, which JSON has no word for."""
-    if isinstance(tree, dict):
-        return {key: without_nan(value) for key, value in tree.items()}
-    if isinstance(tree, (list, tuple)):
-        return [without_nan(value) for value in tree]
-    return None if isinstance(tree, float) and math.isnan(tree) else tree
+    return json.loads(json.dumps(tree), parse_constant=lambda word: None)

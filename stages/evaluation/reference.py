@@ -11,7 +11,7 @@ from torch import Tensor
 from torch.utils.data import Subset
 
 from data.dataset import CaptionedImages
-from stages.evaluation.judge import Classifier, Matcher, judge
+from stages.evaluation.judge import Judge, judge
 from unclip.images import captioned_grid
 from unclip.metrics import coverage, frechet_distance, nearest, share
 
@@ -23,7 +23,7 @@ class Section:
     A share or a mean among the figures is {"value", "low", "high", "n"}, with its 95% interval.
     """
 
-    figures: Any
+    figures: Any = None
     pictures: dict[str, Image.Image] = field(default_factory=dict)
     arrays: dict[str, np.ndarray] = field(default_factory=dict)
 
@@ -32,7 +32,7 @@ class Section:
 class Reference:
     """The test images, as the judge sees them."""
 
-    judge: Classifier | Matcher
+    judge: Judge
     data: CaptionedImages
     predicted: Tensor
     """The classes that the judge sees in them (N,)."""
@@ -40,7 +40,7 @@ class Reference:
     """What it sees them by (N, F)."""
 
     @classmethod
-    def of(cls, model: Classifier | Matcher, data: CaptionedImages) -> "Reference":
+    def of(cls, model: Judge, data: CaptionedImages) -> "Reference":
         scores, features = judge(model, data.images)
         return cls(model, data, scores.argmax(dim=1), features)
 
@@ -104,22 +104,20 @@ def memorisation_section(samples: np.ndarray, train: CaptionedImages, reference:
         "pixels": (flat(images), flat(reference.data.images[chosen]), flat(train.images)),
         "features": (of_samples, reference.features[chosen], of_train),
     }
-    found = {name: (nearest(ours, real), nearest(test, real)[0]) for name, (ours, test, real) in spaces.items()}
-    figures = {
-        name: {
-            "samples_median": ours.median().item(),
-            "test_median": tests.median().item(),
-            "samples_below_test_1st_percentile": share((ours < tests.quantile(0.01)).flatten()),
+    figures = {}
+    for space, (ours, test, real) in spaces.items():
+        apart, rows = nearest(ours, real)
+        of_test, _ = nearest(test, real)
+        figures[space] = {
+            "samples_median": apart.median().item(),
+            "test_median": of_test.median().item(),
+            "samples_below_test_1st_percentile": share((apart < of_test.quantile(0.01)).flatten()),
         }
-        for name, ((ours, _), tests) in found.items()
-    }
-    (distance, rows), _ = found["pixels"]
-    closest = distance[:, 0].argsort()[:8]
-    pairs = {
-        "the samples closest to a training image": samples[closest.numpy()],
-        "the training images": train.images[rows[closest, 0]].permute(0, 2, 3, 1).numpy(),
-    }
-    return Section(figures, {"memorisation": captioned_grid(list(pairs.items()))})
+        if space == "pixels":
+            closest = apart[:, 0].argsort()[:8]
+            copied = train.images[rows[closest, 0]].permute(0, 2, 3, 1).numpy()
+    pairs = [("the samples closest to a training image", samples[closest.numpy()]), ("the training images", copied)]
+    return Section(figures, {"memorisation": captioned_grid(pairs)})
 
 
 def flat(images: Tensor) -> Tensor:

@@ -28,18 +28,14 @@ Not every stage was trained on just the training images of this data set: what i
 def markdown(report: dict[str, Any], pictures: list[str]) -> str:
     """The text of evaluation.md, for what `stages.evaluation.main.evaluate` returns. Its pictures are NAME.png."""
     word = "class" if report["judge"] == "classifier" else "caption"
-    sections = [
-        _head(report),
-        _clip(report["clip"], word),
-        _prior(report["prior"], word),
-        _end_to_end(report, word),
-        _attributes(report) if "held_out" in report else "",
-        _budget(report),
-        _memorisation(report["memorisation"]),
-        _sweep(report["sweep"]) if "sweep" in report else "",
-        *(f"## {TITLES[name]}\n\n![{TITLES[name]}]({name}.png)\n" for name in pictures),
-    ]
-    return "\n".join(filter(None, sections))
+    sections = [_head(report), _clip(report["clip"], word), _prior(report["prior"], word), _end_to_end(report, word)]
+    if "held_out" in report:
+        sections.append(_attributes(report["error_budget"]["prior"]["attributes"], report["held_out"]))
+    sections += [_budget(report), _memorisation(report["memorisation"])]
+    if "sweep" in report:
+        sections.append(_sweep(report["sweep"]))
+    sections += [f"## {TITLES[name]}\n\n![{TITLES[name]}]({name}.png)\n" for name in pictures]
+    return "\n".join(sections)
 
 
 def percent(figure: dict[str, float]) -> str:
@@ -149,11 +145,8 @@ Standard FID: {f"{fid['value']:.2f}" if "value" in fid else "not taken, as " + f
 {table(["asked for, and seen as", *by_class, "right"], matrix) if len(by_class) <= FEW else ""}"""
 
 
-def _attributes(report: dict[str, Any]) -> str:
-    seen, unseen = (
-        [[name, percent(f["obeyed"]), percent(f["class"])] for name, f in part.items()]
-        for part in (report["error_budget"]["prior"]["attributes"], report["held_out"])
-    )
+def _attributes(*parts: dict[str, Any]) -> str:
+    seen, unseen = ([[k, percent(f["obeyed"]), percent(f["class"])] for k, f in part.items()] for part in parts)
     return f"""Attributes: how many samples obey the rule of `data/captions.py`, and how many are of the class.
 
 {table(["asked", "obeyed", "class"], seen)}
