@@ -105,7 +105,7 @@ def article(noun: str) -> str:
 PLAIN_CAPTIONS = tuple(f"an image of {noun_phrase(name, '', '', False)[0]}" for name in CLASSES)
 
 
-class Asked(NamedTuple):
+class AttributeRequest(NamedTuple):
     """A caption that asks for one attribute of one class."""
 
     caption: str
@@ -120,7 +120,7 @@ class Asked(NamedTuple):
         return (TONES, WIDTHS)[self.measure][self.code]
 
 
-def attribute_captions() -> list[Asked]:
+def attribute_captions() -> list[AttributeRequest]:
     """ "an image of a dark sneaker": every class with every attribute, those that no training caption says included."""
     asked = []
     for label, name in enumerate(CLASSES):
@@ -128,7 +128,7 @@ def attribute_captions() -> list[Asked]:
             for code, word in enumerate(words[1:], start=1):
                 tone, width = (word, "") if measure == 0 else ("", word)
                 caption = f"an image of {noun_phrase(name, tone, width, False)[0]}"
-                asked.append(Asked(caption, label, measure, code, _says_held_out(name, tone, width)))
+                asked.append(AttributeRequest(caption, label, measure, code, _says_held_out(name, tone, width)))
     return asked
 
 

@@ -9,7 +9,7 @@ import torch
 from conftest import ROOT
 
 from data.captions import CLASSES, PLAIN_CAPTIONS
-from stages.classifier import Classifier, judge
+from stages.evaluation.judge import Classifier, judge
 from unclip import UnCLIP
 from unclip.checkpoint import load_stage, read_manifest, sha256
 from unclip.files import read_json, write_json

@@ -12,11 +12,13 @@ import torch
 from conftest import ROOT, assert_one_error_line, made_up_data, run_python
 
 from data.captions import CLASSES, PLAIN_CAPTIONS, attribute_captions, attribute_codes, attributes
-from stages import evaluate as module
-from stages.classifier import Classifier, ClassifierConfig, judge, trained_classifier
-from stages.evaluate import SWEEP, EvaluateOptions, by_both_ranks, evaluate, stage_losses, without_nan
-from stages.measure import WAYS, inception_fid
-from stages.report import OTHER_DATA, markdown, number, percent, table
+from stages.evaluation import drawing
+from stages.evaluation.budget import stage_losses
+from stages.evaluation.drawing import SWEEP, WAYS, by_both_ranks
+from stages.evaluation.judge import Classifier, ClassifierConfig, judge, trained_judge
+from stages.evaluation.main import EvaluateOptions, evaluate, without_nan
+from stages.evaluation.reference import Reference, inception_fid, memorisation_section
+from stages.evaluation.report import OTHER_DATA, markdown, number, percent, table
 from unclip.metrics import frechet_distance, mean, share
 
 SETTINGS = EvaluateOptions(
@@ -24,7 +26,7 @@ SETTINGS = EvaluateOptions(
     sweep=20,
     data=replace(EvaluateOptions().data, limit=600),
     sampling=replace(EvaluateOptions().sampling, steps=3, prior_steps=3),
-    classifier=replace(EvaluateOptions().classifier, steps=20, batch_size=32, warmup=5, evaluate_every=20),
+    judge=replace(EvaluateOptions().judge, steps=20, batch_size=32, warmup=5, evaluate_every=20),
 )
 SMALL_SWEEP = {
     "prior_guidance": (1.0, 2.0),
@@ -41,7 +43,7 @@ def done(trained, tmp_path_factory):
     """The folder of a report on the tiny pipeline, and what evaluate returned. Read only."""
     out = tmp_path_factory.mktemp("evaluation")
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(module, "SWEEP", SMALL_SWEEP)
+        patch.setattr(drawing, "SWEEP", SMALL_SWEEP)
         return out, evaluate(replace(SETTINGS, checkpoint=trained.folder, out=out))
 
 
@@ -49,9 +51,7 @@ def done(trained, tmp_path_factory):
 def judged(done):
     """The cached classifier of that report, the test images, and their features."""
     data = SETTINGS.data
-    classifier = trained_classifier(
-        *data.load("train", "validation", held_out=True), SETTINGS.classifier, torch.device("cpu")
-    )
+    classifier = trained_judge(*data.load("train", "validation", held_out=True), SETTINGS.judge, torch.device("cpu"))
     (test,) = data.load("test")
     return classifier, test, judge(classifier, test.images)[1]
 
@@ -92,7 +92,7 @@ def test_figures_can_be_recomputed_from_the_arrays(done, judged):
 
 def test_obedience_is_what_the_rule_says_of_the_images(done, judged):
     out, report = done
-    thirds = judged[1].thirds
+    bounds = judged[1].bounds
     arrays = np.load(out / "evaluation.npz")
     asked = {a.caption: a for a in attribute_captions()}
     for kind, figures in (
@@ -103,7 +103,7 @@ def test_obedience_is_what_the_rule_says_of_the_images(done, judged):
         captions = [asked[caption] for caption in arrays[f"prior: {kind} captions"].tolist()]
         images = torch.from_numpy(arrays[f"prior: {kind} images"]).permute(0, 3, 1, 2)
         for measure, a in zip(attributes(images), captions, strict=True):
-            code = attribute_codes(measure[None], torch.tensor([a.label]), thirds)[0, a.measure]
+            code = attribute_codes(measure[None], torch.tensor([a.label]), bounds)[0, a.measure]
             obeyed.append((int(code) == a.code, a.word))
         assert {a.held_out for a in captions} == {kind == "held-out"}
         assert figures["all"]["obeyed"]["value"] == pytest.approx(np.mean([right for right, _ in obeyed]))
@@ -147,6 +147,32 @@ def test_zero_shot_accuracy_equals_one_computed_through_the_pipeline(done, tiny,
     assert sum(f["n"] for f in figures["zero_shot_by_class"].values()) == len(test)
 
 
+def test_share_of_the_gap_is_that_of_the_mean_cosines(done):
+    """Over the pairs of which the ceiling is known, which are all: each caption describes several images."""
+    for row in done[1]["prior"]["cosines"]:
+        sample, text, ceiling = (row[name]["value"] for name in ("sample", "text", "ceiling"))
+        assert row["ceiling"]["n"] == row["sample"]["n"] == row["gap_closed"]["n"]
+        assert row["gap_closed"]["value"] == pytest.approx((sample - text) / (ceiling - text), rel=1e-4)
+    assert f"{100 * row['gap_closed']['value']:.0f} ±" in (done[0] / "evaluation.md").read_text()
+
+
+def test_memorisation_needs_nothing_but_its_arguments():
+    train, test = made_up_data(40, 0), made_up_data(30, 1)
+    torch.manual_seed(0)
+    reference = Reference.of(Classifier(ClassifierConfig(width=8)).eval(), test)
+    samples = torch.cat([train.images[:3], test.images[5:9]])  # three copies
+    section = memorisation_section(samples.permute(0, 2, 3, 1).numpy(), train, reference, seed=0)
+    distances = np.sort([
+        min(np.linalg.norm(a - b) for b in (train.images.numpy().reshape(40, -1) / 255.0))
+        for a in (samples.numpy().reshape(7, -1) / 255.0)
+    ])  # fmt: skip
+    assert section.figures["pixels"]["samples_median"] == pytest.approx(distances[3], rel=1e-4)
+    assert (distances[:3] == 0).all()
+    for space in ("pixels", "features"):
+        assert section.figures[space]["samples_below_test_1st_percentile"]["value"] >= 3 / 7
+    assert list(section.pictures) == ["memorisation"]
+
+
 def test_prior_is_put_beside_its_ceiling_and_its_floors(done):
     rows = done[1]["prior"]["cosines"]
     assert [(row["draws"], row["prior_guidance"]) for row in rows] == [(1, 1.0), (1, 1.5), (1, 2.0), (1, 4.0), (2, 1.5)]
@@ -171,17 +197,10 @@ def test_sweep_covers_the_grid_and_puts_the_best_first(done):
     assert set(SWEEP) == set(SMALL_SWEEP)
 
 
-def made_up_report(chain: tuple[float, float, float, float], frechet: tuple[float, float]) -> dict:
+def made_up_budget(chain: tuple[float, float, float, float], frechet: tuple[float, float]) -> dict:
     real, zero_shot, true, prior = ({"value": p, "low": p - 0.02, "high": p + 0.02} for p in chain)
-    return {
-        "reference": {"floor": {"frechet": 0.1}},
-        "error_budget": {
-            "true embedding": {
-                "real_images": real, "zero_shot": zero_shot, "caption_accuracy": true, "frechet": frechet[0],
-            },
-            "prior": {"caption_accuracy": prior, "frechet": frechet[1]},
-        },
-    }  # fmt: skip
+    true = {"real_images": real, "zero_shot": zero_shot, "caption_accuracy": true, "frechet": frechet[0]}
+    return {"true embedding": true, "prior": {"caption_accuracy": prior, "frechet": frechet[1]}}
 
 
 @pytest.mark.parametrize(
@@ -196,7 +215,7 @@ def made_up_report(chain: tuple[float, float, float, float], frechet: tuple[floa
 )
 @pytest.mark.parametrize(("frechet", "by_frechet"), [((0.5, 2.0), "prior"), ((1.9, 2.0), "decoder")])
 def test_the_stage_that_loses_most_is_named(chain, weakest, frechet, by_frechet):
-    lost = stage_losses(made_up_report(chain, frechet))
+    lost = stage_losses(made_up_budget(chain, frechet), floor=0.1)
     assert lost["weakest_by_accuracy"] == weakest
     assert sum(lost["accuracy_lost"].values()) == pytest.approx(chain[0] - chain[-1])
     assert lost["frechet_added"] == pytest.approx({"decoder": frechet[0] - 0.1, "prior": 2.0 - frechet[0]})
@@ -275,16 +294,16 @@ def test_standard_fid_is_taken_only_where_its_weights_are(monkeypatch, tmp_path)
 
 def test_classifier_learns_what_images_show_and_is_trained_once(tmp_path):
     train, held_out = made_up_data(400, 0), made_up_data(100, 1)
-    config = replace(SETTINGS.classifier, steps=60, lr=1e-2, evaluate_every=60)
+    config = replace(SETTINGS.judge, steps=60, lr=1e-2, evaluate_every=60)
     device = torch.device("cpu")
-    first = trained_classifier(train, held_out, config, device, tmp_path)
+    first = trained_judge(train, held_out, config, device, tmp_path)
     accuracy = (judge(first, held_out.images)[0].argmax(dim=1) == held_out.labels).float().mean()
     assert accuracy > 0.9  # chance is 0.1
     weights = {path: path.stat().st_mtime_ns for path in tmp_path.rglob("model.safetensors")}
-    again = trained_classifier(train, held_out, config, device, tmp_path)
+    again = trained_judge(train, held_out, config, device, tmp_path)
     assert torch.equal(judge(again, held_out.images)[0], judge(first, held_out.images)[0])
     assert {path: path.stat().st_mtime_ns for path in tmp_path.rglob("model.safetensors")} == weights
-    trained_classifier(train, held_out, replace(config, seed=1), device, tmp_path)
+    trained_judge(train, held_out, replace(config, seed=1), device, tmp_path)
     assert len(list(tmp_path.rglob("model.safetensors"))) == 2
 
 

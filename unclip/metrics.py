@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 Z = 1.959964  # the normal distribution's 97.5% quantile: what a 95% interval takes
+LEAST_GAP = 0.01  # between cosines: of less there is no share to speak of
 
 
 def recall_at_k(similarity: Tensor, right: Tensor, k: int) -> float:
@@ -53,6 +54,22 @@ def mean(values: Tensor) -> dict[str, float]:
         return {"value": values.mean().item(), "low": math.nan, "high": math.nan, "n": len(values)}
     m, half = values.mean().item(), Z * values.std().item() / math.sqrt(len(values))
     return {"value": m, "low": m - half, "high": m + half, "n": len(values)}
+
+
+def share_of_gap(values: Tensor, floors: Tensor, ceilings: Tensor) -> dict[str, float]:
+    """How much of the way from floor to ceiling is gone: mean(values - floors) / mean(ceilings - floors), each (N,).
+
+    0 is the floor, 1 the ceiling; beyond both is possible. Rows in which one is NaN are left out. The 95% interval is
+    that of a ratio of means, by the delta method. NaN, with n 0, where the gap is below LEAST_GAP or within its own
+    interval.
+    """
+    gained, gap = (values - floors).double(), (ceilings - floors).double()
+    known = ~(gained + gap).isnan()
+    size = mean(gap[known])
+    if not size["low"] > 0 or size["value"] < LEAST_GAP:
+        return mean(values[:0])
+    ratio = gained[known].mean() / size["value"]
+    return mean(ratio + (gained - ratio * gap)[known] / size["value"])
 
 
 def confusion(truth: Tensor, predicted: Tensor, classes: int) -> Tensor:
