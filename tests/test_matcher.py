@@ -8,7 +8,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from data.dataset import CaptionedImages
+from data.dataset import CaptionedImages, ListedCaptions
 from stages.evaluation.judge import WORDS, ClassifierConfig, Matcher, judge, term_ids, trained_judge
 from stages.evaluation.main import EvaluateOptions
 
@@ -32,7 +32,7 @@ def boxes(count: int, seed: int, captions: list[str]) -> CaptionedImages:
     for image, i in zip(images, ids.tolist(), strict=True):
         _, colour, _, _, _, place = captions[i].strip(".").split()
         image[:, *PLACES[place]] = torch.tensor(COLOURS[colour], dtype=torch.uint8)[:, None, None]
-    return CaptionedImages("boxes", images, captions, lambda rows, one_phrasing: ids[rows])
+    return CaptionedImages("boxes", images, ListedCaptions(captions, ids[:, None], torch.ones_like(ids)))
 
 
 @pytest.fixture(scope="module")
