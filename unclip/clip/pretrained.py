@@ -38,7 +38,7 @@ def load_clip(path: str | Path) -> tuple[CLIP, Tokenizer | None, Preprocess]:
 
 def load_bundle(path: Path) -> Bundle:
     """The CLIP at a path, in our format or another."""
-    if (folder := own_folder(path)) is not None:
+    if (folder := _own_folder(path)) is not None:
         return _load_own(folder)
     clip, tokenizer, origin = foreign.load(path)
     manifest = Manifest("clip", training={"pretrained": str(path), **origin}, complete=True)
@@ -47,7 +47,7 @@ def load_bundle(path: Path) -> Bundle:
     return Bundle(clip.eval().requires_grad_(False), tokenizer, manifest)
 
 
-def own_folder(path: Path) -> Path | None:
+def _own_folder(path: Path) -> Path | None:
     """The folder of a CLIP in our own format, in a pipeline or by itself; None for what is of another format."""
     if (path / "clip").is_dir() or not path.exists():
         return path / "clip"

@@ -39,9 +39,9 @@ def read_json(path: Path) -> dict[str, Any]:
     try:
         values = json.loads(check_fetched(path).read_text(encoding="utf-8"))
     except (json.JSONDecodeError, UnicodeDecodeError) as error:
-        raise UserError(f"{path} is not readable JSON ({error}); fetch it again") from error
+        raise UserError(f"{path} is not readable JSON ({error}); restore it or fetch it again") from error
     if not isinstance(values, dict):
-        raise UserError(f"{path} is not a JSON object; fetch it again")
+        raise UserError(f"{path} is not a JSON object; restore it or fetch it again")
     return values
 
 
