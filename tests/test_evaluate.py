@@ -255,10 +255,25 @@ def test_report_says_when_the_stages_were_trained_on_other_data(done):
 def test_tables_and_numbers_of_the_report():
     assert percent({"value": 0.931, "low": 0.9134, "high": 0.946, "n": 900}) == "93.1% (91.3-94.6)"
     assert number({"value": 0.8021, "low": 0.8, "high": 0.8042, "n": 90}) == "0.802 ± 0.002"
+    assert number({"value": 0.8021, "low": 0.7, "high": 0.9042, "n": 90}, unit=0.01, digits=0) == "80 ± 10"
     nothing = torch.zeros(0, dtype=torch.bool)
     assert percent(share(nothing)) == number(mean(nothing.float())) == "-", "no image of a class, no pair of a caption"
     assert without_nan({"a": [mean(nothing.float())["value"], 0.5]}) == {"a": [None, 0.5]}
     assert table(["a", "b"], [[1, "x"]]) == "| a | b |\n| --- | --- |\n| 1 | x |\n"
+
+
+def test_the_words_are_those_of_the_data(done):
+    report = json.loads(json.dumps(done[1])) | {"judge": "matcher"}
+    del report["held_out"], report["clip"]["attributes"]
+    report["prior"]["cosines"][0]["gap_closed"] |= {"value": None, "low": None, "high": None, "n": 0}
+    text = markdown(report, [])
+    assert "its own caption is the nearest of all 10 that were asked for" in text
+    assert "| zero-shot by caption |" in text
+    assert "Of so few" not in text
+    for word in ("class", "plain", "phrasing", "attribute", "never shown"):
+        assert word in markdown(done[1], []), word
+        assert word not in text, f"{word}: not of this data"
+    assert [line.split(" | ")[-1] for line in text.splitlines() if line.startswith("| 1 | 1.0 |")] == ["- |"]
 
 
 def test_markdown_names_the_weakest_stage_and_the_protocol(done):

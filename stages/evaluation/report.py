@@ -21,7 +21,7 @@ JUDGES = {
     ),
 }
 OTHER_DATA = """
-Not every stage was trained on just the training images of this data set: what is called never shown may have been.
+Not every stage was trained on just the training images of this data set: some may know what is taken here for unseen.
 """
 
 
@@ -40,8 +40,7 @@ def markdown(report: dict[str, Any], pictures: list[str]) -> str:
 
 def percent(figure: dict[str, float]) -> str:
     """A share with its interval: "93.1% (91.3-94.6)"; "-" if nothing was there to count."""
-    low, high = 100 * figure["low"], 100 * figure["high"]
-    return f"{short(figure)} ({low:.1f}-{high:.1f})" if figure["n"] else "-"
+    return f"{short(figure)} ({100 * figure['low']:.1f}-{100 * figure['high']:.1f})" if figure["n"] else "-"
 
 
 def short(figure: dict[str, float]) -> str:
@@ -51,8 +50,10 @@ def short(figure: dict[str, float]) -> str:
 
 def number(figure: dict[str, float], unit: float = 1, digits: int = 3) -> str:
     """A mean with half the width of its interval: "0.802 +- 0.004"; "-" if nothing was there to average."""
+    if not figure["n"]:
+        return "-"
     half = (figure["high"] - figure["low"]) / 2
-    return f"{figure['value'] / unit:.{digits}f} ± {half / unit:.{digits}f}" if figure["n"] else "-"
+    return f"{figure['value'] / unit:.{digits}f} ± {half / unit:.{digits}f}"
 
 
 def times(distance: float, floor: float) -> str:
@@ -93,7 +94,7 @@ def _clip(figures: dict[str, Any], word: str) -> str:
     return f"""## CLIP, on {figures["images"]} test images
 
 {table(["figure", "value"], rows)}
-Recall is over the distinct captions of the test images, the mean of a few phrasings.
+Recall is over the distinct captions of the test images, each with one of its own; the mean of a few such choices.
 
 {classes if len(by_class) <= FEW else ""}"""
 
@@ -111,9 +112,9 @@ def _prior(figures: dict[str, Any], word: str) -> str:
 Cosine to the true image embedding:
 
 {table(["draws", "guidance", *names.values(), "share of the gap closed (%)"], rows)}
-The gap is that between the text embedding, which needs no prior, and another real image of the caption. A prior that
-draws as real images vary closes 100% of it; guidance, and the better of two draws, more, at the price of variety. At 0%
-the prior is of no use. Where captions say nearly all that images show there is no gap to speak of: "-".
+The gap lies between the text embedding, which needs no prior, and another real image of the caption. A prior that
+draws as real images vary closes 100% of it; guidance, and the better of two draws, may close more, at the price of
+variety. At 0% the prior is of no use. "-": there is no gap to speak of, as captions say nearly all that images show.
 
 Spread of the embeddings of one {word} (1 - mean cosine): {number(figures["spread_of_draws"])} of draws for {plain},
 {number(figures["spread_of_real"])} of real images. Much less than real is collapse; a little less is right, as guidance
@@ -132,14 +133,14 @@ def _end_to_end(report: dict[str, Any], word: str) -> str:
         *([name, *(percent(f[name]) for f in compared)] for name in ("precision", "recall")),
     ]
     matrix = [[name, *row, short(by_class[name])] for name, row in zip(by_class, figures["confusion"], strict=True)]
-    fid = figures["inception_fid"]
+    fid, tests = figures["inception_fid"], reference["test_images"]
     return f"""## End to end: caption to pixels
 
 {table(["figure", "samples", "real images", "noise"], rows)}
 {JUDGES[report["judge"]].format(classes=len(by_class))}
 Real images: test images for the accuracy, as many training images{" of each class" if word == "class" else ""} as there
-are samples for the rest. Distances are to the features of {reference["test_images"]} test images; precision and recall
-to as many as there are samples ({figures["n"]}).
+are samples for the rest. Distances are to the features of {tests} test images; precision and recall to
+{min(tests, figures["n"])} of them. {"Of so few they say little." if tests < 100 else ""}
 Standard FID: {f"{fid['value']:.2f}" if "value" in fid else "not taken, as " + fid["missing"]}.
 
 {table(["asked for, and seen as", *by_class, "right"], matrix) if len(by_class) <= FEW else ""}"""
