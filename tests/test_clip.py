@@ -238,6 +238,15 @@ def test_a_long_caption_is_cut_with_a_warning_that_shows_what_is_kept(tokenizer)
     assert repr(tokenizer.decode(whole[1:4])) in str(caught[0].message)
 
 
+def test_many_long_captions_give_one_warning_with_their_number(tokenizer):
+    kept = tokenizer.decode(tokenizer.encode(["a bag by zqxj0"], LONG)[0].tolist()[1:4])
+    with pytest.warns(UserWarning, match="cut") as caught:
+        tokenizer.encode(["a bag", *[f"a bag by zqxj{i}" for i in range(7)]], 5)
+    assert [str(warning.message) for warning in caught] == [
+        f"7 captions are cut to the 3 tokens that fit, the first of them: {kept!r}"
+    ]
+
+
 def test_a_caption_that_just_fits_is_not_cut(tokenizer):
     whole = tokenizer.encode(["sneaker bag boot"], LONG)
     with warnings.catch_warnings():

@@ -99,9 +99,9 @@ class Tokenizer:
     def encode(self, captions: Sequence[str], context: int) -> Tensor:
         """Ids (B, L), L being the longest caption's length and at most `context`.
 
-        A longer caption is cut at a token, with a warning. Raises UserError for text that is not valid Unicode.
+        Longer captions are cut at a token, with one warning. Raises UserError for text that is not valid Unicode.
         """
-        rows = []
+        rows, cut = [], []
         for caption in captions:
             try:
                 ids = self.core.encode(caption, add_special_tokens=False).ids
@@ -110,11 +110,13 @@ class Tokenizer:
             except Exception as error:  # the library raises bare Exception, as for a byte that a vocabulary lacks
                 raise UserError(f"caption {caption!r} cannot be told by the tokenizer ({error})") from error
             if len(ids) > context - 2:
-                kept = self.decode(ids[: context - 2])
-                warnings.warn(
-                    f"caption of {len(ids)} tokens is cut to the {context - 2} that fit: {kept!r}", stacklevel=2
-                )
+                cut.append(ids)
             rows.append([self.start_id, *ids[: context - 2], self.end_id])
+        if cut:
+            one = f"caption of {len(cut[0])} tokens is cut to the {context - 2} that fit"
+            several = f"{len(cut)} captions are cut to the {context - 2} tokens that fit, the first of them"
+            kept = self.decode(cut[0][: context - 2])
+            warnings.warn(f"{one if len(cut) == 1 else several}: {kept!r}", stacklevel=2)
         length = max(map(len, rows))
         return torch.tensor([row + [self.pad_id] * (length - len(row)) for row in rows])
 
