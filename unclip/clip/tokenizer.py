@@ -100,13 +100,10 @@ class Tokenizer:
         if long:
             longest = max(long, key=len)
             kept = repr(self.decode(longest[:fit]))
-            if len(long) == 1:
-                told = f"caption of {len(longest)} tokens is cut to the {fit} that fit: {kept}"
-            else:
-                told = (
-                    f"{len(long)} captions are cut to the {fit} tokens that fit, the longest, of {len(longest)}: {kept}"
-                )
-            warnings.warn(f"{told}; a CLIP trained with a larger --model.text.context reads more", stacklevel=2)
+            one = f"caption of {len(longest)} tokens is cut to the {fit} that fit"
+            several = f"{len(long)} captions are cut to the {fit} tokens that fit, the longest, of {len(longest)}"
+            more = "a CLIP trained with a larger --model.text.context reads more"
+            warnings.warn(f"{one if len(long) == 1 else several}: {kept}; {more}", stacklevel=2)
         rows = [[self.start_id, *row[:fit], self.end_id] for row in rows]
         length = max(map(len, rows))
         return torch.tensor([row + [self.pad_id] * (length - len(row)) for row in rows])
