@@ -13,7 +13,7 @@ from unclip import UnCLIP, UserError
 from unclip.checkpoint import Manifest, read_manifest, read_manifests, save_stage, write_index
 from unclip.files import read_json
 from unclip.publish import publish
-from unclip.registry import SAMPLERS, STAGES, Sampler, Stage, default_kind, find, model_class
+from unclip.registry import SAMPLERS, STAGES, SamplerEntry, StageEntry, default_kind, find, model_class
 from unclip.samplers import ddim
 
 BAG, DRESS = "an image of a bag", "an image of a dress"
@@ -166,7 +166,7 @@ def test_every_row_names_code_that_is_there_and_parents_that_come_before():
 @pytest.fixture
 def upsampler(monkeypatch) -> None:
     """One more row: a stage after the decoder that a pipeline may do without."""
-    monkeypatch.setitem(STAGES, "upsampler", Stage({"toy": Bigger}, parents=("decoder",), optional=True))
+    monkeypatch.setitem(STAGES, "upsampler", StageEntry({"toy": Bigger}, parents=("decoder",), optional=True))
 
 
 @pytest.fixture
@@ -207,7 +207,7 @@ def test_an_optional_stage_is_published_with_the_hash_of_its_new_parent(enlarged
 
 
 def test_a_stage_whose_optional_parent_is_away_is_refused(copied, upsampler, monkeypatch):
-    monkeypatch.setitem(STAGES, "sharpener", Stage({"toy": Bigger}, parents=("upsampler",), optional=True))
+    monkeypatch.setitem(STAGES, "sharpener", StageEntry({"toy": Bigger}, parents=("upsampler",), optional=True))
     put(copied, "sharpener", Bigger(EchoConfig()), parents={"upsampler": "a" * 64})
     with pytest.raises(UserError, match=r"on the upsampler a{12}\.\., but this pipeline holds none; retrain"):
         UnCLIP.from_pretrained(copied)
@@ -226,7 +226,7 @@ def test_a_sampler_that_is_one_more_row_is_chosen_by_its_name(tiny, monkeypatch)
 
     with pytest.raises(UserError, match="sampler must be one of ddpm, ddim, dpmpp, not toy"):
         tiny(BAG, sampler="toy")
-    monkeypatch.setitem(SAMPLERS, "toy", Sampler(first_guess, reads=("eta",)))
+    monkeypatch.setitem(SAMPLERS, "toy", SamplerEntry(first_guess, reads=("eta",)))
     drawn = tiny(BAG, n=2, sampler="toy", steps=7, eta=0.25, prior_steps=2)
     assert given == [(7, 0.25)]
     assert np.array_equal(drawn.images, tiny(BAG, n=2, steps=1, prior_steps=2).images)

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from unclip.diffusion import GaussianDiffusion
 from unclip.errors import UserError
-from unclip.registry import SAMPLERS, Sampler, choose_sampler, find
+from unclip.registry import SAMPLERS, SamplerEntry, choose_sampler, find
 from unclip.samplers import (
     RowNoise,
     ddim,
@@ -230,7 +230,7 @@ def test_a_sampler_is_chosen_by_its_row_with_the_settings_that_it_reads(monkeypa
 
     with pytest.raises(UserError, match="sampler must be one of ddpm, ddim, dpmpp, not toy"):
         DecoderSettings(sampler="toy")
-    monkeypatch.setitem(SAMPLERS, "toy", Sampler(toy, reads=("eta",)))
+    monkeypatch.setitem(SAMPLERS, "toy", SamplerEntry(toy, reads=("eta",)))
     chosen = choose_sampler(DecoderSettings(sampler="toy", eta=0.25))
     assert chosen(lambda x, t: x * t, torch.ones(1), None, [3, 1], None).item() == 3.25
     with pytest.raises(UserError, match="eta is not for the ddpm sampler; leave it out, or choose ddim, toy"):

@@ -13,7 +13,7 @@ from unclip.errors import UserError
 
 
 @dataclass(frozen=True)
-class Stage:
+class StageEntry:
     """A part of a pipeline that is trained by itself."""
 
     kinds: dict[str, Any]
@@ -29,14 +29,14 @@ class Stage:
 
 
 STAGES = {
-    "clip": Stage({"transformer": "unclip.clip.model:CLIP"}),
-    "prior": Stage({"diffusion": "unclip.prior.model:Prior"}, parents=("clip",)),
-    "decoder": Stage({"diffusion": "unclip.decoder.model:Decoder"}, parents=("clip",)),
+    "clip": StageEntry({"transformer": "unclip.clip.model:CLIP"}),
+    "prior": StageEntry({"diffusion": "unclip.prior.model:Prior"}, parents=("clip",)),
+    "decoder": StageEntry({"diffusion": "unclip.decoder.model:Decoder"}, parents=("clip",)),
 }
 
 
 @dataclass(frozen=True)
-class Sampler:
+class SamplerEntry:
     """A way from noise to a sample, see unclip/samplers.py."""
 
     function: Any
@@ -45,9 +45,9 @@ class Sampler:
 
 
 SAMPLERS = {
-    "ddpm": Sampler("unclip.samplers:ddpm"),
-    "ddim": Sampler("unclip.samplers:ddim", reads=("eta",)),
-    "dpmpp": Sampler("unclip.samplers:dpmpp"),
+    "ddpm": SamplerEntry("unclip.samplers:ddpm"),
+    "ddim": SamplerEntry("unclip.samplers:ddim", reads=("eta",)),
+    "dpmpp": SamplerEntry("unclip.samplers:dpmpp"),
 }
 
 
