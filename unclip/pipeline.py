@@ -173,11 +173,11 @@ class UnCLIP:
             raise UserError(f"{len(embeddings)} embeddings do not go with {len(captions)} captions")
         seeds = seed_list(seed, len(captions))
         own = self.decoder.noise(seeds)
-        if noise is not None and noise.shape != own.shape:
+        noise = own if noise is None else torch.as_tensor(noise)
+        if noise.shape != own.shape:
             raise UserError(f"noise must be {tuple(own.shape)}, not {tuple(noise.shape)}")
         sampling = self.sampling.override(**settings)
-        noise = own if noise is None else noise.to(own)
-        return self._decode(embeddings, self.encode_captions(captions), seeds, sampling, noise, on_step)
+        return self._decode(embeddings, self.encode_captions(captions), seeds, sampling, noise.to(own), on_step)
 
     def _rows(self, captions: Captions, n: int, seed: Seeds) -> tuple[list[str], list[int]]:
         """Captions and seeds, one per sample."""
