@@ -64,7 +64,7 @@ def read(folder: Path, columns: Columns, problems: Problems) -> Listing:
     paired = any(file.with_suffix("") in texts for file in rest)
     labels = {} if metadata or paired else _classes(rest, [*parts, folder])
     for file in rest:
-        name, text = _name(file, folder), texts.pop(file.with_suffix(""), None)
+        name, text = _name(file, folder), texts.get(file.with_suffix(""))
         if text is not None:
             captions[file] = _from_text(file, text, name, problems)
         elif file in labels:
@@ -74,8 +74,10 @@ def read(folder: Path, columns: Columns, problems: Problems) -> Listing:
         else:
             problems.add(name, "lies in no folder of a class" if labels else f"has no {file.stem}.txt beside it")
     if paired and not metadata:
-        for text in texts.values():
-            problems.add(_name(text, folder), "has no image beside it")
+        illustrated = {file.with_suffix("") for file in rest}
+        for stem, text in texts.items():
+            if stem not in illustrated:
+                problems.add(_name(text, folder), "has no image beside it")
     if labels:
         problems.note(f"captions are made of the names of the folders: {next(iter(captions.values()))[0]!r}, and so on")
     records = _records(captions, folder, labels, problems, bool(parts))

@@ -8,6 +8,7 @@ import contextlib
 import hashlib
 import json
 import os
+import re
 import tempfile
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -44,6 +45,9 @@ WAITING = 64
 
 SPLIT_NAMES = {name: name for name in SPLITS} | dict.fromkeys(("val", "valid", "dev"), "validation")
 """What sources call their splits."""
+
+CONTROL = re.compile(r"[\x00-\x08\x0e-\x1f]")
+"""What text does not hold."""
 
 Fit = Literal["crop", "pad", "stretch"]
 
@@ -141,7 +145,7 @@ def as_captions(value: object, problems: Problems) -> tuple[str, ...]:
         if listed is not None:
             problems.note(f"text such as {one[:60]} is read as a list of captions")
         text += [one] if listed is None else listed
-    return tuple(dict.fromkeys(one for one in text if one and one == printable(one)))
+    return tuple(dict.fromkeys(one for one in text if one and one == printable(one) and not CONTROL.search(one)))
 
 
 def _listed(text: str) -> list[str] | None:

@@ -7,6 +7,7 @@
 The shards stay packed: only where things lie in them is listed, and an image is read when it is asked for.
 """
 
+import contextlib
 import io
 import json
 import os
@@ -89,10 +90,11 @@ def _samples(shard: Path, problems: Problems) -> dict[str, dict[str, Place]]:
 
 
 def _members(file: tarfile.TarFile, shard: Path, problems: Problems) -> Iterator[tarfile.TarInfo]:
-    try:
+    with contextlib.suppress(tarfile.TarError):  # what comes before is good
         yield from file
-    except (tarfile.TarError, OSError) as error:  # what comes before is good
-        problems.add(shard.name, f"ends early ({reason(error)}); what follows is lost")
+    file.fileobj.seek(file.offset)
+    if file.fileobj.read(tarfile.BLOCKSIZE) != bytes(tarfile.BLOCKSIZE):  # an archive ends with zeros
+        problems.add(shard.name, f"is cut off or damaged after {file.offset} bytes; what follows is lost")
 
 
 def _image_of(members: dict[str, Place], name: str, columns: Columns, problems: Problems) -> str | None:

@@ -8,11 +8,10 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from data.records import Problems
+from data.records import CONTROL, Problems
 
 SUFFIXES = (".jsonl", ".csv", ".tsv", ".json")
 SEPARATORS = ",;\t|"
-CONTROL = re.compile(rb"[\x00-\x08\x0e-\x1f]")
 
 Row = tuple[str, dict[str | None, Any]]
 """Where it stands, for messages, and its values by column; under None are those for which there is no column."""
@@ -37,14 +36,13 @@ def read_lines(content: bytes, name: str, problems: Problems) -> list[str]:
     """
     if content.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):
         content = content.decode("utf-16").encode()
-    lines = []
+    lines, is_text = [], not CONTROL.search(content.decode("latin-1"))
     for line in re.split(rb"\r\n|\r|\n", content.removeprefix(codecs.BOM_UTF8)):
         try:
             lines.append(line.decode())
         except UnicodeDecodeError:
-            text = not CONTROL.search(line)
-            lines.append(line.decode("cp1252" if text else "utf-8", "surrogateescape"))
-            if text:
+            lines.append(line.decode("cp1252" if is_text else "utf-8", "surrogateescape"))
+            if is_text:
                 problems.note(
                     f"{name} is not UTF-8 throughout; its other lines are read as Windows-1252 (Latin-1) text"
                 )
