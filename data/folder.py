@@ -13,6 +13,7 @@ the splits, if there are any.
 import os
 from functools import partial
 from pathlib import Path
+from typing import NamedTuple
 
 from PIL import Image
 
@@ -41,46 +42,51 @@ Captions = dict[Path, list[str]]
 """By file of an image; several rows may be about one. None where those that there are cannot be used."""
 
 
+class Contents(NamedTuple):
+    """What lies in a folder, at any depth."""
+
+    images: list[Path]
+    texts: dict[Path, Path]
+    """Text files by their names without .txt."""
+    metadata: list[Path]
+    """One table of a folder at most."""
+
+    def has_text(self, image: Path) -> bool:
+        return image.with_suffix("") in self.texts
+
+
 def read(folder: Path, columns: Columns, problems: Problems) -> Listing:
     """The records of a folder, and the names of its classes where folders are classes.
 
     Raises UserError if it holds no captioned images, or a table without the columns.
     """
     folder = Path(os.path.abspath(folder))  # as files are compared by their whole names, and `..` may be in this one
-    parts = [folder / name for name in SPLIT_NAMES if (folder / name).is_dir()]
-    files, texts, metadata = _contents(folder)
-    if parts and not any(table.parent == folder for table in metadata):
-        for file in files:
-            if not _within(file, parts):
-                problems.add(_name(file, folder), "lies outside of the folders of the splits")
-        files, texts = ([file for file in some if _within(file, parts)] for some in (files, texts))
-    texts = {file.with_suffix(""): file for file in texts}
-    if any(file.with_suffix("") in texts for file in files):  # beside which metadata.json is often about other things
-        metadata = [table for table in metadata if table.suffix != ".json"]
+    contents = _contents_of_splits(folder, problems)
     captions: Captions = {}
-    for table in metadata:
+    for table in contents.metadata:
         _add_rows(captions, table, folder, columns, problems)
-    rest = [file for file in files if file not in captions]
-    paired = any(file.with_suffix("") in texts for file in rest)
-    labels = {} if metadata or paired else _classes(rest, [*parts, folder])
-    for file in rest:
-        name, text = _name(file, folder), texts.get(file.with_suffix(""))
-        if text is not None:
-            captions[file] = _from_text(file, text, name, problems)
-        elif file in labels:
-            captions[file] = [class_caption(labels[file])]
-        elif metadata:
-            problems.add(name, f"is not named in {metadata[0].name if len(metadata) == 1 else 'any metadata file'}")
+    rest = [image for image in contents.images if image not in captions]
+    labels = {} if contents.metadata or any(map(contents.has_text, rest)) else _classes(rest, folder)
+    for image in rest:
+        name = _name(image, folder)
+        if image in labels:
+            captions[image] = [class_caption(labels[image])]
+        elif labels:
+            problems.add(name, "lies in no folder of a class")
+        elif contents.has_text(image):
+            captions[image] = _from_text(image, contents.texts[image.with_suffix("")], name, problems)
+        elif contents.metadata:
+            several = len(contents.metadata) > 1
+            problems.add(name, f"is not named in {'any metadata file' if several else contents.metadata[0].name}")
         else:
-            problems.add(name, "lies in no folder of a class" if labels else f"has no {file.stem}.txt beside it")
-    if paired and not metadata:
-        illustrated = {file.with_suffix("") for file in rest}
-        for stem, text in texts.items():
-            if stem not in illustrated:
-                problems.add(_name(text, folder), "has no image beside it")
+            problems.add(name, f"has no {image.stem}.txt beside it")
     if labels:
         problems.note(f"captions are made of the names of the folders: {next(iter(captions.values()))[0]!r}, and so on")
-    records = _records(captions, folder, labels, problems, bool(parts))
+    elif not contents.metadata:
+        illustrated = {image.with_suffix("") for image in rest}
+        for text in (text for stem, text in contents.texts.items() if stem not in illustrated):
+            problems.add(_name(text, folder), "has no image beside it")
+    records = _records(captions, folder, labels, problems)
     if not records:
         _explain(folder, columns, problems)
     return Listing(records, tuple(sorted(set(labels.values()))))
@@ -93,7 +99,7 @@ def read_table(path: Path, columns: Columns, problems: Problems) -> Listing:
     """
     path, captions = Path(os.path.abspath(path)), {}
     _add_rows(captions, path, None, columns, problems)
-    records = _records(captions, path.parent, {}, problems, False)
+    records = _records(captions, path.parent, {}, problems)
     if not records and not problems.found:
         raise UserError(f"{path} holds no rows; expected columns for the file's name and for {columns.caption}")
     return Listing(records)
@@ -101,25 +107,42 @@ def read_table(path: Path, columns: Columns, problems: Problems) -> Listing:
 
 def is_one(folder: Path) -> bool:
     """Whether images with captions lie in a folder."""
-    files, texts, metadata = _contents(folder)
-    pairs = {file.with_suffix("") for file in files}
-    return any(table.suffix != ".json" for table in metadata) or any(file.with_suffix("") in pairs for file in texts)
+    contents = _contents(folder)
+    tables_of_images = [table for table in contents.metadata if table.suffix != ".json"]  # which may be about anything
+    return bool(tables_of_images) or any(map(contents.has_text, contents.images))
 
 
-def _contents(folder: Path) -> tuple[list[Path], list[Path], list[Path]]:
-    """Images, text files, and metadata, of which one in a folder, at any depth."""
+def _contents(folder: Path) -> Contents:
     files = sorted(path for path in folder.rglob("*") if not path.name.startswith("."))
+    images = [file for file in files if file.suffix.lower() in SUFFIXES]
+    texts = {file.with_suffix(""): file for file in files if file.suffix.lower() == ".txt"}
+    contents = Contents(images, texts, [])
+    paired = any(map(contents.has_text, images))  # beside which a metadata.json is often about other things
     metadata: dict[Path, Path] = {}
     for name in METADATA:
         for file in files:
-            if file.name == name and file.is_file():
+            if file.name == name and not (paired and file.suffix == ".json"):
                 metadata.setdefault(file.parent, file)
-    by_suffix = [[file for file in files if file.suffix.lower() in some] for some in (SUFFIXES, {".txt"})]
-    return *by_suffix, list(metadata.values())
+    return contents._replace(metadata=list(metadata.values()))
 
 
-def _within(file: Path, folders: list[Path]) -> bool:
-    return any(file.is_relative_to(folder) for folder in folders)
+def _contents_of_splits(folder: Path, problems: Problems) -> Contents:
+    """The contents of the folders train, validation and test where there are any, and no table lies beside them."""
+    contents, parts = _contents(folder), [folder / name for name in SPLIT_NAMES if (folder / name).is_dir()]
+    if not parts or any(table.parent == folder for table in contents.metadata):
+        return contents
+
+    def inside(file: Path) -> bool:
+        return any(file.is_relative_to(part) for part in parts)
+
+    for image in contents.images:
+        if not inside(image):
+            problems.add(_name(image, folder), "lies outside of the folders of the splits")
+    return Contents(
+        list(filter(inside, contents.images)),
+        {stem: text for stem, text in contents.texts.items() if inside(text)},
+        list(filter(inside, contents.metadata)),
+    )
 
 
 def _name(file: Path, folder: Path) -> str:
@@ -127,9 +150,7 @@ def _name(file: Path, folder: Path) -> str:
     return os.path.relpath(file, folder)
 
 
-def _records(
-    captions: Captions, folder: Path, labels: dict[Path, str], problems: Problems, has_splits: bool
-) -> list[Record]:
+def _records(captions: Captions, folder: Path, labels: dict[Path, str], problems: Problems) -> list[Record]:
     Image.init()
     unknown = {suffix for suffix in SUFFIXES if Image.EXTENSION.get(suffix) not in Image.OPEN}
     numbers = {name: number for number, name in enumerate(sorted(set(labels.values())))}
@@ -142,7 +163,7 @@ def _records(
             problems.add(name, f"Pillow cannot read {suffix} files here; save the image as PNG or JPEG")
             continue
         state, label = file.stat(), numbers.get(labels.get(file))
-        split = SPLIT_NAMES.get(Path(name).parts[0]) if has_splits else None
+        split = SPLIT_NAMES.get(name.split(os.sep)[0])
         opened, version = partial(Image.open, file), f"{state.st_mtime_ns} {state.st_size}"
         records.append(Record(name, opened, tuple(dict.fromkeys(several)), label, split, version))
     return records
@@ -222,7 +243,8 @@ def _from_text(file: Path, text: Path, name: str, problems: Problems) -> list[st
     return list(captions)
 
 
-def _classes(files: list[Path], roots: list[Path]) -> dict[Path, str]:
+def _classes(images: list[Path], folder: Path) -> dict[Path, str]:
     """The class of each image: the folder that it lies in, if there are two such folders at least."""
-    labels = {file: file.parent.name.replace("_", " ") for file in files if file.parent not in roots}
+    not_classes = [folder, *(folder / name for name in SPLIT_NAMES)]
+    labels = {image: image.parent.name.replace("_", " ") for image in images if image.parent not in not_classes}
     return labels if len(set(labels.values())) > 1 else {}
