@@ -1,6 +1,7 @@
 """Which source a name or a path means, and its splits as data sets."""
 
 import re
+import shlex
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -32,6 +33,20 @@ NAMES = ("fashion-mnist", "emoji", "cifar10")
 SIZE = 64
 """Pixels a side of images that differ in size, or are all larger."""
 HUB_NAME = re.compile(r"[\w.-]+/[\w.-]+")
+FILES = {".npz": "arrays", ".npy": "arrays", shards.SUFFIX: "shards"}
+FILES |= dict.fromkeys(tables.SUFFIXES, "table") | dict.fromkeys(hub.FORMATS, "hub")
+"""What files mean, by their suffix."""
+IN_TABLES = ("image_column", "caption_column", "class_names")
+OPTIONS = {
+    "emoji": ("root", "skin_tones"),
+    "cifar10": ("root", "classes"),
+    "arrays": ("class_names",),
+    "table": IN_TABLES,
+    "folder": IN_TABLES,
+    "shards": IN_TABLES,
+    "hub": (*IN_TABLES, "split"),
+}
+"""Which options each kind of source reads, beside those that all do."""
 
 
 @dataclass(frozen=True)
@@ -128,7 +143,9 @@ def too_few(records: Sequence[Record], split: str, count: int) -> str | None:
 
 def _refuse(source: str, why: str, problems: Problems) -> NoReturn:
     problems.report(strict=False)
-    raise UserError(f"{source} cannot be trained on: {why}; look at it with: python -m data.inspect {source}")
+    raise UserError(
+        f"{source} cannot be trained on: {why}; look at it with: python -m data.inspect {shlex.quote(source)}"
+    )
 
 
 def image_size(config: SourceConfig, listing: Listing) -> int:
@@ -149,38 +166,42 @@ def read(config: SourceConfig, problems: Problems) -> Listing:
 
 
 def _listing(config: SourceConfig, problems: Problems) -> Listing:
-    path, columns = Path(config.source), Columns(config.image_column, config.caption_column)
-    suffix = path.suffix.lower() if path.is_file() else ""
-    if config.source == "emoji":
-        _refuse_others(config, "root", "skin_tones")
+    source, kind = Path(config.source), _kind(config.source)
+    _refuse_others(config, *OPTIONS[kind])
+    columns = Columns(config.image_column, config.caption_column)
+    if kind == "emoji":
         return emoji.read(config.root, config.skin_tones, problems)
-    if config.source == "cifar10":
-        _refuse_others(config, "root", "classes")
+    if kind == "cifar10":
         return cifar10.read(config.root, tuple(filter(None, config.classes.split(","))))
-    if suffix in (".npy", ".npz"):
-        _refuse_others(config, "class_names")
-        return arrays.read(path, problems)
-    in_tables = ("image_column", "caption_column", "class_names")
-    if suffix in tables.SUFFIXES:
-        _refuse_others(config, *in_tables)
-        return folder.read_table(path, columns, problems)
-    of_images = path.is_dir() and folder.is_one(path)
-    of_tables = suffix in hub.FORMATS or (path.is_dir() and hub.is_one(path))
-    if suffix == shards.SUFFIX or (path.is_dir() and not of_images and not of_tables and shards.is_one(path)):
-        _refuse_others(config, *in_tables)
-        return shards.read(path, columns, problems)
-    if of_images or (path.is_dir() and not of_tables):
-        _refuse_others(config, *in_tables)
-        return folder.read(path, columns, problems)
-    if of_tables or (not path.exists() and HUB_NAME.fullmatch(config.source)):
-        _refuse_others(config, *in_tables, "split")
+    if kind == "arrays":
+        return arrays.read(source, problems)
+    if kind == "hub":
         return hub.read(config.source, columns, config.split, problems)
-    files = ", ".join((".npz", ".npy", *hub.FORMATS, *tables.SUFFIXES, shards.SUFFIX))
+    reader = {"folder": folder.read, "table": folder.read_table, "shards": shards.read}[kind]
+    return reader(source, columns, problems)
+
+
+def _kind(source: str) -> str:
+    """What a name or a path means: a key of OPTIONS. Raises UserError if it means nothing."""
+    path = Path(source)
+    if source in ("emoji", "cifar10"):
+        return source
+    if path.is_dir():
+        if folder.is_one(path):
+            return "folder"
+        if hub.is_one(path):
+            return "hub"
+        return "shards" if shards.is_one(path) else "folder"
+    files = ", ".join(FILES)
     if path.exists():
+        if path.suffix.lower() in FILES:
+            return FILES[path.suffix.lower()]
         raise UserError(f"{path} is a file of another kind than {files}; unpack it, or convert it to one of these")
+    if HUB_NAME.fullmatch(source) and path.suffix.lower() not in FILES:
+        return "hub"
     raise UserError(
-        f"there is no data set {config.source!r}; give one of {', '.join(NAMES)}, a folder, a file ({files}), or a "
-        "data set of the Hugging Face Hub as owner/name"
+        f"there is no data set {source!r}; give one of {', '.join(NAMES)}, a folder, a file ({files}), or a data set "
+        "of the Hugging Face Hub as owner/name"
     )
 
 

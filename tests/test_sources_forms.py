@@ -399,7 +399,7 @@ def test_shards_with_faults(tmp_path):
         ("x.tar", None, "is not an uncompressed tar file"),
         ("x.tar", {"notes.md": b"x"}, "holds no images; expected 000.jpg with 000.txt"),
         ("x.tar", {"a/metadata.csv": b"x"}, "is a packed folder with metadata.csv; unpack it, and give the folder"),
-        ("x.zip", None, "is a file of another kind than .npz, .npy, .parquet"),
+        ("x.zip", None, "is a file of another kind than .npz, .npy, .tar"),
     ],
 )
 def test_archives_that_cannot_be_used(name, members, words, tmp_path):

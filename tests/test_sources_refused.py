@@ -184,6 +184,7 @@ def test_captions_of_numbers_and_of_several_classes(tmp_path):
 
 REFUSED = {
     "no such source": (lambda path: None, "nothing", {}, "there is no data set"),
+    "no such file": (lambda path: None, "nothing.csv", {}, "there is no data set"),
     "empty folder": (lambda path: path.mkdir(), "x", {}, "holds no captioned images"),
     "wrong column": (
         with_parquet, "x.parquet", {"caption_column": "caption"}, "no column caption; name one of image, text"),
