@@ -191,8 +191,9 @@ def _add_rows(captions: Captions, table: Path, root: Path | None, columns: Colum
     known = dict.fromkeys(column for _, row in rows for column in row if column is not None)
     image = next((column for column in (columns.image, "file_name") if column in known), "file_name")
     if rows:
-        check_column(table, image, known, "image-column")
-        check_column(table, columns.caption, known, "caption-column")
+        source = table if table.suffix.startswith(".json") else f"{table}, by its first line,"
+        check_column(source, image, known, "image-column")
+        check_column(source, columns.caption, known, "caption-column")
     for where, row in rows:
         name = str(row.get(image, "")).strip()
         file = Path(os.path.normpath(table.parent / name))  # links are followed wherever they lead

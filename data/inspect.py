@@ -82,7 +82,8 @@ def inspect(options: InspectOptions) -> None:
             return
     print(f"training uses {size}x{size} {'grey' if grey else 'colour'} images: {cost(size)}")
     proposals = propose(counts["train"], seconds_per_step(size))
-    print(f"to train on them, in about {sum(p.seconds for p in proposals) / 60:.0f} minutes on two CPU cores:")
+    minutes = round(sum(proposal.seconds for proposal in proposals) / 60)
+    print(f"to train on them, in about {counted(minutes, 'minute')} on two CPU cores:")
     print("".join(f"  {line}\n" for line in commands(config, size, proposals)), end="")
 
 
@@ -113,9 +114,11 @@ def _images(records: list[Record], grey: bool, problems: Problems) -> list[Recor
         sizes[size] += 1
         modes[mode] += 1
         copies[hashlib.sha256(repr(size).encode() + pixels.tobytes()).digest()][record.name] = None
+    if not usable:
+        return usable
     print("sizes: " + most_common(sizes, lambda size: f"{size[0]}x{size[1]}"))
     print("pixels: " + most_common(modes, str))
-    if modes and set(modes) <= {"1", "L", "LA", "I", "I;16"} and not grey:
+    if set(modes) <= {"1", "L", "LA", "I", "I;16"} and not grey:
         print("  none is in colour: --data.grey trains on them as they are")
     twice = [list(names) for names in copies.values() if len(names) > 1]
     copied = sum(len(names) - 1 for names in twice)

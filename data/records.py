@@ -167,7 +167,9 @@ def class_caption(name: str) -> str:
 def check_column(source: object, column: str, known: Iterable[str], option: str) -> None:
     """Raise UserError, naming the option to choose it, for a column that is not among those known."""
     if column not in known:
-        raise UserError(f"{source} has no column {column}; name one of {', '.join(known)} with --data.{option}")
+        raise UserError(
+            f"{source} has no column {column}; name one of {', '.join(map(printable, known))} with --data.{option}"
+        )
 
 
 def with_class_names(listing: Listing, names: Sequence[str], problems: Problems) -> Listing:

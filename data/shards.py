@@ -85,7 +85,9 @@ def _samples(shard: Path, problems: Problems) -> dict[str, dict[str, Place]]:
                     place = Place(shard, member.offset_data, member.size)
                     samples.setdefault(str(path.parent / stem), {})[suffix.lower()] = place
     except tarfile.TarError as error:
-        raise UserError(f"{shard} is not an uncompressed tar file ({reason(error)}); unpack it if it is") from error
+        raise UserError(
+            f"{shard} is not an uncompressed tar file ({reason(error)}); unpack it, if it is a compressed one"
+        ) from error
     return samples
 
 

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from data.records import CONTROL, Problems
+from unclip.errors import UserError
 
 SUFFIXES = (".jsonl", ".csv", ".tsv", ".json")
 SEPARATORS = ",;\t|"
@@ -18,12 +19,17 @@ Row = tuple[str, dict[str | None, Any]]
 
 
 def rows(path: Path, name: str, problems: Problems) -> list[Row]:
-    """The rows of a table that messages call `name`; those that cannot be read are added to `problems`."""
+    """The rows of a table that messages call `name`; those that cannot be read are added to `problems`.
+
+    Raises UserError for a file that is not text.
+    """
     try:
         lines = read_lines(path.read_bytes(), name, problems)
     except UnicodeDecodeError as error:
         problems.add(name, f"is not readable as text ({error.reason} at byte {error.start})")
         return []
+    if CONTROL.search(lines[0]):
+        raise UserError(f"{path} is not text; expected a table, or another suffix")
     if path.suffix.lower() == ".json":
         return list(_json("\n".join(lines), name, problems))
     return list((_jsonl if path.suffix.lower() == ".jsonl" else _csv)(lines, name, problems))

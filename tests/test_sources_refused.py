@@ -190,8 +190,10 @@ REFUSED = {
         with_parquet, "x.parquet", {"caption_column": "caption"}, "no column caption; name one of image, text"),
     "wrong image column": (with_parquet, "x.parquet", {"image_column": "img"}, "--data.image-column"),
     "wrong column of a folder": (with_csv, "x", {"caption_column": "caption"},
-        "no column caption; name one of file_name, text with --data.caption-column"),
+        "by its first line, has no column caption; name one of file_name, text with --data.caption-column"),
     "unknown split": (with_saved, "x", {"split": "dev"}, "has no split dev; name one of train"),
+    "a table that is not text": (lambda path: path.write_bytes(b"\x00\xff\x01"), "x.csv", {}, "x.csv is not text"),
+    "a table without rows": (lambda path: path.write_text("file_name,text\n"), "x.csv", {}, "x.csv holds no rows"),
     "no parquet": (lambda path: path.write_bytes(b"PAR1 no"), "x.parquet", {}, "cannot be opened"),
     "no arrays": (lambda path: path.write_bytes(b"no"), "x.npz", {}, "not readable as arrays"),
     "arrays of another length": (
