@@ -112,7 +112,7 @@ def _pixels(path: Path, images: np.ndarray, problems: Problems) -> np.ndarray:
             f"{path} has images of {images.dtype} in {low} .. {high}; expected 0 .. 255, or floats in 0 .. 1"
         )
     if high <= 1 and not floats:
-        problems.note("its images hold nothing but 0 and 1, which are taken for black and white")
+        problems.note("bits", "its images hold nothing but 0 and 1, which are taken for black and white")
     if high <= 1:
         return np.round(images * 255.0).astype(np.uint8)
     if floats and high < 128 and (images % 1).any():  # it may be any range

@@ -81,7 +81,8 @@ def read(folder: Path, columns: Columns, problems: Problems) -> Listing:
         else:
             problems.add(name, f"has no {image.stem}.txt beside it")
     if labels:
-        problems.note(f"captions are made of the names of the folders: {next(iter(captions.values()))[0]!r}, and so on")
+        example = next(iter(captions.values()))[0]
+        problems.note("classes", f"captions are made of the names of the folders: {example!r}, and so on")
     elif not contents.metadata:
         illustrated = {image.with_suffix("") for image in rest}
         for text in (text for stem, text in contents.texts.items() if stem not in illustrated):

@@ -91,21 +91,21 @@ class Problems:
     source: str
     found: dict[tuple[str, str], int] = field(default_factory=dict)
     """Name and reason, and how many rows each stands for; what is found twice counts once."""
-    notes: dict[str, None] = field(default_factory=dict)
-    """What is used, but read otherwise than its letters say; each kind once."""
+    notes: dict[str, str] = field(default_factory=dict)
+    """By kind, the first case of what is used, but read otherwise than its letters say."""
 
     def add(self, name: str, why: str, rows: int = 1) -> None:
         self.found[printable(name), printable(why)] = rows
 
-    def note(self, text: str) -> None:
-        self.notes[printable(text)] = None
+    def note(self, kind: str, text: str) -> None:
+        self.notes.setdefault(kind, printable(text))
 
     def report(self, strict: bool) -> None:
         """Print the notes, a count and the first few rows; the rest goes into a file.
 
         Raises UserError instead if there are rows that cannot be used and `strict` is set.
         """
-        print("".join(f"{self.source}: {text}\n" for text in self.notes), end="")
+        print("".join(f"{self.source}: {text}\n" for text in self.notes.values()), end="")
         if not self.found:
             return
         lines, count = [f"{name}: {why}" for name, why in self.found], sum(self.found.values())
@@ -143,7 +143,7 @@ def as_captions(value: object, problems: Problems) -> tuple[str, ...]:
     for one in (str(one).strip() for one in several if one == one):  # NaN is not a caption
         listed = _listed(one)
         if listed is not None:
-            problems.note(f"text such as {one[:60]} is read as a list of captions")
+            problems.note("lists", f"text such as {one[:60]} is read as a list of captions")
         text += [one] if listed is None else listed
     return tuple(dict.fromkeys(one for one in text if one and one == printable(one) and not CONTROL.search(one)))
 
@@ -173,7 +173,7 @@ def check_column(source: object, column: str, known: Iterable[str], option: str)
 
 
 def with_class_names(listing: Listing, names: Sequence[str], problems: Problems) -> Listing:
-    """The same with captions that are the numbers of classes put into words, if all are; without names it is noted.
+    """Captions that are nothing but the numbers of classes, put into words. Without names it is noted that they are.
 
     Raises UserError for names where captions are not numbers.
     """
@@ -183,8 +183,9 @@ def with_class_names(listing: Listing, names: Sequence[str], problems: Problems)
         if numbers:
             shown = ", ".join(sorted(set(texts), key=int)[:3])
             problems.note(
+                "numbers",
                 f"all captions are whole numbers ({shown} ...), and are used as they are; if they number classes, name "
-                "those in order: --data.class-names cat,dog"
+                "those in order: --data.class-names cat,dog",
             )
         return listing
     if not numbers:
@@ -216,13 +217,17 @@ def common_size(records: Sequence[Record], fit: Fit, largest: int) -> int | None
     return size and (min(size) if fit == "crop" else max(size))
 
 
+def own_splits(records: Sequence[Record]) -> set[str]:
+    """Which of validation and test a source has of its own."""
+    return {record.split for record in records} & {"validation", "test"}
+
+
 def split_records(records: Sequence[Record], split: str) -> list[Record]:
     """The records of a split: as the source says, or 5% for validation, 5% for the test, and the rest to train on.
 
     Which goes where depends on the hashes of the names, so that hardly any moves when others are added.
     """
-    own = {record.split for record in records} & {"validation", "test"}
-    if own:
+    if own := own_splits(records):
         if split != "train" and split not in own:  # the one serves as the other
             split = own.pop()
         return [record for record in records if (record.split or "train") == split]

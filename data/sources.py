@@ -23,6 +23,7 @@ from data.records import (
     collect,
     common_size,
     counted,
+    own_splits,
     readable,
     split_records,
     with_class_names,
@@ -103,7 +104,7 @@ def load(config: SourceConfig, splits: Sequence[str], held_out: bool = False) ->
     name = Path(config.source).resolve().name if Path(config.source).exists() else config.source
     size, channels = image_size(config, listing), 1 if config.grey else 3
     records = listing.records
-    if SHARE * len(records) < 2 * FEWEST and not any(record.split for record in records):  # each one counts
+    if SHARE * len(records) < 2 * FEWEST and not own_splits(records):  # each one counts
         records = readable(records, size, channels, config.fit, problems)
     parts = {split: _limited(split_records(records, split), config.limit) for split in splits}
     found, seen = [], set()
@@ -133,7 +134,7 @@ def too_few(records: Sequence[Record], split: str, count: int) -> str | None:
     """What to say if a split of the records has fewer images than are needed."""
     if count >= FEWEST:
         return None
-    if any(record.split for record in records):
+    if own_splits(records):
         return f"it has {counted(count, 'usable image')} for {split}, but at least {FEWEST} are needed"
     return (
         f"it has {counted(len(records), 'usable image')}, but at least {3 * FEWEST} are needed: {FEWEST} each "

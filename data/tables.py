@@ -50,7 +50,7 @@ def read_lines(content: bytes, name: str, problems: Problems) -> list[str]:
             lines.append(line.decode("cp1252" if is_text else "utf-8", "surrogateescape"))
             if is_text:
                 problems.note(
-                    f"{name} is not UTF-8 throughout; its other lines are read as Windows-1252 (Latin-1) text"
+                    name, f"{name} is not UTF-8 throughout; its other lines are read as Windows-1252 (Latin-1) text"
                 )
     return lines
 

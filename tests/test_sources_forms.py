@@ -42,10 +42,11 @@ def encoded(image: Image.Image, kind: str = "PNG") -> bytes:
 @pytest.mark.parametrize("text", ['["a red square", "a b\\u00e9"]', "['a red square', 'a bé']"])
 def test_text_that_is_a_list_is_several_captions_and_that_is_said(text, tmp_path, capsys):
     assert as_captions(text, Problems("x")) == ("a red square", "a bé")
-    columns = {"image": [picture(n) for n in range(40)], "text": [text] * 40}
+    others = [f"['number {n}']" for n in range(10)]
+    columns = {"image": [picture(n) for n in range(40)], "text": [text] * 30 + others}
     datasets.Dataset.from_dict(columns).cast_column("image", datasets.Image()).to_parquet(tmp_path / "x.parquet")
     (data,) = load(SourceConfig(str(tmp_path / "x.parquet")), ["train"])
-    assert data.captions == ["a red square", "a bé"]
+    assert set(data.captions) - {f"number {n}" for n in range(10)} == {"a red square", "a bé"}
     assert capsys.readouterr().out.count("is read as a list of captions") == 1
 
 
@@ -61,7 +62,7 @@ def test_class_numbers_are_noted_and_put_into_words_by_names(tmp_path):
     datasets.Dataset.from_dict(columns).cast_column("image", datasets.Image()).to_parquet(tmp_path / "x.parquet")
     found, problems = listed(tmp_path / "x.parquet", caption_column="label")
     assert {r.captions for r in found} == {("0",), ("1",), ("2",)}
-    (note,) = problems.notes
+    (note,) = problems.notes.values()
     assert "--data.class-names" in note
     options = {"caption_column": "label", "class_names": "red, green, blue"}
     (data,) = load(SourceConfig(str(tmp_path / "x.parquet"), **options), ["train"])
@@ -218,7 +219,7 @@ def test_folders_as_classes(splits, tmp_path):
     found, problems = listed(tmp_path)
     assert sorted(r.split for r in found if r.split) == sorted(split for split in splits if split for _ in range(45))
     assert list(reasons(problems).values()) == ["lies in no folder of a class"]
-    (note,) = problems.notes
+    (note,) = problems.notes.values()
     assert "captions are made of the names of the folders" in note
 
 
@@ -265,6 +266,14 @@ def test_the_fewest_images_are_those_that_can_be_read(tmp_path, capsys):
     assert "10 rows of" in capsys.readouterr().out
 
 
+def test_a_folder_of_training_images_alone_is_split_like_any_other(tmp_path):
+    with_jsonl(tmp_path / "few" / "train", 12)
+    with pytest.raises(UserError, match="it has 12 usable images, but at least 30 are needed"):
+        load(SourceConfig(str(tmp_path / "few")), ["train"])
+    with_jsonl(tmp_path / "enough" / "train", 40)
+    assert [len(part) for part in load(SourceConfig(str(tmp_path / "enough")), records.SPLITS)] == [20, 10, 10]
+
+
 def test_a_broken_image_does_not_make_a_small_source_too_small(tmp_path):
     with_text_files(tmp_path, 100)
     everywhere = [r.name for split in records.SPLITS for r in records.split_records(listed(tmp_path)[0], split)[:3]]
@@ -282,7 +291,7 @@ def test_arrays_of_zeros_and_ones_are_black_and_white(kind, tmp_path):
     np.savez(tmp_path / "a.npz", images=images, captions=[caption(n) for n in range(40)])
     found, problems = listed(tmp_path / "a.npz", grey=True)
     assert np.array_equal(decode(found[5], 8, 1, "crop")[0], images[5] * np.uint8(255))
-    assert list(problems.notes) == ["its images hold nothing but 0 and 1, which are taken for black and white"]
+    assert list(problems.notes.values()) == ["its images hold nothing but 0 and 1, which are taken for black and white"]
 
 
 def test_arrays_of_floats_up_to_255(tmp_path):
