@@ -81,7 +81,7 @@ def inspect(options: InspectOptions) -> None:
             print(f"{options.source} cannot be trained on: {why}")
             return
     print(f"training uses {size}x{size} {'grey' if grey else 'colour'} images: {cost(size)}")
-    proposals = propose(counts["train"], seconds_per_step(size))
+    proposals = propose(min(counts["train"], config.limit or counts["train"]), seconds_per_step(size))
     minutes = round(sum(proposal.seconds for proposal in proposals) / 60)
     print(f"to train on them, in about {counted(minutes, 'minute')} on two CPU cores:")
     print("".join(f"  {line}\n" for line in commands(config, size, proposals)), end="")
@@ -157,7 +157,7 @@ def _draw(out: Path, records: list[Record], size: int, channels: int, config: So
 def most_common(counts: Counter, show: Callable[[object], str]) -> str:
     """ "32x32 (60000), 28x28 (3), and 7 others"."""
     shown: Iterable[str] = (f"{show(key)} ({count})" for key, count in counts.most_common(SHOWN))
-    return ", ".join(shown) + (f", and {len(counts) - SHOWN} others" if len(counts) > SHOWN else "")
+    return ", ".join(shown) + (f", and {counted(len(counts) - SHOWN, 'other')}" if len(counts) > SHOWN else "")
 
 
 if __name__ == "__main__":
