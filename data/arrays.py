@@ -3,7 +3,8 @@
     NAME.npz    images (N, H, W), (N, H, W, C) or (N, C, H, W), and captions (N,), or labels (N,) with class_names
     NAME.npy    the images; beside it NAME.txt, one caption a line, or NAME_labels.npy with NAME_classes.txt
 
-uint8, or floats in 0 .. 1. Labels are numbers, or one-hot rows.
+Pixels are whole numbers in 0 .. 255, floats in 0 .. 1 or in 0 .. 255, or nothing but 0 and 1. Labels are numbers, which
+--data.class-names puts into words where the file does not, or one-hot rows.
 """
 
 from functools import partial
@@ -28,7 +29,7 @@ def read(path: Path, problems: Problems) -> Listing:
     """The records and the names of the classes. Raises UserError for arrays that do not go together."""
     try:
         images, captions, labels, names = (_npz if path.suffix.lower() == ".npz" else _npy)(path)
-        images = _pixels(path, images)
+        images = _pixels(path, images, problems)
         for what, values in (("captions", captions), ("labels", labels)):
             if values is not None and len(values) != len(images):
                 raise UserError(f"{path} has {len(images)} images, but {len(values)} {what}")
@@ -42,7 +43,7 @@ def read(path: Path, problems: Problems) -> Listing:
     version = f"{path.resolve()} {state.st_mtime_ns} {state.st_size}"
     for row, image in enumerate(images):
         label = None if labels is None else int(labels[row])
-        text = as_captions(class_caption(names[label]) if captions is None else captions[row])
+        text = as_captions(class_caption(names[label]) if captions is None else captions[row], problems)
         if text:
             records.append(Record(f"row {row}", partial(Image.fromarray, image), text, label, version=version))
         else:
@@ -53,7 +54,7 @@ def read(path: Path, problems: Problems) -> Listing:
 
 def _npz(path: Path) -> Arrays:
     with np.load(path) as file:
-        if "images" not in file or not ("captions" in file or {"labels", "class_names"} <= set(file.files)):
+        if "images" not in file or not ("captions" in file or "labels" in file):
             raise UserError(
                 f"{path} holds {', '.join(file.files)}; expected images with captions, or with labels and class_names"
             )
@@ -62,7 +63,7 @@ def _npz(path: Path) -> Arrays:
             return Arrays(
                 file["images"], captions, _numbers(file["labels"]), tuple(map(str, _strings(file["class_names"])))
             )
-        return Arrays(file["images"], captions)
+        return Arrays(file["images"], _numbers(file["labels"]).tolist() if captions is None else captions)
 
 
 def _npy(path: Path) -> Arrays:
@@ -74,6 +75,8 @@ def _npy(path: Path) -> Arrays:
     if labels.is_file() and names.is_file():
         lines = names.read_text(encoding="utf-8-sig").split("\n")
         return Arrays(images, None, _numbers(np.load(labels)), tuple(line.strip() for line in lines if line.strip()))
+    if labels.is_file():
+        return Arrays(images, _numbers(np.load(labels)).tolist())
     raise UserError(f"{path} has neither {captions.name} nor {labels.name} with {names.name} beside it")
 
 
@@ -89,12 +92,12 @@ def _numbers(labels: np.ndarray) -> np.ndarray:
             raise ValueError("rows of labels are not one-hot")
         return labels.argmax(axis=1)
     if not (labels.reshape(-1) == labels.reshape(-1).astype(np.int64)).all():
-        raise ValueError("labels are no whole numbers")
+        raise ValueError("labels are not whole numbers")
     return labels.reshape(-1).astype(np.int64)
 
 
-def _pixels(path: Path, images: np.ndarray) -> np.ndarray:
-    """uint8 (N, H, W) or (N, H, W, 3 or 4)."""
+def _pixels(path: Path, images: np.ndarray, problems: Problems) -> np.ndarray:
+    """uint8 (N, H, W) or (N, H, W, 3 or 4). Raises UserError for other shapes and ranges."""
     given = images.shape
     if images.ndim == 4 and images.shape[-1] not in (1, 3, 4):
         images = images.transpose(0, 2, 3, 1)
@@ -102,13 +105,16 @@ def _pixels(path: Path, images: np.ndarray) -> np.ndarray:
         images = images[..., 0]
     if images.ndim not in (3, 4) or (images.ndim == 4 and images.shape[-1] not in (3, 4)) or 0 in images.shape:
         raise UserError(f"{path} has images of shape {given}; expected (N, H, W), or with 1, 3 or 4 channels")
-    if images.dtype == np.uint8:
-        return np.ascontiguousarray(images)
-    if np.issubdtype(images.dtype, np.floating) and images.min() >= 0 and images.max() <= 1:
-        return np.round(images * 255).astype(np.uint8)
-    if np.issubdtype(images.dtype, np.integer) and images.min() >= 0 and images.max() <= 255:
-        return images.astype(np.uint8)
-    raise UserError(
-        f"{path} has images of {images.dtype} in {images.min()} .. {images.max()}; expected 0 .. 255, or floats in "
-        "0 .. 1"
-    )
+    low, high = images.min(), images.max()
+    floats = np.issubdtype(images.dtype, np.floating)
+    if not (low >= 0 and high <= 255) or images.dtype.kind not in "buif":
+        raise UserError(
+            f"{path} has images of {images.dtype} in {low} .. {high}; expected 0 .. 255, or floats in 0 .. 1"
+        )
+    if high <= 1 and not floats:
+        problems.note("bits", "its images hold nothing but 0 and 1, which are taken for black and white")
+    if high <= 1:
+        return np.round(images * 255.0).astype(np.uint8)
+    if floats and high < 128 and (images % 1).any():  # it may be any range
+        raise UserError(f"{path} has images of floats in {low} .. {high}; scale them to 0 .. 255, or to 0 .. 1")
+    return np.ascontiguousarray(np.round(images) if floats else images, dtype=np.uint8)

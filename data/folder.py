@@ -1,98 +1,222 @@
-"""A folder of images with captions beside them.
+"""Image files on disk with captions for them: a folder, or a table of file names and captions.
 
-    metadata.jsonl or metadata.csv     rows of file_name and text, the Hub's imagefolder convention; text may be a list
-    name.jpg with name.txt             one caption a line
+    metadata.jsonl, .csv, .tsv or .json    rows of file_name and text, the Hub's imagefolder convention; text may be a
+                                           list, and the table may lie in a folder below
+    name.jpg with name.txt                 one caption a line
+    cat/name.jpg                           where there is neither: the names of the folders, "an image of a cat"
+    NAME.csv, and so on                    the same rows, given as the source itself
 
-Several rows about one image are several captions of it. Folders train, validation (or val) and test inside it are the
-splits, if there are any.
+Several rows about one image are several captions of it. Folders train, validation (or val) and test inside a folder are
+the splits, if there are any.
 """
 
-import csv
-import json
 import os
-from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import NamedTuple
 
 from PIL import Image
 
-from data.records import SPLIT_NAMES, Listing, Problems, Record, as_captions, printable
+from data import tables
+from data.records import (
+    SPLIT_NAMES,
+    Columns,
+    Listing,
+    Problems,
+    Record,
+    as_captions,
+    check_column,
+    class_caption,
+    printable,
+)
 from unclip.errors import UserError
 
-METADATA = ("metadata.jsonl", "metadata.csv")
-SUFFIXES = {".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".tif", ".tiff"}
+METADATA = tuple(f"metadata{suffix}" for suffix in tables.SUFFIXES)
+SUFFIXES = {
+    ".png", ".apng", ".jpg", ".jpeg", ".jpe", ".jfif", ".webp", ".avif", ".heic", ".heif", ".jxl", ".gif", ".bmp",
+    ".dib", ".tif", ".tiff", ".tga", ".qoi", ".jp2", ".j2k", ".ppm", ".pgm", ".pbm", ".pnm", ".svg",
+}  # fmt: skip
+"""What is taken for an image in a folder, whether Pillow can read it or not."""
+
+Captions = dict[Path, list[str]]
+"""By file of an image; several rows may be about one. None where those that there are cannot be used."""
 
 
-def read(folder: Path, caption_column: str, problems: Problems) -> Listing:
-    """The records of a folder. Raises UserError if it holds no captioned images."""
+class Contents(NamedTuple):
+    """What lies in a folder, at any depth."""
+
+    images: list[Path]
+    texts: dict[Path, Path]
+    """Text files by their names without .txt."""
+    metadata: list[Path]
+    """One table of a folder at most."""
+
+    def has_text(self, image: Path) -> bool:
+        return image.with_suffix("") in self.texts
+
+
+def read(folder: Path, columns: Columns, problems: Problems) -> Listing:
+    """The records of a folder, and the names of its classes where folders are classes.
+
+    Raises UserError if it holds no captioned images, or a table without the columns.
+    """
     folder = Path(os.path.abspath(folder))  # as files are compared by their whole names, and `..` may be in this one
-    parts = [folder / name for name in SPLIT_NAMES if (folder / name).is_dir()]
-    whole = _table(folder) is not None or not parts
-    captions: dict[Path, list[str]] = {}  # several rows may be about one image
-    for part in [folder] if whole else parts:
-        found = (
-            _from_table(folder, part, caption_column, problems) if _table(part) else _from_pairs(folder, part, problems)
-        )
-        for file, text in found:
-            captions.setdefault(file, []).extend(text)
-    if not whole:
-        for file in _files(folder, SUFFIXES):
-            if not any(file.is_relative_to(part) for part in parts):
-                problems.add(str(file.relative_to(folder)), "lies outside of the folders of the splits")
-    records = []
-    for file, text in captions.items():
-        state, name = file.stat(), file.relative_to(folder)
-        split = SPLIT_NAMES.get(name.parts[0]) if parts else None
-        opened, version = partial(Image.open, file), f"{state.st_mtime_ns} {state.st_size}"
-        records.append(Record(printable(str(name)), opened, as_captions(text), split=split, version=version))
+    contents = _contents_of_splits(folder, problems)
+    captions: Captions = {}
+    for table in contents.metadata:
+        _add_rows(captions, table, folder, columns, problems)
+    rest = [image for image in contents.images if image not in captions]
+    labels = {} if contents.metadata or any(map(contents.has_text, rest)) else _classes(rest, folder)
+    for image in rest:
+        name = _name(image, folder)
+        if image in labels:
+            captions[image] = [class_caption(labels[image])]
+        elif labels:
+            problems.add(name, "lies in no folder of a class")
+        elif contents.has_text(image):
+            captions[image] = _from_text(image, contents.texts[image.with_suffix("")], name, problems)
+        elif contents.metadata:
+            several = len(contents.metadata) > 1
+            problems.add(name, f"is not named in {'any metadata file' if several else contents.metadata[0].name}")
+        else:
+            problems.add(name, f"has no {image.stem}.txt beside it")
+    if labels:
+        example = next(iter(captions.values()))[0]
+        problems.note("classes", f"captions are made of the names of the folders: {example!r}, and so on")
+    elif not contents.metadata:
+        illustrated = {image.with_suffix("") for image in rest}
+        for text in (text for stem, text in contents.texts.items() if stem not in illustrated):
+            problems.add(_name(text, folder), "has no image beside it")
+    records = _records(captions, folder, labels, problems)
+    if not records:
+        _explain(folder, columns, problems)
+    return Listing(records, tuple(sorted(set(labels.values()))))
+
+
+def read_table(path: Path, columns: Columns, problems: Problems) -> Listing:
+    """The records of a table, whose files lie where it says, seen from its own folder.
+
+    Raises UserError if it holds no rows, or lacks the columns.
+    """
+    path, captions = Path(os.path.abspath(path)), {}
+    _add_rows(captions, path, None, columns, problems)
+    records = _records(captions, path.parent, {}, problems)
     if not records and not problems.found:
-        raise UserError(
-            f"{folder} holds no captioned images; expected metadata.jsonl or metadata.csv with file_name and "
-            f"{caption_column}, or name.txt beside each name.jpg"
-        )
+        raise UserError(f"{path} holds no rows; expected columns for the file's name and for {columns.caption}")
     return Listing(records)
 
 
 def is_one(folder: Path) -> bool:
     """Whether images with captions lie in a folder."""
-    places = [folder, *(folder / name for name in SPLIT_NAMES)]
-    pairs = {file.with_suffix("") for file in _files(folder, SUFFIXES)}
-    return any(_table(place) for place in places) or any(f.with_suffix("") in pairs for f in _files(folder, {".txt"}))
+    contents = _contents(folder)
+    tables_of_images = [table for table in contents.metadata if table.suffix != ".json"]  # which may be about anything
+    return bool(tables_of_images) or any(map(contents.has_text, contents.images))
 
 
-Captioned = Iterator[tuple[Path, tuple[str, ...]]]
-"""Files of images, with their captions."""
+def _contents(folder: Path) -> Contents:
+    files = sorted(path for path in folder.rglob("*") if not path.name.startswith("."))
+    images = [file for file in files if file.suffix.lower() in SUFFIXES]
+    texts = {file.with_suffix(""): file for file in files if file.suffix.lower() == ".txt"}
+    contents = Contents(images, texts, [])
+    paired = any(map(contents.has_text, images))  # beside which a metadata.json is often about other things
+    metadata: dict[Path, Path] = {}
+    for name in METADATA:
+        for file in files:
+            if file.name == name and not (paired and file.suffix == ".json"):
+                metadata.setdefault(file.parent, file)
+    return contents._replace(metadata=list(metadata.values()))
 
 
-def _table(folder: Path) -> Path | None:
-    return next((folder / name for name in METADATA if (folder / name).is_file()), None)
+def _contents_of_splits(folder: Path, problems: Problems) -> Contents:
+    """The contents of the folders train, validation and test where there are any, and no table lies beside them."""
+    contents, parts = _contents(folder), [folder / name for name in SPLIT_NAMES if (folder / name).is_dir()]
+    if not parts or any(table.parent == folder for table in contents.metadata):
+        return contents
+
+    def inside(file: Path) -> bool:
+        return any(file.is_relative_to(part) for part in parts)
+
+    for image in contents.images:
+        if not inside(image):
+            problems.add(_name(image, folder), "lies outside of the folders of the splits")
+    return Contents(
+        list(filter(inside, contents.images)),
+        {stem: text for stem, text in contents.texts.items() if inside(text)},
+        list(filter(inside, contents.metadata)),
+    )
 
 
-def _from_table(root: Path, folder: Path, column: str, problems: Problems) -> Captioned:
-    table, named = _table(folder), set()
-    for number, row in (_jsonl if table.suffix == ".jsonl" else _csv)(table, root, problems):
-        where = f"{table.relative_to(root)}:{number}"
-        file = Path(os.path.normpath(folder / str(row.get("file_name"))))  # links are followed wherever they lead
-        named.add(file)
+def _name(file: Path, folder: Path) -> str:
+    """What messages and splits call a file, wherever its folder lies."""
+    return os.path.relpath(file, folder)
+
+
+def _records(captions: Captions, folder: Path, labels: dict[Path, str], problems: Problems) -> list[Record]:
+    Image.init()
+    unknown = {suffix for suffix in SUFFIXES if Image.EXTENSION.get(suffix) not in Image.OPEN}
+    numbers = {name: number for number, name in enumerate(sorted(set(labels.values())))}
+    records = []
+    for file, several in captions.items():
+        name, suffix = printable(_name(file, folder)), file.suffix.lower()
+        if not several:
+            continue
+        if suffix in unknown:
+            problems.add(name, f"Pillow cannot read {suffix} files here; save the image as PNG or JPEG")
+            continue
+        state, label = file.stat(), numbers.get(labels.get(file))
+        split = SPLIT_NAMES.get(name.split(os.sep)[0])
+        opened, version = partial(Image.open, file), f"{state.st_mtime_ns} {state.st_size}"
+        records.append(Record(name, opened, tuple(dict.fromkeys(several)), label, split, version))
+    return records
+
+
+def _explain(folder: Path, columns: Columns, problems: Problems) -> None:
+    """Raise UserError where a folder holds nothing to use, if more can be said than what is wrong with each file."""
+    tables_inside = [path for suffix in tables.SUFFIXES for path in sorted(folder.glob(f"*{suffix}"))]
+    if others := [path for path in tables_inside if path.name not in METADATA]:
+        raise UserError(
+            f"{folder} holds no captions where they are looked for; if they are in {others[0].name}, give "
+            f"{others[0]} as the source"
+        )
+    if not problems.found:
+        raise UserError(
+            f"{folder} holds no captioned images; expected metadata.jsonl or metadata.csv with file_name and "
+            f"{columns.caption}, name.txt beside each name.jpg, or a folder of images for each class"
+        )
+
+
+def _add_rows(captions: Captions, table: Path, root: Path | None, columns: Columns, problems: Problems) -> None:
+    """Add what a table says, with an entry for each file that it names. Under a root files elsewhere are refused."""
+    table_name = _name(table, root or table.parent)
+    rows = tables.rows(table, table_name, problems)
+    known = dict.fromkeys(column for _, row in rows for column in row if column is not None)
+    image = next((column for column in (columns.image, "file_name") if column in known), "file_name")
+    if rows:
+        source = table if table.suffix.startswith(".json") else f"{table}, by its first line,"
+        check_column(source, image, known, "image-column")
+        check_column(source, columns.caption, known, "caption-column")
+    for where, row in rows:
+        name = str(row.get(image, "")).strip()
+        file = Path(os.path.normpath(table.parent / name))  # links are followed wherever they lead
+        if name:
+            captions.setdefault(file, [])
         if None in row:
             problems.add(where, "has more values than there are columns; quote captions with commas")
             continue
-        if lacking := [name for name in ("file_name", column) if name not in row]:
+        if lacking := [column for column in (image, columns.caption) if column not in row]:
             problems.add(where, f"has no {lacking[0]}; its columns are {', '.join(map(str, row))}")
             continue
-        where, captions = f"{where} ({row['file_name']})", as_captions(row[column])
-        if not captions:
+        where, found = f"{where} ({name})", as_captions(row[columns.caption], problems)
+        if not found:
             problems.add(where, "has no caption that is text")
-        elif not file.is_relative_to(root):
+        elif "://" in name:
+            problems.add(where, "is a web address; download the image, and name its file")
+        elif root and not file.is_relative_to(root):
             problems.add(where, "the file lies outside of the folder")
         elif not _is_file(file):
             problems.add(where, "the file is missing")
         else:
-            yield file, captions
-    for file in _files(folder, SUFFIXES):
-        if file not in named:
-            problems.add(str(file.relative_to(root)), f"is not named in {table.name}")
+            captions[file].extend(found)
 
 
 def _is_file(path: Path) -> bool:
@@ -102,67 +226,27 @@ def _is_file(path: Path) -> bool:
         return False
 
 
-def _files(folder: Path, suffixes: set[str]) -> list[Path]:
-    return sorted(
-        path for path in folder.rglob("*") if path.suffix.lower() in suffixes and not path.name.startswith(".")
-    )
+def _from_text(file: Path, text: Path, name: str, problems: Problems) -> list[str]:
+    """The captions in the text file beside an image."""
+    try:
+        lines = tables.read_lines(text.read_bytes(), "text beside images", problems)
+    except UnicodeDecodeError as error:
+        problems.add(name, f"{text.name} is not readable as text ({error.reason} at byte {error.start})")
+        return []
+    except OSError as error:
+        problems.add(name, f"{text.name} cannot be read ({error.strerror})")
+        return []
+    captions = as_captions(lines, problems)
+    if not captions:
+        problems.add(name, f"{text.name} holds no caption")
+    elif not _is_file(file):
+        problems.add(name, "the file is missing")
+        return []
+    return list(captions)
 
 
-def _jsonl(path: Path, root: Path, problems: Problems) -> Iterator[tuple[int, dict[str, Any]]]:
-    for number, line in enumerate(path.read_bytes().removeprefix(b"\xef\xbb\xbf").split(b"\n"), start=1):
-        if not line.strip():
-            continue
-        where = f"{path.relative_to(root)}:{number}"
-        try:
-            row = json.loads(line)
-        except ValueError as error:  # also of bytes that are no UTF-8
-            problems.add(where, f"is not JSON ({error})")
-            continue
-        if isinstance(row, dict):
-            yield number, row
-        else:
-            problems.add(where, "is no JSON object")
-
-
-def _csv(path: Path, root: Path, problems: Problems) -> Iterator[tuple[int, dict[str | None, Any]]]:
-    """Rows by their line; under None are the values for which there is no column."""
-    with open(path, encoding="utf-8-sig", errors="surrogateescape", newline="") as file:
-        reader = csv.DictReader(file, strict=True)  # which minds a quote that is not closed
-        rows = iter(reader)
-        while True:
-            begins = reader.line_num + 1
-            try:
-                row = next(rows)
-            except StopIteration:
-                return
-            except csv.Error as error:  # the next row begins after the line where it gave up
-                problems.add(f"{path.relative_to(root)}:{begins}", f"is not readable as CSV ({error})")
-                continue
-            yield reader.line_num, {name: value for name, value in row.items() if value is not None}
-
-
-def _from_pairs(root: Path, folder: Path, problems: Problems) -> Captioned:
-    texts = {file.with_suffix(""): file for file in _files(folder, {".txt"})}
-    for file in _files(folder, SUFFIXES):
-        name, text = str(file.relative_to(root)), texts.get(file.with_suffix(""))
-        if text is None:
-            problems.add(name, f"has no {file.stem}.txt beside it")
-            continue
-        try:
-            captions = as_captions(text.read_text(encoding="utf-8-sig").split("\n"))
-        except UnicodeDecodeError as error:
-            problems.add(name, f"{text.name} is not UTF-8 text ({error.reason} at byte {error.start})")
-            continue
-        except OSError as error:
-            problems.add(name, f"{text.name} cannot be read ({error.strerror})")
-            continue
-        if not captions:
-            problems.add(name, f"{text.name} holds no caption")
-        elif not _is_file(file):
-            problems.add(name, "the file is missing")
-        else:
-            yield file, captions
-    illustrated = {file.with_suffix("") for file in _files(folder, SUFFIXES)}
-    for stem, text in texts.items():
-        if stem not in illustrated:
-            problems.add(str(text.relative_to(root)), "has no image beside it")
+def _classes(images: list[Path], folder: Path) -> dict[Path, str]:
+    """The class of each image: the folder that it lies in, if there are two such folders at least."""
+    not_classes = [folder, *(folder / name for name in SPLIT_NAMES)]
+    labels = {image: image.parent.name.replace("_", " ") for image in images if image.parent not in not_classes}
+    return labels if len(set(labels.values())) > 1 else {}

@@ -5,19 +5,30 @@ The tables stay on disk, memory-mapped; only the images that are asked for are r
 
 import io
 import os
+from collections.abc import Iterable
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 from PIL import Image
 
-from data.records import SPLIT_NAMES, Listing, Problems, Record, as_captions, class_caption
+from data.records import (
+    SPLIT_NAMES,
+    Columns,
+    Listing,
+    Problems,
+    Record,
+    as_captions,
+    check_column,
+    class_caption,
+    counted,
+)
 from unclip.errors import UserError, reason
 
 FORMATS = {".parquet": "parquet", ".arrow": "arrow"}
 
 
-def read(source: str, image_column: str, caption_column: str, split: str | None, problems: Problems) -> Listing:
+def read(source: str, columns: Columns, split: str | None, problems: Problems) -> Listing:
     """The records, and the names of the classes where the caption column holds class labels.
 
     Raises UserError if there is no such data set, or no such column.
@@ -29,28 +40,25 @@ def read(source: str, image_column: str, caption_column: str, split: str | None,
     tables = _open(source, split, problems)
     for name, table in tables.items():
         if len(tables) > 1 and name not in SPLIT_NAMES:
-            why = f"its {len(table)} rows are not used; name a split with --data.split"
+            why = f"its {counted(len(table), 'row')} are not used; name a split with --data.split"
             problems.add(f"split {name}", why, len(table))
             continue
-        for column, option in ((image_column, "image-column"), (caption_column, "caption-column")):
-            if column not in table.column_names:
-                raise UserError(
-                    f"{source} has no column {column}; name one of {', '.join(table.column_names)} with --data.{option}"
-                )
-        feature = table.features[caption_column]
+        check_column(source, columns.image, table.column_names, "image-column")
+        check_column(source, columns.caption, table.column_names, "caption-column")
+        feature = table.features[columns.caption]
         if isinstance(feature, datasets.ClassLabel):
             classes = tuple(feature.names)
         several = getattr(feature, "feature", None)  # of a list: what it holds
         names = several.names if isinstance(several, datasets.ClassLabel) else None
-        if isinstance(table.features[image_column], datasets.Image):
-            table = table.cast_column(image_column, datasets.Image(decode=False))
-        images = table.select_columns([image_column])
-        for row, value in enumerate(table[caption_column]):
+        if isinstance(table.features[columns.image], datasets.Image):
+            table = table.cast_column(columns.image, datasets.Image(decode=False))
+        images = table.select_columns([columns.image])
+        for row, value in enumerate(table[columns.caption]):
             if names:
                 value = [class_caption(names[one]) for one in value or () if one in range(len(names))]
             label = value if classes else None
             known = label is None or label in range(len(classes))
-            captions = as_captions(value if label is None else class_caption(classes[label]) if known else "")
+            captions = as_captions(value if label is None else class_caption(classes[label]) if known else "", problems)
             if captions:
                 opened, version = partial(_image, images, row, Path(source)), f"{images._fingerprint} {row}"
                 own = SPLIT_NAMES[name] if len(tables) > 1 else None
@@ -78,12 +86,8 @@ def _open(source: str, split: str | None, problems: Problems) -> dict[str, Any]:
         elif path.is_file():
             found = datasets.load_dataset(FORMATS[path.suffix.lower()], data_files=source)
         elif path.is_dir():
-            kind, files, unused = _files_by_split(path)
-            found = datasets.load_dataset(kind, data_files=files)
-            for file in unused:
-                problems.add(
-                    str(file.relative_to(path)), "is not used: the names of other files say which split they are"
-                )
+            suffix, files = files_by_split(path, FORMATS, problems)
+            found = datasets.load_dataset(FORMATS[suffix], data_files=files)
         else:
             found = datasets.load_dataset(source)
     except Exception as error:  # it raises what its readers and its network library raise
@@ -96,28 +100,33 @@ def _open(source: str, split: str | None, problems: Problems) -> dict[str, Any]:
     return {"train": tables[split]}
 
 
-def _files_by_split(folder: Path) -> tuple[str, dict[str, list[str]], list[Path]]:
-    """The format of a folder's tables, the files of each split, by their names as `datasets` reads them, and the rest.
+def files_by_split(folder: Path, suffixes: Iterable[str], problems: Problems) -> tuple[str, dict[str, list[str]]]:
+    """The first suffix that files in a folder have, and those of each split, by their names as `datasets` reads them.
 
-    If no name says a split, all are one.
+    If no name says a split, all are for training; if some do, the others are added to `problems`.
     """
     from datasets.data_files import DataFilesDict, get_data_patterns
 
     files = {
-        end: [file for file in sorted(folder.rglob(f"*{end}")) if not file.name.startswith(".")] for end in FORMATS
+        end: [file for file in sorted(folder.rglob(f"*{end}")) if not file.name.startswith(".")] for end in suffixes
     }
-    end = next(end for end in FORMATS if files[end])
+    end = next(end for end in suffixes if files[end])
     own = {os.path.realpath(file): str(file) for file in files[end]}
     base = os.path.realpath(folder)
     by_name = DataFilesDict.from_patterns(get_data_patterns(base), base_path=base)
     splits = {str(name): [own[f] for f in map(os.path.realpath, some) if f in own] for name, some in by_name.items()}
     splits = {name: chosen for name, chosen in splits.items() if chosen} or {"train": list(own.values())}
     used = {file for chosen in splits.values() for file in chosen}
-    return FORMATS[end], splits, [file for some in files.values() for file in some if str(file) not in used]
+    for file in (file for some in files.values() for file in some if str(file) not in used):
+        problems.add(str(file.relative_to(folder)), "is not used: the names of other files say which split they are")
+    return end, splits
 
 
 def _image(table: Any, row: int, source: Path) -> Image.Image:
-    """The image of a row: encoded bytes, or a path, which may start at the data set's folder."""
+    """The image of a row: encoded bytes, or a path, which may start at the data set's folder.
+
+    Raises UserError for anything else, and what Pillow and the disk raise.
+    """
     value = next(iter(table[row].values()))
     if isinstance(value, dict):
         value = value.get("bytes") or value.get("path")
@@ -125,4 +134,7 @@ def _image(table: Any, row: int, source: Path) -> Image.Image:
         return Image.open(io.BytesIO(value))
     if isinstance(value, str):
         return Image.open((source if source.is_dir() else source.parent) / value)
-    raise UserError(f"{type(value).__name__} is no image")
+    if value is None:
+        raise UserError("the row has none")
+    kind = type(value).__name__
+    raise UserError(f"the column holds a {kind}, not the bytes or the name of an image file; see --data.image-column")

@@ -3,11 +3,12 @@
     python -m data.inspect emoji
     python -m data.inspect path/to/folder --out outputs/inspect
 
-Prints counts, sizes, caption statistics, duplicates and what cannot be used, and writes a grid of images under their
-captions.
+Prints counts, sizes, caption statistics, duplicates, what cannot be used, and the commands to train on it with the time
+that they take; draws images over their captions (grid.png), and the captions' lengths and words (captions.png).
 """
 
 import hashlib
+import re
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field, replace
@@ -21,46 +22,69 @@ from PIL import Image
 from tqdm import tqdm
 
 from data import fashion_mnist
-from data.records import SHOWN, SPLITS, Listing, Problems, Record, decode, split_records
-from data.sources import SIZE, SourceConfig, read
+from data.charts import bars, binned, contact_sheet, side_by_side
+from data.proposal import commands, cost, propose, seconds_per_step
+from data.records import (
+    SHOWN,
+    SPLITS,
+    Listing,
+    Problems,
+    Record,
+    counted,
+    decode,
+    loaded,
+    split_records,
+    unreadable,
+)
+from data.sources import SourceConfig, image_size, read, too_few
 from unclip import cli
-from unclip.errors import UserError, reason
-from unclip.images import captioned_grid, save_png, upright
+from unclip.errors import UserError
+from unclip.images import save_png
 
-GRID = 24
-"""Images in the grid."""
+GRID = 40
+"""Images in the contact sheet."""
+WORDS = 20
+"""The most frequent words that are drawn."""
 
 
 @dataclass(frozen=True)
 class InspectOptions:
     source: Annotated[str, tyro.conf.Positional]
-    """What --data takes: fashion-mnist, emoji, cifar10, a folder, an array file, or a Hugging Face data set."""
+    """What --data takes: fashion-mnist, emoji, cifar10, a folder, a table, an array or tar file, or a Hub set."""
     out: Path = Path("outputs/inspect")
-    """Folder for the grid."""
+    """Folder for the pictures."""
     data: SourceConfig = field(default_factory=SourceConfig)
 
 
 def inspect(options: InspectOptions) -> None:
-    """Print what a source holds and write OUT/grid.png.
+    """Print what a source holds and how to train on it, and write OUT/grid.png and OUT/captions.png.
 
     Raises UserError if there is no such source, if nothing of it can be used, or, if strict, if something cannot.
     """
     config, problems = replace(options.data, source=options.source), Problems(options.source)
     listing = garments(config) if config.source == "fashion-mnist" else read(config, problems)
-    records = listing.records
     classes = f", classes {', '.join(listing.classes)}" if listing.classes else ""
-    print(f"{len(records)} images with captions{classes}")
-    print("  " + ", ".join(f"{len(split_records(records, split))} for {split}" for split in SPLITS))
-    usable = _images(records, problems)
+    print(f"{counted(len(listing.records), 'image')} with captions{classes}")
+    grey = config.grey or config.source == "fashion-mnist"
+    usable = _images(listing.records, grey, problems)
     if usable:
-        _captions([caption for record in usable for caption in record.captions])
+        _captions([caption for record in usable for caption in record.captions], len(usable))
     problems.report(config.strict)
     if not usable:
         raise UserError(f"{options.source} holds nothing that can be used")
-    size, channels = config.size or listing.size or SIZE, 1 if config.grey else 3
-    rows = [(r.captions[0], decode(r, size, channels, config.fit).transpose(1, 2, 0)[None]) for r in usable[:GRID]]
-    save_png(options.out / "grid.png", captioned_grid(rows))
-    print(f"grid in {options.out / 'grid.png'}")
+    size, channels = image_size(config, listing), 1 if grey else 3
+    _draw(options.out, usable, size, channels, config)
+    counts = {split: len(split_records(usable, split)) for split in SPLITS}
+    print("splits: " + ", ".join(f"{count} for {split}" for split, count in counts.items()))
+    for split, count in counts.items():
+        if why := too_few(usable, split, count):
+            print(f"{options.source} cannot be trained on: {why}")
+            return
+    print(f"training uses {size}x{size} {'grey' if grey else 'colour'} images: {cost(size)}")
+    proposals = propose(min(counts["train"], config.limit or counts["train"]), seconds_per_step(size))
+    minutes = round(sum(proposal.seconds for proposal in proposals) / 60)
+    print(f"to train on them, in about {counted(minutes, 'minute')} on two CPU cores:")
+    print("".join(f"  {line}\n" for line in commands(config, size, proposals)), end="")
 
 
 def garments(config: SourceConfig) -> Listing:
@@ -75,40 +99,65 @@ def garments(config: SourceConfig) -> Listing:
     return Listing(records, part.classes, part.image_size)
 
 
-def _images(records: list[Record], problems: Problems) -> list[Record]:
+def _images(records: list[Record], grey: bool, problems: Problems) -> list[Record]:
     """Print sizes, kinds of pixels, and images that are equal. Returns the records that can be read."""
     usable, sizes, modes, copies = [], Counter(), Counter(), defaultdict(dict)
     for record in tqdm(records, desc="reading", leave=False, disable=None):
         try:
             with record.open() as image:
-                pixels = upright(image, 3)
                 size, mode = image.size, image.mode
+                pixels = loaded(image, 3)
         except Exception as error:  # Pillow raises many kinds for broken files
-            problems.add(record.name, f"cannot be read as an image ({reason(error)})")
+            problems.add(record.name, unreadable(error))
             continue
         usable.append(record)
         sizes[size] += 1
         modes[mode] += 1
         copies[hashlib.sha256(repr(size).encode() + pixels.tobytes()).digest()][record.name] = None
+    if not usable:
+        return usable
     print("sizes: " + most_common(sizes, lambda size: f"{size[0]}x{size[1]}"))
     print("pixels: " + most_common(modes, str))
+    if set(modes) <= {"1", "L", "LA", "I", "I;16"} and not grey:
+        print("  none is in colour: --data.grey trains on them as they are")
     twice = [list(names) for names in copies.values() if len(names) > 1]
-    print(f"duplicates: {sum(len(names) - 1 for names in twice)} images are equal to an earlier one")
+    copied = sum(len(names) - 1 for names in twice)
+    print(f"duplicates: {counted(copied, 'image')} equal to an earlier one")
     print("".join(f"  {', '.join(names[:SHOWN])}\n" for names in twice[:SHOWN]), end="")
     return usable
 
 
-def _captions(captions: list[str]) -> None:
-    words = sorted(len(caption.split()) for caption in captions)
-    print(f"captions: {len(captions)}, of which {len(set(captions))} are distinct")
+def _captions(captions: list[str], images: int) -> None:
+    words, distinct = sorted(len(caption.split()) for caption in captions), len(set(captions))
+    per_image, per_caption = len(captions) / images, len(captions) / distinct
+    print(f"captions: {len(captions)} ({per_image:.1f} per image), {distinct} distinct ({per_caption:.1f} images each)")
     print(f"  words: {words[0]} to {words[-1]}, median {words[len(words) // 2]}")
     print("  most frequent: " + most_common(Counter(captions), repr))
+    print(f"  longest: {max(captions, key=len)[:200]!r}")
+
+
+def _draw(out: Path, records: list[Record], size: int, channels: int, config: SourceConfig) -> None:
+    """The contact sheet, of images from all over the source, and the plot of the captions."""
+    count = min(GRID, len(records))
+    shown = [records[i * len(records) // count] for i in range(count)]
+    pictures = [decode(record, size, channels, config.fit).transpose(1, 2, 0) for record in shown]
+    save_png(out / "grid.png", contact_sheet(pictures, [record.captions[0] for record in shown]))
+    captions = [caption for record in records for caption in record.captions]
+    words = Counter(word for caption in captions for word in re.findall(r"\w+", caption.lower()))
+    charts = [
+        bars("captions by their number of words", binned([len(caption.split()) for caption in captions])),
+        bars("captions by their number of characters", binned([len(caption) for caption in captions])),
+    ]
+    if words:  # of captions of signs alone there are none
+        charts.append(bars("captions' most frequent words", words.most_common(WORDS)))
+    save_png(out / "captions.png", side_by_side(charts))
+    print(f"pictures: {out / 'grid.png'} (images), {out / 'captions.png'} (their captions)")
 
 
 def most_common(counts: Counter, show: Callable[[object], str]) -> str:
     """ "32x32 (60000), 28x28 (3), and 7 others"."""
     shown: Iterable[str] = (f"{show(key)} ({count})" for key, count in counts.most_common(SHOWN))
-    return ", ".join(shown) + (f", and {len(counts) - SHOWN} others" if len(counts) > SHOWN else "")
+    return ", ".join(shown) + (f", and {counted(len(counts) - SHOWN, 'other')}" if len(counts) > SHOWN else "")
 
 
 if __name__ == "__main__":

@@ -3,13 +3,15 @@
 Rows that cannot be used are never lost in silence: they are counted and named, or refused (`Problems`).
 """
 
+import ast
 import contextlib
 import hashlib
 import json
 import os
+import re
 import tempfile
 from collections import deque
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from itertools import islice
@@ -18,7 +20,7 @@ from typing import Literal, NamedTuple
 
 import numpy as np
 import torch
-from PIL import Image, ImageOps
+from PIL import Image, ImageOps, UnidentifiedImageError
 from torch import Tensor
 from tqdm import tqdm
 
@@ -44,7 +46,18 @@ WAITING = 64
 SPLIT_NAMES = {name: name for name in SPLITS} | dict.fromkeys(("val", "valid", "dev"), "validation")
 """What sources call their splits."""
 
+CONTROL = re.compile(r"[\x00-\x08\x0e-\x1f]")
+"""What text does not hold."""
+
 Fit = Literal["crop", "pad", "stretch"]
+
+
+class Columns(NamedTuple):
+    """Which columns of a table hold what."""
+
+    image: str = "image"
+    """Of the images, or of the names of their files."""
+    caption: str = "text"
 
 
 class Record(NamedTuple):
@@ -78,21 +91,28 @@ class Problems:
     source: str
     found: dict[tuple[str, str], int] = field(default_factory=dict)
     """Name and reason, and how many rows each stands for; what is found twice counts once."""
+    notes: dict[str, str] = field(default_factory=dict)
+    """By kind, the first case of what is used, but read otherwise than its letters say."""
 
     def add(self, name: str, why: str, rows: int = 1) -> None:
         self.found[printable(name), printable(why)] = rows
 
+    def note(self, kind: str, text: str) -> None:
+        self.notes.setdefault(kind, printable(text))
+
     def report(self, strict: bool) -> None:
-        """Print a count and the first few, the rest into a file. Raises UserError instead if `strict`."""
+        """Print the notes, a count and the first few rows; the rest goes into a file.
+
+        Raises UserError instead if there are rows that cannot be used and `strict` is set.
+        """
+        print("".join(f"{self.source}: {text}\n" for text in self.notes.values()), end="")
         if not self.found:
             return
         lines, count = [f"{name}: {why}" for name, why in self.found], sum(self.found.values())
+        rows = f"{counted(count, 'row')} of {self.source} cannot be used"
         if strict:
-            raise UserError(
-                f"{count} rows of {self.source} cannot be used, the first is {lines[0]}; "
-                "mend them, or leave out --data.strict"
-            )
-        print(f"{count} rows of {self.source} cannot be used and are left out:")
+            raise UserError(f"{rows}, the first is {lines[0]}; mend what is wrong, or leave out --data.strict")
+        print(f"{rows} and {'is' if count == 1 else 'are'} left out:")
         print("".join(f"  {line}\n" for line in lines[:SHOWN]), end="")
         if len(lines) > SHOWN:
             path = CACHE / "problems" / f"{hashlib.sha256(self.source.encode()).hexdigest()[:16]}.txt"
@@ -100,25 +120,106 @@ class Problems:
             print(f"  ... all of them are named in {path}")
 
 
+def counted(count: int, noun: str) -> str:
+    """ "1 row", "2 rows"."""
+    return f"{count} {noun}{'' if count == 1 else 's'}"
+
+
 def printable(text: str) -> str:
-    """Text that can be printed and written: of what is no Unicode, as in names that are no UTF-8, the code."""
+    """Text that can be printed and written: of what is not Unicode, as in names that are not UTF-8, the code."""
     return text.encode("utf-8", "backslashreplace").decode()
 
 
-def as_captions(value: object) -> tuple[str, ...]:
-    """One caption or several, without those that say nothing or are no Unicode text, each once.
+def as_captions(value: object, problems: Problems) -> tuple[str, ...]:
+    """One caption or several, without those that say nothing or are not Unicode text, each once.
 
-    A number is taken for its digits.
+    A number is taken for its digits. Text that is a list, as tables without lists write several captions, is read as
+    one, which is noted.
     """
     several = value.tolist() if isinstance(value, np.ndarray) else value
     several = several if isinstance(several, (list, tuple)) else [several]
     several = [one for one in several if isinstance(one, (str, int, float)) and not isinstance(one, bool)]
-    text = [str(one).strip() for one in several if one == one]  # NaN is no caption
-    return tuple(dict.fromkeys(one for one in text if one and one == printable(one)))
+    text = []
+    for one in (str(one).strip() for one in several if one == one):  # NaN is not a caption
+        listed = _listed(one)
+        if listed is not None:
+            problems.note("lists", f"text such as {one[:60]} is read as a list of captions")
+        text += [one] if listed is None else listed
+    return tuple(dict.fromkeys(one for one in text if one and one == printable(one) and not CONTROL.search(one)))
+
+
+def _listed(text: str) -> list[str] | None:
+    """What a list of strings holds that is written as JSON, or as Python prints it. None for all other text."""
+    if not (text.startswith("[") and text.endswith("]")):
+        return None
+    for parse in (json.loads, ast.literal_eval):
+        with contextlib.suppress(ValueError, SyntaxError, RecursionError, MemoryError):
+            found = parse(text)
+            if isinstance(found, list) and all(isinstance(one, str) for one in found):
+                return [one.strip() for one in found]
+    return None
 
 
 def class_caption(name: str) -> str:
     return f"an image of {article(name)}"
+
+
+def check_column(source: object, column: str, known: Iterable[str], option: str) -> None:
+    """Raise UserError, naming the option to choose it, for a column that is not among those known."""
+    if column not in known:
+        raise UserError(
+            f"{source} has no column {column}; name one of {', '.join(map(printable, known))} with --data.{option}"
+        )
+
+
+def with_class_names(listing: Listing, names: Sequence[str], problems: Problems) -> Listing:
+    """Captions that are nothing but the numbers of classes, put into words. Without names it is noted that they are.
+
+    Raises UserError for names where captions are not numbers.
+    """
+    texts = [record.captions[0] for record in listing.records if len(record.captions) == 1]
+    numbers = not listing.classes and texts and len(texts) == len(listing.records) and all(map(str.isdecimal, texts))
+    if not names:
+        if numbers:
+            shown = ", ".join(sorted(set(texts), key=int)[:3])
+            problems.note(
+                "numbers",
+                f"all captions are whole numbers ({shown} ...), and are used as they are; if they number classes, name "
+                "those in order: --data.class-names cat,dog",
+            )
+        return listing
+    if not numbers:
+        raise UserError(f"{problems.source} has captions that are not class numbers; leave --data.class-names out")
+    records = []
+    for record, number in zip(listing.records, map(int, texts), strict=True):
+        if number < len(names):
+            records.append(record._replace(captions=(class_caption(names[number]),), label=number))
+        else:
+            problems.add(record.name, f"has the class {number}, but there are {len(names)} names, for 0 and up")
+    return listing._replace(records=records, classes=tuple(names))
+
+
+def common_size(records: Sequence[Record], fit: Fit, largest: int) -> int | None:
+    """Pixels a side of images that all have one size, of at most `largest`; None for others.
+
+    Of images that are not squares it is the side that is neither cut nor filled. Only the files' heads are read.
+    """
+    size = None
+    for record in records:
+        try:
+            with record.open() as image:
+                found = image.size
+        except Exception:  # what cannot be read is reported where it is decoded
+            continue
+        size = size or found
+        if found != size or max(found) > largest:
+            return None
+    return size and (min(size) if fit == "crop" else max(size))
+
+
+def own_splits(records: Sequence[Record]) -> set[str]:
+    """Which of validation and test a source has of its own."""
+    return {record.split for record in records} & {"validation", "test"}
 
 
 def split_records(records: Sequence[Record], split: str) -> list[Record]:
@@ -126,8 +227,7 @@ def split_records(records: Sequence[Record], split: str) -> list[Record]:
 
     Which goes where depends on the hashes of the names, so that hardly any moves when others are added.
     """
-    own = {record.split for record in records} & {"validation", "test"}
-    if own:
+    if own := own_splits(records):
         if split != "train" and split not in own:  # the one serves as the other
             split = own.pop()
         return [record for record in records if (record.split or "train") == split]
@@ -138,6 +238,24 @@ def split_records(records: Sequence[Record], split: str) -> list[Record]:
     return [record for record in records if record.name in chosen]
 
 
+def loaded(image: Image.Image, channels: int) -> Image.Image:
+    """An opened image read to its end, as `upright` gives it.
+
+    Raises what Pillow raises for a broken image, and UserError for pixels whose range cannot be known.
+    """
+    image.load()
+    if image.mode.startswith("I") and 0 < (brightest := int(np.asarray(image).max())) < 4096:
+        raise UserError(f"of 16 bits its pixels use 12 or fewer, as they reach {brightest}; scale them to 0 .. 65535")
+    return upright(image, channels)
+
+
+def unreadable(error: Exception) -> str:
+    """Why an image is left out, from what opening it raised."""
+    if isinstance(error, UnidentifiedImageError):  # whose own words are an object's address, or the path again
+        return "cannot be read as an image (it is in no format that Pillow knows)"
+    return f"cannot be read as an image ({reason(error)})"
+
+
 def decode(record: Record, size: int, channels: int, fit: Fit) -> np.ndarray:
     """uint8 (channels, size, size). Raises what Pillow raises for a broken image, or a UserError.
 
@@ -146,8 +264,7 @@ def decode(record: Record, size: int, channels: int, fit: Fit) -> np.ndarray:
     """
     with record.open() as image:
         image.draft(None, (size, size))
-        image.load()
-        image = upright(image, channels)
+        image = loaded(image, channels)
     target = (size, size)
     if image.size == target:
         pass
@@ -167,7 +284,7 @@ def decoded(records: Sequence[Record], size: int, channels: int, fit: Fit) -> It
         try:
             return decode(record, size, channels, fit)
         except Exception as error:  # Pillow raises many kinds for broken files
-            return f"cannot be read as an image ({reason(error)})"
+            return unreadable(error)
 
     workers, rest = os.cpu_count() or 1, iter(records)
     with ThreadPoolExecutor(workers) as pool:  # Pillow decodes and resizes outside of the interpreter's lock
@@ -177,6 +294,17 @@ def decoded(records: Sequence[Record], size: int, channels: int, fit: Fit) -> It
             waiting.extend(pool.submit(attempt, record) for record in islice(rest, 1))
 
 
+def readable(records: Sequence[Record], size: int, channels: int, fit: Fit, problems: Problems) -> list[Record]:
+    """Those that can be decoded; the others are added to `problems`."""
+    kept = []
+    for record, result in zip(records, decoded(records, size, channels, fit), strict=True):
+        if isinstance(result, str):
+            problems.add(record.name, result)
+        else:
+            kept.append(record)
+    return kept
+
+
 def collect(
     name: str, records: Sequence[Record], size: int, channels: int, fit: Fit, problems: Problems
 ) -> tuple[Tensor, list[Record]]:
@@ -184,8 +312,6 @@ def collect(
 
     What cannot be read is added to `problems` and left out. Few images are kept in memory; many are decoded once into a
     file in data/cache, which is read as batches ask for it: both give the same batches.
-
-    Raises UserError if nothing can be read.
     """
     shape = (len(records), channels, size, size)
     if np.prod(shape, dtype=np.int64) <= MEMORY:
@@ -196,9 +322,6 @@ def collect(
     for row, why in bad.items():
         problems.add(records[row].name, why)
     kept = [record for row, record in enumerate(records) if row not in bad]
-    if not kept:
-        problems.report(strict=False)
-        raise UserError(f"{name} holds no image that can be read")
     return torch.from_numpy(images[: len(kept)]), kept
 
 

@@ -1,43 +1,78 @@
 """Which source a name or a path means, and its splits as data sets."""
 
 import re
+import shlex
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, NoReturn
 
 import tyro
 
-from data import arrays, cifar10, emoji, fashion_mnist, folder, hub
+from data import arrays, cifar10, emoji, fashion_mnist, folder, hub, shards, tables
 from data.dataset import CaptionedImages
-from data.records import FEWEST, Fit, Listing, Problems, captioned, collect, decoded, split_records
+from data.records import (
+    FEWEST,
+    SHARE,
+    Columns,
+    Fit,
+    Listing,
+    Problems,
+    Record,
+    captioned,
+    collect,
+    common_size,
+    counted,
+    own_splits,
+    readable,
+    split_records,
+    with_class_names,
+)
 from unclip.errors import UserError
 from unclip.fields import free
 
 NAMES = ("fashion-mnist", "emoji", "cifar10")
 SIZE = 64
-"""Pixels a side of what has no size of its own."""
+"""Pixels a side of images that differ in size, or are all larger."""
 HUB_NAME = re.compile(r"[\w.-]+/[\w.-]+")
+FILES = {".npz": "arrays", ".npy": "arrays", shards.SUFFIX: "shards"}
+FILES |= dict.fromkeys(tables.SUFFIXES, "table") | dict.fromkeys(hub.FORMATS, "hub")
+"""What files mean, by their suffix."""
+IN_TABLES = ("image_column", "caption_column", "class_names")
+OPTIONS = {
+    "emoji": ("root", "skin_tones"),
+    "cifar10": ("root", "classes"),
+    "arrays": ("class_names",),
+    "table": IN_TABLES,
+    "folder": IN_TABLES,
+    "shards": IN_TABLES,
+    "hub": (*IN_TABLES, "split"),
+}
+"""Which options each kind of source reads, beside those that all do."""
 
 
 @dataclass(frozen=True)
 class SourceConfig:
     source: Annotated[str, tyro.conf.arg(name="")] = free("fashion-mnist")
-    """fashion-mnist, emoji, cifar10, a folder of captioned images, an .npz or .npy file, or a Hugging Face data set."""
+    """fashion-mnist, emoji, cifar10, a folder of captioned images, a table of their names and captions (.csv, .tsv,
+    .jsonl, .json), an .npz or .npy file, webdataset shards (.tar), or a Hugging Face data set."""
     root: Path | None = free(None)
     """Folder with the files of fashion-mnist, emoji or cifar10; without it they are downloaded to data/raw."""
     size: int | None = None
-    """Height and width of the images (default: 32 for emoji and cifar10, those of an array, else 64)."""
+    """Height and width of the images (default: their own, if all have one size of 64 at most, or of any in an array; 32
+    for emoji; else 64)."""
     fit: Fit = "crop"
     """What is done to images that are not square: cut to the middle, padded with white, or stretched."""
     grey: bool = False
     """Read the images as grey ones, with one channel; else they are read as colour ones."""
     classes: str = ""
     """Of cifar10 only these classes: ship,truck."""
+    class_names: str = ""
+    """Names of the classes in order, where captions or labels are nothing but their numbers: cat,dog."""
     image_column: str = "image"
-    """Column of the images in a Hugging Face data set."""
+    """Column of the images in a Hugging Face data set, or of their files' names in a table; there file_name will do."""
     caption_column: str = "text"
-    """Column of the captions, in a data set or in metadata.jsonl or .csv."""
+    """Column of the captions, in a Hugging Face data set, a table or the .json files of shards."""
     split: str | None = None
     """Use this split of a Hugging Face data set alone, for training, validation and test."""
     skin_tones: bool = False
@@ -66,59 +101,114 @@ def load(config: SourceConfig, splits: Sequence[str], held_out: bool = False) ->
             raise UserError("fashion-mnist is used as it is, grey and 28x28; leave --data.size, fit and grey out")
         return [fashion_mnist.load(split, config.root, held_out).first(config.limit) for split in splits]
     problems = Problems(config.source)
-    records, classes, own_size = read(config, problems)
+    listing = read(config, problems)
     name = Path(config.source).resolve().name if Path(config.source).exists() else config.source
-    size, channels = config.size or own_size or SIZE, 1 if config.grey else 3
+    size, channels = image_size(config, listing), 1 if config.grey else 3
+    records = listing.records
+    if SHARE * len(records) < 2 * FEWEST and not own_splits(records):  # each one counts
+        records = readable(records, size, channels, config.fit, problems)
+    parts = {split: _limited(split_records(records, split), config.limit) for split in splits}
     found, seen = [], set()
-    for split in splits:
-        chosen = split_records(records, split)
-        if config.limit:  # from all over the source, which may be sorted by class
-            chosen = chosen[:: max(1, len(chosen) // config.limit)][: config.limit]
-        if len(chosen) < FEWEST:
-            problems.report(strict=False)
-            raise UserError(
-                f"{config.source} has {len(chosen)} usable rows for {split}, but at least {FEWEST} are needed (30 "
-                f"where no splits are named); look at it with: python -m data.inspect {config.source}"
-            )
+    for split, chosen in parts.items():
+        if why := too_few(records, split, len(chosen)):
+            _refuse(config.source, why, problems)
+    for split, chosen in parts.items():
         seen |= {record.name for record in chosen}
         images, kept = collect(f"{name}/{split}", chosen, size, channels, config.fit, problems)
-        found.append(captioned(f"{name}/{split}", images, kept, classes))
+        if len(kept) < FEWEST:
+            why = f"of its {len(chosen)} images for {split} {len(kept)} can be read, but at least {FEWEST} are needed"
+            _refuse(config.source, why, problems)
+        found.append(captioned(f"{name}/{split}", images, kept, listing.classes))
     if config.strict:
         rest = [record for record in records if record.name not in seen]
-        for record, result in zip(rest, decoded(rest, size, channels, config.fit), strict=True):
-            if isinstance(result, str):
-                problems.add(record.name, result)
+        readable(rest, size, channels, config.fit, problems)
     problems.report(config.strict)
     return found
 
 
-def read(config: SourceConfig, problems: Problems) -> Listing:
-    """What a source that lists its records holds, all splits together."""
-    path = Path(config.source)
-    if config.source == "emoji":
-        _refuse_others(config, "root", "skin_tones")
-        return emoji.read(config.root, config.skin_tones, problems)
-    if config.source == "cifar10":
-        _refuse_others(config, "root", "classes")
-        return cifar10.read(config.root, tuple(filter(None, config.classes.split(","))))
-    if path.suffix.lower() in (".npy", ".npz") and path.is_file():
-        _refuse_others(config)
-        return arrays.read(path, problems)
-    if path.is_dir() and (folder.is_one(path) or not hub.is_one(path)):
-        _refuse_others(config, "caption_column")
-        return folder.read(path, config.caption_column, problems)
-    is_table = path.is_file() and path.suffix.lower() in hub.FORMATS
-    if is_table or path.is_dir() or HUB_NAME.fullmatch(config.source):
-        _refuse_others(config, "image_column", "caption_column", "split")
-        return hub.read(config.source, config.image_column, config.caption_column, config.split, problems)
+def _limited(records: list[Record], limit: int | None) -> list[Record]:
+    """So many at most, from all over the source, which may be sorted by class."""
+    return records if limit is None else records[:: max(1, len(records) // limit)][:limit]
+
+
+def too_few(records: Sequence[Record], split: str, count: int) -> str | None:
+    """What to say if a split of the records has fewer images than are needed."""
+    if count >= FEWEST:
+        return None
+    if own_splits(records):
+        return f"it has {counted(count, 'usable image')} for {split}, but at least {FEWEST} are needed"
+    return (
+        f"it has {counted(len(records), 'usable image')}, but at least {3 * FEWEST} are needed: {FEWEST} each "
+        "for training, validation and test"
+    )
+
+
+def _refuse(source: str, why: str, problems: Problems) -> NoReturn:
+    problems.report(strict=False)
     raise UserError(
-        f"there is no data set {config.source!r}; give one of {', '.join(NAMES)}, a folder, an .npz, .npy, .parquet or "
-        ".arrow file, or a data set of the Hugging Face Hub as owner/name"
+        f"{source} cannot be trained on: {why}; look at it with: python -m data.inspect {shlex.quote(source)}"
+    )
+
+
+def image_size(config: SourceConfig, listing: Listing) -> int:
+    """Height and width to train on: those asked for, else the images' own if they all have one size, else `SIZE`.
+
+    Images of one size that is larger than `SIZE` are resized, except for arrays, which were made for their size.
+    """
+    return config.size or listing.size or common_size(listing.records, config.fit, SIZE) or SIZE
+
+
+def read(config: SourceConfig, problems: Problems) -> Listing:
+    """What a source that lists its records holds, all splits together.
+
+    Raises UserError if there is no such source, and for options that it does not know.
+    """
+    names = tuple(name.strip() for name in config.class_names.split(",") if name.strip())
+    return with_class_names(_listing(config, problems), names, problems)
+
+
+def _listing(config: SourceConfig, problems: Problems) -> Listing:
+    source, kind = Path(config.source), _kind(config.source)
+    _refuse_others(config, *OPTIONS[kind])
+    columns = Columns(config.image_column, config.caption_column)
+    if kind == "emoji":
+        return emoji.read(config.root, config.skin_tones, problems)
+    if kind == "cifar10":
+        return cifar10.read(config.root, tuple(filter(None, config.classes.split(","))))
+    if kind == "arrays":
+        return arrays.read(source, problems)
+    if kind == "hub":
+        return hub.read(config.source, columns, config.split, problems)
+    reader = {"folder": folder.read, "table": folder.read_table, "shards": shards.read}[kind]
+    return reader(source, columns, problems)
+
+
+def _kind(source: str) -> str:
+    """What a name or a path means: a key of OPTIONS. Raises UserError if it means nothing."""
+    path = Path(source)
+    if source in ("emoji", "cifar10"):
+        return source
+    if path.is_dir():
+        if folder.is_one(path):
+            return "folder"
+        if hub.is_one(path):
+            return "hub"
+        return "shards" if shards.is_one(path) else "folder"
+    files = ", ".join(FILES)
+    if path.exists():
+        if path.suffix.lower() in FILES:
+            return FILES[path.suffix.lower()]
+        raise UserError(f"{path} is a file of another kind than {files}; unpack it, or convert it to one of these")
+    if HUB_NAME.fullmatch(source) and path.suffix.lower() not in FILES:
+        return "hub"
+    raise UserError(
+        f"there is no data set {source!r}; give one of {', '.join(NAMES)}, a folder, a file ({files}), or a data set "
+        "of the Hugging Face Hub as owner/name"
     )
 
 
 def _refuse_others(config: SourceConfig, *read: str) -> None:
     """Raise UserError for an option that is set, and that this source does not read."""
-    for name in {"root", "classes", "image_column", "caption_column", "split", "skin_tones"} - set(read):
+    for name in {"root", "classes", "class_names", "image_column", "caption_column", "split", "skin_tones"} - set(read):
         if getattr(config, name) != getattr(SourceConfig, name):
             raise UserError(f"--data.{name.replace('_', '-')} has no meaning for {config.source}; leave it out")

@@ -96,6 +96,6 @@ def with_faults(folder) -> dict[str, str]:
         "metadata.jsonl:1": "has no text", "metadata.jsonl:2 (001.png)": "has no caption",
         "metadata.jsonl:3 (gone.png)": "the file is missing", "metadata.jsonl:4": "is not JSON",
         "metadata.jsonl:5 (004.png)": "has no caption", "metadata.jsonl:6 (../outside.png)": "outside of the folder",
-        "metadata.jsonl:41": "is no JSON object", "006.png": "cannot be read", "007.png": "cannot be read",
+        "metadata.jsonl:41": "is not a JSON object", "006.png": "cannot be read", "007.png": "cannot be read",
         "002.png": "is not named", "003.png": "is not named", "005.png": "is not named",
     }  # fmt: skip

@@ -11,7 +11,7 @@ from own_images import COLOURS
 from PIL import Image
 
 from data.folder import read as folder_of_images
-from data.records import Problems, split_records
+from data.records import Columns, Problems, split_records
 from stages.data import DataConfig
 from stages.evaluation.judge import judge, trained_judge
 from stages.evaluation.main import EvaluateOptions
@@ -36,7 +36,7 @@ def images(tmp_path_factory):
         picture.save(folder / f"{number}.png")
         (folder / f"{number}.txt").write_text(f"{caption}\n{caption} on grey\n")
     (folder / "7.txt").unlink()
-    broken = split_records(folder_of_images(folder, "text", Problems("x")).records, "validation")[0]
+    broken = split_records(folder_of_images(folder, Columns(), Problems("x")).records, "validation")[0]
     (folder / broken.name).write_bytes(b"no image")
     return folder
 

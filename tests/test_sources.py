@@ -134,10 +134,10 @@ def test_links_uppercase_names_and_a_stray_table_do_no_harm(tmp_path):
 
 
 def test_numbers_are_captions_and_other_things_are_not():
-    assert as_captions(7) == ("7",)
-    assert as_captions(["a", 2.5, " a ", None, "", float("nan"), {"x": 1}]) == ("a", "2.5")
-    assert as_captions(np.array(["x", "y"])) == ("x", "y")
-    assert as_captions({"text": "a"}) == as_captions(None) == ()
+    assert as_captions(7, Problems("x")) == ("7",)
+    assert as_captions(["a", 2.5, " a ", None, "", float("nan"), {"x": 1}], Problems("x")) == ("a", "2.5")
+    assert as_captions(np.array(["x", "y"]), Problems("x")) == ("x", "y")
+    assert as_captions({"text": "a"}, Problems("x")) == as_captions(None, Problems("x")) == ()
 
 
 def test_a_source_keeps_its_own_splits(tmp_path):
@@ -234,7 +234,7 @@ def test_crop_pad_and_stretch():
 
 
 def test_many_images_in_a_file_give_the_batches_that_few_in_memory_give(tmp_path, monkeypatch):
-    with_text_files(tmp_path / "images", 60)
+    with_text_files(tmp_path / "images", 401)
     (tmp_path / "images" / "007.jpg").write_bytes(b"no image")
     config = SourceConfig(str(tmp_path / "images"), size=24)
 

@@ -47,7 +47,7 @@ def test_rows_that_cannot_be_used_are_counted_named_and_written_down(tmp_path, c
 
 def test_strict_refuses_rows_that_cannot_be_used(tmp_path):
     with_faults(tmp_path / "images")
-    with pytest.raises(UserError, match=r"12 rows of .* cannot be used, the first is metadata\.jsonl:1: has no text"):
+    with pytest.raises(UserError, match=r"12 rows of .* cannot be used, the first is metadata\.jsonl:4: is not JSON"):
         load(SourceConfig(str(tmp_path / "images"), strict=True), records.SPLITS)
     with_jsonl(tmp_path / "clean", 40)
     assert sum(map(len, load(SourceConfig(str(tmp_path / "clean"), strict=True), records.SPLITS))) == 40
@@ -82,11 +82,11 @@ def test_tables_with_faults(tmp_path):
 
 
 def test_strict_looks_at_every_split(tmp_path):
-    with_text_files(tmp_path, 60)
+    with_text_files(tmp_path, 400)
     in_test = split_records(read(SourceConfig(str(tmp_path)), Problems("x")).records, "test")[0].name
     (tmp_path / in_test).write_bytes(b"no image")
-    assert [len(part) for part in load(SourceConfig(str(tmp_path)), ["train", "validation"])] == [40, 10]
-    with pytest.raises(UserError, match=f"1 rows of .* the first is {in_test}: cannot be read as an image"):
+    assert [len(part) for part in load(SourceConfig(str(tmp_path)), ["train", "validation"])] == [360, 20]
+    with pytest.raises(UserError, match=f"1 row of .* the first is {in_test}: cannot be read as an image"):
         load(SourceConfig(str(tmp_path), strict=True), ["train", "validation"])
 
 
@@ -95,7 +95,7 @@ def test_a_row_is_counted_once_though_two_splits_are_the_same(tmp_path, capsys):
         with_text_files(tmp_path / split, 12)
     (tmp_path / "test" / "003.jpg").write_bytes(b"no image")
     load(SourceConfig(str(tmp_path)), records.SPLITS)
-    assert "1 rows of" in capsys.readouterr().out
+    assert "1 row of" in capsys.readouterr().out
 
 
 def test_what_is_no_unicode_is_named_and_hurts_nothing_else(tmp_path, capsys):
@@ -107,8 +107,8 @@ def test_what_is_no_unicode_is_named_and_hurts_nothing_else(tmp_path, capsys):
     with_csv(tmp_path / "csv", 40)
     table = tmp_path / "csv" / "metadata.csv"
     table.write_bytes(table.read_bytes().replace(f'{caption(3)}"'.encode(), b'caf\xe9"'))
-    assert len(everything(tmp_path / "csv")) == 39
-    assert "metadata.csv:5 (003.png): has no caption that is text" in capsys.readouterr().out
+    assert len(everything(tmp_path / "csv")) == 40
+    assert "metadata.csv is not UTF-8 throughout" in capsys.readouterr().out
     with_text_files(tmp_path / "pairs", 40)
     for suffix in ("jpg", "txt"):
         os.rename(
@@ -166,8 +166,8 @@ def test_no_file_of_tables_is_lost(tmp_path):
 
 
 def test_captions_of_numbers_and_of_several_classes(tmp_path):
-    assert as_captions(np.array([3.5, np.nan])) == ("3.5",)
-    assert as_captions(True) == ()
+    assert as_captions(np.array([3.5, np.nan]), Problems("x")) == ("3.5",)
+    assert as_captions(True, Problems("x")) == ()
     features = datasets.Features(
         {"image": datasets.Image(), "text": datasets.List(datasets.ClassLabel(names=["cat", "orange"]))}
     )
@@ -184,12 +184,16 @@ def test_captions_of_numbers_and_of_several_classes(tmp_path):
 
 REFUSED = {
     "no such source": (lambda path: None, "nothing", {}, "there is no data set"),
+    "no such file": (lambda path: None, "nothing.csv", {}, "there is no data set"),
     "empty folder": (lambda path: path.mkdir(), "x", {}, "holds no captioned images"),
     "wrong column": (
         with_parquet, "x.parquet", {"caption_column": "caption"}, "no column caption; name one of image, text"),
     "wrong image column": (with_parquet, "x.parquet", {"image_column": "img"}, "--data.image-column"),
-    "wrong column of a folder": (with_csv, "x", {"caption_column": "caption"}, "has 0 usable rows"),
+    "wrong column of a folder": (with_csv, "x", {"caption_column": "caption"},
+        "by its first line, has no column caption; name one of file_name, text with --data.caption-column"),
     "unknown split": (with_saved, "x", {"split": "dev"}, "has no split dev; name one of train"),
+    "a table that is not text": (lambda path: path.write_bytes(b"\x00\xff\x01"), "x.csv", {}, "x.csv is not text"),
+    "a table without rows": (lambda path: path.write_text("file_name,text\n"), "x.csv", {}, "x.csv holds no rows"),
     "no parquet": (lambda path: path.write_bytes(b"PAR1 no"), "x.parquet", {}, "cannot be opened"),
     "no arrays": (lambda path: path.write_bytes(b"no"), "x.npz", {}, "not readable as arrays"),
     "arrays of another length": (
@@ -200,7 +204,7 @@ REFUSED = {
     "array without captions": (lambda path: np.save(path, np.zeros((3, 4, 4), np.uint8)), "x.npy", {}, "x.txt"),
     "arrays of another range": (
         lambda path: np.savez(path, images=np.full((3, 4, 4), 7.5), captions=np.array(["a"] * 3)), "x.npz", {},
-        "expected 0 .. 255, or floats in 0 .. 1"),
+        "scale them to 0 .. 255, or to 0 .. 1"),
     "labels that are no classes": (
         lambda path: np.savez(path, images=np.zeros((2, 4, 4), "u1"), labels=np.ones((2, 2)), class_names=["a"] * 2),
         "x.npz", {}, "not one-hot"),
@@ -232,7 +236,7 @@ def test_bad_source_on_the_command_line_is_one_line(tmp_path):
 
 def test_a_source_too_small_to_be_split_is_refused(tmp_path):
     with_jsonl(tmp_path / "few", 29)
-    with pytest.raises(UserError, match="has 9 usable rows for train, but at least 10 are needed"):
+    with pytest.raises(UserError, match="has 29 usable images, but at least 30 are needed: 10 each for training"):
         DataConfig(str(tmp_path / "few")).load("train", "validation")
 
 

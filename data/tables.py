@@ -1,0 +1,111 @@
+"""Tables of text: CSV, JSON lines and JSON, as people and their programs write them."""
+
+import codecs
+import csv
+import json
+import re
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from data.records import CONTROL, Problems
+from unclip.errors import UserError
+
+SUFFIXES = (".jsonl", ".csv", ".tsv", ".json")
+SEPARATORS = ",;\t|"
+
+Row = tuple[str, dict[str | None, Any]]
+"""Where it stands, for messages, and its values by column; under None are those for which there is no column."""
+
+
+def rows(path: Path, name: str, problems: Problems) -> list[Row]:
+    """The rows of a table that messages call `name`; those that cannot be read are added to `problems`.
+
+    Raises UserError for a file that is not text.
+    """
+    try:
+        lines = read_lines(path.read_bytes(), name, problems)
+    except UnicodeDecodeError as error:
+        problems.add(name, f"is not readable as text ({error.reason} at byte {error.start})")
+        return []
+    if CONTROL.search(lines[0]):
+        raise UserError(f"{path} is not text; expected a table, or another suffix")
+    if path.suffix.lower() == ".json":
+        return list(_json("\n".join(lines), name, problems))
+    return list((_jsonl if path.suffix.lower() == ".jsonl" else _csv)(lines, name, problems))
+
+
+def read_lines(content: bytes, name: str, problems: Problems) -> list[str]:
+    """Text by lines, from UTF-8, from UTF-16 that says so, or, line by line and noted, from Windows-1252.
+
+    What is none of these becomes text that `as_captions` refuses. Raises UnicodeDecodeError for broken UTF-16.
+    """
+    if content.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):
+        content = content.decode("utf-16").encode()
+    lines, is_text = [], not CONTROL.search(content.decode("latin-1"))
+    for line in re.split(rb"\r\n|\r|\n", content.removeprefix(codecs.BOM_UTF8)):
+        try:
+            lines.append(line.decode())
+        except UnicodeDecodeError:
+            lines.append(line.decode("cp1252" if is_text else "utf-8", "surrogateescape"))
+            if is_text:
+                problems.note(
+                    name, f"{name} is not UTF-8 throughout; its other lines are read as Windows-1252 (Latin-1) text"
+                )
+    return lines
+
+
+def _csv(lines: list[str], name: str, problems: Problems) -> Iterator[Row]:
+    """Rows by their line. The separator is the one that gives the first line the most columns."""
+    separator = max(SEPARATORS, key=lambda one: len(next(csv.reader(lines[:1], delimiter=one), ())))
+    reader = csv.DictReader(
+        [f"{line}\n" for line in lines],
+        delimiter=separator,
+        skipinitialspace=True,
+        strict=True,  # which minds a quote that is not closed
+    )
+    reader.fieldnames = [column.strip() for column in reader.fieldnames or ()]
+    while True:
+        begins = reader.line_num + 1
+        try:
+            row = next(reader)
+        except StopIteration:
+            return
+        except csv.Error as error:  # the next row begins after the line where it gave up
+            problems.add(f"{name}:{begins}", f"is not readable as CSV ({error})")
+            continue
+        yield f"{name}:{reader.line_num}", {column: value for column, value in row.items() if value is not None}
+
+
+def _jsonl(lines: list[str], name: str, problems: Problems) -> Iterator[Row]:
+    for number, line in enumerate(lines, start=1):
+        if not line.strip():
+            continue
+        where = f"{name}:{number}"
+        try:
+            row = json.loads(line)
+        except (ValueError, RecursionError) as error:
+            problems.add(where, f"is not JSON ({error})")
+            continue
+        if isinstance(row, dict):
+            yield where, row
+        else:
+            problems.add(where, "is not a JSON object")
+
+
+def _json(text: str, name: str, problems: Problems) -> Iterator[Row]:
+    """Of a list of objects each; of an object of captions, or of objects, by file name, the same."""
+    try:
+        found = json.loads(text)
+    except (ValueError, RecursionError) as error:
+        problems.add(name, f"is not JSON ({error})")
+        return
+    if isinstance(found, dict):
+        found = [
+            {"file_name": file, **(row if isinstance(row, dict) else {"text": row})} for file, row in found.items()
+        ]
+    for number, row in enumerate(found if isinstance(found, list) else [found], start=1):
+        if isinstance(row, dict):
+            yield f"{name}, row {number}", row
+        else:
+            problems.add(f"{name}, row {number}", "is not a JSON object")

@@ -1,0 +1,430 @@
+"""The forms that people's files come in: dialects, encodings, formats, archives. Each is read, or its cause named."""
+
+import csv
+import io
+import json
+import tarfile
+
+import datasets
+import numpy as np
+import pytest
+from own_images import COLOURS, caption, everything, fill, picture, with_csv, with_jsonl, with_text_files
+from PIL import Image
+
+from data import records
+from data.records import Problems, as_captions, decode
+from data.sources import SourceConfig, load, read
+from unclip.errors import UserError
+
+pytestmark = pytest.mark.usefixtures("own_caches")
+
+EVERY = {caption(n) for n in range(40)}
+
+
+def listed(source, **options) -> tuple[list[records.Record], Problems]:
+    problems = Problems("x")
+    return read(SourceConfig(str(source), **options), problems).records, problems
+
+
+def reasons(problems: Problems) -> dict[str, str]:
+    return dict(problems.found.keys())
+
+
+def encoded(image: Image.Image, kind: str = "PNG") -> bytes:
+    file = io.BytesIO()
+    image.save(file, kind)
+    return file.getvalue()
+
+
+# --- captions ---------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("text", ['["a red square", "a b\\u00e9"]', "['a red square', 'a bé']"])
+def test_text_that_is_a_list_is_several_captions_and_that_is_said(text, tmp_path, capsys):
+    assert as_captions(text, Problems("x")) == ("a red square", "a bé")
+    others = [f"['number {n}']" for n in range(10)]
+    columns = {"image": [picture(n) for n in range(40)], "text": [text] * 30 + others}
+    datasets.Dataset.from_dict(columns).cast_column("image", datasets.Image()).to_parquet(tmp_path / "x.parquet")
+    (data,) = load(SourceConfig(str(tmp_path / "x.parquet")), ["train"])
+    assert set(data.captions) - {f"number {n}" for n in range(10)} == {"a red square", "a bé"}
+    assert capsys.readouterr().out.count("is read as a list of captions") == 1
+
+
+@pytest.mark.parametrize("text", ["[cat]", "[1]", "a [b]", "[" * 5000 + "]", '["a"', "[sic] he said [so]"])
+def test_other_text_in_brackets_stays_as_it_is(text):
+    problems = Problems("x")
+    assert as_captions(text, problems) == (text,)
+    assert not problems.notes
+
+
+def test_class_numbers_are_noted_and_put_into_words_by_names(tmp_path):
+    columns = {"image": [picture(n) for n in range(40)], "label": [n % 3 for n in range(40)]}
+    datasets.Dataset.from_dict(columns).cast_column("image", datasets.Image()).to_parquet(tmp_path / "x.parquet")
+    found, problems = listed(tmp_path / "x.parquet", caption_column="label")
+    assert {r.captions for r in found} == {("0",), ("1",), ("2",)}
+    (note,) = problems.notes.values()
+    assert "--data.class-names" in note
+    options = {"caption_column": "label", "class_names": "red, green, blue"}
+    (data,) = load(SourceConfig(str(tmp_path / "x.parquet"), **options), ["train"])
+    assert data.classes == ("red", "green", "blue")
+    strongest = data.images.float().mean(dim=(2, 3)).argmax(dim=1)
+    assert data.labels.tolist() == strongest.tolist()
+    found, problems = listed(tmp_path / "x.parquet", caption_column="label", class_names="red,green")
+    assert len(found) == 27
+    assert set(reasons(problems).values()) == {"has the class 2, but there are 2 names, for 0 and up"}
+
+
+def test_class_names_for_captions_that_are_no_numbers_are_refused(tmp_path):
+    with_csv(tmp_path / "x")
+    with pytest.raises(UserError, match=r"captions that are not class numbers; leave --data\.class-names out"):
+        read(SourceConfig(str(tmp_path / "x"), class_names="cat,dog"), Problems("it"))
+
+
+# --- tables -----------------------------------------------------------------------------------------------------------
+
+
+DIALECTS = {
+    "semicolons": ("utf-8", ";", ("file_name", "text")),
+    "tabs": ("utf-8", "\t", ("file_name", "text")),
+    "bars": ("utf-8", "|", ("file_name", "text")),
+    "blanks": ("utf-8", ", ", (" text", "file_name ")),
+    "a byte order mark": ("utf-8-sig", ",", ("file_name", "text")),
+    "UTF-16": ("utf-16", "\t", ("file_name", "text")),
+    "Latin-1": ("latin-1", ";", ("file_name", "text")),
+}
+
+
+@pytest.mark.parametrize("ending", ["\n", "\r\n", "\r"])
+@pytest.mark.parametrize("dialect", DIALECTS)
+def test_csv_of_every_dialect(dialect, ending, tmp_path):
+    encoding, separator, columns = DIALECTS[dialect]
+    fill(tmp_path, 40)
+    rows = [{"file_name": f"{n:03d}.png", "text": f"café, {caption(n)}"} for n in range(40)]
+    lines = [separator.join(columns)]
+    lines += [separator.join(f'"{row[column.strip()]}"' for column in columns) for row in rows]
+    (tmp_path / "metadata.csv").write_bytes(ending.join([*lines, ""]).encode(encoding))
+    found, problems = listed(tmp_path)
+    assert {r.captions for r in found} == {(row["text"],) for row in rows}
+    assert not problems.found
+    assert len(problems.notes) == (dialect == "Latin-1")
+
+
+def test_bytes_that_are_no_text_are_no_captions(tmp_path):
+    with_text_files(tmp_path, 40)
+    (tmp_path / "003.txt").write_bytes(encoded(picture(3)))
+    found, problems = listed(tmp_path)
+    assert len(found) == 39
+    assert reasons(problems) == {"003.jpg": "003.txt holds no caption"}
+
+
+@pytest.mark.parametrize("suffix", [".csv", ".jsonl"])
+def test_a_table_without_the_column_names_those_that_it_has(suffix, tmp_path):
+    fill(tmp_path, 3)
+    rows = [{"path": f"{n:03d}.png", "caption": "a"} for n in range(3)]
+    with open(tmp_path / f"x{suffix}", "w", newline="") as file:
+        if suffix == ".csv":
+            csv.writer(file).writerows([rows[0], *(row.values() for row in rows)])
+        else:
+            file.writelines(json.dumps(row) + "\n" for row in rows)
+    source = tmp_path / f"x{suffix}"
+    with pytest.raises(UserError, match=r"no column file_name; name one of path, caption with --data\.image-column"):
+        listed(source)
+    with pytest.raises(UserError, match=r"no column text; name one of path, caption with --data\.caption-column"):
+        listed(source, image_column="path")
+    assert len(listed(source, image_column="path", caption_column="caption")[0]) == 3
+
+
+def as_json(rows) -> str:
+    return json.dumps(rows)
+
+
+def as_json_by_name(rows) -> str:
+    return json.dumps({row["file_name"]: row["text"] for row in rows})
+
+
+def as_json_lines(rows) -> str:
+    return "\n".join(map(json.dumps, rows))
+
+
+def as_csv(rows) -> str:
+    return "file_name,text\n" + "\n".join(f'{row["file_name"]},"{row["text"]}"' for row in rows)
+
+
+TABLES = {
+    "x.csv": as_csv, "x.jsonl": as_json_lines, "x.json": as_json, "by name/x.json": as_json_by_name,
+    "metadata.json": as_json, "deep/er/metadata.jsonl": as_json_lines,
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", TABLES)
+def test_tables_as_sources_and_tables_in_folders_below(name, tmp_path):
+    path = tmp_path / name
+    fill(path.parent / "pictures", 40)
+    rows = [{"file_name": f"pictures/{n:03d}.png", "text": caption(n)} for n in range(40)]
+    path.write_text(TABLES[name](rows))
+    found = everything(tmp_path if path.stem == "metadata" else path)
+    assert set(found) == EVERY
+    assert all(tuple(found[caption(n)][:, 0, 0]) == picture(n).getpixel((0, 0)) for n in range(40))
+
+
+def test_a_table_may_name_files_anywhere_and_says_what_is_wrong_with_each(tmp_path):
+    fill(tmp_path / "pictures", 2)
+    (tmp_path / "tables").mkdir()
+    rows = [
+        {"file_name": "../pictures/000.png", "text": "near"},
+        {"file_name": str(tmp_path / "pictures" / "001.png"), "text": "far"},
+        {"file_name": "https://example.org/a.png", "text": "web"},
+        {"file_name": "gone.png", "text": "gone"},
+        {"file_name": "../pictures/000.png", "text": "again"},
+    ]
+    (tmp_path / "tables" / "x.jsonl").write_text(as_json_lines(rows))
+    found, problems = listed(tmp_path / "tables" / "x.jsonl")
+    assert [r.captions for r in found] == [("near", "again"), ("far",)]
+    assert reasons(problems) == {
+        "x.jsonl:3 (https://example.org/a.png)": "is a web address; download the image, and name its file",
+        "x.jsonl:4 (gone.png)": "the file is missing",
+    }
+
+
+def test_a_folder_whose_captions_are_in_another_table_says_how_to_name_it(tmp_path):
+    with_csv(tmp_path)
+    (tmp_path / "metadata.csv").rename(tmp_path / "captions.csv")
+    with pytest.raises(UserError, match=r"if they are in captions\.csv, give .*/captions\.csv as the source"):
+        listed(tmp_path)
+    assert set(everything(tmp_path / "captions.csv")) == EVERY
+
+
+def test_metadata_json_of_a_program_does_not_hide_text_files(tmp_path):
+    with_text_files(tmp_path, 40)
+    (tmp_path / "metadata.json").write_text('{"tool": {"version": 3}}')
+    assert set(everything(tmp_path)) == EVERY
+
+
+# --- folders ----------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("splits", [("",), ("train", "test")])
+def test_folders_as_classes(splits, tmp_path):
+    for split in splits:
+        for number in range(45):
+            folder = tmp_path / split / f"{list(COLOURS)[number % 3]}_square"
+            folder.mkdir(parents=True, exist_ok=True)
+            picture(number).save(folder / f"{number}.png")
+    picture(1).save(tmp_path / splits[0] / "stray.png")
+    (data,) = load(SourceConfig(str(tmp_path)), ["train"])
+    assert data.classes == ("blue square", "green square", "red square")
+    assert data.class_captions[0] == "an image of a blue square"
+    strongest = 2 - data.images.float().mean(dim=(2, 3)).argmax(dim=1)
+    assert data.labels.tolist() == strongest.tolist()
+    found, problems = listed(tmp_path)
+    assert sorted(r.split for r in found if r.split) == sorted(split for split in splits if split for _ in range(45))
+    assert list(reasons(problems).values()) == ["lies in no folder of a class"]
+    (note,) = problems.notes.values()
+    assert "captions are made of the names of the folders" in note
+
+
+def test_one_folder_of_images_without_captions_is_not_a_class(tmp_path):
+    fill(tmp_path / "images", 3)
+    found, problems = listed(tmp_path)
+    assert not found
+    assert set(reasons(problems).values()) == {"has no 000.txt beside it", "has no 001.txt beside it",
+                                               "has no 002.txt beside it"}  # fmt: skip
+
+
+@pytest.mark.parametrize("listing", [True, False])
+def test_formats_that_pillow_reads_are_read_and_others_are_named(listing, tmp_path):
+    fill(tmp_path, 10)
+    kinds = {".avif": "AVIF", ".jfif": "JPEG", ".ppm": "PPM", ".heic": None}
+    for suffix, kind in kinds.items():
+        (tmp_path / f"x{suffix}").write_bytes(encoded(picture(1), kind) if kind else b"a photograph")
+    names = [*(f"{n:03d}.png" for n in range(10)), *(f"x{suffix}" for suffix in kinds)]
+    if listing:
+        rows = [{"file_name": name, "text": "a square"} for name in names]
+        (tmp_path / "metadata.jsonl").write_text(as_json_lines(rows))
+    else:
+        for name in names:
+            (tmp_path / name).with_suffix(".txt").write_text("a square")
+    found, problems = listed(tmp_path)
+    assert {r.name for r in found} == set(names) - {"x.heic"}
+    assert all(decode(r, 8, 3, "crop").shape == (3, 8, 8) for r in found)
+    assert reasons(problems) == {"x.heic": "Pillow cannot read .heic files here; save the image as PNG or JPEG"}
+
+
+def test_few_images_are_counted_where_there_are_too_few(tmp_path):
+    with_jsonl(tmp_path / "few", 12)
+    with pytest.raises(UserError, match="it has 12 usable images, but at least 30 are needed: 10 each for training"):
+        load(SourceConfig(str(tmp_path / "few")), ["train", "validation"])
+
+
+def test_the_fewest_images_are_those_that_can_be_read(tmp_path, capsys):
+    for split, count in (("train", 20), ("validation", 12)):
+        with_text_files(tmp_path / split, count)
+    for number in range(10):
+        (tmp_path / "validation" / f"{number:03d}.jpg").write_bytes(b"no image")
+    with pytest.raises(UserError, match="of its 12 images for validation 2 can be read, but at least 10 are needed"):
+        load(SourceConfig(str(tmp_path)), ["train", "validation"])
+    assert "10 rows of" in capsys.readouterr().out
+
+
+def test_a_folder_of_training_images_alone_is_split_like_any_other(tmp_path):
+    with_jsonl(tmp_path / "few" / "train", 12)
+    with pytest.raises(UserError, match="it has 12 usable images, but at least 30 are needed"):
+        load(SourceConfig(str(tmp_path / "few")), ["train"])
+    with_jsonl(tmp_path / "enough" / "train", 40)
+    assert [len(part) for part in load(SourceConfig(str(tmp_path / "enough")), records.SPLITS)] == [20, 10, 10]
+
+
+def test_a_broken_image_does_not_make_a_small_source_too_small(tmp_path):
+    with_text_files(tmp_path, 100)
+    everywhere = [r.name for split in records.SPLITS for r in records.split_records(listed(tmp_path)[0], split)[:3]]
+    for name in everywhere:
+        (tmp_path / name).write_bytes(b"no image")
+    assert [len(part) for part in load(SourceConfig(str(tmp_path)), records.SPLITS)] == [71, 10, 10]
+
+
+# --- pixels -----------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("kind", [np.uint8, np.int64, bool])
+def test_arrays_of_zeros_and_ones_are_black_and_white(kind, tmp_path):
+    images = np.random.default_rng(0).integers(0, 2, (40, 8, 8)).astype(kind)
+    np.savez(tmp_path / "a.npz", images=images, captions=[caption(n) for n in range(40)])
+    found, problems = listed(tmp_path / "a.npz", grey=True)
+    assert np.array_equal(decode(found[5], 8, 1, "crop")[0], images[5] * np.uint8(255))
+    assert list(problems.notes.values()) == ["its images hold nothing but 0 and 1, which are taken for black and white"]
+
+
+def test_arrays_of_floats_up_to_255(tmp_path):
+    images = np.random.default_rng(0).uniform(0, 255, (40, 8, 8))
+    np.savez(tmp_path / "a.npz", images=images, captions=[caption(n) for n in range(40)])
+    found, _ = listed(tmp_path / "a.npz")
+    assert np.array_equal(decode(found[5], 8, 1, "crop")[0], np.round(images[5]).astype(np.uint8))
+
+
+def test_labels_of_arrays_without_names(tmp_path):
+    images, labels = np.stack([np.asarray(picture(n)) for n in range(40)]), np.arange(40) % 3
+    np.savez(tmp_path / "a.npz", images=images, labels=labels)
+    np.save(tmp_path / "b.npy", images)
+    np.save(tmp_path / "b_labels.npy", labels)
+    for name in ("a.npz", "b.npy"):
+        assert {r.captions for r in listed(tmp_path / name)[0]} == {("0",), ("1",), ("2",)}
+        (data,) = load(SourceConfig(str(tmp_path / name), class_names=",".join(COLOURS)), ["train"])
+        assert data.labels.tolist() == data.images.float().mean(dim=(2, 3)).argmax(dim=1).tolist()
+
+
+@pytest.mark.parametrize("suffix", [".png", ".tif"])
+def test_twelve_bits_in_sixteen_are_refused(suffix, tmp_path):
+    for number in range(20):
+        pixels = np.full((8, 8), 4095 if number < 3 else 60000, np.uint16)
+        Image.fromarray(pixels).save(tmp_path / f"{number:02d}{suffix}")
+        (tmp_path / f"{number:02d}.txt").write_text("a square")
+    problems = Problems("x")
+    images, kept = records.collect("x", listed(tmp_path)[0], 8, 1, "crop", problems)
+    assert [r.name for r in kept] == [f"{number:02d}{suffix}" for number in range(3, 20)]
+    assert images.unique().tolist() == [60000 // 256]
+    (why,) = set(reasons(problems).values())
+    assert "of 16 bits its pixels use 12 or fewer, as they reach 4095; scale them to 0 .. 65535" in why
+
+
+def test_null_and_junk_images_are_told_in_plain_words(tmp_path):
+    features = datasets.Features({"image": datasets.Value("binary"), "text": datasets.Value("string")})
+    images = [encoded(picture(1))] * 10 + [None, b"junk"]
+    columns = {"image": images, "text": ["a square"] * 12}
+    datasets.Dataset.from_dict(columns, features=features).to_parquet(tmp_path / "a.parquet")
+    datasets.Dataset.from_dict({"image": [1, 2], "text": ["a", "b"]}).to_parquet(tmp_path / "b.parquet")
+    problems = Problems("x")
+    for name in "ab":
+        records.collect("x", listed(tmp_path / f"{name}.parquet")[0], 8, 3, "crop", problems)
+    assert list(reasons(problems).values()) == [
+        "cannot be read as an image (the row has none)",
+        "cannot be read as an image (it is in no format that Pillow knows)",
+        *["cannot be read as an image (the column holds a int, not the bytes or the name of an image file; see "
+          "--data.image-column)"] * 2,
+    ]  # fmt: skip
+
+
+# --- shards -----------------------------------------------------------------------------------------------------------
+
+
+def with_shard(path, members: dict[str, bytes]) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with tarfile.open(path, "w") as file:
+        for name, content in members.items():
+            info = tarfile.TarInfo(name)
+            info.size = len(content)
+            file.addfile(info, io.BytesIO(content))
+
+
+def samples(numbers, suffix: str = "txt") -> dict[str, bytes]:
+    said = {"txt": str, "json": lambda text: json.dumps({"caption": text, "width": 20})}[suffix]
+    members = {}
+    for n in numbers:
+        members |= {f"a/{n:03d}.png": encoded(picture(n)), f"a/{n:03d}.{suffix}": said(caption(n)).encode()}
+    return members
+
+
+def test_a_shard_and_a_folder_of_shards(tmp_path):
+    with_shard(tmp_path / "x.tar", samples(range(40)))
+    with_shard(tmp_path / "shards" / "0000.tar", samples(range(25), "json"))
+    with_shard(tmp_path / "shards" / "0001.tar", samples(range(25, 40), "json"))
+    one, several = everything(tmp_path / "x.tar"), everything(tmp_path / "shards", caption_column="caption")
+    assert set(one) == set(several) == EVERY
+    for number in range(40):
+        assert tuple(one[caption(number)][:, 0, 0]) == picture(number).getpixel((0, 0))
+        assert np.array_equal(one[caption(number)], several[caption(number)])
+
+
+def test_names_of_shards_say_their_split(tmp_path):
+    with_shard(tmp_path / "train-000.tar", samples(range(20)))
+    with_shard(tmp_path / "train-001.tar", samples(range(20, 30)))
+    with_shard(tmp_path / "test-000.tar", samples(range(30, 42)))
+    assert [len(part) for part in load(SourceConfig(str(tmp_path)), ["train", "test"])] == [30, 12]
+
+
+def test_shards_with_faults(tmp_path):
+    members = samples(range(30)) | samples([30], "json")
+    members |= {"a/031.png": encoded(picture(1)), "a/032.txt": b"a square", "a/033.json": b"[", "a/033.png": b"junk"}
+    members |= {"a/034.png": encoded(picture(1)), "a/034.cls": b"7", "a/034.seg.png": encoded(picture(2))}
+    with_shard(tmp_path / "x.tar", members)
+    found, problems = listed(tmp_path / "x.tar")
+    assert len(found) == 31
+    assert reasons(problems) == {
+        "x.tar/a/030": "has no text; name one of caption, width with --data.caption-column",
+        "x.tar/a/031": "has no .txt, .json or .cls with a caption",
+        "x.tar/a/032": "has no image, only txt",
+        "x.tar/a/033": "its caption is not readable (Expecting value: line 1 column 2 (char 1))",
+        "x.tar/a/034.seg.png": "is a second image, beside png; choose with --data.image-column",
+    }  # fmt: skip
+    content = (tmp_path / "x.tar").read_bytes()
+    (tmp_path / "cut.tar").write_bytes(content[: len(content) // 2])
+    found, problems = listed(tmp_path / "cut.tar")
+    assert 5 < len(found) < 30
+    assert "is cut off or damaged after" in reasons(problems)["cut.tar"]
+
+
+@pytest.mark.parametrize(
+    ("name", "members", "words"),
+    [
+        ("x.tar", None, "is not an uncompressed tar file"),
+        ("x.tar", {"notes.md": b"x"}, "holds no images; expected 000.jpg with 000.txt"),
+        ("x.tar", {"a/metadata.csv": b"x"}, "is a packed folder with metadata.csv; unpack it, and give the folder"),
+        ("x.zip", None, "is a file of another kind than .npz, .npy, .tar"),
+    ],
+)
+def test_archives_that_cannot_be_used(name, members, words, tmp_path):
+    if members is None:
+        (tmp_path / name).write_bytes(b"no archive" * 100)
+    else:
+        with_shard(tmp_path / name, members)
+    with pytest.raises(UserError) as refusal:
+        listed(tmp_path / name)
+    assert words in str(refusal.value)
+
+
+def test_a_folder_of_images_beside_their_own_archive_is_a_folder(tmp_path):
+    for number in range(40):
+        folder = tmp_path / ("even" if number % 2 == 0 else "odd")
+        folder.mkdir(exist_ok=True)
+        picture(number).save(folder / f"{number}.png")
+    with_shard(tmp_path / "originals.tar", samples(range(3)))
+    assert len(listed(tmp_path)[0]) == 40
