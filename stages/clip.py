@@ -1,5 +1,6 @@
 """Train CLIP from scratch on captioned images."""
 
+import math
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
@@ -157,12 +158,17 @@ def caption_recall(images: Tensor, data: CaptionedImages, encode: Callable[[Tens
 
 
 def fitting_patch(wanted: int, image_size: int) -> int:
-    """The smallest patch size from the wanted one on that divides the image size: presets are made for 28 pixels."""
+    """The patch size nearest to the wanted one that divides the image size: presets are made for 28 pixels.
+
+    There are at least four patches. Where nothing between half and twice the wanted size divides, it stays, and a rest of
+    the last rows and columns is not seen.
+    """
     if wanted < 1:  # the model refuses it
         return wanted
-    fitting = next((n for n in range(wanted, image_size) if image_size % n == 0), image_size)
-    if fitting != wanted and runtime.is_main():
-        print(f"clip: patches of {fitting} pixels, as {wanted} does not divide {image_size}")
+    choices = [n for n in range(-(-wanted // 2), 2 * wanted + 1) if image_size % n == 0 and 2 * n <= image_size]
+    fitting = min(choices, key=lambda n: abs(math.log(n / wanted)), default=wanted)
+    if fitting != wanted:
+        runtime.print0(f"clip: patches of {fitting} pixels, as {wanted} does not divide {image_size}")
     return fitting
 
 
