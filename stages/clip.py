@@ -160,8 +160,8 @@ def caption_recall(images: Tensor, data: CaptionedImages, encode: Callable[[Tens
 def fitting_patch(wanted: int, image_size: int) -> int:
     """The patch size nearest to the wanted one that divides the image size: presets are made for 28 pixels.
 
-    There are at least four patches. Where nothing between half and twice the wanted size divides, it stays, and a rest of
-    the last rows and columns is not seen.
+    There are at least four patches. Where nothing between half and twice the wanted size divides, it stays, and a rest
+    of the last rows and columns is not seen.
     """
     if wanted < 1:  # the model refuses it
         return wanted

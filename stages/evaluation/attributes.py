@@ -39,15 +39,9 @@ def told_apart(pipe: UnCLIP, data: FashionMNIST, embeddings: Tensor) -> dict[str
 
 def seen_attributes(pipe: UnCLIP, reference: Reference, true: TrueEmbeddings, way: str, n: int, seed: int) -> Section:
     """Obedience to attributes that the training showed in the class, of n samples per caption."""
-<<<<<<< HEAD
-    asked = [a for a in attribute_captions() if not a.held_out]
-    labels, attributes_shown = true.data.labels, true.data.attributes
-    shown = {a.caption: (labels == a.label) & (attributes_shown[:, a.measure] == a.code) for a in asked}
-=======
     requests = [a for a in attribute_captions() if not a.held_out]
-    labels, codes = true.data.labels, true.data.codes
-    shown = {a.caption: (labels == a.label) & (codes[:, a.measure] == a.code) for a in requests}
->>>>>>> eval
+    labels, attributes_shown = true.data.labels, true.data.attributes
+    shown = {a.caption: (labels == a.label) & (attributes_shown[:, a.measure] == a.code) for a in requests}
     images, _ = draw(pipe, way, list(shown), n, seed, true.embeddings[true.rows(shown, n)])
     return obedience(f"{way}: attributes", images, requests, [a.word for a in requests], reference)
 
@@ -69,11 +63,7 @@ def held_out_section(pipe: UnCLIP, reference: Reference, n: int, seed: int) -> S
 
 
 def obedience(
-<<<<<<< HEAD
-    kind: str, images: np.ndarray, asked: Sequence[AttributeRequest], names: Sequence[str], reference: Reference
-=======
-    kind: str, images: np.ndarray, requests: Sequence[Asked], names: Sequence[str], reference: Reference
->>>>>>> eval
+    kind: str, images: np.ndarray, requests: Sequence[AttributeRequest], names: Sequence[str], reference: Reference
 ) -> Section:
     """How many of as many samples of each caption (N, H, W, C) obey the rule of data/captions.py, and are of the class.
 

@@ -40,21 +40,12 @@ def clip_section(pipe: UnCLIP, embedded: EmbeddedImages, seed: int) -> Section:
 
 def prior_section(pipe: UnCLIP, embedded: EmbeddedImages, samples: int, seed: int) -> Section:
     """Cosines to the true embedding, with their ceiling and floors; and how far the draws of a caption spread."""
-<<<<<<< HEAD
     test, own = embedded.data, pipe.sampling.prior
     count = min(samples, len(test))
     settings = [*((1, scale) for scale in GUIDANCE), (2, own.guidance)]
     rows = []
     for draws, scale in settings:
         cosines = pair_cosines(pipe.prior, embedded, count, replace(own, draws=draws, guidance=scale))
-=======
-    count, on_device = min(samples, len(test)), embedded.to(pipe.device)
-    settings = [*((1, scale) for scale in GUIDANCE), (2, pipe.sampling.prior_guidance)]
-    rows = []
-    for draws, scale in settings:
-        sampling = replace(pipe.sampling, draws=draws, prior_guidance=scale, batch_size=BATCH)
-        cosines = pair_cosines(pipe.prior, on_device, test, count, sampling)
->>>>>>> eval
         row = {"draws": draws, "prior_guidance": scale, **{name: mean(values) for name, values in cosines.items()}}
         rows.append(row | {"gap_closed": share_of_gap(cosines["sample"], cosines["text"], cosines["ceiling"])})
     classes = len(test.classes)
