@@ -1,7 +1,7 @@
 """Images in one array, as pixel sprites are shared.
 
     NAME.npz    images (N, H, W), (N, H, W, C) or (N, C, H, W), and captions (N,), or labels (N,) with class_names
-    NAME.npy    the images; beside it NAME.txt, one caption a line, or NAME_labels.npy with NAME_classes.txt
+    NAME.npy    the images; beside it NAME.txt, one caption per line, or NAME_labels.npy with NAME_classes.txt
 
 Pixels are whole numbers in 0 .. 255, floats in 0 .. 1 or in 0 .. 255, or nothing but 0 and 1. Labels are numbers, which
 --data.class-names puts into words where the file does not, or one-hot rows.

@@ -2,7 +2,7 @@
 
     metadata.jsonl, .csv, .tsv or .json    rows of file_name and text, the Hub's imagefolder convention; text may be a
                                            list, and the table may lie in a folder below
-    name.jpg with name.txt                 one caption a line
+    name.jpg with name.txt                 one caption per line
     cat/name.jpg                           where there is neither: the names of the folders, "an image of a cat"
     NAME.csv, and so on                    the same rows, given as the source itself
 

@@ -13,7 +13,7 @@ BUDGET = 30 * 60
 SHARES = {"clip": (0.2, 64, 40), "prior": (0.2, 64, 100), "decoder": (0.6, 32, 200)}
 """Of each stage its share of the time, its batch size, and the passes over the images after which it learns no more."""
 SMALLEST = 28
-"""Pixels a side of the images that the presets are made for."""
+"""Pixels per side of the images that the presets are made for."""
 
 
 @dataclass(frozen=True)

@@ -200,7 +200,7 @@ def with_class_names(listing: Listing, names: Sequence[str], problems: Problems)
 
 
 def common_size(records: Sequence[Record], fit: Fit, largest: int) -> int | None:
-    """Pixels a side of images that all have one size, of at most `largest`; None for others.
+    """Pixels per side of images that all have one size, of at most `largest`; None for others.
 
     Of images that are not squares it is the side that is neither cut nor filled. Only the files' heads are read.
     """

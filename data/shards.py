@@ -1,6 +1,6 @@
 """Webdataset shards: tar files in which an image and what is said of it share a name up to its first dot.
 
-    000.jpg with 000.txt     one caption a line
+    000.jpg with 000.txt     one caption per line
     000.jpg with 000.json    an object with the column of the captions
     000.jpg with 000.cls     the number of a class
 

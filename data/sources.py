@@ -33,7 +33,7 @@ from unclip.fields import free
 
 NAMES = ("fashion-mnist", "emoji", "cifar10")
 SIZE = 64
-"""Pixels a side of images that differ in size, or are all larger."""
+"""Pixels per side of images that differ in size, or are all larger."""
 HUB_NAME = re.compile(r"[\w.-]+/[\w.-]+")
 FILES = {".npz": "arrays", ".npy": "arrays", shards.SUFFIX: "shards"}
 FILES |= dict.fromkeys(tables.SUFFIXES, "table") | dict.fromkeys(hub.FORMATS, "hub")

@@ -329,4 +329,6 @@ def test_two_ranks_train_to_the_weights_of_one(tmp_path):
     lines = metrics(tmp_path / "two")
     assert [line["step"] for line in lines] == [line["step"] for line in metrics(tmp_path / "one")]
     assert {line["drawn"] for line in lines if "drawn" in line} == {SETTINGS.batch_size / 2}
+    losses = [[line["loss"] for line in metrics(tmp_path / name) if "loss" in line] for name in ("one", "two")]
+    assert losses[1] == pytest.approx(losses[0], rel=1e-4), "the loss of all ranks, not of the first one's share"
     assert files_under(tmp_path / "one") == files_under(tmp_path / "two")

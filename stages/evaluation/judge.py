@@ -45,7 +45,7 @@ class ClassifierConfig:
     width: int = 32
     """Channels of the first level; the two levels after it have twice and four times as many."""
     fold: int = 2
-    """Pixels a side of the squares that the first level works on; a divisor of the image size."""
+    """Pixels per side of the squares that the first level works on; a divisor of the image size."""
 
 
 @dataclass(frozen=True)
@@ -213,7 +213,7 @@ def trained_judge(
     A classifier if they have labels, else a matcher. `held_out`, with classes, or captions as such, picks the best
     weights. The judge's own folder in `cache` is named after the data and the settings.
     """
-    # as coarse as leaves ten squares a side: 2 pixels for images of 28, 4 for 64
+    # as coarse as leaves ten squares per side: 2 pixels for images of 28, 4 for 64
     fold = max(n for n in (1, 2, 4, 8, 16) if n == 1 or (data.image_size % n == 0 and data.image_size >= 10 * n))
     shape = ClassifierConfig(len(data.classes) or 128, data.channels, fold=fold)
     with runtime.seeded(config.seed):
