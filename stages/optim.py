@@ -7,6 +7,7 @@ from collections.abc import Iterable, Sequence
 import torch
 from torch import Tensor, nn
 
+from stages.runtime import fast_bfloat16
 from unclip.layers import StackedLinear
 
 
@@ -96,13 +97,15 @@ def orthogonalised(matrices: Tensor, steps: int = 5) -> Tensor:
 
     Newton-Schulz iterations of the odd quintic polynomial of Jordan et al. 2024, which trades exactness for speed.
     """
-    x = matrices / (matrices.norm(dim=(1, 2), keepdim=True) + 1e-7)
+    fast = matrices.dtype == torch.float32 and fast_bfloat16(matrices.device)  # as exact as is wanted
+    x = matrices.bfloat16() if fast else matrices
+    x = x / (x.norm(dim=(1, 2), keepdim=True) + 1e-7)
     x = x.mT if x.shape[1] > x.shape[2] else x
     for _ in range(steps):
         square = x @ x.mT
         polynomial = torch.baddbmm(square, square, square, beta=-4.7750, alpha=2.0315)
         x = torch.baddbmm(x, polynomial, x, beta=3.4445)
-    return x.mT if matrices.shape[1] > matrices.shape[2] else x
+    return (x.mT if matrices.shape[1] > matrices.shape[2] else x).to(matrices.dtype)
 
 
 @torch.no_grad()

@@ -16,9 +16,15 @@ from unclip.errors import UserError
 Precision = Literal["auto", "float32", "bfloat16"]
 
 
+def fast_bfloat16(device: torch.device) -> bool:
+    """Whether products in bfloat16 are fast: on CUDA, and on CPUs with AMX. Other CPUs emulate them, far slower."""
+    has_amx = getattr(torch.cpu, "_is_amx_tile_supported", lambda: False)  # private, and not in every version
+    return device.type == "cuda" or (device.type == "cpu" and has_amx())
+
+
 def autocast(device: torch.device, precision: Precision):
-    """bfloat16 where the device is fast at it: on CUDA. A CPU emulates it, some hundred times slower than float32."""
-    if precision == "bfloat16" or (precision == "auto" and device.type == "cuda"):
+    """bfloat16 for convolutions and linear layers where the device is fast at it; float32 elsewhere."""
+    if precision == "bfloat16" or (precision == "auto" and fast_bfloat16(device)):
         return torch.autocast(device.type, torch.bfloat16)
     return contextlib.nullcontext()
 

@@ -8,13 +8,15 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
 
-from unclip.clip import CLIP, CLIPConfig, TextConfig
+from unclip.clip import CLIP, CLIPConfig, EncodedCaptions, TextConfig
 from unclip.decoder import Decoder, DecoderConfig
 from unclip.layers import (
     Block,
     EmbeddingScaler,
+    GroupNorm,
     QuickGELU,
     StackedLinear,
+    attend,
     causal_mask,
     init_transformer,
     timestep_embedding,
@@ -159,3 +161,30 @@ def test_the_statistics_travel_with_the_weights():
     fitted, fresh = EmbeddingScaler(6).fit(unit_embeddings()), EmbeddingScaler(6)
     fresh.load_state_dict(fitted.state_dict())
     assert torch.equal(fresh.scale(unit_embeddings()), fitted.scale(unit_embeddings()))
+
+
+def test_attention_and_group_norm_of_bfloat16_are_computed_in_float32_on_a_cpu():
+    torch.manual_seed(0)
+    q, k, v = torch.randn(3, 2, 4, 9, 8).bfloat16()
+    norm = GroupNorm(2, 4)
+    with torch.autocast("cpu", torch.bfloat16):
+        attended, normed = attend(q, k, v, None), norm(q)
+    exact = (q.double() @ k.double().mT / 8**0.5).softmax(dim=-1) @ v.double()
+    torch.testing.assert_close(attended.double(), exact, atol=1e-6, rtol=1e-6)  # bfloat16 would be off by 1e-3
+    torch.testing.assert_close(normed, nn.functional.group_norm(q.float(), 2))
+
+
+def test_decoder_in_bfloat16_has_the_gradient_of_float32():
+    torch.manual_seed(0)
+    model = Decoder(DecoderConfig(embed_dim=8, text_width=8, width=16, condition_width=32, head_dim=8))
+    nn.init.normal_(model.unet.conv_out.weight, std=0.02)
+    captions = EncodedCaptions(torch.randn(4, 8), torch.randn(4, 5, 8), torch.ones(4, 5) > 0, torch.zeros(4) > 0)
+    condition = model.condition(torch.randn(4, 8), captions, torch.zeros(4) > 0)
+    x, target, gradients = torch.randn(4, 1, 8, 8), torch.randn(4, 1, 8, 8), []
+    for enabled in (False, True):
+        with torch.autocast("cpu", torch.bfloat16, enabled=enabled):
+            output = model(x, torch.tensor([1, 200, 600, 900]), condition)
+        loss = (output.float() - target).square().mean()
+        parts = torch.autograd.grad(loss, list(model.unet.parameters()), retain_graph=True, allow_unused=True)
+        gradients.append(torch.cat([part.flatten() for part in parts if part is not None]))
+    assert torch.cosine_similarity(*gradients, dim=0) > 0.999

@@ -20,6 +20,24 @@ class QuickGELU(nn.Module):
         return x * torch.sigmoid(1.702 * x)
 
 
+def attend(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None) -> Tensor:
+    """Scaled dot-product attention; on a CPU in float32, as its gradient is six times slower in bfloat16 there."""
+    with torch.autocast("cpu", enabled=False):
+        return F.scaled_dot_product_attention(*map(wide_on_cpu, (q, k, v)), attn_mask=mask)
+
+
+class GroupNorm(nn.GroupNorm):
+    """On a CPU in float32: it is four times slower in bfloat16 there."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return super().forward(wide_on_cpu(x))
+
+
+def wide_on_cpu(x: Tensor) -> Tensor:
+    """bfloat16 as float32 where x is on a CPU, which has no fast code for all operations in it."""
+    return x.float() if x.dtype == torch.bfloat16 and x.device.type == "cpu" else x
+
+
 class StackedLinear(nn.Linear):
     """Several linear maps of one input, such as queries, keys and values, in one matrix product.
 
@@ -47,7 +65,7 @@ class Attention(nn.Module):
         q, k, v = self.qkv(x).unflatten(-1, (3, self.heads, -1)).permute(2, 0, 3, 1, 4)  # 3 of (B, heads, N, W/heads)
         if past is not None:
             k, v = torch.cat([past[0], k], dim=2), torch.cat([past[1], v], dim=2)
-        x = F.scaled_dot_product_attention(q, k, v, attn_mask=mask)
+        x = attend(q, k, v, mask)
         return self.out(x.transpose(1, 2).flatten(2)), (k, v)
 
 

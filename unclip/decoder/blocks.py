@@ -4,7 +4,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from unclip.layers import StackedLinear
+from unclip.layers import GroupNorm, StackedLinear, attend
 
 
 def group_norm(channels: int) -> nn.GroupNorm:
@@ -12,7 +12,7 @@ def group_norm(channels: int) -> nn.GroupNorm:
     groups = min(32, max(1, channels // 8))
     while channels % groups:
         groups -= 1
-    return nn.GroupNorm(groups, channels)
+    return GroupNorm(groups, channels)
 
 
 class ResBlock(nn.Module):
@@ -68,7 +68,7 @@ class ConditionedAttention(nn.Module):
             ck, cv = self.condition_kv(tokens).unflatten(-1, (2, self.heads, -1)).permute(2, 0, 3, 1, 4)
             k, v = torch.cat([ck, k], dim=2), torch.cat([cv, v], dim=2)  # (B, heads, K + H W, d)
             mask = F.pad(mask, (0, height * width), value=True)[:, None, None]  # (B, 1, 1, K + H W)
-        h = F.scaled_dot_product_attention(q, k, v, attn_mask=mask)  # (B, heads, H W, d)
+        h = attend(q, k, v, mask)  # (B, heads, H W, d)
         h = self.out(h.transpose(1, 2).flatten(2))  # (B, H W, C)
         return x + h.transpose(1, 2).unflatten(2, (height, width))
 
