@@ -104,7 +104,8 @@ def test_a_matcher_is_trained_once_for_its_data_and_settings(trained_once):
 @pytest.mark.parametrize(("size", "fold"), [(5, 1), (20, 2), (25, 1), (28, 2), (32, 2), (64, 4), (128, 8)])
 def test_large_images_are_judged_in_larger_squares_and_any_size_is_taken(tmp_path, size, fold):
     images = torch.randint(0, 256, (12, 3, size, size), dtype=torch.uint8)
-    data = CaptionedImages("noise", images, ["a", "b"], lambda rows, one_phrasing: rows % 2)
+    rows = torch.arange(12)[:, None] % 2
+    data = CaptionedImages("noise", images, ListedCaptions(["a", "b"], rows, torch.ones(12, dtype=torch.long)))
     config = replace(SETTINGS, steps=1, batch_size=4)
     matcher = trained_judge(data, data.captions_as_classes(), config, CPU, tmp_path)
     assert matcher.config.fold == fold

@@ -55,7 +55,7 @@ def test_tokenizer_equals_that_of_transformers_on_a_thousand_captions(form, tmp_
     _, tokenizer, _ = load_clip(tmp_path)
     captions = thousand_captions()
     expected = theirs(captions, padding=True, truncation=True, max_length=77, return_tensors="pt")
-    with pytest.warns(UserWarning, match="is cut to"):
+    with pytest.warns(UserWarning, match="captions are cut to"):
         found = tokenizer.encode(captions, 77)
     assert torch.equal(found, expected["input_ids"])
     assert found.unique().numel() > 50

@@ -181,4 +181,4 @@ def test_hidden_tokens_do_not_reach_the_prior_and_none_are_hidden_in_evaluation(
 )
 def test_patches_fit_the_images(wanted, image_size, fitting, capsys):
     assert fitting_patch(wanted, image_size) == fitting
-    assert ("as" in capsys.readouterr().err) == (wanted != fitting)
+    assert ("as" in capsys.readouterr().out) == (wanted != fitting)

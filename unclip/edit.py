@@ -333,7 +333,9 @@ def mix(pipe: UnCLIP, prompts: Mapping[str, float], n: int = 4, seed: int = 0, *
     """
     weights = torch.tensor([float(weight) for weight in prompts.values()])
     if not weights.isfinite().all() or (weights < 0).any() or weights.sum() <= 0:
-        raise UserError(f"weights must be at least 0, and one above, not {', '.join(map(str, prompts.values())) or 'none'}")
+        raise UserError(
+            f"weights must be at least 0, and one above, not {', '.join(map(str, prompts.values())) or 'none'}"
+        )
     seeds, captions = _seeds(seed, n), caption_list(list(prompts))
     drawn = pipe.embed(captions, n=n, seed=seed, **settings).unflatten(0, (len(captions), n))  # (P, n, D)
     shares = (weights / weights.sum()).to(drawn)
