@@ -10,7 +10,7 @@ import torch
 from PIL import Image
 from torch import Tensor, nn
 
-from unclip.checkpoint import load_stage, read_manifests, read_sampling
+from unclip.checkpoint import check_files, load_stage, read_manifests, read_sampling
 from unclip.clip import CLIP, EncodedCaptions, Preprocess, Tokenizer, encode_captions, load_clip
 from unclip.errors import UserError
 from unclip.images import to_uint8
@@ -71,6 +71,7 @@ class UnCLIP:
         """Open the pipeline in a folder. Raises UserError if a stage is missing, damaged, or of another lineage."""
         path = Path(path)
         manifests = read_manifests(path)
+        check_files(path, manifests)
         for stage, manifest in manifests.items():
             if not manifest.complete:
                 warnings.warn(f"the {stage} in {path} is still in training (step {manifest.step})", stacklevel=2)
