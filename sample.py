@@ -10,6 +10,11 @@ settings and --seed + i alone. A setting that is not given is the pipeline's own
 default. On two CPU cores ten images take about two seconds, after some seconds of loading.
 """
 
+if __name__ == "__main__":  # before the other imports, which may take seconds
+    from unclip import signals
+
+    signals.install()
+
 import sys
 from dataclasses import dataclass
 from pathlib import Path

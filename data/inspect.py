@@ -7,6 +7,11 @@ Prints counts, sizes, caption statistics, duplicates and what cannot be used, an
 captions.
 """
 
+if __name__ == "__main__":  # before the other imports, which may take seconds
+    from unclip import signals
+
+    signals.install()
+
 import hashlib
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable
