@@ -9,6 +9,7 @@ import os
 import re
 import sys
 import textwrap
+import traceback
 import warnings
 from collections.abc import Callable
 from dataclasses import fields, is_dataclass, replace
@@ -27,6 +28,9 @@ HINTS = {
     **dict.fromkeys((errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR, errno.EEXIST), "; choose another folder"),
 }
 
+OTHER_RANK = ("Connection closed by peer", "Connection reset by peer", "Connection refused", "NCCL", "Broken pipe",
+              "Socket", "gloo", "DistStore", "recvValue")  # fmt: skip
+"""Words by which the backends say that another rank does not answer."""
 
 REGISTRY = tyro.constructors.ConstructorRegistry()
 
@@ -129,23 +133,51 @@ def _options(config: Any, prefix: str = "") -> dict[str, Any]:
     return flat
 
 
+def is_first() -> bool:
+    """Whether this process is the one to name an error; of several ranks, one. The trainers replace it."""
+    return os.environ.get("RANK", "0") == "0"
+
+
 def run(main: Callable[[], None]) -> None:
     """Call main; what a user can mend becomes one line on standard error and exit status 1, without a traceback."""
     warnings.showwarning = lambda message, *_: print(f"warning: {message}", file=sys.stderr)
     try:
         main()
         sys.stdout.flush()
-    except UserError as error:
-        sys.exit(f"error: {error}")
     except BrokenPipeError:  # the reader of our output has left, as `| head` does
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(1)
-    except OSError as error:
-        where = f"{error.filename}: " if error.filename else ""
-        sys.exit(f"error: {where}{error.strerror or error}{HINTS.get(error.errno, '')}")
-    except RuntimeError as error:
-        if type(error).__name__ != "OutOfMemoryError":  # torch's, which this module does not import
-            raise
-        sys.exit("error: the device is out of memory; choose a smaller batch size")
     except KeyboardInterrupt:
         sys.exit("interrupted")
+    except Exception as error:
+        if (line := _line(error)) is None and "RANK" not in os.environ:
+            raise
+        _end(line, error)
+
+
+def _line(error: Exception) -> str | None:
+    """What to tell of an error that a user can mend, or that another rank has caused; None for a fault of ours."""
+    if isinstance(error, UserError):
+        return str(error)
+    if isinstance(error, OSError):
+        where = f"{error.filename}: " if error.filename else ""
+        return f"{where}{error.strerror or error}{HINTS.get(error.errno, '')}"
+    text = str(error)
+    if isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError" or "can't allocate memory" in text:
+        return "out of memory; choose a smaller batch size, or a smaller model"
+    if "RANK" in os.environ and any(word in text for word in OTHER_RANK):
+        return "another rank has ended, so this one cannot go on; the same command goes on from the last saved state"
+    return None
+
+
+def _end(line: str | None, error: Exception) -> None:
+    """Leave with status 1 and one line; of several ranks only the first says what is wrong, and none waits."""
+    if "RANK" not in os.environ:
+        sys.exit(f"error: {line}")
+    if is_first():
+        if line is None:
+            traceback.print_exception(error)
+        else:
+            print(f"error: {line}", file=sys.stderr)
+    sys.stderr.flush()
+    os._exit(1)
