@@ -10,7 +10,8 @@ import os
 import shutil
 import socket
 import time
-from collections.abc import Iterable, Iterator
+import zipfile
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -135,6 +136,28 @@ def write_arrays(path: Path, arrays: dict[str, np.ndarray]) -> None:
     buffer = io.BytesIO()
     np.savez_compressed(buffer, **arrays)
     write_atomically(path, buffer.getvalue())
+
+
+Column = tuple[np.dtype, tuple[int, ...], Callable[[int], Any]]
+
+
+def write_array_file(path: Path, count: int, columns: dict[str, Column]) -> None:
+    """A compressed .npz file of arrays with `count` rows, row by row, so that it need not fit in memory.
+
+    Each column is its type, the shape of a row, and a function that gives row i.
+    """
+    temporary = partial_name(path)
+    try:
+        with zipfile.ZipFile(temporary, "x", zipfile.ZIP_DEFLATED) as archive:
+            for name, (dtype, shape, row) in columns.items():
+                with archive.open(f"{name}.npy", "w", force_zip64=True) as file:
+                    header = {"descr": dtype.str, "fortran_order": False, "shape": (count, *shape)}
+                    np.lib.format.write_array_header_1_0(file, header)
+                    for i in range(count):
+                        file.write(np.asarray(row(i), dtype).tobytes())
+        os.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)
 
 
 def read_json(path: Path) -> Any:
