@@ -37,6 +37,7 @@ from unclip import UnCLIP, cli
 from unclip.checkpoint import STAGES, read_manifest
 from unclip.devices import pick_device
 from unclip.errors import UserError
+from unclip.fields import bounded
 from unclip.files import write_arrays, write_atomically, write_json
 from unclip.images import save_png
 from unclip.metrics import frechet_distance, share
@@ -56,11 +57,11 @@ SWEEP = {
 class EvaluateOptions:
     checkpoint: Path = ROOT / "checkpoints" / "fashion-mnist"
     """Folder of a trained pipeline."""
-    samples: int = 1000
+    samples: int = bounded(1000, 20, 10**6)
     """Images drawn for each figure; 10000 for exact ones."""
-    seed: int = 0
+    seed: int = bounded(0, 0, 2**62)
     """Sample i of each figure uses seed + i."""
-    sweep: int = 0
+    sweep: int = bounded(0, 0, 10**6)
     """Images drawn for each setting of the sweep over guidance, steps and samplers; 0 for no sweep."""
     out: Path | None = None
     """Folder for the report (default: outputs/evaluation/NAME)."""
@@ -85,8 +86,8 @@ class EvaluateOptions:
     )
 
     def __post_init__(self):
-        if self.samples < 20 or (self.sweep and self.sweep < 20):
-            raise UserError("--samples and --sweep must be at least 20")
+        if self.sweep and self.sweep < 20:
+            raise UserError(f"--sweep must be 0 or at least 20, not {self.sweep}")
         check_seeds(self.seed, self.samples)
 
 

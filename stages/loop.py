@@ -29,65 +29,52 @@ from unclip import signals
 from unclip.checkpoint import Manifest, read_manifest, save_stage, settle, write_index
 from unclip.devices import Device
 from unclip.errors import UserError
-from unclip.fields import free
+from unclip.fields import as_option, bounded, check, free
 from unclip.files import checksum, only_writer, remove_leftovers, write_atomically, write_record
 from unclip.images import save_png
 
 
 @dataclass(frozen=True)
 class TrainConfig:
-    steps: int = 1000
+    steps: int = bounded(1000, 1, 10**9)
     """Optimiser steps."""
-    batch_size: int = 32
+    batch_size: int = bounded(32, 1, 65_536)
     """Examples per step, over all ranks."""
-    lr: float = 1e-3
+    lr: float = bounded(1e-3, 1e-12, 100)
     """Peak learning rate of AdamW."""
-    muon_lr: float = 0.0
+    muon_lr: float = bounded(0.0, 0, 100)
     """Peak learning rate of Muon, which then takes the matrices and convolutions over from AdamW; 0 for AdamW alone."""
-    warmup: int = 50
+    warmup: int = bounded(50, 0, 10**9)
     """Steps of linear warm-up; a half cosine down to zero follows."""
-    weight_decay: float = 0.05
+    weight_decay: float = bounded(0.05, 0, 100)
     """Decoupled weight decay, on matrices and convolutions only."""
-    betas: tuple[float, float] = (0.9, 0.99)
+    betas: tuple[float, float] = bounded((0.9, 0.99), 0, 0.999999)
     """AdamW's decay rates."""
-    clip_grad: float = 1.0
+    clip_grad: float = bounded(1.0, 1e-9, 1e9)
     """Largest norm of the gradient."""
-    ema: float = 0.999
+    ema: float = bounded(0.999, 0, 0.9999999)
     """Decay of the moving average of the weights, which is what is saved."""
-    evaluate_every: int = free(500)
+    evaluate_every: int = free(500, 1, 10**9)
     """Steps between validations."""
-    save_every: int = free(100)
+    save_every: int = free(100, 1, 10**9)
     """Steps between saved states, from which an interrupted run goes on."""
-    preview_every: int = free(500)
+    preview_every: int = free(500, 1, 10**9)
     """Steps between preview grids."""
-    log_every: int = free(50)
+    log_every: int = free(50, 1, 10**9)
     """Steps between lines of metrics.jsonl."""
-    seed: int = 0
+    seed: int = bounded(0, 0, 2**31 - 1)
     """Seed of initialisation, batches and noise."""
     device: Device = free("auto")
     """Where to train: auto takes a GPU if there is one."""
     precision: runtime.Precision = "auto"
     """auto is bfloat16 autocast on CUDA, float32 elsewhere."""
-    resume_with: Annotated[float | None, tyro.conf.arg(prefix_name=False)] = free(None)
+    resume_with: Annotated[float | None, tyro.conf.arg(prefix_name=False)] = free(
+        None, 1e-12, 100, told_as="resume_with"
+    )
     """Go on from the saved state with this peak learning rate (Muon's changes in proportion), from that step on."""
 
     def __post_init__(self):
-        for name in ("steps", "batch_size", "evaluate_every", "save_every", "preview_every", "log_every"):
-            if getattr(self, name) < 1:
-                raise UserError(f"--train.{name.replace('_', '-')} must be at least 1, not {getattr(self, name)}")
-        rules = {
-            "warmup": ("at least 0", self.warmup >= 0),
-            "weight-decay": ("at least 0", self.weight_decay >= 0),
-            "clip-grad": ("above 0", self.clip_grad > 0),
-            "betas": ("in 0 .. 1", all(0 <= beta < 1 for beta in self.betas)),
-            "lr": ("above 0", self.lr > 0),
-            "muon-lr": ("at least 0", self.muon_lr >= 0),
-            "ema": ("at least 0 and below 1", 0 <= self.ema < 1),
-            "seed": ("at least 0 and below 2**31", 0 <= self.seed < 2**31),
-        }
-        for name, (rule, kept) in rules.items():
-            if not kept:
-                raise UserError(f"--train.{name} must be {rule}, not {getattr(self, name.replace('-', '_'))}")
+        check(self, "train.", as_option)
 
 
 class Stage(Protocol):

@@ -49,6 +49,7 @@ def forked(work: Callable[[], object], log: Path) -> Child:
     sys.stderr = os.fdopen(2, "w", buffering=1, closefd=False)
     status = 70
     try:
+        listen()
         signals.STOP.number = 0
         signals.install()
         cli.run(work)
@@ -62,6 +63,12 @@ def forked(work: Callable[[], object], log: Path) -> Child:
 
         traceback.print_exc()
     os._exit(status)
+
+
+def listen() -> None:
+    """Undo what a shell does to a program in the background, which ignores signals that its terminal sends."""
+    for number in signals.NUMBERS:
+        signal.signal(number, signal.SIG_DFL)
 
 
 EVENTS = ("open", "os.rename", "os.remove", "os.link", "os.mkdir", "os.truncate", "shutil.rmtree")

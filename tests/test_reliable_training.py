@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 import small_stage
 import torch
-from faults import die_at, flip, forked, one_line, outcome, poisoned, quiet_threads
+from faults import die_at, flip, forked, listen, one_line, outcome, poisoned, quiet_threads
 from small_stage import SETTINGS, SmallStage, train
 
 from stages.state import keep, load_state, open_state, save_state, unsealed
@@ -326,7 +326,9 @@ def test_signals_during_imports_give_one_line(tmp_path):
     runs = []
     for (program, options), number in zip(programs.items(), SIGNALS, strict=True):
         command = [sys.executable, ROOT / program, *options]
-        runs.append((subprocess.Popen(command, stderr=subprocess.PIPE, stdout=subprocess.DEVNULL), number))
+        runs.append(
+            (subprocess.Popen(command, stderr=subprocess.PIPE, stdout=subprocess.DEVNULL, preexec_fn=listen), number)
+        )
     time.sleep(1.0)
     for run, number in runs:
         run.send_signal(number)

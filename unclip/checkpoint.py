@@ -11,15 +11,17 @@ stages there are. Whatever is read is verified, and nothing is unpickled.
 
 import hashlib
 import shlex
-from dataclasses import asdict, dataclass, field, is_dataclass
+from dataclasses import asdict, dataclass, field, fields, is_dataclass
 from pathlib import Path
 from typing import Any, get_type_hints
 
 import safetensors.torch
+import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 
-from unclip.errors import UserError, reason
+from unclip.errors import UserError, reason, shown
+from unclip.fields import check
 from unclip.files import file_sha256, read_json, read_record, write_atomically, write_record
 from unclip.registry import STAGES, default_kind, model_class
 from unclip.settings import Sampling
@@ -60,6 +62,9 @@ class Manifest:
             self.kind = default_kind(self.stage)
 
 
+EMPTY = Manifest("")
+
+
 def sha256(content: bytes) -> str:
     return hashlib.sha256(content).hexdigest()
 
@@ -67,6 +72,8 @@ def sha256(content: bytes) -> str:
 def from_dict(cls, values: dict[str, Any], where: str):
     """Build a config dataclass, nested ones included, from JSON. Raises UserError for a field that it lacks."""
     known = get_type_hints(cls)
+    if not isinstance(values, dict):
+        raise UserError(f"{where} has {shown(values)} in place of a {cls.__name__}; it was written by another version")
     if unknown := set(values) - set(known):
         raise UserError(f"{where} has the unknown field {sorted(unknown)[0]!r}; it was written by another version")
     converted = {}
@@ -77,7 +84,9 @@ def from_dict(cls, values: dict[str, Any], where: str):
         elif isinstance(value, list):
             value = tuple(value)
         converted[name] = value
-    return cls(**converted)
+    built = cls(**converted)
+    check(built, f"{where}: ")
+    return built
 
 
 def dump_tensors(tensors: dict[str, Tensor], metadata: dict[str, str] | None = None) -> bytes:
@@ -165,10 +174,14 @@ def read_manifest(folder: Path) -> Manifest:
     values = read_record(path)
     try:
         manifest = Manifest(**values)
-        for name in ("model", "parents", "data", "training", "sampling", "sha256", "kind"):
-            kind = str if name in ("sha256", "kind") else dict
-            if not isinstance(getattr(manifest, name), kind):
-                raise TypeError(f"{name} is not a {kind.__name__}")
+        for item in fields(Manifest):
+            kind, value = type(getattr(EMPTY, item.name)), getattr(manifest, item.name)
+            if type(value) is not kind:
+                raise TypeError(f"{item.name} is not of type {kind.__name__}")
+        if not all(isinstance(parent, str) for parent in manifest.parents.values()):
+            raise TypeError("its parents are not named by strings")
+        if manifest.stage in STAGES and folder.name in STAGES and manifest.stage != folder.name:
+            raise TypeError(f"it is that of a {manifest.stage}")
     except TypeError as error:
         raise UserError(f"{path} is not a stage's manifest ({error}); train that stage again") from error
     return manifest
@@ -196,13 +209,17 @@ def load_stage(folder: Path, model: type[nn.Module] | None = None) -> tuple[nn.M
     folder = Path(folder)
     manifest, tensors = _read_pair(folder)
     model = model or model_class(manifest.stage, manifest.kind)
+    path = folder / "model.safetensors"
     try:
-        built = model(from_dict(model.config_class, manifest.model, str(folder / "config.json")))
+        config = from_dict(model.config_class, manifest.model, str(folder / "config.json"))
+        with torch.device("meta"):  # without memory: a config may ask for any size, the file is as large as it is
+            check_shapes(model(config), tensors, path)
+        built = model(config)
     except (TypeError, AttributeError, ValueError, RuntimeError) as error:
         if isinstance(error, UserError):
             raise
         raise UserError(f"{folder / 'config.json'} does not describe a {manifest.stage} ({reason(error)})") from error
-    load_weights(built, tensors, folder / "model.safetensors")
+    load_weights(built, tensors, path)
     return built.eval().requires_grad_(False), manifest
 
 
@@ -219,13 +236,18 @@ def _read_pair(folder: Path) -> tuple[Manifest, dict[str, Tensor]]:
 
 
 def load_weights(model: nn.Module, tensors: dict[str, Tensor], path: Path) -> None:
-    """Fill a model, naming the first key or shape that does not fit."""
+    """Fill a model. Raises UserError if it is of other shapes."""
+    check_shapes(model, tensors, path)
+    model.load_state_dict(tensors)
+
+
+def check_shapes(model: nn.Module, tensors: dict[str, Tensor], path: Path) -> None:
+    """Raise UserError for the first key or shape that does not fit a model."""
     own = model.state_dict()
     for name in [*own, *tensors]:
         if name not in own or name not in tensors or own[name].shape != tensors[name].shape:
             shapes = [tuple(d[name].shape) if name in d else "nothing" for d in (tensors, own)]
             raise UserError(f"{path} holds {shapes[0]} for {name}, but the model expects {shapes[1]}")
-    model.load_state_dict(tensors)
 
 
 def check_lineage(manifests: dict[str, Manifest]) -> None:

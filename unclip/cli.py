@@ -20,6 +20,7 @@ from typing import Any, TypeVar, get_type_hints
 import tyro
 
 from unclip.errors import UserError
+from unclip.fields import as_option, check
 
 C = TypeVar("C")
 
@@ -77,11 +78,13 @@ def parse(kind: type[C], description: str, default: C | None = None) -> C:
         with contextlib.redirect_stderr(messages):
             options = {} if default is None else {"default": default}
             config = (tyro.conf.FlagCreatePairsOff,)
-            return tyro.cli(kind, description=description, config=config, registry=REGISTRY, **options)
+            given = tyro.cli(kind, description=description, config=config, registry=REGISTRY, **options)
     except SystemExit as stop:
         if stop.code in (0, None):
             raise
         raise UserError(_one_line(messages.getvalue())) from None
+    check(given, spell=as_option)
+    return given
 
 
 def _one_line(box: str) -> str:

@@ -104,6 +104,7 @@ def _open_own(folder: Path) -> Opened:
             f"{path} has the SHA-256 {found[:12]}.., but the CLIP beside it was trained with {expected[:12]}..; "
             "restore the tokenizer that belongs to it"
         )
+    _check_tokenizer(tokenizer, clip.config, folder.parent)
     return Opened(clip, tokenizer, manifest)
 
 
@@ -162,6 +163,12 @@ def _tokenizer(folder: Path, config: CLIPConfig) -> Tokenizer | None:
     for settings in (folder / "special_tokens_map.json", folder / "tokenizer_config.json"):
         if settings.is_file():
             tokenizer.pad_with(read_json(settings).get("pad_token"))
+    _check_tokenizer(tokenizer, config, folder)
+    return tokenizer
+
+
+def _check_tokenizer(tokenizer: Tokenizer, config: CLIPConfig, folder: Path) -> None:
+    """Raise UserError for a tokenizer that does not go with the text tower."""
     if tokenizer.vocab_size > config.text.vocab_size:
         raise UserError(
             f"the tokenizer in {folder} has {tokenizer.vocab_size} tokens, but the text tower {config.text.vocab_size}"
@@ -171,7 +178,6 @@ def _tokenizer(folder: Path, config: CLIPConfig) -> Tokenizer | None:
             f"the tokenizer in {folder} ends a caption with token {tokenizer.end_id}, but the text tower reads its "
             f"embedding at token {config.text.eos_id}"
         )
-    return tokenizer
 
 
 def adopt(source: str, pipeline: Path, revision: str | None = None) -> None:

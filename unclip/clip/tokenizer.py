@@ -10,7 +10,7 @@ import torch
 from tokenizers import decoders, models, normalizers, pre_tokenizers, processors, trainers
 from torch import Tensor
 
-from unclip.errors import UserError
+from unclip.errors import UserError, reason
 
 START, END = "<|startoftext|>", "<|endoftext|>"
 
@@ -61,8 +61,10 @@ class Tokenizer:
         """Read tokenizer.json. Raises UserError if it is missing or damaged."""
         try:
             return cls(tokenizers.Tokenizer.from_str(Path(path).read_text(encoding="utf-8")))
-        except Exception as error:  # the library raises bare Exception
-            raise UserError(f"{path} is not a readable tokenizer ({error})") from error
+        except BaseException as error:  # the library raises bare Exception, and panics with less
+            if isinstance(error, (KeyboardInterrupt, SystemExit, MemoryError)):
+                raise
+            raise UserError(f"{path} is not a readable tokenizer ({reason(error)})") from error
 
     def pad_with(self, token: str | dict | None) -> None:
         """Take over the padding that a pretrained tokenizer's files name, if they name any."""
