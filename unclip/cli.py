@@ -143,7 +143,8 @@ def is_first() -> bool:
 
 def run(main: Callable[[], None]) -> None:
     """Call main; what a user can mend becomes one line on standard error and exit status 1, without a traceback."""
-    warnings.showwarning = lambda message, *_: print(f"warning: {message}", file=sys.stderr)
+    told = sys.stderr if os.environ.get("RANK", "0") == "0" else None
+    warnings.showwarning = lambda message, *_: told and print(f"warning: {message}", file=told)
     try:
         main()
         sys.stdout.flush()
