@@ -43,7 +43,9 @@ def forked(work: Callable[[], object], log: Path) -> Child:
     """Run work in a process of its own, without the seconds that imports take."""
     log.parent.mkdir(parents=True, exist_ok=True)
     log.touch()
+    ready, tell = os.pipe()
     if process := os.fork():
+        os.read(ready, 1)  # it has taken the signals over
         return Child(process, log)
     os.dup2(os.open(log, os.O_WRONLY | os.O_TRUNC), 2)
     sys.stderr = os.fdopen(2, "w", buffering=1, closefd=False)
@@ -52,6 +54,7 @@ def forked(work: Callable[[], object], log: Path) -> Child:
         listen()
         signals.STOP.number = 0
         signals.install()
+        os.write(tell, b".")
         cli.run(work)
         status = 0
     except SystemExit as stop:

@@ -97,7 +97,7 @@ def device_named(device: Any) -> torch.device:
     """Raises UserError for a device that torch does not know."""
     try:
         return torch.device(device)
-    except (RuntimeError, TypeError) as error:
+    except (RuntimeError, TypeError, ValueError) as error:
         raise UserError(f"device must be one such as cpu or cuda, not {shown(device)} ({reason(error)})") from None
 
 

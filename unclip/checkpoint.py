@@ -215,7 +215,7 @@ def load_stage(folder: Path, model: type[nn.Module] | None = None) -> tuple[nn.M
         with torch.device("meta"):  # without memory: a config may ask for any size, the file is as large as it is
             check_shapes(model(config), tensors, path)
         built = model(config)
-    except (TypeError, AttributeError, ValueError, RuntimeError) as error:
+    except (TypeError, AttributeError, ValueError, ArithmeticError, LookupError, RuntimeError) as error:
         if isinstance(error, UserError):
             raise
         raise UserError(f"{folder / 'config.json'} does not describe a {manifest.stage} ({reason(error)})") from error
