@@ -1,13 +1,14 @@
 # make demo      train the three stages on Fashion-MNIST and draw outputs/demo.png
 # make evaluate  measure the pipeline in RUN, stage by stage
 # make test      lint and test
+# make torture   the tests of reliability with their full counts, and a table
 # All set up .venv first. PYTHON names the interpreter to build it with.
 
 PYTHON ?= python3
 PY := .venv/bin/python
 RUN ?= checkpoints/run
 
-.PHONY: setup data demo evaluate test lint clean
+.PHONY: setup data demo evaluate test torture lint clean
 
 setup: .venv/.installed
 
@@ -37,6 +38,9 @@ lint: setup
 
 test: lint data
 	$(PY) -m pytest
+
+torture: setup
+	OMP_NUM_THREADS=1 $(PY) tests/torture.py
 
 clean:
 	rm -rf .venv outputs build *.egg-info

@@ -5,26 +5,37 @@
     echo "a dark narrow dress" | python sample.py --strip --gif
     python sample.py "" --n 16                                                # no caption: unconditional samples
 
-Writes grid.png, one PNG per image, and samples.json into --out. Image i of a caption depends on the caption, the
-settings and --seed + i alone. A setting that is not given is the pipeline's own (in model_index.json), else the
-library's; --help shows them, those of another pipeline with --checkpoint DIR. On two CPU cores ten images take about
-two seconds, after some seconds of loading.
+Writes one PNG per image as they are drawn, then grid.png, of at most 64 captions and 32 images of each, and
+samples.json into --out. Ctrl-C ends the drawing, and keeps and lists what is drawn. Image i of a caption depends on the
+caption, the settings and --seed + i alone. A setting that is not given is the pipeline's own (in model_index.json),
+else the library's; --help shows them, those of another pipeline with --checkpoint DIR. On two CPU cores ten images take
+about two seconds, after some seconds of loading.
 """
 
+if __name__ == "__main__":  # before the other imports, which may take seconds
+    from unclip import signals
+
+    signals.install()
+
+import json
 import sys
-from dataclasses import dataclass
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Annotated
 
 import tyro
 
-from unclip import cli
+from unclip import cli, signals
 from unclip.errors import UserError
+from unclip.fields import bounded
 from unclip.files import read_json
 from unclip.registry import STAGES
 from unclip.settings import Device, Sampling, SamplingOptions, check_seeds, read_sampling
 
 ROOT = Path(__file__).resolve().parent
+SHOWN = (64, 32)
+"""Captions, and images of each, in the grid at most."""
 
 
 @dataclass(frozen=True)
@@ -35,9 +46,9 @@ class Options(SamplingOptions):
     """Read captions from this file, one per line; empty lines are passed over."""
     checkpoint: Path | None = None
     """Folder of a trained pipeline (default: the newest complete one under checkpoints/, else the committed one)."""
-    n: int = 1
+    n: int = bounded(1, 1, 10**9)
     """Images per caption."""
-    seed: int = 0
+    seed: int = bounded(0, 0, 2**62)
     """Image i of every caption uses seed + i."""
     out: Path = Path("outputs/samples")
     """Folder for the pictures."""
@@ -88,35 +99,101 @@ def default_checkpoint() -> Path | None:
     return newest if times.get(newest) else committed if committed.is_dir() else None
 
 
-def write(options: Options, output, trajectory, sampling, checkpoint: Path) -> None:
-    """Write everything that was asked for."""
-    from dataclasses import asdict
+class Drawing:
+    """The samples of one call: each image goes to its file as it is drawn, so that memory does not grow with them."""
 
+    def __init__(self, options: Options, captions: list[str]):
+        self.options, self.captions, self.count = options, captions, 0
+        self.total = len(captions) * options.n
+        self.shown: dict[int, list] = {}
+        """Images of the grid, by caption."""
+
+    def caption(self, i: int) -> str:
+        return self.captions[i // self.options.n]
+
+    def seed(self, i: int) -> int:
+        return self.options.seed + i % self.options.n
+
+    def file(self, i: int) -> str:
+        return f"{i // self.options.n:03d}-{slug(self.caption(i))}-seed{self.seed(i)}.png"
+
+    def is_shown(self, i: int) -> bool:
+        return i // self.options.n < SHOWN[0] and i % self.options.n < SHOWN[1]
+
+    def batches(self, size: int) -> Iterator[range]:
+        for start in range(0, self.total, size):
+            yield range(start, min(start + size, self.total))
+
+    def keep(self, rows: range, images) -> None:
+        """Write the images of a batch."""
+        from unclip.images import save_png, to_pil
+
+        for i, image in zip(rows, images, strict=True):
+            save_png(self.options.out / self.file(i), to_pil(image), durable=False)  # easily drawn again
+            if self.is_shown(i):
+                self.shown.setdefault(i // self.options.n, []).append(image)
+        self.count = rows.stop
+
+    def samples(self, sampling, checkpoint: Path) -> Iterator[str]:
+        """samples.json, line by line."""
+        head = {"checkpoint": str(checkpoint), "settings": asdict(sampling)}
+        yield json.dumps(head, indent=2).removesuffix("\n}") + ',\n  "samples": ['
+        for i in range(self.count):
+            row = {"file": self.file(i), "caption": self.caption(i), "seed": self.seed(i)}
+            yield f"{',' if i else ''}\n    {json.dumps(row)}"
+        yield "\n  ]\n}\n"
+
+
+def draw(drawing: Drawing, pipeline, trajectory, settings: dict, batch_size: int) -> int:
+    """Draw until all is drawn, or a signal comes, whose number is returned."""
+    from tqdm import tqdm
+
+    with signals.postponed() as stop, tqdm(total=drawing.total, unit="image", leave=False, disable=None) as bar:
+        for rows in drawing.batches(batch_size):
+            shown = [at for at, i in enumerate(rows) if drawing.is_shown(i)]
+            watch = trajectory.of(shown) if trajectory and shown else None
+            seeds = [drawing.seed(i) for i in rows]
+            output = pipeline(map(drawing.caption, rows), 1, seeds, on_step=watch, **settings)
+            drawing.keep(rows, output.images)
+            bar.update(len(rows))
+            if stop.number:
+                break
+        number, stop.number = stop.number, 0
+    return number
+
+
+def write(drawing: Drawing, trajectory, sampling, checkpoint: Path) -> None:
+    """Write what is asked for beside the images themselves."""
     import numpy as np
+    from PIL import Image
 
-    from unclip.files import write_arrays, write_json
-    from unclip.images import captioned_grid, save_gif, save_png, to_pil
+    from unclip.files import write_array_file, write_atomically
+    from unclip.images import captioned_grid, save_gif, save_png
     from unclip.trajectory import denoising_frames, denoising_strip
 
-    n, names = options.n, []
-    for i, (image, seed) in enumerate(zip(output.images, output.seeds, strict=True)):
-        names.append(f"{i // n:03d}-{slug(output.captions[i])}-seed{seed}.png")
-        save_png(options.out / names[-1], to_pil(image))
-    rows = [(output.captions[i], output.images[i : i + n]) for i in range(0, len(output.images), n)]
-    save_png(options.out / "grid.png", captioned_grid(rows))
+    options, count = drawing.options, drawing.count
+    save_png(options.out / "grid.png", captioned_grid([(drawing.captions[c], r) for c, r in drawing.shown.items()]))
+    each = min(options.n, SHOWN[1], count)
+    shown = [drawing.captions[c] for c, row in drawing.shown.items() for _ in range(each) if len(row) == each]
+    if options.strip and shown:
+        save_png(options.out / "strip.png", denoising_strip(shown, trajectory, each))
+    if options.gif and shown:
+        save_gif(options.out / "denoising.gif", denoising_frames(shown, trajectory, each))
     if options.npz:
-        arrays = {"images": output.images, "captions": np.array(output.captions), "seeds": np.array(output.seeds)}
-        write_arrays(options.out / "samples.npz", arrays)
-    if options.strip:
-        save_png(options.out / "strip.png", denoising_strip(output.captions, trajectory, n))
-    if options.gif:
-        save_gif(options.out / "denoising.gif", denoising_frames(output.captions, trajectory, n))
-    samples = [
-        {"file": file, "caption": caption, "seed": seed}
-        for file, caption, seed in zip(names, output.captions, output.seeds, strict=True)
-    ]
-    record = {"checkpoint": str(checkpoint), "settings": asdict(sampling), "samples": samples}
-    write_json(options.out / "samples.json", record)
+        shape = next(iter(drawing.shown.values()))[0].shape
+        longest = max(1, *map(len, drawing.captions))
+
+        def pixels(i: int) -> np.ndarray:
+            with Image.open(options.out / drawing.file(i)) as picture:
+                return np.asarray(picture).reshape(shape)
+
+        columns = {
+            "images": (np.dtype(np.uint8), shape, pixels),
+            "captions": (np.dtype(f"<U{longest}"), (), drawing.caption),
+            "seeds": (np.dtype(np.int64), (), drawing.seed),
+        }
+        write_array_file(options.out / "samples.npz", count, columns)
+    write_atomically(options.out / "samples.json", drawing.samples(sampling, checkpoint))
 
 
 def slug(caption: str) -> str:
@@ -133,8 +210,6 @@ def main() -> None:
     settings = options.changed(own)
     sampling = own.override(**settings)  # refuses what is out of range before anything slow is done
     captions = read_captions(options)
-    if options.n < 1:
-        raise UserError(f"--n must be at least 1, not {options.n}")
     check_seeds(options.seed, options.n)
     if checkpoint is None:
         raise UserError(
@@ -153,10 +228,15 @@ def main() -> None:
     tempfile.TemporaryFile(dir=options.out).close()  # a folder that cannot be written to is found before the work
     began = time.perf_counter()
     trajectory = Trajectory() if options.strip or options.gif else None
-    output = pipeline(captions, options.n, options.seed, on_step=trajectory, **settings)
+    drawing = Drawing(options, captions)
+    stopped_by = draw(drawing, pipeline, trajectory, settings, sampling.batch_size)
     seconds = time.perf_counter() - began
-    write(options, output, trajectory, sampling, checkpoint)
-    print(f"{len(output.images)} images in {seconds:.1f} s with {checkpoint}: {options.out / 'grid.png'}")
+    write(drawing, trajectory, sampling, checkpoint)
+    if stopped_by:
+        kept = f"stopped by {signals.name(stopped_by)} after {drawing.count} of {drawing.total} images"
+        print(f"{kept}, which are in {options.out}", file=sys.stderr)
+        sys.exit(128 + stopped_by)
+    print(f"{drawing.count} images in {seconds:.1f} s with {checkpoint}: {options.out / 'grid.png'}")
 
 
 if __name__ == "__main__":

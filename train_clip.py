@@ -7,6 +7,11 @@
 The same command again goes on with a training that was interrupted.
 """
 
+if __name__ == "__main__":  # before the other imports, which may take seconds
+    from unclip import signals
+
+    signals.install()
+
 from unclip import cli
 
 

@@ -7,6 +7,11 @@ Prints counts, sizes, caption statistics, duplicates, what cannot be used, and t
 that they take; draws images over their captions (grid.png), and the captions' lengths and words (captions.png).
 """
 
+if __name__ == "__main__":  # before the other imports, which may take seconds
+    from unclip import signals
+
+    signals.install()
+
 import hashlib
 import re
 from collections import Counter, defaultdict

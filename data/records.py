@@ -9,7 +9,6 @@ import hashlib
 import json
 import os
 import re
-import tempfile
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -27,7 +26,15 @@ from tqdm import tqdm
 from data.captions import article
 from data.dataset import CaptionedImages, ListedCaptions
 from unclip.errors import UserError, reason
-from unclip.files import read_json, write_atomically, write_json
+from unclip.files import (
+    file_sha256,
+    make_folder,
+    partial_name,
+    read_record,
+    remove_leftovers,
+    write_atomically,
+    write_record,
+)
 from unclip.images import upright
 
 SPLITS = ("train", "validation", "test")
@@ -346,19 +353,35 @@ def _filled_file(
     key = hashlib.sha256(json.dumps([shape, name, fit, [(r.name, r.version) for r in records]]).encode())
     path = CACHE / f"images-{key.hexdigest()[:16]}.npy"
     notes = path.with_suffix(".json")
-    if not (notes.is_file() and path.is_file()):
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with contextlib.ExitStack() as stack:
-            file = stack.enter_context(tempfile.NamedTemporaryFile(dir=path.parent, suffix=".npy", delete=False))
-            stack.callback(Path(file.name).unlink, missing_ok=True)  # of a run that is broken off nothing stays
-            images = np.lib.format.open_memmap(file.name, "w+", np.uint8, shape)
-            bad = _fill(images, name, records, fit)
+    make_folder(CACHE)
+    remove_leftovers(CACHE)
+    if (bad := _intact(path, notes)) is None:
+        temporary = partial_name(path)
+        try:
+            images = np.lib.format.open_memmap(temporary, "w+", np.uint8, shape)
+            bad = {str(row): why for row, why in _fill(images, name, records, fit).items()}
             images.flush()
-            os.chmod(file.name, 0o644)  # a temporary file is for its owner alone
-            os.replace(file.name, path)
-        write_json(notes, bad)
-    bad = {int(row): why for row, why in read_json(notes).items()}
+            os.replace(temporary, path)
+        finally:
+            temporary.unlink(missing_ok=True)
+        write_record(notes, {"sha256": file_sha256(path), "bad": bad})
+    bad = {int(row): why for row, why in bad.items()}
     return np.load(path, mmap_mode="c"), bad  # "c": torch wants what can be written to; the file stays as it is
+
+
+def _intact(path: Path, notes: Path) -> dict[str, str] | None:
+    """The notes of a file of images that is there and as it was written, else None."""
+    if not (notes.is_file() and path.is_file()):
+        return None
+    try:
+        record = read_record(notes)
+        if record["sha256"] == file_sha256(path):
+            return record["bad"]
+        why = f"{path} has changed"
+    except (UserError, KeyError) as error:
+        why = reason(error)
+    print(f"{why}: decoding the images again")
+    return None
 
 
 def captioned(name: str, images: Tensor, records: Sequence[Record], classes: Sequence[str] = ()) -> CaptionedImages:

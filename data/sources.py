@@ -29,7 +29,7 @@ from data.records import (
     with_class_names,
 )
 from unclip.errors import UserError
-from unclip.fields import free
+from unclip.fields import as_option, bounded, check, free
 
 NAMES = ("fashion-mnist", "emoji", "cifar10")
 SIZE = 64
@@ -58,7 +58,7 @@ class SourceConfig:
     .jsonl, .json), an .npz or .npy file, webdataset shards (.tar), or a Hugging Face data set."""
     root: Path | None = free(None)
     """Folder with the files of fashion-mnist, emoji or cifar10; without it they are downloaded to data/raw."""
-    size: int | None = None
+    size: int | None = bounded(None, 1, 1024)
     """Height and width of the images (default: their own, if all have one size of 64 at most, or of any in an array; 32
     for emoji; else 64)."""
     fit: Fit = "crop"
@@ -79,14 +79,11 @@ class SourceConfig:
     """Of emoji also those of each skin tone."""
     strict: bool = False
     """Refuse a source with rows that cannot be used, instead of leaving them out; all splits are looked at."""
-    limit: int | None = None
+    limit: int | None = bounded(None, FEWEST, 10**9)
     """Use only so many training images, and at most as many for validation and test."""
 
     def __post_init__(self):
-        if self.limit is not None and self.limit < FEWEST:
-            raise UserError(f"--data.limit must be at least {FEWEST}, for the preview grids, not {self.limit}")
-        if self.size is not None and self.size < 1:
-            raise UserError(f"--data.size must be at least 1, not {self.size}")
+        check(self, "data.", as_option)
 
 
 def load(config: SourceConfig, splits: Sequence[str], held_out: bool = False) -> list[CaptionedImages]:

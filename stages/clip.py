@@ -16,12 +16,13 @@ from stages import loop, runtime
 from stages.data import DataConfig
 from stages.identity import settings
 from stages.inputs import data_entry
+from stages.memory import check_fits
 from stages.state import start_from
 from unclip.checkpoint import Manifest, sha256
 from unclip.clip import CLIP, CLIPConfig, Preprocess, Tokenizer
 from unclip.clip.model import chance_loss, contrastive_loss
-from unclip.errors import UserError
-from unclip.fields import free
+from unclip.clip.pretrained import open_clip_at
+from unclip.fields import bounded, free
 from unclip.images import captioned_grid
 from unclip.metrics import recall_at_k
 from unclip.rows import Rows
@@ -33,12 +34,8 @@ PHRASINGS = 4
 class AugmentConfig:
     flip: bool = True
     """Mirror half of the images."""
-    shift: int = 1
+    shift: int = bounded(1, 0, 64)
     """Largest shift in pixels, either way."""
-
-    def __post_init__(self):
-        if self.shift < 0:
-            raise UserError(f"--augment.shift must not be negative, but is {self.shift}")
 
 
 @dataclass(frozen=True)
@@ -49,7 +46,7 @@ class CLIPRun:
     """Defaults of all other options: tiny (tests), quick (minutes on a laptop), small (hours) or base (one GPU)."""
     init_from: Path | None = free(None)
     """Start from the CLIP and tokenizer of the pipeline in this folder; shapes must be equal. Without it: at random."""
-    vocab_size: int = 1024
+    vocab_size: int = bounded(1024, 258, 2**20)
     """Largest vocabulary of the tokenizer, which is trained on the captions."""
     data: DataConfig = field(default_factory=DataConfig)
     model: CLIPConfig = free(CLIPConfig())
@@ -175,9 +172,10 @@ def fitting_patch(wanted: int, image_size: int) -> int:
 def train(run: CLIPRun) -> Manifest:
     """Train the tokenizer and CLIP into run.out. Returns the manifest of the trained CLIP."""
     device = runtime.start(run.train.device)
+    check_fits(lambda: CLIP(replace(run.model, text=replace(run.model.text, vocab_size=run.vocab_size))), device)
     data, validation = run.data.load("train", "validation")
     if run.init_from:
-        tokenizer = Tokenizer.load(run.init_from / "tokenizer.json")
+        tokenizer = open_clip_at(run.init_from).tokenizer
     else:
         tokenizer = Tokenizer.train(data.captions, run.vocab_size)
     patch_size = fitting_patch(run.model.vision.patch_size, data.image_size)

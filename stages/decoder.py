@@ -12,12 +12,12 @@ from stages.data import DataConfig
 from stages.embed import EmbeddedImages
 from stages.identity import settings
 from stages.inputs import Inputs, open_inputs
+from stages.memory import WIDTHS, check_fits
 from stages.state import start_from
 from unclip.checkpoint import Manifest
 from unclip.clip import EncodedCaptions
 from unclip.decoder import Decoder, DecoderConfig
-from unclip.errors import UserError
-from unclip.fields import free
+from unclip.fields import bounded, free
 from unclip.images import captioned_grid, to_float, to_uint8
 from unclip.rows import Rows
 from unclip.settings import DecoderSettings
@@ -31,21 +31,17 @@ class DecoderRun:
     """Defaults of all other options: tiny (tests), quick (minutes on a laptop), small (hours) or base (one GPU)."""
     init_from: Path | None = free(None)
     """Start from the decoder of the pipeline in this folder; shapes must be equal. Without it: at random."""
-    drop_image: float = 0.1
+    drop_image: float = bounded(0.1, 0, 0.99)
     """Share of the image embeddings that are replaced by the learned null, for guidance."""
-    drop_text: float = 0.5
+    drop_text: float = bounded(0.5, 0, 0.99)
     """Share of the captions that are replaced by the learned null."""
-    evaluate_on: int = 1000
+    evaluate_on: int = bounded(1000, 1, 10**7)
     """Validation images that the loss is taken on."""
     sampling: DecoderSettings = free(DecoderSettings())
     """How the trained decoder is drawn from; noted in the pipeline's model_index.json."""
     data: DataConfig = field(default_factory=DataConfig)
     model: DecoderConfig = free(DecoderConfig())
     train: loop.TrainConfig = field(default_factory=loop.TrainConfig)
-
-    def __post_init__(self):
-        if not 0 <= self.drop_image <= 1 or not 0 <= self.drop_text <= 1 or self.evaluate_on < 1:
-            raise UserError("--drop-image and --drop-text must lie in 0 .. 1, and --evaluate-on be at least 1")
 
 
 @dataclass(frozen=True)
@@ -137,6 +133,7 @@ class DecoderStage:
 def train(run: DecoderRun) -> Manifest:
     """Train a decoder on the CLIP in run.out. Returns the manifest of the trained decoder."""
     device = runtime.start(run.train.device)
+    check_fits(lambda: Decoder(replace(run.model, **WIDTHS)), device)
     inputs = open_inputs(run.out, run.data, device)
     clip, data = inputs.clip, inputs.train.data
     shapes = {"embed_dim": clip.embed_dim, "text_width": clip.text.width}

@@ -5,11 +5,10 @@ image embeddings, and for every caption its text embedding and the encodings of 
 mapped into memory, so that only what batches ask for is read.
 """
 
-import hashlib
+import contextlib
 import json
 import os
 import shutil
-import tempfile
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from functools import partial
@@ -23,8 +22,16 @@ from data.dataset import CaptionedImages
 from stages.runtime import print0
 from unclip.checkpoint import sha256
 from unclip.clip import CLIP, EncodedCaptions, Preprocess, Tokenizer, encode_ids
-from unclip.errors import UserError
-from unclip.files import read_json, write_json
+from unclip.errors import UserError, reason
+from unclip.files import (
+    file_sha256,
+    flush_folder,
+    make_folder,
+    partial_name,
+    read_record,
+    remove_leftovers,
+    write_record,
+)
 
 CACHE = Path(__file__).resolve().parent.parent / "data" / "cache"
 BATCH = 256
@@ -75,6 +82,8 @@ def embed_images(
     """Captioned images with their embeddings from the cache; computed and stored if they are not there or damaged."""
     # Equal weights are not an equal CLIP: the activation, the pooling, the preprocessing or the tokenizer may differ.
     identity = sha256((clip_sha256 + json.dumps(asdict(clip.config)) + tokenizer.to_json()).encode())
+    make_folder(cache)
+    remove_leftovers(cache)
     folder = cache / f"embedded-{identity[:16]}-{data.fingerprint[:16]}"
     if folder.exists() and (why := damage(folder)):
         print0(f"{folder} is damaged ({why}): computing it again")
@@ -90,16 +99,11 @@ def embed_images(
 def damage(folder: Path) -> str:
     """What is wrong with a cache; nothing if its files are those that were written."""
     try:
-        expected = read_json(folder / "sha256.json")
+        expected = read_record(folder / "sha256.json")
         wrong = [name for name in ARRAYS if file_sha256(folder / f"{name}.npy") != expected[name]]
     except (OSError, UserError, KeyError, TypeError) as error:
-        return str(error).splitlines()[0]
+        return reason(error)
     return f"{wrong[0]}.npy has changed" if wrong else ""
-
-
-def file_sha256(path: Path) -> str:
-    with open(path, "rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 @torch.inference_mode()
@@ -109,9 +113,10 @@ def compute(folder: Path, data: CaptionedImages, clip: CLIP, tokenizer: Tokenize
     ids = tokenizer.encode(data.captions, config.text.context)
     lengths = clip.text.mask(ids).sum(dim=1)
     starts = torch.cat([torch.zeros(1, dtype=torch.long), lengths.cumsum(dim=0)])
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=folder.parent, prefix=f".{folder.name}.") as temporary:
-        new = partial(_new_array, Path(temporary))
+    temporary = partial_name(folder)
+    make_folder(temporary)
+    try:
+        new = partial(_new_array, temporary)
         embeddings = new("embeddings", len(data), config.embed_dim)
         for rows in _parts(len(data)):
             embeddings[rows] = clip.encode_image(preprocess(data.images[rows].to(device))).cpu()
@@ -121,18 +126,20 @@ def compute(folder: Path, data: CaptionedImages, clip: CLIP, tokenizer: Tokenize
             captions = encode_ids(clip, ids[rows].to(device)).to("cpu")
             text[rows] = captions.text
             encodings[starts[rows.start] : starts[rows.stop]] = captions.encodings[captions.mask]
-        np.save(Path(temporary) / "starts.npy", starts.numpy())
+        new("starts", len(starts), kind=np.int64)[:] = starts.numpy()
         for array in (embeddings, text, encodings):
             array.flush()
-        hashes = {name: file_sha256(Path(temporary) / f"{name}.npy") for name in ARRAYS}
-        write_json(Path(temporary) / "sha256.json", hashes)
-        os.chmod(temporary, 0o755)  # a temporary folder is for its owner alone
-        os.rename(temporary, folder)
+        write_record(temporary / "sha256.json", {name: file_sha256(temporary / f"{name}.npy") for name in ARRAYS})
+        with contextlib.suppress(OSError if folder.exists() else ()):  # another run was first, with the same
+            os.rename(temporary, folder)
+            flush_folder(folder.parent)
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
 
 
-def _new_array(folder: Path, name: str, *shape: int) -> np.ndarray:
+def _new_array(folder: Path, name: str, *shape: int, kind: type = np.float32) -> np.ndarray:
     """Zeros in a file of their own, which need not fit in memory."""
-    return np.lib.format.open_memmap(folder / f"{name}.npy", "w+", np.float32, shape)
+    return np.lib.format.open_memmap(folder / f"{name}.npy", "w+", kind, shape)
 
 
 def _parts(n: int) -> Iterator[slice]:

@@ -10,6 +10,11 @@ every image that the figures were taken on. On two CPU cores 1,000 samples of pr
 more the first time: the judge of the samples is trained on the real images, and cached.
 """
 
+if __name__ == "__main__":  # before the other imports, which may take seconds
+    from unclip import signals
+
+    signals.install()
+
 from pathlib import Path
 
 from stages.evaluation.main import EvaluateOptions, evaluate

@@ -1,13 +1,14 @@
 """Which run a folder holds, and whether another command means the same one."""
 
 import json
-from dataclasses import fields, is_dataclass
+from dataclasses import asdict, fields, is_dataclass
 from pathlib import Path
 from typing import Any
 
-from unclip.checkpoint import Manifest
+from stages.state import has_state
+from unclip.checkpoint import Manifest, read_manifest
 from unclip.errors import UserError
-from unclip.files import read_json, write_json
+from unclip.files import checksum, read_record, write_record
 
 
 def settings(config: Any) -> dict[str, Any]:
@@ -17,26 +18,54 @@ def settings(config: Any) -> dict[str, Any]:
     return {name: settings(value) if is_dataclass(value) else value for name, value in values.items()}
 
 
+def run_settings(manifest: Manifest) -> dict[str, Any]:
+    """What tells two runs of a stage apart, as it reads after a round trip through JSON: tuples are lists."""
+    wanted = {key: getattr(manifest, key) for key in ("model", "parents", "data", "training")}
+    return json.loads(json.dumps(wanted))
+
+
+def run_checksum(manifest: Manifest) -> str:
+    return checksum(run_settings(manifest))
+
+
+def record_run(folder: Path, manifest: Manifest) -> None:
+    """Note the settings of a run that begins, or goes on, in train/run.json."""
+    write_record(folder / "train" / "run.json", run_settings(manifest))
+
+
 def check_same_run(folder: Path, manifest: Manifest) -> bool:
-    """Whether the folder's run has ended. Records the settings of a new run in train/run.json.
+    """Whether the folder's run has ended. `record_run` says which it is.
 
     Raises UserError if the folder holds a run with other settings.
     """
-    wanted = {key: getattr(manifest, key) for key in ("model", "parents", "data", "training")}
-    wanted = json.loads(json.dumps(wanted))  # as it reads after a round trip: tuples are lists
+    wanted = run_settings(manifest)
     record, weights = folder / "train" / "run.json", folder / "config.json"
-    if not weights.exists() and not (folder / "train" / "state.safetensors").exists():
-        write_json(record, wanted)  # also over that of a run that failed before it saved anything
-        return False
-    earlier = read_json(weights if weights.exists() else record)
+    if not weights.exists() and not (has_state(folder / "train" / "state.safetensors") and record.exists()):
+        return False  # a run that failed before it saved anything counts for nothing
+    if weights.exists():
+        earlier = asdict(read_manifest(folder))
+    else:  # a state names its run too, so that the record may be missing
+        earlier = read_record(record, "delete it, and give the same command again: it goes on from the saved state")
     found = _flatten(earlier)
     for key, value in _flatten(wanted).items():
         if found.get(key) != value:
+            name = key.removeprefix("training.")
             raise UserError(
-                f"{folder} holds a run with {key.removeprefix('training.')} = {found.get(key)}, not {value}; "
-                f"choose another --out, or delete {folder} to train it anew"
+                f"{folder} holds a run with {name} = {found.get(key)}, not {value}; "
+                + OTHERWISE.get(name, "choose another --out, or delete {folder} to train it anew").format(
+                    folder=folder, value=value, pipeline=folder.parent
+                )
             )
     return earlier.get("complete", False)
+
+
+OTHERWISE = {
+    "train.lr": "to change it from the last saved state on, leave --train.lr as it was and give --resume-with {value}; "
+    "or choose another --out",
+    "train.steps": "its learning rate was planned for that many. To train on from its weights, choose another --out, "
+    "with --init-from {pipeline}",
+}
+"""What to do about a run with another value, where there is something better than a new folder."""
 
 
 def _flatten(tree: dict[str, Any], prefix: str = "") -> dict[str, Any]:

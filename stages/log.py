@@ -10,7 +10,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from stages import runtime
-from stages.state import Progress
+from stages.state import Progress, has_state, not_finite
 from unclip.errors import UserError
 from unclip.files import write_atomically
 
@@ -20,7 +20,6 @@ class Log:
 
     def __init__(self, path: Path, stage: Any, config: Any, progress: Progress):
         self.path, self.stage, self.config, self.progress = path, stage, config, progress
-        self.recent: list[dict[str, float | Tensor]] = []
         self.mark = (progress.step, progress.seconds)
         self.bar = None
         if runtime.is_main():
@@ -36,35 +35,70 @@ class Log:
                 self.bar = tqdm(total=config.steps, initial=progress.step, desc=stage.name, unit="step")
 
     def _drop_lines_after(self, step: int) -> None:
-        """Lines that an interrupted run wrote after its last saved state will be written again."""
-        if self.path.exists():
-            whole = [line for line in self.path.read_text().splitlines(keepends=True) if line.endswith("}\n")]
-            write_atomically(self.path, "".join(line for line in whole if json.loads(line)["step"] <= step))
+        """Lines that an interrupted run wrote after its last saved state will be written again.
+
+        What is broken is set aside: nothing depends on a log, so it stops no training.
+        """
+        if not self.path.exists():
+            return
+        lines = self.path.read_bytes().splitlines(keepends=True)
+        steps = [_step_of(line) for line in lines]
+        # of the last line a part is no damage: the writer was killed
+        broken = [line for line, at in zip(lines[:-1], steps, strict=False) if at is None]
+        if broken:
+            aside = self.path.with_name("metrics-damaged.jsonl")
+            write_atomically(aside, b"".join(broken))
+            runtime.print0(f"{self.path} is damaged: {len(broken)} of its lines are put into {aside.name}")
+        kept = [line for line, at in zip(lines, steps, strict=True) if at is not None and at <= step]
+        write_atomically(self.path, b"".join(kept))
 
     def step(self, figures: dict[str, float | Tensor]) -> None:
         """Take note of a step. At intervals, and wherever the state is saved, log the means since the last time.
 
-        Raises UserError if the loss is no longer finite.
+        Raises UserError if a number is no longer finite.
         """
-        self.recent.append(figures)
+        recent, step = self.progress.recent, self.progress.step
+        recent.append(figures)
         if self.bar is not None:
             self.bar.update()
-        step = self.progress.step
         due = (self.config.log_every, self.config.evaluate_every, self.config.save_every)
         if all(step % every for every in due) and step != self.config.steps:
             return
-        own = [sum(float(figures[k]) for figures in self.recent) / len(self.recent) for k in figures]
+        self.check({})
+        own = [sum(float(figures[k]) for figures in recent) / len(recent) for k in figures]
         device = next(self.stage.model.parameters()).device
         means = dict(zip(figures, runtime.mean_over_ranks(own, device), strict=True))
-        if not math.isfinite(means["loss"]):
-            raise UserError(f"{self.stage.name}: the loss is {means['loss']} near step {step}; try a lower --train.lr")
         images = (step - self.mark[0]) * self.config.batch_size
-        rate = images / (self.progress.seconds - self.mark[1])
+        rate = images / max(self.progress.seconds - self.mark[1], 1e-9)
         left = (self.config.steps - step) * self.config.batch_size / rate
-        self.recent, self.mark = [], (step, self.progress.seconds)
+        self.mark = (step, self.progress.seconds)
+        recent.clear()
         self._write({**means, "lr": figures["lr"], "images_per_second": rate})
         told = ", ".join(f"{k} {v:.4g}" for k, v in means.items() if k not in ("grad_norm", "lr"))
         self._say(f"{told}, {rate:.0f} images/s, {int(left) // 60}:{int(left) % 60:02d} left")
+
+    def check(self, tensors: dict[str, Tensor]) -> None:
+        """Raise UserError for a figure since the last line, or a tensor to be saved, that is not finite.
+
+        It suffices to look before something is saved: a step then waits for no device.
+        """
+        last = self.progress.step
+        for step, figures in enumerate(self.progress.recent, last + 1 - len(self.progress.recent)):
+            for name, value in figures.items():
+                if not math.isfinite(value):
+                    raise UserError(self._diverged(name.replace("grad_norm", "gradient norm"), float(value), step))
+        if wrong := not_finite(tensors):
+            raise UserError(self._diverged(wrong, "not finite", last))
+
+    def _diverged(self, term: str, value: float | str, step: int) -> str:
+        lower = (self.progress.rates[-1][1] if self.progress.rates else self.config.lr) / 10
+        advice = f"nothing is saved yet: start anew with a lower learning rate, such as --train.lr {lower:.3g}"
+        if has_state(self.path.with_name("state.safetensors")):
+            advice = (
+                "the last saved state is good: give the same command again with --resume-with and a lower learning "
+                f"rate, such as {lower:.3g}"
+            )
+        return f"{self.stage.name}: the {term} is {value} at step {step}; {advice}"
 
     def validation(self, figures: dict[str, float]) -> None:
         self._write({f"validation/{key}": value for key, value in figures.items()})
@@ -85,3 +119,12 @@ class Log:
     def close(self) -> None:
         if self.bar is not None:
             self.bar.close()
+
+
+def _step_of(line: bytes) -> int | None:
+    """The step that a line of metrics.jsonl is of; None for what is no whole line."""
+    try:
+        figures = json.loads(line)
+        return figures["step"] if line.endswith(b"\n") and isinstance(figures["step"], int) else None
+    except (ValueError, TypeError, LookupError, RecursionError):
+        return None

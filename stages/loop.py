@@ -4,84 +4,77 @@ A step is a pure function of the weights, the optimiser's state, the seed and th
 drawn anew from (seed, step). A run that was interrupted therefore goes on exactly as if it had not been.
 """
 
+import contextlib
 import copy
 import math
+import sys
 import time
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Protocol
+from typing import Annotated, Protocol
 
 import torch
+import tyro
 from PIL import Image
 from torch import Tensor, nn
 
 from data.dataset import batch_generator, shuffled_rows
 from stages import runtime
-from stages.identity import check_same_run
+from stages.identity import check_same_run, record_run, run_checksum
 from stages.log import Log
 from stages.optim import cosine_warmup, make_optimizers, update_ema
-from stages.state import Progress, load_state, save_state
-from unclip.checkpoint import Manifest, read_manifest, save_stage, write_index
+from stages.state import Progress, load_state, save_state, state_tensors
+from unclip import signals
+from unclip.checkpoint import Manifest, read_manifest, save_stage, settle, write_index
 from unclip.devices import Device
 from unclip.errors import UserError
-from unclip.fields import free
-from unclip.files import write_atomically, write_json
+from unclip.fields import as_option, bounded, check, free
+from unclip.files import checksum, only_writer, remove_leftovers, write_atomically, write_record
 from unclip.images import save_png
 from unclip.rows import Rows
 
 
 @dataclass(frozen=True)
 class TrainConfig:
-    steps: int = 1000
+    steps: int = bounded(1000, 1, 10**9)
     """Optimiser steps."""
-    batch_size: int = 32
+    batch_size: int = bounded(32, 1, 65_536)
     """Examples per step, over all ranks."""
-    lr: float = 1e-3
+    lr: float = bounded(1e-3, 1e-12, 100)
     """Peak learning rate of AdamW."""
-    muon_lr: float = 0.0
+    muon_lr: float = bounded(0.0, 0, 100)
     """Peak learning rate of Muon, which then takes the matrices and convolutions over from AdamW; 0 for AdamW alone."""
-    warmup: int = 50
+    warmup: int = bounded(50, 0, 10**9)
     """Steps of linear warm-up; a half cosine down to zero follows."""
-    weight_decay: float = 0.05
+    weight_decay: float = bounded(0.05, 0, 100)
     """Decoupled weight decay, on matrices and convolutions only."""
-    betas: tuple[float, float] = (0.9, 0.99)
+    betas: tuple[float, float] = bounded((0.9, 0.99), 0, 0.999999)
     """AdamW's decay rates."""
-    clip_grad: float = 1.0
+    clip_grad: float = bounded(1.0, 1e-9, 1e9)
     """Largest norm of the gradient."""
-    ema: float = 0.999
+    ema: float = bounded(0.999, 0, 0.9999999)
     """Decay of the moving average of the weights, which is what is saved."""
-    evaluate_every: int = free(500)
+    evaluate_every: int = free(500, 1, 10**9)
     """Steps between validations."""
-    save_every: int = free(100)
+    save_every: int = free(100, 1, 10**9)
     """Steps between saved states, from which an interrupted run goes on."""
-    preview_every: int = free(500)
+    preview_every: int = free(500, 1, 10**9)
     """Steps between preview grids."""
-    log_every: int = free(50)
+    log_every: int = free(50, 1, 10**9)
     """Steps between lines of metrics.jsonl."""
-    seed: int = 0
+    seed: int = bounded(0, 0, 2**31 - 1)
     """Seed of initialisation, batches and noise."""
     device: Device = free("auto")
     """Where to train: auto takes a GPU if there is one."""
     precision: runtime.Precision = "auto"
     """auto is bfloat16 autocast on CUDA and on CPUs with AMX, float32 elsewhere."""
+    resume_with: Annotated[float | None, tyro.conf.arg(prefix_name=False)] = free(
+        None, 1e-12, 100, told_as="resume_with"
+    )
+    """Go on from the saved state with this peak learning rate (Muon's changes in proportion), from that step on."""
 
     def __post_init__(self):
-        for name in ("steps", "batch_size", "evaluate_every", "save_every", "preview_every", "log_every"):
-            if getattr(self, name) < 1:
-                raise UserError(f"--train.{name.replace('_', '-')} must be at least 1, not {getattr(self, name)}")
-        rules = {
-            "warmup": ("at least 0", self.warmup >= 0),
-            "weight-decay": ("at least 0", self.weight_decay >= 0),
-            "clip-grad": ("above 0", self.clip_grad > 0),
-            "betas": ("in 0 .. 1", all(0 <= beta < 1 for beta in self.betas)),
-            "lr": ("above 0", self.lr > 0),
-            "muon-lr": ("at least 0", self.muon_lr >= 0),
-            "ema": ("at least 0 and below 1", 0 <= self.ema < 1),
-            "seed": ("at least 0 and below 2**31", 0 <= self.seed < 2**31),
-        }
-        for name, (rule, kept) in rules.items():
-            if not kept:
-                raise UserError(f"--train.{name} must be {rule}, not {getattr(self, name.replace('-', '_'))}")
+        check(self, "train.", as_option)
 
 
 class Stage(Protocol):
@@ -124,54 +117,117 @@ def train(
     metrics.jsonl, and preview grids. `manifest` holds the stage's parents and data; `files` are put into the pipeline's
     folder. Returns the manifest of the saved weights.
 
-    Raises UserError if the folder holds a run with other settings, or if the loss is no longer finite.
+    A signal ends the training after the step that it is at, saved; see unclip/signals.py.
+
+    Raises UserError if the folder holds a run with other settings, or is being written by another process, or if a
+    number is no longer finite.
     """
     if config.batch_size % runtime.world_size():
         raise UserError(f"--train.batch-size {config.batch_size} is not a multiple of {runtime.world_size()} ranks")
     folder = pipeline / stage.name
     manifest.model = asdict(stage.model.config)
-    with runtime.main_first():
-        complete = check_same_run(folder, manifest)
-    if complete:
-        runtime.print0(f"{stage.name}: {folder} is trained already; delete it to train it anew")
-    else:
+    with only_writer(folder / "train") if runtime.is_main() else contextlib.nullcontext():
+        with runtime.main_first():
+            if runtime.is_main():
+                clean_up(folder)
+            complete = check_same_run(folder, manifest)
+        if complete:
+            runtime.print0(f"{stage.name}: {folder} is trained already; delete it to train it anew")
+        else:
+            if runtime.is_main():
+                write_index(pipeline, leave_out=stage.name)
+                for name, content in (files or {}).items():
+                    write_atomically(pipeline / name, content)
+            manifest = run_steps(stage, config, device, folder, manifest)
         if runtime.is_main():
-            for name, content in (files or {}).items():
-                write_atomically(pipeline / name, content)
-        run_steps(stage, config, device, folder, manifest)
-    if runtime.is_main():
-        finish(folder, manifest)
-    runtime.barrier()
+            finish(folder, manifest)
+        runtime.barrier()
     return read_manifest(folder)
 
 
-def run_steps(stage: Stage, config: TrainConfig, device: torch.device, folder: Path, manifest: Manifest) -> None:
-    """Take the steps that are left, saving, validating and drawing on the way."""
+def clean_up(folder: Path) -> None:
+    """Bring to an end what a writer that was killed left half done."""
+    for place in (folder.parent, folder, folder / "train"):
+        remove_leftovers(place)
+    with contextlib.suppress(UserError):  # of a manifest that cannot be read, which is told where it is needed
+        settle(folder)
+
+
+def run_steps(stage: Stage, config: TrainConfig, device: torch.device, folder: Path, manifest: Manifest) -> Manifest:
+    """Take the steps that are left, saving, validating and drawing on the way.
+
+    Returns the manifest, which also says where the learning rate was changed.
+    """
     state = folder / "train" / "state.safetensors"
     model = stage.model.to(device, memory_format=torch.channels_last)  # convolutions are faster so
     average = copy.deepcopy(model).requires_grad_(False).eval()
     objective = runtime.distributed(stage.objective.to(device))
     optimizers = make_optimizers(model, config.lr, config.weight_decay, config.betas, config.muon_lr)
     progress = load_state(state, model, average, optimizers)
+    go_on(progress, config, run_checksum(manifest), folder)
+    if runtime.is_main():
+        record_run(folder, manifest)
+    if progress.rates:
+        manifest = replace(manifest, training=manifest.training | {"resumed_with": progress.rates})
     log = Log(folder / "train" / "metrics.jsonl", stage, config, progress)
     model.train()
-    while progress.step < config.steps:
-        began = time.perf_counter()
-        figures = take_step(stage, config, objective, optimizers, progress.step, device)
-        update_ema(average, model, progress.step, config.ema)
-        progress.step += 1
-        progress.seconds += time.perf_counter() - began
-        log.step(figures)
-        if runtime.is_main():
+    with signals.postponed() as stop:
+        while progress.step < config.steps:
+            began = time.perf_counter()
+            figures = take_step(stage, config, objective, optimizers, progress, device)
+            update_ema(average, model, progress.step, config.ema)
+            progress.step += 1
+            progress.seconds += time.perf_counter() - began
+            stopping = runtime.largest(stop.number, device)
+            log.step(figures)
             last = progress.step == config.steps
-            if last or progress.step % config.preview_every == 0:
-                save_png(folder / "train" / f"preview-{progress.step:06d}.png", preview(stage, average))
             evaluated = last or progress.step % config.evaluate_every == 0
-            if evaluated:
-                log.validation(validate(stage, average, folder, manifest, progress, last))
-            if evaluated or progress.step % config.save_every == 0:
-                save_state(state, model, average, optimizers, progress)
+            saved = evaluated or stopping or progress.step % config.save_every == 0
+            if saved:
+                log.check(tensors := state_tensors(model, average, optimizers))
+            if runtime.is_main():
+                if last or progress.step % config.preview_every == 0:
+                    save_png(folder / "train" / f"preview-{progress.step:06d}.png", preview(stage, average))
+                if evaluated:
+                    log.validation(validate(stage, average, folder, manifest, progress))
+                if saved:
+                    save_state(state, tensors, progress)
+            if stopping:
+                stop_here(f"{stage.name}: stopped by {{}} after step {progress.step}, which is saved", stopping)
     log.close()
+    return manifest
+
+
+def go_on(progress: Progress, config: TrainConfig, run: str, folder: Path) -> None:
+    """Check, and say, how a run that was interrupted goes on."""
+    if progress.run not in ("", run):
+        raise UserError(f"{folder / 'train'} holds the state of a run with other settings; delete {folder}")
+    if config.resume_with is not None and not progress.step:
+        raise UserError("--resume-with goes on from a saved state, but there is none; set --train.lr instead")
+    if config.resume_with not in (None, peak_rate(config, progress)):
+        progress.rates.append([progress.step, config.resume_with])
+    here = {"threads": torch.get_num_threads(), "ranks": runtime.world_size()}
+    there = {"threads": progress.threads, "ranks": progress.ranks}
+    if progress.step and here != there:
+        said = [", ".join(f"{count} {name}" for name, count in place.items()) for place in (here, there)]
+        runtime.print0(
+            f"going on with {said[0]} (threads of each rank), after {said[1]}: rounding differs, so the weights will "
+            "not be to the bit those of an uninterrupted run"
+        )
+    progress.run = run
+
+
+def peak_rate(config: TrainConfig, progress: Progress) -> float:
+    """The peak learning rate at the step."""
+    return progress.rates[-1][1] if progress.rates else config.lr
+
+
+def stop_here(what: str, number: int) -> None:
+    """End the program as the signal `number` asks for, once all ranks are here."""
+    runtime.barrier()
+    runtime.print0(f"{what.format(signals.name(number))}; {signals.how_to_go_on()}")
+    runtime.end()
+    sys.exit(128 + number)
 
 
 def take_step(
@@ -179,10 +235,11 @@ def take_step(
     config: TrainConfig,
     objective: nn.Module,
     optimizers: list[torch.optim.Optimizer],
-    step: int,
+    progress: Progress,
     device: torch.device,
 ) -> dict[str, float | Tensor]:
     """One optimiser step; what to log of it."""
+    step, peak = progress.step, peak_rate(config, progress)
     rows = shuffled_rows(step, config.batch_size, stage.size, config.seed)
     batch = stage.batch(rows, batch_generator(config.seed, step))
     batch = batch.share(runtime.rank(), runtime.world_size()).to(device)
@@ -194,9 +251,9 @@ def take_step(
     factor = cosine_warmup(step, config.steps, config.warmup)
     for optimizer in optimizers:
         for group in optimizer.param_groups:
-            group["lr"] = group["peak"] * factor
+            group["lr"] = group["peak"] * (peak / config.lr) * factor
         optimizer.step()
-    return {"loss": loss.detach(), **stage.figures(batch), "grad_norm": norm, "lr": config.lr * factor}
+    return {"loss": loss.detach(), **stage.figures(batch), "grad_norm": norm.detach(), "lr": peak * factor}
 
 
 @torch.inference_mode()
@@ -206,25 +263,32 @@ def preview(stage: Stage, average: nn.Module) -> Image.Image:
 
 @torch.inference_mode()
 def validate(
-    stage: Stage, average: nn.Module, folder: Path, manifest: Manifest, progress: Progress, last: bool
+    stage: Stage, average: nn.Module, folder: Path, manifest: Manifest, progress: Progress
 ) -> dict[str, float]:
     """Take the validation figures, and save the averaged weights if they are the best so far."""
     figures = stage.evaluate(average)
     key, direction = stage.best_is
     if not math.isfinite(figures[key]):
-        raise UserError(f"{stage.name}: validation {key} is {figures[key]} at step {progress.step}; lower --train.lr")
+        raise UserError(
+            f"{stage.name}: validation {key} is {figures[key]} at step {progress.step}, though all weights are finite; "
+            "train with other settings in another --out"
+        )
     sign = 1 if direction == "highest" else -1
-    if progress.best is None or sign * figures[key] > sign * progress.best:
+    if progress.best is None or sign * figures[key] > sign * progress.best or not (folder / "config.json").exists():
         progress.best = figures[key]
-        save_stage(folder, average, replace(manifest, step=progress.step, figures=figures, complete=last))
-    elif last:
-        write_json(folder / "config.json", asdict(replace(read_manifest(folder), complete=True)))
+        save_stage(folder, average, replace(manifest, step=progress.step, figures=figures))
     return figures
 
 
 def finish(folder: Path, manifest: Manifest) -> None:
-    """Note how to sample from a stage that is trained, which a later command may change, and renew the index."""
+    """What comes after the last step: note that it is complete, and how to sample from it, and renew the index.
+
+    The same command does it again where it was broken off, or with other settings of sampling.
+    """
     saved = read_manifest(folder)
-    if saved.sampling != manifest.sampling:
-        write_json(folder / "config.json", asdict(replace(saved, sampling=manifest.sampling)))
+    training = saved.training | {k: v for k, v in manifest.training.items() if k == "resumed_with"}
+    wanted = replace(saved, complete=True, sampling=manifest.sampling, training=training)
+    if checksum(asdict(saved)) != checksum(asdict(wanted)):
+        write_index(folder.parent, leave_out=folder.name)
+        write_record(folder / "config.json", asdict(wanted))
     write_index(folder.parent)

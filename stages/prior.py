@@ -15,13 +15,13 @@ from stages.data import DataConfig
 from stages.embed import EmbeddedImages
 from stages.identity import settings
 from stages.inputs import Inputs, open_inputs
+from stages.memory import WIDTHS, check_fits
 from stages.state import start_from
 from unclip.checkpoint import Manifest
 from unclip.clip import EncodedCaptions
 from unclip.clip.pretrained import adopt
 from unclip.devices import device_of
-from unclip.errors import UserError
-from unclip.fields import free
+from unclip.fields import bounded, free
 from unclip.images import captioned_grid
 from unclip.metrics import same_group_cosine
 from unclip.prior import Prior, PriorConfig
@@ -43,21 +43,17 @@ class PriorRun:
     """Defaults of all other options: tiny (tests), quick (minutes on a laptop), small (hours) or base (one GPU)."""
     init_from: Path | None = free(None)
     """Start from the prior of the pipeline in this folder; shapes must be equal. Without it: at random."""
-    drop: float = 0.1
+    drop: float = bounded(0.1, 0, 0.99)
     """Share of the captions that are replaced by the learned null, for guidance."""
     hide_tokens: bool = True
     """Hide a random share of each caption's tokens, so that no combination of words is learned as a whole."""
-    evaluate_on: int = 1000
+    evaluate_on: int = bounded(1000, PHRASINGS, 10**7)
     """Validation images that the figures are taken on."""
     sampling: PriorSettings = free(PriorSettings())
     """How the trained prior is drawn from; noted in the pipeline's model_index.json."""
     data: DataConfig = field(default_factory=DataConfig)
     model: PriorConfig = free(PriorConfig())
     train: loop.TrainConfig = field(default_factory=loop.TrainConfig)
-
-    def __post_init__(self):
-        if not 0 <= self.drop <= 1 or self.evaluate_on < PHRASINGS:
-            raise UserError(f"--drop must lie in 0 .. 1 and --evaluate-on be at least {PHRASINGS}")
 
 
 @dataclass(frozen=True)
@@ -174,6 +170,7 @@ def pair_cosines(model: nn.Module, images: EmbeddedImages, count: int, settings:
 def train(run: PriorRun) -> Manifest:
     """Train a prior on the CLIP in run.out. Returns the manifest of the trained prior."""
     device = runtime.start(run.train.device)
+    check_fits(lambda: Prior(replace(run.model, **WIDTHS)), device)
     if run.clip:
         with runtime.main_first():
             adopt(run.clip, run.out, run.clip_revision)

@@ -10,6 +10,7 @@ import torch
 import torch.distributed as dist
 from torch import nn
 
+from unclip import cli
 from unclip.devices import Device, pick_device
 from unclip.errors import UserError
 
@@ -40,6 +41,7 @@ def start(wanted: Device) -> torch.device:
     if "RANK" in os.environ and not dist.is_initialized():
         backend = "nccl" if device.type == "cuda" else "gloo"
         dist.init_process_group(backend, timeout=timedelta(hours=2))  # the others wait while one downloads and embeds
+        cli.is_first = is_first_to_tell
     return device
 
 
@@ -53,6 +55,20 @@ def world_size() -> int:
 
 def is_main() -> bool:
     return rank() == 0
+
+
+def is_first_to_tell() -> bool:
+    """Whether no other rank has named an error yet: what goes wrong on one rank ends them all."""
+    try:
+        return dist.distributed_c10d._get_default_store().add("errors told", 1) == 1
+    except RuntimeError:  # the store is gone too
+        return rank() == 0
+
+
+def end() -> None:
+    """Leave the process group."""
+    if dist.is_initialized():
+        dist.destroy_process_group()
 
 
 def print0(message: str) -> None:
@@ -84,6 +100,15 @@ def distributed(objective: nn.Module) -> nn.Module:
     if world_size() == 1:
         return objective
     return nn.parallel.DistributedDataParallel(objective, broadcast_buffers=False)
+
+
+def largest(value: int, device: torch.device) -> int:
+    """The largest over all ranks. All ranks must call it."""
+    if world_size() == 1:
+        return value
+    largest = torch.tensor(value, device=device)
+    dist.all_reduce(largest, dist.ReduceOp.MAX)
+    return int(largest)
 
 
 def mean_over_ranks(values: list[float], device: torch.device) -> list[float]:

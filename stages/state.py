@@ -1,15 +1,28 @@
-"""What a run goes on from: its last state, or the weights of another pipeline."""
+"""What a run goes on from: one of its last two states, or the weights of another pipeline."""
 
+import contextlib
 import json
+import os
 from collections import defaultdict
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
+import safetensors.torch
 import torch
+import xxhash
+from safetensors import SafetensorError
 from torch import Tensor, nn
 
-from unclip.checkpoint import dump_tensors, load_tensors, load_weights, read_manifest
-from unclip.files import write_atomically
+from stages import runtime
+from unclip.checkpoint import dump_tensors, load_stage, load_weights
+from unclip.errors import UserError, reason
+from unclip.files import partial_name, write_atomically
+
+BLANK = "0" * 32
+"""Stands for the checksum while it is computed."""
+FAULTS = (ValueError, LookupError, TypeError, AttributeError, ArithmeticError, RecursionError, SafetensorError)
+"""What reading a damaged file raises."""
 
 
 @dataclass
@@ -21,26 +34,117 @@ class Progress:
     """The best validation figure so far."""
     seconds: float = 0.0
     """Time spent on steps."""
+    recent: list[dict[str, float | Tensor]] = field(default_factory=list)
+    """Figures of the steps since the last line of metrics.jsonl."""
+    rates: list[list[float]] = field(default_factory=list)
+    """[step, learning rate] of each change by --resume-with: the rate from that step on."""
+    run: str = ""
+    """The checksum of the run's settings."""
+    threads: int = 0
+    ranks: int = 1
 
 
-def save_state(
-    path: Path, model: nn.Module, average: nn.Module, optimizers: list[torch.optim.Optimizer], progress: Progress
-) -> None:
-    """All that a run needs to go on, in one file that is replaced as a whole."""
+def state_tensors(model: nn.Module, average: nn.Module, optimizers: list[torch.optim.Optimizer]) -> dict[str, Tensor]:
+    """All tensors that a run goes on from."""
     tensors = {f"model.{k}": v for k, v in model.state_dict().items()}
     tensors |= {f"average.{k}": v for k, v in average.state_dict().items()}
     for optimizer in optimizers:
         name = type(optimizer).__name__
         for i, moments in optimizer.state_dict()["state"].items():
             tensors |= {f"{name}.{i}.{k}": v for k, v in moments.items()}
-    write_atomically(path, dump_tensors(tensors, {"progress": json.dumps(asdict(progress))}))
+    return tensors
+
+
+def save_state(path: Path, tensors: dict[str, Tensor], progress: Progress) -> None:
+    """All that a run needs to go on, in one file with its own checksum; the one before it is kept beside it."""
+    progress.threads, progress.ranks = torch.get_num_threads(), runtime.world_size()
+    metadata = {"progress": json.dumps(vars(progress), default=float), "checksum": BLANK}
+    content = sealed(dump_tensors(tensors, metadata))
+    if path.exists():
+        keep(path)
+    write_atomically(path, content)
+
+
+def not_finite(tensors: dict[str, Tensor]) -> str | None:
+    """The first of the tensors that holds NaN or infinity."""
+    floating = {name: tensor for name, tensor in tensors.items() if tensor.is_floating_point() and tensor.numel()}
+    if not floating:
+        return None
+    largest = torch._foreach_norm(list(floating.values()), torch.inf)
+    finite = torch.stack([norm.float().cpu() for norm in largest]).isfinite().tolist()
+    return next((name for name, good in zip(floating, finite, strict=True) if not good), None)
+
+
+def keep(path: Path) -> None:
+    """Give a state a second name, that of the state before, such that at every moment there is a state."""
+    second = partial_name(path)
+    try:
+        os.link(path, second)
+        os.replace(second, earlier(path))
+        second.unlink(missing_ok=True)  # a rename between two names of one file does nothing
+    except OSError:  # a file system without links
+        os.replace(path, earlier(path))
+
+
+def earlier(path: Path) -> Path:
+    return path.with_name("state-before.safetensors")
+
+
+def sealed(content: bytes) -> list[bytes | memoryview]:
+    """A safetensors file, in parts, with its checksum in the header's metadata; it is taken while a blank is there."""
+    length = 8 + int.from_bytes(content[:8], "little")
+    header, body = content[:length], memoryview(content)[length:]
+    digest = xxhash.xxh3_128(header)
+    digest.update(body)
+    return [header.replace(BLANK.encode(), digest.hexdigest().encode(), 1), body]
+
+
+def unsealed(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    """The tensors and the metadata of a file that was sealed. Raises UserError if any of its bytes has changed."""
+    content = path.read_bytes()
+    length = 8 + int.from_bytes(content[:8], "little")
+    try:
+        metadata = json.loads(content[8:length])["__metadata__"]
+        written = metadata["checksum"]
+        header = content[:length].replace(written.encode(), BLANK.encode(), 1)
+        digest = xxhash.xxh3_128(header)
+        digest.update(memoryview(content)[length:])
+        if digest.hexdigest() != written:
+            raise UserError("its checksum is another")
+        return safetensors.torch.load(content), metadata
+    except FAULTS as error:
+        raise UserError(f"{path} is damaged ({reason(error)})") from error
+
+
+def open_state(path: Path) -> tuple[dict[str, Tensor], Progress]:
+    """The last state, or the one before if it is damaged, which is said. Raises UserError if both are."""
+    why = ""
+    for one in (path, earlier(path)):
+        with contextlib.suppress(FileNotFoundError):
+            try:
+                tensors, metadata = unsealed(one)
+            except UserError as error:
+                why = why or str(error)
+                continue
+            values = json.loads(metadata["progress"])
+            progress = Progress(**{name: values[name] for name in vars(Progress()) if name in values})
+            if why:
+                runtime.print0(f"{why}: going on from the one before, of step {progress.step}")
+                if runtime.is_main():  # it is not to take the good one's place at the next save
+                    path.replace(path.with_name("state-damaged.safetensors"))
+            return tensors, progress
+    raise UserError(f"{why}, and so is the one before; delete the folder {path.parents[1]} to train it anew")
+
+
+def has_state(path: Path) -> bool:
+    return path.exists() or earlier(path).exists()
 
 
 def load_state(path: Path, model: nn.Module, average: nn.Module, optimizers: list[torch.optim.Optimizer]) -> Progress:
-    """Go on from a saved state, or from the beginning if there is none. Raises UserError if it is damaged."""
-    if not path.exists():
+    """Go on from a saved state, or from the beginning if there is none. Raises UserError if none is whole."""
+    if not has_state(path):
         return Progress()
-    tensors, metadata = load_tensors(path)
+    tensors, progress = open_state(path)
     parts: dict[str, dict[str, Tensor]] = defaultdict(dict)
     for key, value in tensors.items():
         part, name = key.split(".", 1)
@@ -53,7 +157,7 @@ def load_state(path: Path, model: nn.Module, average: nn.Module, optimizers: lis
             index, name = key.split(".", 1)
             state[int(index)][name] = value
         optimizer.load_state_dict({"state": state, "param_groups": optimizer.state_dict()["param_groups"]})
-    return Progress(**json.loads(metadata["progress"]))
+    return progress
 
 
 def start_from(model: nn.Module, pipeline: Path | None, stage: str) -> dict[str, str]:
@@ -63,7 +167,6 @@ def start_from(model: nn.Module, pipeline: Path | None, stage: str) -> dict[str,
     """
     if pipeline is None:
         return {}
-    path = pipeline / stage / "model.safetensors"
-    parent = read_manifest(pipeline / stage)
-    load_weights(model, load_tensors(path)[0], path)
-    return {"start": parent.sha256}
+    parent, manifest = load_stage(pipeline / stage)
+    load_weights(model, parent.state_dict(), pipeline / stage / "model.safetensors")
+    return {"start": manifest.sha256}

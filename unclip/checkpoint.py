@@ -1,30 +1,32 @@
 """Pipelines on disk: one folder, one pipeline; every stage with its weights, its config, and where it comes from.
 
-    NAME/model_index.json             which stages there are, with the SHA-256 of their weights; how to sample
+    NAME/model_index.json             which stages are complete, with the SHA-256 of every file; how to sample
     NAME/tokenizer.json
     NAME/{clip,prior,decoder}/config.json, model.safetensors
 
 A stage's config.json is its manifest: the format's version, the model's kind and config, the SHA-256 of its weights,
-that of its parents, and the fingerprint of its data. The table in unclip/registry.py says which stages there are.
-Nothing is unpickled.
+that of its parents, the fingerprint of its data, and a checksum of all that. The table in unclip/registry.py says which
+stages there are. Whatever is read is verified, and nothing is unpickled.
 """
 
 import hashlib
 import shlex
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
 import safetensors.torch
+import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 
 from unclip.errors import UserError, reason
 from unclip.fields import from_dict
-from unclip.files import read_json, write_atomically, write_json
+from unclip.files import file_sha256, read_json, read_record, write_atomically, write_record
 from unclip.registry import STAGES, default_kind, model_class
 
-FORMAT = 2
+FORMAT = 3
+RENEW = "delete it, and give the last training command again, which writes it anew"
 
 
 @dataclass
@@ -59,6 +61,9 @@ class Manifest:
             self.kind = default_kind(self.stage)
 
 
+EMPTY = Manifest("")
+
+
 def sha256(content: bytes) -> str:
     return hashlib.sha256(content).hexdigest()
 
@@ -66,6 +71,14 @@ def sha256(content: bytes) -> str:
 def dump_tensors(tensors: dict[str, Tensor], metadata: dict[str, str] | None = None) -> bytes:
     """The bytes of a safetensors file."""
     return safetensors.torch.save({k: v.detach().cpu().contiguous() for k, v in tensors.items()}, metadata)
+
+
+def parse_tensors(content: bytes, path: Path) -> dict[str, Tensor]:
+    """The tensors of a safetensors file's bytes. Raises UserError if it is damaged."""
+    try:
+        return safetensors.torch.load(content)
+    except (SafetensorError, ValueError, KeyError) as error:
+        raise UserError(f"{path} is damaged or truncated ({error}); restore it or train that stage again") from error
 
 
 def load_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
@@ -78,13 +91,49 @@ def load_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
 
 
 def save_stage(folder: Path, model: nn.Module, manifest: Manifest) -> str:
-    """Write a stage's weights, then its manifest. Returns the SHA-256 of the weights."""
+    """Write a stage's weights and its manifest. Returns the SHA-256 of the weights.
+
+    The weights wait under a name of their own until the manifest, whose rename decides, names them: a kill at any
+    moment leaves the old pair or the new one.
+    """
     content = dump_tensors(model.state_dict())
     manifest.sha256 = sha256(content)
     manifest.model = asdict(model.config)
-    write_atomically(folder / "model.safetensors", content)
-    write_json(folder / "config.json", asdict(manifest))
+    write_atomically(waiting(folder, manifest.sha256), content)
+    write_record(folder / "config.json", asdict(manifest))
+    settle(folder)
     return manifest.sha256
+
+
+def waiting(folder: Path, digest: str) -> Path:
+    """The name of weights between their manifest and their own place."""
+    return folder / f"model-{digest[:16]}.safetensors"
+
+
+def settle(folder: Path) -> None:
+    """Bring weights that the manifest names to their place, and remove those that it does not."""
+    named = read_manifest(folder).sha256 if (folder / "config.json").is_file() else ""
+    for path in folder.glob("model-*.safetensors"):
+        if path == waiting(folder, named):
+            path.replace(folder / "model.safetensors")
+        else:
+            path.unlink()
+
+
+def read_weights(folder: Path, manifest: Manifest) -> dict[str, Tensor]:
+    """A stage's weights. Raises UserError if they are missing, or not those that the manifest names."""
+    path, found = folder / "model.safetensors", ""
+    for one in (waiting(folder, manifest.sha256), path):
+        if one.is_file():
+            content = one.read_bytes()
+            if (found := sha256(content)) == manifest.sha256:
+                return parse_tensors(content, one)
+    if not found:
+        raise UserError(f"{path} is missing; restore it or train that stage again")
+    raise UserError(
+        f"{path} is damaged: its SHA-256 is {found[:12]}.., but its config.json names {manifest.sha256[:12]}..; "
+        "restore it or train that stage again"
+    )
 
 
 def read_manifest(folder: Path) -> Manifest:
@@ -101,12 +150,17 @@ def read_manifest(folder: Path) -> Manifest:
     if not isinstance(values, dict) or values.get("format") != FORMAT:
         found = values.get("format") if isinstance(values, dict) else None
         raise UserError(f"{path} has format {found}, but this version reads format {FORMAT}; train that stage again")
+    values = read_record(path)
     try:
         manifest = Manifest(**values)
-        for name in ("model", "parents", "data", "training", "sampling", "sha256", "kind", "stage"):
-            kind = str if name in ("sha256", "kind", "stage") else dict
-            if not isinstance(getattr(manifest, name), kind):
-                raise TypeError(f"{name} is not a {kind.__name__}")
+        for item in fields(Manifest):
+            kind, value = type(getattr(EMPTY, item.name)), getattr(manifest, item.name)
+            if type(value) is not kind:
+                raise TypeError(f"{item.name} is not of type {kind.__name__}")
+        if not all(isinstance(parent, str) for parent in manifest.parents.values()):
+            raise TypeError("its parents are not named by strings")
+        if manifest.stage in STAGES and folder.name in STAGES and manifest.stage != folder.name:
+            raise TypeError(f"it is that of a {manifest.stage}")
     except TypeError as error:
         raise UserError(f"{path} is not a stage's manifest ({error}); train that stage again") from error
     return manifest
@@ -136,34 +190,47 @@ def load_stage(folder: Path, model: type[nn.Module] | None = None) -> tuple[nn.M
     damaged (the SHA-256 of the weights is checked) or of another version.
     """
     folder = Path(folder)
-    manifest = read_manifest(folder)
+    manifest, tensors = _read_pair(folder)
     model = model or model_class(manifest.stage, manifest.kind)
     path = folder / "model.safetensors"
-    if not path.is_file():
-        raise UserError(f"{path} is missing; restore it or train that stage again")
-    if (found := sha256(path.read_bytes())) != manifest.sha256:
-        raise UserError(
-            f"{path} is damaged: its SHA-256 is {found[:12]}.., but its config.json names {manifest.sha256[:12]}..; "
-            "restore it or train that stage again"
-        )
     try:
-        built = model(from_dict(model.config_class, manifest.model, str(folder / "config.json")))
-    except (TypeError, AttributeError, ValueError, RuntimeError) as error:
+        config = from_dict(model.config_class, manifest.model, str(folder / "config.json"))
+        with torch.device("meta"):  # without memory: a config may ask for any size, the file is as large as it is
+            check_shapes(model(config), tensors, path)
+        built = model(config)
+    except (TypeError, AttributeError, ValueError, ArithmeticError, LookupError, RuntimeError) as error:
         if isinstance(error, UserError):
             raise
         raise UserError(f"{folder / 'config.json'} does not describe a {manifest.stage} ({reason(error)})") from error
-    load_weights(built, load_tensors(path)[0], path)
+    load_weights(built, tensors, path)
     return built.eval().requires_grad_(False), manifest
 
 
+def _read_pair(folder: Path) -> tuple[Manifest, dict[str, Tensor]]:
+    """A manifest and its weights, also while a training writes new ones."""
+    for attempt in range(3):
+        manifest = read_manifest(folder)
+        try:
+            return manifest, read_weights(folder, manifest)
+        except (UserError, FileNotFoundError):
+            if attempt == 2 or read_manifest(folder).sha256 == manifest.sha256:
+                raise
+    raise AssertionError
+
+
 def load_weights(model: nn.Module, tensors: dict[str, Tensor], path: Path) -> None:
-    """Fill a model, naming the first key or shape that does not fit."""
+    """Fill a model. Raises UserError if it is of other shapes."""
+    check_shapes(model, tensors, path)
+    model.load_state_dict(tensors)
+
+
+def check_shapes(model: nn.Module, tensors: dict[str, Tensor], path: Path) -> None:
+    """Raise UserError for the first key or shape that does not fit a model."""
     own = model.state_dict()
     for name in [*own, *tensors]:
         if name not in own or name not in tensors or own[name].shape != tensors[name].shape:
             shapes = [tuple(d[name].shape) if name in d else "nothing" for d in (tensors, own)]
             raise UserError(f"{path} holds {shapes[0]} for {name}, but the model expects {shapes[1]}")
-    model.load_state_dict(tensors)
 
 
 def check_lineage(manifests: dict[str, Manifest]) -> None:
@@ -185,22 +252,65 @@ def is_complete(folder: Path) -> bool:
     return (folder / "config.json").is_file() and read_manifest(folder).complete
 
 
-def write_index(pipeline: Path) -> None:
-    """Bring model_index.json, for programs, and README.md, for people, up to date with the complete stages."""
-    manifests = {stage: read_manifest(pipeline / stage) for stage in STAGES if is_complete(pipeline / stage)}
+def write_index(pipeline: Path, leave_out: str = "") -> None:
+    """Bring model_index.json, for programs, and README.md, for people, up to date with the complete stages.
+
+    A stage that is about to be written is left out: the index names only files that stay as they are.
+    """
+    manifests = {
+        stage: read_manifest(pipeline / stage)
+        for stage in STAGES
+        if stage != leave_out and is_complete(pipeline / stage)
+    }
+    files = {f"{stage}/config.json": file_sha256(pipeline / stage / "config.json") for stage in manifests}
+    files |= {f"{stage}/model.safetensors": manifest.sha256 for stage, manifest in manifests.items()}
+    if "clip" in manifests and (pipeline / "tokenizer.json").is_file():
+        files["tokenizer.json"] = file_sha256(pipeline / "tokenizer.json")
     index = {
         "format": FORMAT,
+        "files": files,
         "stages": {
             stage: {"kind": m.kind, "sha256": m.sha256, "step": m.step, "figures": m.figures}
             for stage, m in manifests.items()
         },
         "sampling": {stage: m.sampling for stage, m in manifests.items() if m.sampling},
     }
-    path = pipeline / "model_index.json"
-    if not manifests or (path.exists() and read_json(path) == index):
+    path, readme = pipeline / "model_index.json", pipeline / "README.md"
+    if not (manifests or path.exists()) or (readme.exists() and path.exists() and _same_record(path, index)):
         return  # nor is a README touched that somebody wrote since
-    write_json(path, index)
-    write_atomically(pipeline / "README.md", _readme(pipeline, manifests))
+    write_atomically(readme, _readme(pipeline, manifests))
+    write_record(path, index)
+
+
+def _same_record(path: Path, content: dict[str, Any]) -> bool:
+    try:
+        return read_record(path) == content
+    except UserError:
+        return False
+
+
+def read_index(pipeline: Path) -> dict[str, Any]:
+    """What model_index.json says, nothing if it is not there. Raises UserError if it has changed."""
+    path = pipeline / "model_index.json"
+    return read_record(path, RENEW) if path.is_file() else {}
+
+
+def check_files(pipeline: Path, manifests: dict[str, Manifest]) -> None:
+    """Raise UserError for a file that is not the one that model_index.json names.
+
+    Weights are hashed when they are read: here it suffices that the manifest expects the same.
+    """
+    for name, expected in read_index(pipeline).get("files", {}).items():
+        stage = name.split("/")[0]
+        if name.endswith("/model.safetensors"):
+            found = manifests[stage].sha256 if stage in manifests else expected
+        else:
+            found = file_sha256(pipeline / name) if (pipeline / name).is_file() else "none"
+        if found != expected:
+            raise UserError(
+                f"{pipeline / name} is not the file that model_index.json names (SHA-256 {found[:12]}.., not "
+                f"{expected[:12]}..); restore it, or give the command again that trains the {stage}"
+            )
 
 
 def _readme(pipeline: Path, manifests: dict[str, Manifest]) -> str:

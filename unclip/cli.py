@@ -9,6 +9,7 @@ import os
 import re
 import sys
 import textwrap
+import traceback
 import warnings
 from collections.abc import Callable
 from dataclasses import fields, is_dataclass, replace
@@ -19,6 +20,7 @@ from typing import Any, TypeVar, get_type_hints
 import tyro
 
 from unclip.errors import UserError
+from unclip.fields import as_option, check
 
 C = TypeVar("C")
 
@@ -27,6 +29,9 @@ HINTS = {
     **dict.fromkeys((errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR, errno.EEXIST), "; choose another folder"),
 }
 
+OTHER_RANK = ("Connection closed by peer", "Connection reset by peer", "Connection refused", "NCCL", "Broken pipe",
+              "Socket", "gloo", "DistStore", "recvValue")  # fmt: skip
+"""Words by which the backends say that another rank does not answer."""
 
 REGISTRY = tyro.constructors.ConstructorRegistry()
 
@@ -73,11 +78,13 @@ def parse(kind: type[C], description: str, default: C | None = None) -> C:
         with contextlib.redirect_stderr(messages):
             options = {} if default is None else {"default": default}
             config = (tyro.conf.FlagCreatePairsOff,)
-            return tyro.cli(kind, description=description, config=config, registry=REGISTRY, **options)
+            given = tyro.cli(kind, description=description, config=config, registry=REGISTRY, **options)
     except SystemExit as stop:
         if stop.code in (0, None):
             raise
         raise UserError(_one_line(messages.getvalue())) from None
+    check(given, spell=as_option)
+    return given
 
 
 def _one_line(box: str) -> str:
@@ -134,23 +141,52 @@ def _options(config: Any, prefix: str = "") -> dict[str, Any]:
     return flat
 
 
+def is_first() -> bool:
+    """Whether this process is the one to name an error; of several ranks, one. The trainers replace it."""
+    return os.environ.get("RANK", "0") == "0"
+
+
 def run(main: Callable[[], None]) -> None:
     """Call main; what a user can mend becomes one line on standard error and exit status 1, without a traceback."""
-    warnings.showwarning = lambda message, *_: print(f"warning: {message}", file=sys.stderr)
+    told = sys.stderr if os.environ.get("RANK", "0") == "0" else None
+    warnings.showwarning = lambda message, *_: told and print(f"warning: {message}", file=told)
     try:
         main()
         sys.stdout.flush()
-    except UserError as error:
-        sys.exit(f"error: {error}")
     except BrokenPipeError:  # the reader of our output has left, as `| head` does
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(1)
-    except OSError as error:
-        where = f"{error.filename}: " if error.filename else ""
-        sys.exit(f"error: {where}{error.strerror or error}{HINTS.get(error.errno, '')}")
-    except RuntimeError as error:
-        if type(error).__name__ != "OutOfMemoryError":  # torch's, which this module does not import
-            raise
-        sys.exit("error: the device is out of memory; choose a smaller batch size")
     except KeyboardInterrupt:
         sys.exit("interrupted")
+    except Exception as error:
+        if (line := _line(error)) is None and "RANK" not in os.environ:
+            raise
+        _end(line, error)
+
+
+def _line(error: Exception) -> str | None:
+    """What to tell of an error that a user can mend, or that another rank has caused; None for a fault of ours."""
+    if isinstance(error, UserError):
+        return str(error)
+    if isinstance(error, OSError):
+        where = f"{error.filename}: " if error.filename else ""
+        return f"{where}{error.strerror or error}{HINTS.get(error.errno, '')}"
+    text = str(error)
+    if isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError" or "can't allocate memory" in text:
+        return "out of memory; choose a smaller batch size, or a smaller model"
+    if "RANK" in os.environ and any(word in text for word in OTHER_RANK):
+        return "another rank has ended, so this one cannot go on; the same command goes on from the last saved state"
+    return None
+
+
+def _end(line: str | None, error: Exception) -> None:
+    """Leave with status 1 and one line; of several ranks only the first says what is wrong, and none waits."""
+    if "RANK" not in os.environ:
+        sys.exit(f"error: {line}")
+    if is_first():
+        if line is None:
+            traceback.print_exception(error)
+        else:
+            print(f"error: {line}", file=sys.stderr)
+    sys.stderr.flush()
+    os._exit(1)

@@ -8,6 +8,12 @@ class UserError(ValueError):
     """
 
 
-def reason(error: Exception) -> str:
+def reason(error: BaseException) -> str:
     """The first line of what an error says, or its kind where it says nothing."""
     return str(error).splitlines()[0] if str(error) else type(error).__name__
+
+
+def shown(value: object) -> str:
+    """A value as a message names it: on one line, and cut short."""
+    text = " ".join(repr(value).split())
+    return text if len(text) <= 80 else f"{text[:77]}..."

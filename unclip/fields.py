@@ -1,27 +1,39 @@
-"""Configs: what their fields say of themselves, and how they are read from JSON."""
+"""Configs: what their fields say of themselves, the one check of all of them, and how they are read from JSON."""
 
-from dataclasses import field, is_dataclass
-from typing import Any, get_type_hints
+import types
+from collections.abc import Mapping
+from dataclasses import field, fields, is_dataclass
+from pathlib import Path
+from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 
-from unclip.errors import UserError
+from unclip.errors import UserError, shown
+
+Number = int | float
 
 
-def from_data(default: Any) -> Any:
+def bounded(default: Any, low: Number, high: Number, **notes: Any) -> Any:
+    """A field whose numbers, or all of them in a tuple, lie in low .. high, both included."""
+    return field(default=default, metadata={"low": low, "high": high, **notes})
+
+
+def from_data(default: Any, low: Number | None = None, high: Number | None = None) -> Any:
     """A field of a model's config that the trainer takes from the data or the frozen CLIP: no option."""
-    return field(default=default, metadata={"option": False})
+    return bounded(default, low, high, option=False)
 
 
-def free(default: Any) -> Any:
+def free(default: Any, low: Number | None = None, high: Number | None = None, **notes: Any) -> Any:
     """A field of a trainer's config that no weight depends on: two runs that differ in it alone are the same run."""
-    return field(default=default, metadata={"identity": False})
+    return bounded(default, low, high, identity=False, **notes)
 
 
 def from_dict(cls, values: dict[str, Any], where: str):
     """Build a config dataclass, nested ones included, from JSON.
 
-    Raises UserError for a field that it lacks, or for a number that should be whole.
+    Raises UserError for a field that it lacks, or for a value that is not of its type or out of its bounds.
     """
     known = get_type_hints(cls)
+    if not isinstance(values, dict):
+        raise UserError(f"{where} has {shown(values)} in place of a {cls.__name__}; it was written by another version")
     if unknown := set(values) - set(known):
         raise UserError(f"{where} has the unknown field {sorted(unknown)[0]!r}; it was written by another version")
     converted = {}
@@ -31,7 +43,62 @@ def from_dict(cls, values: dict[str, Any], where: str):
             value = from_dict(kind, value, where)
         elif isinstance(value, list):
             value = tuple(value)
-        elif kind is int and type(value) is not int:
-            raise UserError(f"{where} has {name} = {value!r}, which is not a whole number")
         converted[name] = value
-    return cls(**converted)
+    built = cls(**converted)
+    check(built, f"{where}: ")
+    return built
+
+
+def check(config: Any, prefix: str = "", spell=lambda name: name) -> None:
+    """Raise UserError for the first field, nested ones included, that is not of its type or out of its bounds.
+
+    What fields must fulfil together a config says itself: its `conflicts()` yields a field's name and what it must do.
+
+    Args:
+        prefix: stands before the names, as in "train.".
+        spell: how a name is told, as an option for one that comes from the command line.
+    """
+    hints = get_type_hints(type(config))
+    for item in fields(config):
+        value, name = getattr(config, item.name), spell(item.metadata.get("told_as", prefix + item.name))
+        if is_dataclass(value):
+            check(value, f"{prefix}{item.name}.", spell)
+        else:
+            _check_value(value, hints[item.name], item.metadata, name)
+    for name, rule in config.conflicts() if hasattr(config, "conflicts") else ():
+        raise UserError(f"{spell(prefix + name)} must {rule}, not {shown(getattr(config, name))}")
+
+
+def as_option(name: str) -> str:
+    return "--" + name.replace("_", "-")
+
+
+def _check_value(value: Any, hint: Any, metadata: Mapping[str, Any], name: str) -> None:
+    """One value against a type such as int, Literal, tuple[float, float] or Path | None, and the bounds."""
+    kinds = get_args(hint) if get_origin(hint) in (Union, types.UnionType) else (hint,)
+    if value is None and type(None) in kinds:
+        return
+    kind = next(one for one in kinds if one is not type(None))
+    if get_origin(kind) is Literal:
+        if value not in get_args(kind):
+            raise UserError(f"{name} must be one of {', '.join(map(str, get_args(kind)))}, not {shown(value)}")
+    elif get_origin(kind) is tuple:
+        parts = get_args(kind)
+        if not isinstance(value, tuple) or (parts[-1] is not Ellipsis and len(value) != len(parts)) or len(value) > 64:
+            count = "some" if parts[-1] is Ellipsis else len(parts)
+            raise UserError(f"{name} must be {count} values, not {shown(value)}")
+        for one in value:
+            _check_value(one, parts[0], metadata, name)
+    else:
+        _check_number(value, kind, metadata, name)
+
+
+def _check_number(value: Any, kind: type, metadata: Mapping[str, Any], name: str) -> None:
+    right = (int, float) if kind is float else kind
+    if kind in (int, float, bool, str, Path) and (
+        not isinstance(value, right) or (isinstance(value, bool) and kind is not bool)
+    ):
+        raise UserError(f"{name} must be of type {kind.__name__}, not {shown(value)}")
+    low, high = metadata.get("low"), metadata.get("high")
+    if low is not None and not low <= value <= high:  # which NaN fails too
+        raise UserError(f"{name} must be from {low:g} to {high:g}, not {value:g}")

@@ -60,10 +60,11 @@ def to_pil(image: np.ndarray, height: int | None = None) -> Image.Image:
     return picture.resize((picture.width * factor, picture.height * factor), Image.Resampling.NEAREST)
 
 
-def save_png(path: Path, picture: Image.Image) -> None:
+def save_png(path: Path, picture: Image.Image, durable: bool = True) -> None:
+    """`durable` as for `unclip.files.write_atomically`."""
     buffer = io.BytesIO()
     picture.save(buffer, format="PNG")
-    write_atomically(path, buffer.getvalue())
+    write_atomically(path, buffer.getvalue(), durable)
 
 
 def wrap(text: str, width: int, font: ImageFont.FreeTypeFont) -> list[str]:

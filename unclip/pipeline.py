@@ -7,19 +7,26 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from PIL import Image
 from torch import Tensor, nn
 
-from unclip.checkpoint import load_stage, read_manifests
+from unclip.arguments import (
+    Captions,
+    Images,
+    caption_list,
+    device_named,
+    image_batch,
+    noise_like,
+    per_caption,
+    unit_embeddings,
+)
+from unclip.checkpoint import check_files, load_stage, read_manifests
 from unclip.clip import CLIP, EncodedCaptions, Preprocess, Tokenizer, encode_captions, load_clip
-from unclip.errors import UserError
+from unclip.errors import UserError, reason, shown
 from unclip.images import to_uint8
 from unclip.settings import Sampling, is_single, read_sampling, seed_list
 from unclip.trajectory import Moment
 
-Captions = str | Sequence[str]
 Seeds = int | Sequence[int]
-Images = Tensor | np.ndarray | Image.Image | Sequence[Image.Image]
 OnStep = Callable[[Moment], None]
 
 
@@ -61,6 +68,7 @@ class UnCLIP:
     ):
         """`prior` and `decoder` are of any kind that can `draw`, see unclip/registry.py; `optional` are its optional
         stages, by name."""
+        check_widths(clip, {"prior": prior, "decoder": decoder, **optional})
         self.tokenizer, self.preprocess = tokenizer, preprocess
         self.clip, self.prior, self.decoder = clip, prior, decoder
         self.stages = {"clip": clip, "prior": prior, "decoder": decoder, **optional}
@@ -69,8 +77,11 @@ class UnCLIP:
     @classmethod
     def from_pretrained(cls, path: str | Path, device: str | torch.device = "cpu") -> "UnCLIP":
         """Open the pipeline in a folder. Raises UserError if a stage is missing, damaged, or of another lineage."""
+        if not isinstance(path, (str, Path)):
+            raise UserError(f"a pipeline is opened by the path of its folder, not {shown(path)}")
         path = Path(path)
         manifests = read_manifests(path)
+        check_files(path, manifests)
         for stage, manifest in manifests.items():
             if not manifest.complete:
                 warnings.warn(f"the {stage} in {path} is still in training (step {manifest.step})", stacklevel=2)
@@ -79,8 +90,12 @@ class UnCLIP:
         return cls(clip, tokenizer, preprocess, sampling=read_sampling(path), **others).to(device)
 
     def to(self, device: str | torch.device) -> "UnCLIP":
-        for model in self.stages.values():
-            model.to(device)
+        device = device_named(device)
+        try:
+            for model in self.stages.values():
+                model.to(device)
+        except (RuntimeError, AssertionError, NotImplementedError) as error:  # as torch says that it is not there
+            raise UserError(f"device {device} cannot be used here ({reason(error)})") from error
         return self
 
     @property
@@ -124,16 +139,8 @@ class UnCLIP:
 
     @torch.inference_mode()
     def encode_image(self, images: Images) -> Tensor:
-        """CLIP's unit image embeddings (N, D), of PIL images or uint8 (N, H, W, C)."""
-        images = [images] if isinstance(images, Image.Image) else images
-        if isinstance(images, (Tensor, np.ndarray)):
-            # torch warns of arrays that cannot be written to, and takes no negative strides
-            images = torch.from_numpy(np.array(images)) if isinstance(images, np.ndarray) else images
-            if images.ndim != 4 or images.dtype != torch.uint8 or images.shape[-1] not in (1, 3):
-                raise UserError(f"images must be uint8 (N, H, W, 1 or 3), not {images.dtype} {tuple(images.shape)}")
-            images = images.permute(0, 3, 1, 2)
-        if len(images) == 0:
-            raise UserError("the list of images is empty; give at least one")
+        """CLIP's unit image embeddings (N, D), of PIL images or uint8 (N, H, W, C): an array, or a list of either."""
+        images = image_batch(images)
         parts = (images[part] for part in batches(len(images), self.sampling.batch_size))
         return torch.cat([self.clip.encode_image(self.preprocess(part).to(self.device)) for part in parts])
 
@@ -156,7 +163,7 @@ class UnCLIP:
         """The decoder alone: uint8 images (N, H, W, C).
 
         Args:
-            embeddings: unit image embeddings (N, D), or None to drop them.
+            embeddings: image embeddings (N, D), or None to drop them; those that are not of unit norm are normalised.
             captions: N captions, or None to drop the text.
             seed: image i uses seed + i; or N seeds, one per image.
             noise: what to start from, (N, C, H, W); without it that of the seeds.
@@ -164,26 +171,20 @@ class UnCLIP:
         """
         if embeddings is None and captions is None:
             raise UserError("decode needs embeddings, captions, or both; for an unconditional image give captions=['']")
-        width = self.clip.config.embed_dim
-        embeddings = None if embeddings is None else torch.as_tensor(embeddings, dtype=torch.float)
-        if embeddings is not None and (embeddings.ndim != 2 or embeddings.shape[1] != width or len(embeddings) == 0):
-            raise UserError(f"embeddings must be (N, {width}) with N at least 1, not {tuple(embeddings.shape)}")
+        embeddings = None if embeddings is None else unit_embeddings(embeddings, self.clip.config.embed_dim)
         captions = [""] * len(embeddings) if captions is None else caption_list(captions)
         if embeddings is not None and len(embeddings) != len(captions):
             raise UserError(f"{len(embeddings)} embeddings do not go with {len(captions)} captions")
         seeds = seed_list(seed, len(captions))
         own = self.decoder.noise(seeds)
-        noise = own if noise is None else torch.as_tensor(noise)
-        if noise.shape != own.shape:
-            raise UserError(f"noise must be {tuple(own.shape)}, not {tuple(noise.shape)}")
         sampling = self.sampling.override(**settings)
-        return self._decode(embeddings, self.encode_captions(captions), seeds, sampling, noise.to(own), on_step)
+        noise = own if noise is None else noise_like(noise, own)
+        return self._decode(embeddings, self.encode_captions(captions), seeds, sampling, noise, on_step)
 
     def _rows(self, captions: Captions, n: int, seed: Seeds) -> tuple[list[str], list[int]]:
         """Captions and seeds, one per sample."""
         captions = caption_list(captions)
-        if n < 1:
-            raise UserError(f"n must be at least 1, not {n}")
+        n = per_caption(n, len(captions))
         seeds = seed_list(seed, n) * len(captions) if is_single(seed) else seed_list(seed, n * len(captions))
         return [caption for caption in captions for _ in range(n)], seeds
 
@@ -208,20 +209,19 @@ class UnCLIP:
         return as_array(torch.cat(drawn))
 
 
+def check_widths(clip: CLIP, stages: dict[str, nn.Module]) -> None:
+    """Raise UserError for a stage that was made for a CLIP of other sizes."""
+    own, text = clip.config, clip.config.text
+    sizes = {"embed_dim": own.embed_dim, "text_width": text.width, "context": text.context}
+    for stage, model in stages.items():
+        for name, size in sizes.items():
+            if (found := getattr(getattr(model, "config", None), name, size)) != size:
+                raise UserError(f"the {stage} was made for a CLIP with {name} {found}, but this one has {size}")
+
+
 def batches(n: int, size: int) -> list[slice]:
     """Slices of at most `size` rows that cover n."""
     return [slice(start, min(start + size, n)) for start in range(0, n, size)]
-
-
-def caption_list(captions: Captions) -> list[str]:
-    """Captions as a list. Raises UserError if there are none, or for what is not text."""
-    captions = [captions] if isinstance(captions, str) else list(captions)
-    if not captions:
-        raise UserError("the list of captions is empty; give at least one")
-    for caption in captions:
-        if not isinstance(caption, str):
-            raise UserError(f"a caption must be a string, not {caption!r}")
-    return captions
 
 
 def told_as_moments(on_step: OnStep, rows: range, steps: int) -> Callable[[int, Tensor, Tensor], None]:

@@ -5,6 +5,11 @@
 Hashes and lineage are renewed. Weights are read back as float32; rounding them moves samples by hardly a grey level.
 """
 
+if __name__ == "__main__":  # before the other imports, which may take seconds
+    from unclip import signals
+
+    signals.install()
+
 import shutil
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -16,13 +21,13 @@ import tyro
 from unclip import cli
 from unclip.checkpoint import (
     dump_tensors,
-    load_tensors,
     read_manifests,
+    read_weights,
     sha256,
     write_index,
 )
 from unclip.errors import UserError
-from unclip.files import write_atomically, write_json
+from unclip.files import write_atomically, write_record
 from unclip.registry import STAGES
 
 
@@ -48,13 +53,13 @@ def publish(source: Path, target: Path) -> None:
     target.mkdir(parents=True, exist_ok=True)
     shutil.copy(source / "tokenizer.json", target / "tokenizer.json")
     for stage, manifest in manifests.items():
-        tensors, _ = load_tensors(source / stage / "model.safetensors")
+        tensors = read_weights(source / stage, manifest)
         halves = {name: t.to(torch.float16) if t.is_floating_point() else t for name, t in tensors.items()}
         content = dump_tensors(halves)
         manifest.sha256 = sha256(content)
         manifest.parents |= {parent: manifests[parent].sha256 for parent in STAGES[stage].parents}
         write_atomically(target / stage / "model.safetensors", content)
-        write_json(target / stage / "config.json", asdict(manifest))
+        write_record(target / stage / "config.json", asdict(manifest))
     write_index(target)
 
 

@@ -1,14 +1,14 @@
 """How to sample. Kept apart from the models so that `sample.py --help` need not import torch."""
 
 import operator
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any, Literal, Self
 
-from unclip.errors import UserError, reason
-from unclip.fields import from_dict
-from unclip.files import read_json
+from unclip.errors import UserError, reason, shown
+from unclip.fields import bounded, check, from_dict
+from unclip.files import read_record
 from unclip.registry import SAMPLERS
 
 Device = Literal["auto", "cpu", "cuda", "mps"]
@@ -27,11 +27,11 @@ def seed_list(seed: int | Sequence[int], n: int) -> list[int]:
 
     Raises UserError for other numbers of them, or for one out of range.
     """
+    seed = list(seed) if isinstance(seed, Iterator) else seed
     try:
         seeds = [operator.index(one) for one in ([seed] if is_single(seed) else seed)]
     except (TypeError, ValueError):
-        shown = " ".join(repr(seed).split())  # arrays show themselves in several lines
-        raise UserError(f"seed must be an integer or a list of them, not {shown}") from None
+        raise UserError(f"seed must be an integer or a list of them, not {shown(seed)}") from None
     if is_single(seed):
         check_seeds(seeds[0], n)
         return list(range(seeds[0], seeds[0] + n))
@@ -44,63 +44,48 @@ def seed_list(seed: int | Sequence[int], n: int) -> list[int]:
 
 def is_single(seed: Any) -> bool:
     """Whether a seed is one number, of any library, and not several."""
-    return not hasattr(seed, "__len__") or getattr(seed, "ndim", 1) == 0
-
-
-def _check(settings: Any, rules: dict[str, tuple[bool, str]]) -> None:
-    for name, (kept, rule) in rules.items():
-        if not kept:
-            raise UserError(f"{name} must {rule}, not {getattr(settings, name.removeprefix('prior_'))}")
+    return not hasattr(seed, "__iter__") or isinstance(seed, str) or getattr(seed, "ndim", 1) == 0
 
 
 @dataclass(frozen=True)
 class PriorSettings:
     """How to draw from the prior. Raises UserError for values out of range."""
 
-    steps: int = 20
+    steps: int = bounded(20, 1, 10_000, told_as="prior_steps")
     """Prior steps per embedding (dpmpp)."""
-    guidance: float = 1.5
+    guidance: float = bounded(1.5, 0, 100, told_as="prior_guidance")
     """Prior guidance scale."""
-    draws: int = 2
+    draws: int = bounded(2, 1, 256, told_as="draws")
     """Image embeddings drawn for each sample; the one closest to the text embedding is kept."""
 
     def __post_init__(self):
-        rules = {
-            "prior_steps": (self.steps >= 1, "be at least 1"),
-            "draws": (self.draws >= 1, "be at least 1"),
-            "prior_guidance": (0 <= self.guidance <= 100, "lie between 0 and 100"),
-        }
-        _check(self, rules)
+        check(self)
 
 
 @dataclass(frozen=True)
 class DecoderSettings:
     """How to draw from the decoder. Raises UserError for values out of range."""
 
-    steps: int = 10
+    steps: int = bounded(10, 1, 10_000)
     """Decoder steps per image, from 1 to the decoder's timesteps."""
-    guidance: float = 2.5
+    guidance: float = bounded(2.5, 0, 100)
     """Decoder guidance scale: 1 is none, more follows the caption closer at the price of variety."""
-    guidance_interval: tuple[float, float] = (0.3, 0.8)
+    guidance_interval: tuple[float, float] = bounded((0.3, 0.8), 0, 1)
     """Guide the decoder only at these times, from 0, the clean image, to 1, pure noise."""
     sampler: SamplerName = "dpmpp"
     """Decoder sampler."""
-    eta: float = 0.0
+    eta: float = bounded(0.0, 0, 1)
     """Noise of the ddim sampler: 0 is deterministic, 1 as noisy as ddpm."""
 
     def __post_init__(self):
-        low, high = self.guidance_interval
-        rules = {
-            "steps": (self.steps >= 1, "be at least 1"),
-            "guidance": (0 <= self.guidance <= 100, "lie between 0 and 100"),
-            "guidance_interval": (0 <= low <= high <= 1, "be two ascending numbers in 0 .. 1"),
-            "eta": (0 <= self.eta <= 1, "lie between 0 and 1"),
-            "sampler": (self.sampler in SAMPLERS, f"be one of {', '.join(SAMPLERS)}"),
-        }
-        _check(self, rules)
+        check(self)
+
+    def conflicts(self) -> Iterator[tuple[str, str]]:
+        if self.guidance_interval[0] > self.guidance_interval[1]:
+            yield "guidance_interval", "be two ascending numbers in 0 .. 1"
         if self.eta and "eta" not in SAMPLERS[self.sampler].reads:
             readers = ", ".join(name for name, sampler in SAMPLERS.items() if "eta" in sampler.reads)
-            raise UserError(f"eta is not for the {self.sampler} sampler; leave it out, or choose {readers}")
+            yield "eta", f"be 0 for the {self.sampler} sampler (only {readers} reads it)"
 
 
 @dataclass(frozen=True)
@@ -109,11 +94,11 @@ class Sampling:
 
     prior: PriorSettings = field(default_factory=PriorSettings)
     decoder: DecoderSettings = field(default_factory=DecoderSettings)
-    batch_size: int = 64
+    batch_size: int = bounded(64, 1, 4096)
     """Images drawn at once; less needs less memory. It does not change the images."""
 
     def __post_init__(self):
-        _check(self, {"batch_size": (self.batch_size >= 1, "be at least 1")})
+        check(self)
 
     def override(self, **settings: Any) -> "Sampling":
         """The same with other values, by the names of `SamplingOptions`. Raises UserError for an unknown name."""
@@ -122,33 +107,40 @@ class Sampling:
             if name not in SAMPLING_OPTIONS:
                 raise UserError(f"there is no setting {name!r}; choose from {', '.join(SAMPLING_OPTIONS)}")
             part = own if name == "batch_size" else prior if name in PRIOR_OPTIONS else decoder
-            part[PRIOR_OPTIONS.get(name, name)] = value
+            part[PRIOR_OPTIONS.get(name, name)] = plain(value)
         if "sampler" in decoder and decoder["sampler"] != self.decoder.sampler:
             decoder = {"eta": 0.0} | decoder  # that of the other sampler says nothing of this one
         return replace(self, prior=replace(self.prior, **prior), decoder=replace(self.decoder, **decoder), **own)
+
+
+def plain(value: Any) -> Any:
+    """numpy's and torch's numbers, and lists of numbers, as Python's numbers and tuples."""
+    if hasattr(value, "tolist"):
+        value = value.tolist()
+    return tuple(map(plain, value)) if isinstance(value, (list, tuple)) else value
 
 
 @dataclass(frozen=True)
 class SamplingOptions:
     """All settings side by side, as options of a program, whose defaults are the pipeline's own."""
 
-    steps: int = DecoderSettings.steps
+    steps: int = bounded(DecoderSettings.steps, 1, 10_000)
     """Decoder steps per image, from 1 to the decoder's timesteps."""
-    guidance: float = DecoderSettings.guidance
+    guidance: float = bounded(DecoderSettings.guidance, 0, 100)
     """Decoder guidance scale: 1 is none, more follows the caption closer at the price of variety."""
-    guidance_interval: tuple[float, float] = DecoderSettings.guidance_interval
+    guidance_interval: tuple[float, float] = bounded(DecoderSettings.guidance_interval, 0, 1)
     """Guide the decoder only at these times, from 0, the clean image, to 1, pure noise."""
     sampler: SamplerName = DecoderSettings.sampler
     """Decoder sampler."""
-    eta: float = DecoderSettings.eta
+    eta: float = bounded(DecoderSettings.eta, 0, 1)
     """Noise of the ddim sampler: 0 is deterministic, 1 as noisy as ddpm."""
-    prior_steps: int = PriorSettings.steps
+    prior_steps: int = bounded(PriorSettings.steps, 1, 10_000)
     """Prior steps per embedding (dpmpp)."""
-    prior_guidance: float = PriorSettings.guidance
+    prior_guidance: float = bounded(PriorSettings.guidance, 0, 100)
     """Prior guidance scale."""
-    draws: int = PriorSettings.draws
+    draws: int = bounded(PriorSettings.draws, 1, 256)
     """Image embeddings drawn for each sample; the one closest to the text embedding is kept."""
-    batch_size: int = 64
+    batch_size: int = bounded(64, 1, 4096)
     """Images drawn at once; less needs less memory. It does not change the images."""
 
     @classmethod
@@ -174,8 +166,7 @@ def read_sampling(pipeline: Path) -> Sampling:
     Raises UserError for settings that are unknown or out of range.
     """
     path = pipeline / "model_index.json"
-    index = read_json(path) if path.is_file() else {}
-    own = index.get("sampling", {}) if isinstance(index, dict) else None
+    own = (read_record(path, "restore it") if path.is_file() else {}).get("sampling", {})
     if not isinstance(own, dict) or not all(isinstance(part, dict) for part in own.values()):
         raise UserError(f'{path} holds no settings of sampling under "sampling"; restore it, or delete the entry')
     try:

@@ -1,7 +1,7 @@
 """The denoising as it is watched: moments of it, kept and drawn."""
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
 
 import numpy as np
 from PIL import Image
@@ -36,6 +36,10 @@ class Trajectory:
     def __call__(self, moment: Moment) -> None:
         if moment.step in np.linspace(0, moment.steps - 1, self.count).round():
             self.parts.setdefault(moment.step, []).append(moment)
+
+    def of(self, rows: Sequence[int]) -> Callable[[Moment], None]:
+        """An `on_step` that keeps these rows of a batch alone."""
+        return lambda moment: self(replace(moment, x=moment.x[rows], x0=moment.x0[rows]))
 
     @property
     def x(self) -> np.ndarray:

@@ -25,6 +25,7 @@ from unclip import UnCLIP
 from unclip.checkpoint import read_manifests
 from unclip.devices import pick_device
 from unclip.errors import UserError
+from unclip.fields import bounded
 from unclip.files import write_arrays, write_atomically, write_json
 from unclip.images import save_png
 from unclip.settings import Device, SamplingOptions, check_seeds
@@ -39,11 +40,11 @@ JUDGE = TrainConfig(
 class EvaluateOptions:
     checkpoint: Path = ROOT / "checkpoints" / "fashion-mnist"
     """Folder of a trained pipeline."""
-    samples: int = 1000
+    samples: int = bounded(1000, 20, 10**6)
     """Images drawn for each figure; 10000 for exact ones."""
-    seed: int = 0
+    seed: int = bounded(0, 0, 2**62)
     """Sample i of each figure uses seed + i."""
-    sweep: int = 0
+    sweep: int = bounded(0, 0, 10**6)
     """Images drawn for each setting of the sweep over guidance, steps and samplers; 0 for no sweep."""
     out: Path | None = None
     """Folder for the report (default: outputs/evaluation/NAME)."""
@@ -58,8 +59,8 @@ class EvaluateOptions:
     """How the judge of the samples is trained."""
 
     def __post_init__(self):
-        if self.samples < 20 or (self.sweep and self.sweep < 20):
-            raise UserError("--samples and --sweep must be at least 20")
+        if self.sweep and self.sweep < 20:
+            raise UserError(f"--sweep must be 0 or at least 20, not {self.sweep}")
         check_seeds(self.seed, self.samples)
 
 

@@ -3,6 +3,11 @@
 python -m unclip.clip.export checkpoints/fashion-mnist --to hf
 """
 
+if __name__ == "__main__":  # before the other imports, which may take seconds
+    from unclip import signals
+
+    signals.install()
+
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Literal

@@ -10,12 +10,12 @@ from torch import Tensor, nn
 from unclip.clip.preprocess import PreprocessConfig
 from unclip.clip.text import TextConfig, TextTransformer
 from unclip.clip.vision import VisionConfig, VisionTransformer
-from unclip.fields import from_data
+from unclip.fields import bounded, check, from_data
 
 
 @dataclass(frozen=True)
 class CLIPConfig:
-    embed_dim: int = 128
+    embed_dim: int = bounded(128, 2, 16_384)
     """Dimension of the shared embedding space."""
     vision: VisionConfig = field(default_factory=VisionConfig)
     text: TextConfig = field(default_factory=TextConfig)
@@ -29,6 +29,7 @@ class CLIP(nn.Module):
 
     def __init__(self, config: CLIPConfig):
         super().__init__()
+        check(config)
         self.config = config
         self.vision = VisionTransformer(config.vision, config.embed_dim)
         self.text = TextTransformer(config.text, config.embed_dim)

@@ -6,13 +6,15 @@ Ours is checkpoints/NAME, or the `clip` folder in it; for other projects' see `u
 from pathlib import Path
 from typing import NamedTuple
 
-from unclip.checkpoint import Manifest, dump_tensors, from_dict, load_stage, read_manifest, save_stage, sha256
+from unclip.checkpoint import Manifest, dump_tensors, load_stage, read_manifest, save_stage, sha256
 from unclip.clip import foreign
 from unclip.clip.foreign.files import download
+from unclip.clip.foreign.tokenizer import check_tokenizer
 from unclip.clip.model import CLIP, CLIPConfig
 from unclip.clip.preprocess import Preprocess
 from unclip.clip.tokenizer import Tokenizer
 from unclip.errors import UserError
+from unclip.fields import from_dict
 from unclip.files import write_atomically
 
 
@@ -66,6 +68,7 @@ def _load_own(folder: Path) -> Bundle:
             f"{path} has the SHA-256 {found[:12]}.., but the CLIP beside it was trained with {expected[:12]}..; "
             "restore the tokenizer that belongs to it"
         )
+    check_tokenizer(tokenizer, clip.config.text, folder.parent)
     return Bundle(clip, tokenizer, manifest)
 
 

@@ -1,5 +1,6 @@
 """The text tower: a causal transformer whose output at the end-of-text token is the caption's embedding."""
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Literal
 
@@ -7,40 +8,44 @@ import torch
 from torch import Tensor, nn
 
 from unclip.errors import UserError
-from unclip.fields import from_data
+from unclip.fields import bounded, from_data
 from unclip.layers import Activation, Block, causal_mask, init_transformer
 
 
 @dataclass(frozen=True)
 class TextConfig:
-    vocab_size: int = from_data(0)
+    vocab_size: int = from_data(0, 0, 2**20)
     """Entries of the tokenizer."""
-    eos_id: int = from_data(1)
+    eos_id: int = from_data(1, 0, 2**20)
     """The end-of-text token."""
     pooling: Literal["eos", "argmax"] = from_data("eos")
     """Where the caption's embedding is read off: at the first end-of-text token, or at the first of the highest id, as
     OpenAI's code does, whose end-of-text token has the highest."""
-    context: int = 32
+    context: int = bounded(32, 3, 4096)
     """Longest caption in tokens, start and end included; longer ones are cut."""
-    width: int = 128
+    width: int = bounded(128, 2, 16_384)
     """Width of the transformer."""
-    layers: int = 3
+    layers: int = bounded(3, 1, 256)
     """Number of transformer blocks."""
-    heads: int = 4
+    heads: int = bounded(4, 1, 256)
     """Attention heads; they divide the width."""
     activation: Activation = "gelu"
     """Non-linearity of the MLPs; OpenAI's weights need quick_gelu."""
-    mlp_ratio: float = 4.0
+    mlp_ratio: float = bounded(4.0, 0.1, 64)
     """Width of the MLPs' hidden layer over that of the transformer."""
-    norm_eps: float = 1e-5
+    norm_eps: float = bounded(1e-5, 1e-12, 1)
     """What the LayerNorms add to the variance."""
+
+    def conflicts(self) -> Iterator[tuple[str, str]]:
+        if self.width % self.heads:
+            yield "heads", f"divide the width {self.width}"
 
 
 class TextTransformer(nn.Module):
     def __init__(self, config: TextConfig, embed_dim: int):
         super().__init__()
-        if config.context < 3:
-            raise UserError(f"context must be at least 3 (start, one token, end), not {config.context}")
+        if config.eos_id >= max(config.vocab_size, 2):
+            raise UserError(f"eos_id must be below the vocab_size {config.vocab_size}, not {config.eos_id}")
         self.config = config
         self.tokens = nn.Embedding(config.vocab_size, config.width)
         self.positions = nn.Parameter(torch.empty(config.context, config.width))

@@ -13,7 +13,7 @@ import torch
 from tokenizers import decoders, models, normalizers, pre_tokenizers, trainers
 from torch import Tensor
 
-from unclip.errors import UserError
+from unclip.errors import UserError, reason
 
 START, END = "<|startoftext|>", "<|endoftext|>"
 Cleaning = Literal["", "whitespace", "lower"]
@@ -70,8 +70,10 @@ class Tokenizer:
             values = json.loads(Path(path).read_text(encoding="utf-8"))
             cleaning = values.pop("cleaning", "")
             return cls(tokenizers.Tokenizer.from_str(json.dumps(values)), cleaning)
-        except Exception as error:  # the library raises bare Exception
-            raise UserError(f"{path} is not a readable tokenizer ({error})") from error
+        except BaseException as error:  # the library raises bare Exception, and panics with less
+            if isinstance(error, (KeyboardInterrupt, SystemExit, MemoryError)):
+                raise
+            raise UserError(f"{path} is not a readable tokenizer ({reason(error)})") from error
 
     def pad_with(self, token: str | dict | None) -> None:
         """Take over the padding that a pretrained tokenizer's files name, if they name any."""

@@ -1,36 +1,41 @@
 """The image tower: a Vision Transformer (Dosovitskiy et al. 2020) as CLIP lays it out."""
 
 import math
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
 
 from unclip.errors import UserError
-from unclip.fields import from_data
+from unclip.fields import bounded, from_data
 from unclip.layers import Activation, Block, init_transformer
 
 
 @dataclass(frozen=True)
 class VisionConfig:
-    image_size: int = from_data(28)
+    image_size: int = from_data(28, 1, 2048)
     """Height and width of the images, in pixels."""
-    channels: int = from_data(1)
+    channels: int = from_data(1, 1, 4)
     """1 for grey, 3 for colour."""
-    patch_size: int = 7
+    patch_size: int = bounded(7, 1, 2048)
     """Height and width of a patch; of images that it does not divide, the last rows and columns are not seen."""
-    width: int = 128
+    width: int = bounded(128, 2, 16_384)
     """Width of the transformer."""
-    layers: int = 4
+    layers: int = bounded(4, 1, 256)
     """Number of transformer blocks."""
-    heads: int = 4
+    heads: int = bounded(4, 1, 256)
     """Attention heads; they divide the width."""
     activation: Activation = "gelu"
     """Non-linearity of the MLPs; OpenAI's weights need quick_gelu."""
-    mlp_ratio: float = 4.0
+    mlp_ratio: float = bounded(4.0, 0.1, 64)
     """Width of the MLPs' hidden layer over that of the transformer."""
-    norm_eps: float = 1e-5
+    norm_eps: float = bounded(1e-5, 1e-12, 1)
     """What the LayerNorms add to the variance."""
+
+    def conflicts(self) -> Iterator[tuple[str, str]]:
+        if self.width % self.heads:
+            yield "heads", f"divide the width {self.width}"
 
 
 class VisionTransformer(nn.Module):

@@ -3,7 +3,7 @@
 Ramesh et al. 2022, section 2.1, on Nichol et al. 2021 (GLIDE) and Dhariwal & Nichol 2021.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
 
@@ -14,8 +14,7 @@ from unclip.clip.captions import EncodedCaptions
 from unclip.decoder.condition import Condition, ImageCondition, TextCondition
 from unclip.decoder.unet import UNet, UNetConfig
 from unclip.diffusion import GaussianDiffusion, Prediction, Schedule
-from unclip.errors import UserError
-from unclip.fields import from_data
+from unclip.fields import bounded, check, from_data
 from unclip.layers import timestep_embedding
 from unclip.registry import choose_sampler
 from unclip.samplers import (
@@ -35,26 +34,32 @@ from unclip.settings import DecoderSettings
 
 @dataclass(frozen=True)
 class DecoderConfig(UNetConfig):
-    embed_dim: int = from_data(0)
+    embed_dim: int = from_data(0, 0, 16_384)
     """Dimension of CLIP's embeddings."""
-    text_width: int = from_data(0)
+    text_width: int = from_data(0, 0, 16_384)
     """Width of CLIP's token encodings."""
-    image_size: int = from_data(28)
+    image_size: int = from_data(28, 1, 1024)
     """Height and width of the images that are sampled, in pixels."""
-    channels: int = from_data(1)
+    channels: int = from_data(1, 1, 4)
     """1 for grey, 3 for colour."""
-    image_tokens: int = 4
+    image_tokens: int = bounded(4, 1, 256)
     """Tokens that the image embedding is projected to for the attention."""
     text: bool = True
     """Whether the decoder reads the caption too, through a text transformer on CLIP's token encodings."""
-    text_layers: int = 1
+    text_layers: int = bounded(1, 0, 64)
     """Blocks of that transformer; 0 leaves a projection."""
-    timesteps: int = 1000
+    timesteps: int = bounded(1000, 2, 10_000)
     """Diffusion steps of the training process."""
     schedule: Schedule = "cosine"
     """Noise schedule."""
     prediction: Prediction = "v"
     """What the network predicts."""
+
+    def conflicts(self) -> Iterator[tuple[str, str]]:
+        yield from super().conflicts()
+        heads = max(1, self.condition_width // 32)  # of the text transformer
+        if self.text and self.text_layers and self.condition_width % heads:
+            yield "condition_width", "be a multiple of 32, or below 64"
 
 
 class Decoder(nn.Module):
@@ -64,8 +69,7 @@ class Decoder(nn.Module):
 
     def __init__(self, config: DecoderConfig):
         super().__init__()
-        if config.image_tokens < 1:
-            raise UserError(f"image_tokens must be at least 1, not {config.image_tokens}")
+        check(config)
         self.config = config
         vector, tokens = config.vector_width, config.condition_width
         self.image_condition = ImageCondition(config.embed_dim, vector, config.image_tokens, tokens)

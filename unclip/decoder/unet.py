@@ -1,6 +1,7 @@
 """The UNet (Ho et al. 2020; Dhariwal & Nichol 2021) that the decoder denoises with. It knows no caption and no time:
 what modulates it is a vector, and what it attends to are tokens, so that other stages can use it too."""
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import torch
@@ -8,25 +9,31 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from unclip.decoder.blocks import ConditionedAttention, ResBlock, downsample, group_norm, upsample
-from unclip.errors import UserError
+from unclip.fields import bounded, check
 
 
 @dataclass(frozen=True)
 class UNetConfig:
-    space_to_depth: int = 2
+    space_to_depth: int = bounded(2, 1, 16)
     """Fold squares of so many pixels into channels at the input, and back at the output; 1 for none."""
-    width: int = 48
+    width: int = bounded(48, 1, 4096)
     """Channels at the finest level."""
-    multipliers: tuple[int, ...] = (1, 2)
+    multipliers: tuple[int, ...] = bounded((1, 2), 1, 64)
     """Channels of each level, as multiples of the width; every level halves the size of the one before."""
-    blocks: int = 2
+    blocks: int = bounded(2, 1, 32)
     """Residual blocks per level."""
-    attention_levels: tuple[int, ...] = (1,)
+    attention_levels: tuple[int, ...] = bounded((1,), 0, 15)
     """Levels with attention, 0 being the finest; the middle always has it."""
-    head_dim: int = 32
+    head_dim: int = bounded(32, 8, 1024)
     """Channels of an attention head."""
-    condition_width: int = 128
+    condition_width: int = bounded(128, 1, 16_384)
     """Width of the tokens that it attends to."""
+
+    def conflicts(self) -> Iterator[tuple[str, str]]:
+        if not 1 <= len(self.multipliers) <= 8:
+            yield "multipliers", "be 1 to 8 numbers, one for each level"
+        if self.attention_levels and max(self.attention_levels) >= len(self.multipliers):
+            yield "attention_levels", f"be below {len(self.multipliers)}, the number of levels"
 
     @property
     def vector_width(self) -> int:
@@ -39,9 +46,7 @@ class UNet(nn.Module):
 
     def __init__(self, config: UNetConfig, channels_in: int, channels_out: int):
         super().__init__()
-        sizes = (config.width, config.space_to_depth, config.blocks, config.head_dim, *config.multipliers)
-        if min(sizes) < 1 or not config.multipliers:
-            raise UserError(f"a UNet needs widths, blocks and multipliers of at least 1, not {config}")
+        check(config)
         self.config = config
         widths = [config.width * m for m in config.multipliers]
         squares = config.space_to_depth**2

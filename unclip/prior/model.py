@@ -1,6 +1,6 @@
 """The diffusion prior (Ramesh et al. 2022, section 2.2): caption -> CLIP image embedding."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import NamedTuple
@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from unclip.clip.captions import EncodedCaptions
 from unclip.diffusion import GaussianDiffusion, Schedule
-from unclip.fields import from_data
+from unclip.fields import bounded, check, from_data
 from unclip.layers import Block, EmbeddingScaler, KeyValue, causal_mask, init_transformer, timestep_embedding
 from unclip.samplers import PRIOR_STREAM, RowNoise, dpmpp, guided, spaced_timesteps
 from unclip.settings import PriorSettings
@@ -19,22 +19,26 @@ from unclip.settings import PriorSettings
 
 @dataclass(frozen=True)
 class PriorConfig:
-    embed_dim: int = from_data(0)
+    embed_dim: int = from_data(0, 0, 16_384)
     """Dimension of CLIP's embeddings."""
-    text_width: int = from_data(0)
+    text_width: int = from_data(0, 0, 16_384)
     """Width of CLIP's token encodings."""
-    context: int = from_data(0)
+    context: int = from_data(0, 0, 4096)
     """CLIP's longest caption in tokens."""
-    width: int = 128
+    width: int = bounded(128, 2, 16_384)
     """Width of the transformer."""
-    layers: int = 4
+    layers: int = bounded(4, 1, 256)
     """Number of transformer blocks."""
-    heads: int = 4
+    heads: int = bounded(4, 1, 256)
     """Attention heads; they divide the width."""
-    timesteps: int = 1000
+    timesteps: int = bounded(1000, 2, 10_000)
     """Diffusion steps of the training process."""
     schedule: Schedule = "cosine"
     """Noise schedule."""
+
+    def conflicts(self) -> Iterator[tuple[str, str]]:
+        if self.width % self.heads:
+            yield "heads", f"divide the width {self.width}"
 
 
 class Prefix(NamedTuple):
@@ -85,6 +89,7 @@ class Prior(nn.Module):
 
     def __init__(self, config: PriorConfig):
         super().__init__()
+        check(config)
         self.config = config
         width = config.width
         self.scaler = EmbeddingScaler(config.embed_dim)

@@ -39,6 +39,12 @@ def read_tokenizer(folder: Path, config: TextConfig, cleaning: str) -> Tokenizer
     for settings in (folder / "special_tokens_map.json", folder / "tokenizer_config.json"):
         if settings.is_file():
             tokenizer.pad_with(read_json(settings).get("pad_token"))
+    check_tokenizer(tokenizer, config, folder)
+    return tokenizer
+
+
+def check_tokenizer(tokenizer: Tokenizer, config: TextConfig, folder: Path) -> None:
+    """Raise UserError for a tokenizer that does not go with the text tower."""
     if tokenizer.vocab_size > config.vocab_size:
         raise UserError(
             f"the tokenizer in {folder} has {tokenizer.vocab_size} tokens, but the text tower has {config.vocab_size}; "
@@ -49,7 +55,6 @@ def read_tokenizer(folder: Path, config: TextConfig, cleaning: str) -> Tokenizer
             f"the tokenizer in {folder} ends a caption with token {tokenizer.end_id}, but the text tower reads its "
             f"embedding at token {config.eos_id}; put the tokenizer there that this CLIP was trained with"
         )
-    return tokenizer
 
 
 def _from_vocabulary(vocabulary: Path, merges: Path) -> tokenizers.Tokenizer:
