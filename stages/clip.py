@@ -21,7 +21,7 @@ from stages.state import start_from
 from unclip.checkpoint import Manifest, sha256
 from unclip.clip import CLIP, CLIPConfig, Preprocess, Tokenizer
 from unclip.clip.model import chance_loss, contrastive_loss
-from unclip.clip.pretrained import open_clip_at
+from unclip.clip.pretrained import load_bundle
 from unclip.fields import bounded, free
 from unclip.images import captioned_grid
 from unclip.metrics import recall_at_k
@@ -175,7 +175,7 @@ def train(run: CLIPRun) -> Manifest:
     check_fits(lambda: CLIP(replace(run.model, text=replace(run.model.text, vocab_size=run.vocab_size))), device)
     data, validation = run.data.load("train", "validation")
     if run.init_from:
-        tokenizer = open_clip_at(run.init_from).tokenizer
+        tokenizer = load_bundle(run.init_from).tokenizer
     else:
         tokenizer = Tokenizer.train(data.captions, run.vocab_size)
     patch_size = fitting_patch(run.model.vision.patch_size, data.image_size)
