@@ -12,7 +12,7 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from urllib.parse import urlparse
@@ -140,6 +140,86 @@ class Browser:
         return self.wait(
             f"return [...document.querySelectorAll('.problem')].filter({VISIBLE}).map(p => p.innerText)[0]"
         )
+
+    def timed(self, act: Callable[[], None], script: str) -> float:
+        """Seconds from an act until a script returns something."""
+        began = time.perf_counter()
+        act()
+        self.wait(script)
+        return time.perf_counter() - began
+
+    def wait_until(self, happened: Callable[[], bool], seconds: float = 30) -> None:
+        until = time.monotonic() + seconds
+        while not happened():
+            assert time.monotonic() < until, f"waited {seconds} s"
+            time.sleep(0.05)
+
+    def large(self) -> np.ndarray:
+        """The picture that the slider shows."""
+        return self.pictures()[0]
+
+    def saved(self, selector: str) -> Image.Image:
+        """The picture that a visible link of the results saves."""
+        url = self.wait(f"return [...document.querySelectorAll(arguments[0])].filter({VISIBLE})[0]?.href", 20,
+                        f".unclip {selector}")  # fmt: skip
+        return Image.open(io.BytesIO(base64.b64decode(url.split(",")[1])))
+
+    def copied(self) -> str:
+        """What the copy button puts on the clipboard."""
+        permissions = {"permissions": ["clipboardReadWrite", "clipboardSanitizedWrite"]}
+        self.driver.execute_cdp_cmd("Browser.grantPermissions", permissions)
+        self.wait(f"return [...document.querySelectorAll('button[aria-label=Copy]')].filter({VISIBLE})[0]").click()
+        read = "navigator.clipboard.readText().then(arguments[0], error => arguments[0](String(error)))"
+        return self.driver.execute_async_script(read)
+
+    def slide(self, label: str, value: float) -> None:
+        self.fill(label, str(value))
+
+    def choose(self, label: str, option: str) -> None:
+        self.element(label).click()
+        self.wait(f"return [...document.querySelectorAll('[role=option]')].filter({VISIBLE})"
+                  ".find(o => o.textContent.trim().endsWith(arguments[0]))", 10, option).click()  # fmt: skip
+
+    def brush(self, start: tuple[float, float], end: tuple[float, float]) -> None:
+        """Draw a stroke on the canvas; places are shares of its width and height."""
+        from selenium.webdriver import ActionChains
+
+        canvas = self.wait(f"return [...document.querySelectorAll('canvas')].filter({VISIBLE})[0]")
+        self.driver.execute_script("arguments[0].scrollIntoView({block: 'center'})", canvas)
+        width, height = canvas.size["width"], canvas.size["height"]
+        (x0, y0), (x1, y1) = ([round((x - 0.5) * width), round((y - 0.5) * height)] for x, y in (start, end))
+        chain = ActionChains(self.driver).move_to_element_with_offset(canvas, x0, y0).click_and_hold()
+        chain.move_to_element_with_offset(canvas, (x0 + x1) // 2, (y0 + y1) // 2)
+        chain.move_to_element_with_offset(canvas, x1, y1).release().perform()
+
+    def keys(self, *names: str) -> None:
+        from selenium.webdriver import ActionChains, Keys
+
+        for name in names:
+            ActionChains(self.driver).send_keys(getattr(Keys, name)).perform()
+
+    def focus(self, selector: str) -> None:
+        self.driver.execute_script("document.querySelector(arguments[0]).focus()", selector)
+
+    def tab_to(self, name: str) -> None:
+        """Press the tabulator until the button with that name has the focus."""
+        for _ in range(40):
+            if self.driver.switch_to.active_element.text.strip() == name:
+                return
+            self.keys("TAB")
+        raise AssertionError(f"the tabulator does not lead to {name}")
+
+    @contextmanager
+    def phone(self) -> Iterator[None]:
+        """On a phone's screen."""
+        screen = {"width": 390, "height": 844, "deviceScaleFactor": 1, "mobile": True}
+        self.driver.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", screen)
+        yield
+        self.driver.execute_cdp_cmd("Emulation.clearDeviceMetricsOverride", {})
+
+    def overflow(self) -> int:
+        """By how many pixels the page is wider than the screen."""
+        return self.driver.execute_script("return document.documentElement.scrollWidth - innerWidth")
 
     def hosts(self) -> set[str]:
         """Of all that was requested so far."""

@@ -60,7 +60,9 @@ def command(folder: str, text: str, n: int, seed: int, guidance: float, steps: i
     """The command line that draws the same."""
     options = {"checkpoint": folder, "n": n, "seed": seed, "guidance": guidance, "steps": steps}
     words = [word for name, value in options.items() for word in (f"--{name}", str(value))]
-    return shlex.join(["python", "sample.py", *words, *text_lines(text)])
+    captions = text_lines(text)
+    end = ["--"] if any(caption.startswith("-") for caption in captions) else []  # what follows is no option
+    return shlex.join(["python", "sample.py", *words, *end, *captions])
 
 
 def vary(opened: Opened, image: Picked, n: int, seed: int, keep: float) -> Shown:
