@@ -93,6 +93,8 @@ class Browser:
         self.driver.quit()
 
     def open(self, address: str) -> None:
+        self.driver.get("about:blank")
+        self.complaints()  # of what was still going on there
         self.driver.get(address)
         self.wait("return [...document.querySelectorAll('textarea')].some(t => t.value)")
 
@@ -105,7 +107,10 @@ class Browser:
         return found
 
     def tab(self, name: str) -> None:
-        self.driver.execute_script(TAB, name)
+        """Open a tab; on a narrow screen some are in a menu."""
+        if not self.driver.execute_script(TAB, name):
+            self.driver.execute_script("document.querySelector('[aria-label=\"More tabs\"]').click()")
+            self.wait(TAB, 5, name)
         self.wait("return [...document.querySelectorAll('[role=tab][aria-selected=true]')].some("
                   "t => t.textContent.trim() == arguments[0])", 5, name)  # fmt: skip
 
@@ -233,7 +238,10 @@ class Browser:
 
 
 VISIBLE = "e => e.offsetParent !== null"
-TAB = "[...document.querySelectorAll('[role=tab]')].find(t => t.textContent.trim() == arguments[0]).click()"
+TAB = f"""const tab = [...document.querySelectorAll('[role=tab], .overflow-dropdown button')].filter({VISIBLE})
+    .find(t => t.textContent.trim() == arguments[0]);
+tab?.click();
+return tab;"""
 BUTTON = f"""return [...document.querySelectorAll('button.primary, button.lg')].filter({VISIBLE})
     .find(b => b.textContent.trim() == arguments[0])"""
 LABELLED = f"""for (const label of document.querySelectorAll('label, .block')) {{

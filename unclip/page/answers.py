@@ -59,7 +59,7 @@ def draw(opened: Opened, text: str, n: int, seed: int, guidance: float, steps: i
 def command(folder: str, text: str, n: int, seed: int, guidance: float, steps: int) -> str:
     """The command line that draws the same."""
     options = {"checkpoint": folder, "n": n, "seed": seed, "guidance": guidance, "steps": steps}
-    words = [word for name, value in options.items() for word in (f"--{name}", str(value))]
+    words = [word for name, value in options.items() if value is not None for word in (f"--{name}", str(value))]
     captions = text_lines(text)
     end = ["--"] if any(caption.startswith("-") for caption in captions) else []  # what follows is no option
     return shlex.join(["python", "sample.py", *words, *end, *captions])

@@ -104,24 +104,24 @@ def draw_tab(page: Page) -> None:
     with gr.Column(scale=2):
         text = gr.Textbox(label="Captions, one per line", lines=4)
         page.follow(text, lambda opened: "\n".join(opened.examples.captions[:3]))
+        samples = gr.Dataset(components=[gr.Textbox(visible=False)], samples=[], label="Click to add a caption")
+        page.follow(samples, lambda opened: gr.Dataset(samples=[[caption] for caption in opened.examples.captions]))
         number, seed = number_and_seed(4)
-        with gr.Group():
-            guidance = gr.Slider(0, 10, step=0.1, label="Guidance")
-            steps = gr.Slider(1, 100, step=1, label="Steps")
+        with gr.Row():
+            guidance = slider(0, 10, step=0.1, label="Guidance")
+            steps = slider(1, 100, step=1, label="Steps")
         page.follow(guidance, lambda opened: opened.pipe.sampling.decoder.guidance)
         page.follow(steps, lambda opened: opened.pipe.sampling.decoder.steps)
         button = gr.Button("Draw", variant="primary")
-        samples = gr.Dataset(components=[gr.Textbox(visible=False)], samples=[], label="Click to add a caption")
-        page.follow(samples, lambda opened: gr.Dataset(samples=[[caption] for caption in opened.examples.captions]))
-        told = gr.Textbox(label="The same as a command", buttons=["copy"], interactive=False, lines=2)
+    settings = [text, number, seed, guidance, steps]
     with gr.Column(scale=3):
-        settings = [text, number, seed, guidance, steps]
         page.answer(button, answers.draw, settings, [result()])
-    samples.click(lambda text, sample: f"{text.rstrip()}\n{sample[0]}".lstrip(), [text, samples], text, **QUIET)
+        told = gr.Textbox(label="The same as a command", buttons=["copy"], interactive=False)
 
     def tell(name: str, *values) -> str:
         return answers.command(str(page.shelf.folder / name), *values)
 
+    samples.click(lambda text, sample: f"{text.rstrip()}\n{sample[0]}".lstrip(), [text, samples], text, **QUIET)
     gr.on([c.change for c in (page.chosen, *settings)], tell, [page.chosen, *settings], told, **SLIDING)
 
 
@@ -129,7 +129,7 @@ def vary_tab(page: Page) -> None:
     with gr.Column(scale=2):
         image = image_input(page, "Image", 0)
         number, seed = number_and_seed(8)
-        keep = gr.Slider(0, 1, 0, step=0.05, label="Keep", info="0: all noise is new; towards 1: the image's own")
+        keep = slider(0, 1, 0, step=0.05, label="Keep", info="0: all noise is new; towards 1: the image's own")
         button = gr.Button("Vary", variant="primary")
     with gr.Column(scale=3):
         page.answer(button, answers.vary, [image, number, seed, keep], [result()])
@@ -160,7 +160,7 @@ def mix_tab(page: Page) -> None:
         for i, weight in enumerate((0.5, 0.5, 0)):
             with gr.Row():
                 text = gr.Textbox(label=f"Prompt {i + 1}", scale=2)
-                prompts += [text, gr.Slider(0, 1, weight, step=0.05, label=f"Weight {i + 1}", min_width=120)]
+                prompts += [text, slider(0, 1, weight, step=0.05, label=f"Weight {i + 1}", min_width=120)]
             if i < 2:  # the third may stay empty
                 page.follow(text, lambda opened, i=i: opened.examples.captions[i % len(opened.examples.captions)])
         number, seed = number_and_seed(8)
@@ -219,13 +219,20 @@ def example(opened: Opened, number: int | None) -> str | None:
     return str(images[number % len(images)]) if images and number is not None else None
 
 
+def slider(*arguments, **options) -> gr.Slider:
+    """A slider whose box may be emptied, or hold too large a number, on the way to the one that is meant."""
+    made = gr.Slider(*arguments, **options)
+    made.preprocess = lambda value: min(max(value or 0, made.minimum), made.maximum)
+    return made
+
+
 def number_and_seed(number: int) -> tuple[gr.Slider, gr.Number]:
     with gr.Row():
-        return gr.Slider(1, 16, number, step=1, label="Pictures"), seed_input()
+        return slider(1, 16, number, step=1, label="Pictures"), seed_input()
 
 
 def seed_input() -> gr.Number:
-    return gr.Number(0, label="Seed", precision=0, minimum=0)
+    return gr.Number(0, label="Seed", precision=0)
 
 
 def result() -> gr.HTML:
@@ -235,10 +242,10 @@ def result() -> gr.HTML:
 def frames_with_slider(page: Page, button: gr.Button, work: Callable, inputs: Sequence, label: str) -> None:
     """The frames that a button computes, kept for this visitor; one of them is shown large: which, a slider says."""
     frames = gr.State(time_to_live=3600)
-    slider = gr.Slider(0, 1, 0.5, step=1 / (answers.FRAMES - 1), label=label)
+    position = slider(0, 1, 0.5, step=1 / (answers.FRAMES - 1), label=label)
     large = result()
-    page.answer(button, work, [*inputs, slider], [frames, large, result()])
-    slider.change(answers.frame_at, [frames, slider], large, **SLIDING)
+    page.answer(button, work, [*inputs, position], [frames, large, result()])
+    position.change(answers.frame_at, [frames, position], large, **SLIDING)
 
 
 TABS = {
