@@ -14,6 +14,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from importlib.util import find_spec
 from pathlib import Path
 from urllib.parse import urlparse
 
@@ -21,7 +22,10 @@ import numpy as np
 from PIL import Image
 
 ROOT = Path(__file__).resolve().parents[1]
-MISSING = [name for name in ("chromium", "chromedriver") if shutil.which(name) is None]
+MISSING = [name for name in ("chromium", "chromedriver") if shutil.which(name) is None] + [
+    name for name in ("selenium", "gradio") if find_spec(name) is None
+]
+"""What the page cannot be tested without."""
 HERE = ("127.0.0.1", "localhost", "::1")
 
 GUARDED = """

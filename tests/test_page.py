@@ -8,6 +8,7 @@ import shutil
 import socket
 import sys
 import threading
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -31,8 +32,8 @@ def opened() -> Opened:
 
 
 @pytest.fixture
-def coat() -> Image.Image:
-    return Image.open(COMMITTED / "examples" / "coat.png")
+def coat() -> Path:
+    return COMMITTED / "examples" / "coat.png"
 
 
 @pytest.fixture
@@ -41,6 +42,10 @@ def two_pipelines(tmp_path):
     shutil.copytree(COMMITTED, tmp_path / "whole")
     shutil.copytree(COMMITTED, tmp_path / "bare", ignore=shutil.ignore_patterns("examples", "captions.txt"))
     return tmp_path
+
+
+def pixels(file: Path) -> np.ndarray:
+    return np.asarray(Image.open(file))
 
 
 def last(shown):
@@ -138,19 +143,30 @@ def test_line_of_an_error_leaves_the_rest_of_the_page_as_it_is(two_pipelines):
     assert line == ""
 
 
-def test_image_may_be_of_any_kind(opened):
-    for mode, size in (("RGBA", (300, 200)), ("L", (28, 28)), ("P", (5, 90)), ("1", (1, 1)), ("CMYK", (64, 64))):
-        (html,) = last(answers.vary(opened, Image.new(mode, size), 2, 0, 0.0))
-        assert len(pictures(html)) == 2
+@pytest.mark.parametrize(
+    ("mode", "size", "kind"),
+    [("RGBA", (300, 200), "png"), ("P", (5, 90), "gif"), ("1", (1, 1), "png"), ("CMYK", (64, 64), "jpeg")],
+)
+def test_image_may_be_of_any_kind(mode, size, kind, opened, tmp_path):
+    Image.new(mode, size).save(tmp_path / f"image.{kind}")
+    (html,) = last(answers.vary(opened, tmp_path / f"image.{kind}", 2, 0, 0.0))
+    assert len(pictures(html)) == 2
+
+
+@pytest.mark.parametrize("content", [b"", b"not an image", (COMMITTED / "examples" / "coat.png").read_bytes()[:300]])
+def test_file_that_is_no_image_is_refused(content, opened, tmp_path):
+    (tmp_path / "image.png").write_bytes(content)
+    with pytest.raises(UserError, match="no image that can be read"):
+        last(answers.vary(opened, tmp_path / "image.png", 1, 0, 0.0))
 
 
 def test_blend_goes_from_the_one_image_to_the_other(opened, coat):
-    boot = Image.open(COMMITTED / "examples" / "ankle-boot.png")
+    boot = COMMITTED / "examples" / "ankle-boot.png"
     frames, large, film = last(answers.blend(opened, coat, boot, 1.0))
     assert len(frames) == len(pictures(film)) == answers.FRAMES
     np.testing.assert_array_equal(pictures(large)[0], frames[-1, ..., 0])
     for frame, image in ((frames[0], coat), (frames[-1], boot)):
-        assert np.abs(frame[..., 0].astype(float) - np.asarray(image)).mean() < 20
+        assert np.abs(frame[..., 0].astype(float) - pixels(image)).mean() < 20
     assert linked(film, "gif").n_frames == answers.FRAMES
 
 
@@ -189,8 +205,8 @@ def test_painting_keeps_what_is_outside(opened, coat):
     given = {"background": canvas, "layers": []}
     (html,) = last(answers.inpaint(opened, given, "the lower half", "a light coat", 2, 0))
     for picture in pictures(html):
-        np.testing.assert_array_equal(picture[:14], np.asarray(coat)[:14])
-        assert (picture[14:] != np.asarray(coat)[14:]).any()
+        np.testing.assert_array_equal(picture[:14], pixels(coat)[:14])
+        assert (picture[14:] != pixels(coat)[14:]).any()
 
 
 # What it looks like

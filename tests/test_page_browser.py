@@ -2,6 +2,7 @@
 
 import shutil
 
+import browser
 import numpy as np
 import pytest
 import torch
@@ -11,10 +12,12 @@ from PIL import Image
 from data.captions import attributes
 from unclip import UnCLIP
 
-browser = pytest.importorskip("browser", reason="the page is not tested in a browser: selenium is not installed")
 if browser.MISSING:
-    reason = "the page is not tested in a browser: chromium and its driver are not installed"
-    pytest.skip(f"{reason} (Debian: apt-get install chromium chromium-driver)", allow_module_level=True)
+    pytest.skip(
+        f"THE PAGE IS NOT TESTED IN A BROWSER, as there is no {' and no '.join(browser.MISSING)} here "
+        "(Debian: apt-get install chromium chromium-driver)",
+        allow_module_level=True,
+    )
 
 COMMITTED = ROOT / "checkpoints" / "fashion-mnist"
 

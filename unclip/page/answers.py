@@ -6,6 +6,7 @@ calls, so visitors cannot meet. Raises of UserError become one line on the page.
 
 import shlex
 from collections.abc import Iterator, Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -34,7 +35,8 @@ PARTS = {
 """What can be painted anew without a brush: rows and columns of the image's quarters."""
 
 Shown = Iterator[tuple[Any, ...]]
-Picked = Image.Image | None
+Picked = str | Path | None
+"""The file of an image that a visitor gave, if one did."""
 
 
 def draw(opened: Opened, text: str, n: int, seed: int, guidance: float, steps: int) -> Shown:
@@ -98,7 +100,9 @@ def mix(opened: Opened, n: int, seed: int, *prompts_and_weights: str | float) ->
 
 def inpaint(opened: Opened, painting: dict[str, Any] | None, part: str, caption: str, n: int, seed: int) -> Shown:
     """The image with a part of it painted anew: what the brush went over, or else a named part."""
-    image = picked(painting and painting["background"])
+    if painting is None or painting["background"] is None:
+        raise UserError("no image; drop one on the canvas, or click an example")
+    image = painting["background"]
     painted = edit.inpaint(opened.pipe, [image], mask_of(painting, part), captions_in(caption)[:1], n=n, seed=seed)
     yield (several("inpainting", painted.images, painted.seeds),)
 
@@ -111,7 +115,7 @@ def look(opened: Opened, caption: str, seed: int, image: Picked) -> Shown:
     """
     pipe, caption = opened.pipe, captions_in(caption)[0]
     text, drawn = pipe.encode_text(caption), pipe.embed(caption, seed=seed)
-    ways = {"true embedding": (pipe.encode_image(image), caption)} if image else {}
+    ways = {"true embedding": (pipe.encode_image(picked(image)), caption)} if image else {}
     ways |= {"prior": (drawn, caption), "text embedding": (text, caption)}
     ways |= {"caption alone": (None, caption), "nothing": (None, "")}
     pictures = []
@@ -146,10 +150,15 @@ def captions_in(text: str) -> list[str]:
     raise UserError("no caption; write one per line")
 
 
-def picked(image: Picked) -> Image.Image:
-    """The image. Raises UserError if there is none."""
-    if image is None:
+def picked(file: Picked) -> Image.Image:
+    """The image in a file. Raises UserError if there is none, or none that can be read."""
+    if file is None:
         raise UserError("no image; drop one on the page, or click an example")
+    try:
+        with Image.open(file) as image:
+            image.load()
+    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:  # Pillow raises all of these
+        raise UserError("this file is no image that can be read; choose another, such as a PNG or a JPEG") from error
     return image
 
 
@@ -191,6 +200,6 @@ def mask_of(painting: dict[str, Any], part: str) -> np.ndarray:
     return np.asarray(Image.fromarray(quarters).resize((width, height), Image.Resampling.NEAREST)) > 0
 
 
-def on_canvas(path: str | None) -> Picked:
+def on_canvas(file: Picked) -> Image.Image | None:
     """An image enlarged without smoothing, so that there is room for a brush."""
-    return path and Image.open(path).convert("RGB").resize((SIDE, SIDE), Image.Resampling.NEAREST)
+    return file and Image.open(file).convert("RGB").resize((SIDE, SIDE), Image.Resampling.NEAREST)

@@ -67,7 +67,7 @@ def serve(shelf: Shelf, host: str, port: int, show: bool) -> None:
     examples = [str((shelf.folder / name / "examples").resolve()) for name in shelf.names]
     page = build(shelf)
     warnings.showwarning = on_the_page
-    warnings.filterwarnings("always", module="unclip")
+    warnings.filterwarnings("always", category=UserWarning, module="unclip")
     try:
         _, address, _ = page.launch(
             server_name=host, server_port=port, inbrowser=show, theme=theme, css=CSS, allowed_paths=examples,
@@ -82,14 +82,14 @@ def serve(shelf: Shelf, host: str, port: int, show: bool) -> None:
 
 def on_the_page(message: Warning | str, category: type, filename: str, *_) -> None:
     """Show the library's own warnings, such as of a caption that is cut, to the visitor whom they concern."""
-    if Path(__file__).parents[1] in Path(filename).parents:
+    if category is UserWarning and Path(__file__).parents[1] in Path(filename).parents:
         gr.Warning(escape(str(message)))
     else:
         print(f"warning: {message}")
 
 
 def build(shelf: Shelf) -> gr.Blocks:
-    with gr.Blocks(title="unclip", analytics_enabled=False, delete_cache=(3600, 3600)) as blocks:
+    with gr.Blocks(title="unclip", analytics_enabled=False, delete_cache=(3600, 3600), fill_width=True) as blocks:
         gr.Markdown("# unclip\nDraw from captions, and change images through what CLIP sees in them.")
         page = Page(shelf)
         for name, tab in TABS.items():
@@ -200,9 +200,8 @@ def look_tab(page: Page) -> None:
 def image_input(page: Page, label: str, number: int | None) -> gr.Image:
     """An image to drop, paste or choose, with the examples beneath; at first it holds the one of that number."""
     with gr.Column():
-        image = gr.Image(
-            label=label, type="pil", image_mode=None, sources=["upload", "clipboard"], height=220, buttons=[]
-        )
+        image = gr.Image(label=label, image_mode=None, sources=["upload", "clipboard"], height=220, buttons=[])
+        image.preprocess = lambda data: data and data.path  # opened where what is wrong with it can be told
         samples = image_examples(page)
     page.follow(image, lambda opened: example(opened, number))
     samples.click(lambda sample: sample[0], samples, image, **QUIET)
@@ -232,7 +231,9 @@ def number_and_seed(number: int) -> tuple[gr.Slider, gr.Number]:
 
 
 def seed_input() -> gr.Number:
-    return gr.Number(0, label="Seed", precision=0)
+    made = gr.Number(0, label="Seed", precision=0)
+    made.preprocess = lambda value: int(value or 0)
+    return made
 
 
 def result() -> gr.HTML:
