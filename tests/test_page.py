@@ -122,7 +122,7 @@ def test_what_is_wrong_is_said_in_one_line(opened, coat):
         (answers.blend(opened, coat, None, 0.5), "no image"),
         (answers.change(opened, coat, "", "a bag", 0.5), "two captions"),
         (answers.mix(opened, 1, 0, "a bag", 0, "", 1), "weight"),
-        (answers.inpaint(opened, None, "the lower half", "a bag", 1, 0), "no image"),
+        (answers.inpaint(opened, None, None, "the lower half", "a bag", 1, 0), "no image"),
         (answers.look(opened, "", 0, None), "no caption"),
     ]
     for shown, words in wrong:
@@ -166,7 +166,7 @@ def test_blend_goes_from_the_one_image_to_the_other(opened, coat):
     assert len(frames) == len(pictures(film)) == answers.FRAMES
     np.testing.assert_array_equal(pictures(large)[0], frames[-1, ..., 0])
     for frame, image in ((frames[0], coat), (frames[-1], boot)):
-        assert np.abs(frame[..., 0].astype(float) - pixels(image)).mean() < 20
+        assert np.abs(frame[..., 0].astype(float) - pixels(image)).mean() < 5
     assert linked(film, "gif").n_frames == answers.FRAMES
 
 
@@ -187,26 +187,30 @@ def painting(size, *strokes):
 
 
 def test_brush_says_where_to_paint():
-    mask = answers.mask_of(painting((40, 20), np.s_[2:5, 30:]), "the upper half")
-    assert mask.shape == (20, 40)
-    assert mask.sum() == 30
-    assert mask[2:5, 30:].all()
+    mask = answers.mask_of(painting((280, 280), np.s_[25:39, 270:]), "the upper half", 28)
+    assert mask.shape == (28, 28)
+    assert mask.sum() == 2
+    assert mask[2:4, 27].all()
 
 
 @pytest.mark.parametrize("part", answers.PARTS)
 def test_where_nothing_is_brushed_a_named_part_is_painted(part):
-    mask = answers.mask_of(painting((40, 20)), part)
+    mask = answers.mask_of(painting((40, 20)), part, 28)
     assert mask.mean() == (1 if part == "everything" else 0.5)
     assert mask[-1, 0] == (part in ("the lower half", "the left half", "everything"))
 
 
 def test_painting_keeps_what_is_outside(opened, coat):
-    canvas = answers.on_canvas(str(COMMITTED / "examples" / "coat.png"))
-    given = {"background": canvas, "layers": []}
-    (html,) = last(answers.inpaint(opened, given, "the lower half", "a light coat", 2, 0))
+    (html,) = last(answers.inpaint(opened, coat, None, "the lower half", "a light coat", 2, 0))
     for picture in pictures(html):
         np.testing.assert_array_equal(picture[:14], pixels(coat)[:14])
         assert (picture[14:] != pixels(coat)[14:]).any()
+
+
+def test_canvas_has_room_for_a_brush(opened, coat, tmp_path):
+    large = np.asarray(answers.canvas(opened, coat))
+    np.testing.assert_array_equal(large, pixels(coat).repeat(12, axis=0).repeat(12, axis=1))
+    assert answers.canvas(opened, tmp_path / "no.png") is None
 
 
 # What it looks like

@@ -23,8 +23,10 @@ MOST = 64
 """Pictures per click."""
 FRAMES = 9
 """Of a blend, and of an edit."""
+FURTHEST = 0.5
+"""Of an edit; the paper goes no further, and at 1 nothing is left of the image."""
 SIDE = 336
-"""Of the canvas for the brush, in pixels."""
+"""About how wide the canvas for the brush is, in pixels."""
 PARTS = {
     "the upper half": (slice(0, 1), slice(0, 2)),
     "the lower half": (slice(1, 2), slice(0, 2)),
@@ -83,9 +85,9 @@ def change(opened: Opened, image: Picked, before: str, after: str, position: flo
     """The image moved from what one caption says towards what another says, by more and more."""
     if not before.strip() or not after.strip():
         raise UserError("an edit needs two captions: what the image shows before, and what it shall show after")
-    amounts = np.linspace(0, 1, FRAMES).tolist()
+    amounts = np.linspace(0, FURTHEST, FRAMES).tolist()
     frames = edit.change(opened.pipe, [picked(image)], before=before, after=after, amounts=amounts)[0]
-    yield frames, frame_at(frames, position), film(after, frames)
+    yield frames, frame_at(frames, position, FURTHEST), film(after, frames, FURTHEST)
 
 
 def mix(opened: Opened, n: int, seed: int, *prompts_and_weights: str | float) -> Shown:
@@ -98,12 +100,13 @@ def mix(opened: Opened, n: int, seed: int, *prompts_and_weights: str | float) ->
     yield (several("mix", mixed.images, mixed.seeds),)
 
 
-def inpaint(opened: Opened, painting: dict[str, Any] | None, part: str, caption: str, n: int, seed: int) -> Shown:
-    """The image with a part of it painted anew: what the brush went over, or else a named part."""
-    if painting is None or painting["background"] is None:
-        raise UserError("no image; drop one on the canvas, or click an example")
-    image = painting["background"]
-    painted = edit.inpaint(opened.pipe, [image], mask_of(painting, part), captions_in(caption)[:1], n=n, seed=seed)
+def inpaint(
+    opened: Opened, image: Picked, painting: dict[str, Any] | None, part: str, caption: str, n: int, seed: int
+) -> Shown:
+    """The image with a part of it painted anew: what the brush went over on the canvas, or else a named part."""
+    prepared = edit.prepare(opened.pipe, picked(image))
+    mask = mask_of(painting, part, prepared.shape[1])
+    painted = edit.inpaint(opened.pipe, prepared, mask, captions_in(caption)[:1], n=n, seed=seed)
     yield (several("inpainting", painted.images, painted.seeds),)
 
 
@@ -174,32 +177,35 @@ def numbered(name: str, images: np.ndarray, seeds: Sequence[int]) -> list[str]:
     ]
 
 
-def film(name: str, frames: np.ndarray) -> str:
-    """All frames (F, H, W, C) side by side, to be saved one by one, together, or as an animation."""
-    at = [f"{position:.3g}" for position in np.linspace(0, 1, len(frames))]
+def film(name: str, frames: np.ndarray, end: float = 1) -> str:
+    """All frames (F, H, W, C), at 0 .. end, side by side; to be saved one by one, together, or as an animation."""
+    at = [f"{position:.3g}" for position in np.linspace(0, end, len(frames))]
     pictures = [picture(f, f"{name} at {a}", a, f"{name} {a}.png", height=84) for f, a in zip(frames, at, strict=True)]
     links = saved_as_png(captioned_grid([(name, frames)]), name)
     return sheet(row("", pictures), links, saved_as_gif([to_pil(frame, LARGE) for frame in frames], name))
 
 
-def frame_at(frames: np.ndarray | None, position: float) -> str:
-    """The frame at a position from 0, the first, to 1, the last; nothing before there are any."""
+def frame_at(frames: np.ndarray | None, position: float, end: float = 1) -> str:
+    """The frame at a position from 0, the first, to `end`, the last; nothing before there are any."""
     if frames is None:
         return ""
-    return sheet(picture(frames[round(position * (len(frames) - 1))], f"at {position:.3g}", height=LARGE))
+    return sheet(picture(frames[round(position / end * (len(frames) - 1))], f"at {position:.3g}", height=LARGE))
 
 
-def mask_of(painting: dict[str, Any], part: str) -> np.ndarray:
-    """Where to paint, bool (H, W): what the brush left on the layers; where that is nothing, the named part."""
-    width, height = painting["background"].size
-    brushed = [np.asarray(layer.convert("RGBA"))[..., 3] > 0 for layer in painting["layers"] if layer]
+def mask_of(painting: dict[str, Any] | None, part: str, size: int) -> np.ndarray:
+    """Where to paint, bool (size, size): what the brush touched; where that is nothing, the named part."""
+    layers = [layer.convert("RGBA").getchannel("A") for layer in (painting and painting["layers"]) or () if layer]
+    brushed = [np.asarray(layer.resize((size, size), Image.Resampling.BOX)) > 0 for layer in layers]
     if np.any(brushed):
-        return np.logical_or.reduce(brushed)
-    quarters = np.zeros((2, 2), np.uint8)
-    quarters[PARTS[part]] = 255
-    return np.asarray(Image.fromarray(quarters).resize((width, height), Image.Resampling.NEAREST)) > 0
+        return np.any(brushed, axis=0)
+    quarters = np.zeros((2, 2), bool)
+    quarters[PARTS[part]] = True
+    return quarters.repeat(size // 2, axis=0).repeat(size // 2, axis=1)
 
 
-def on_canvas(file: Picked) -> Image.Image | None:
-    """An image enlarged without smoothing, so that there is room for a brush."""
-    return file and Image.open(file).convert("RGB").resize((SIDE, SIDE), Image.Resampling.NEAREST)
+def canvas(opened: Opened, image: Picked) -> Image.Image | None:
+    """An image as the decoder sees it, enlarged, so that there is room for a brush; nothing if it cannot be read."""
+    try:
+        return to_pil(edit.prepare(opened.pipe, picked(image))[0], SIDE)
+    except UserError:  # which is told when it is asked for
+        return None

@@ -19,6 +19,7 @@ SHOWN, LARGE = 112, 280
 CSS = """
 .gradio-container img { image-rendering: pixelated }
 .gradio-container .image-frame img { width: 100%; height: 100%; object-fit: contain }
+@media (min-width: 900px) { .results { position: sticky; top: 8px; align-self: flex-start } }
 .unclip { color: var(--body-text-color); line-height: 1.5 }
 .unclip h3 { font-weight: 600; overflow-wrap: anywhere }
 .unclip figure { margin: 0; text-align: center; font-size: .85rem }

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import gradio as gr
+from PIL import Image
 
 from unclip.errors import UserError
 from unclip.page import answers
@@ -114,7 +115,7 @@ def draw_tab(page: Page) -> None:
         page.follow(steps, lambda opened: opened.pipe.sampling.decoder.steps)
         button = gr.Button("Draw", variant="primary")
     settings = [text, number, seed, guidance, steps]
-    with gr.Column(scale=3):
+    with gr.Column(scale=3, elem_classes="results"):
         page.answer(button, answers.draw, settings, [result()])
         told = gr.Textbox(label="The same as a command", buttons=["copy"], interactive=False)
 
@@ -131,7 +132,7 @@ def vary_tab(page: Page) -> None:
         number, seed = number_and_seed(8)
         keep = slider(0, 1, 0, step=0.05, label="Keep", info="0: all noise is new; towards 1: the image's own")
         button = gr.Button("Vary", variant="primary")
-    with gr.Column(scale=3):
+    with gr.Column(scale=3, elem_classes="results"):
         page.answer(button, answers.vary, [image, number, seed, keep], [result()])
 
 
@@ -140,8 +141,8 @@ def blend_tab(page: Page) -> None:
         with gr.Row():
             images = [image_input(page, "First image", 0), image_input(page, "Second image", 1)]
         button = gr.Button("Blend", variant="primary")
-    with gr.Column(scale=3):
-        frames_with_slider(page, button, answers.blend, images, "Position")
+    with gr.Column(scale=3, elem_classes="results"):
+        frames_with_slider(page, button, answers.blend, images, "Position", 1)
 
 
 def edit_tab(page: Page) -> None:
@@ -150,8 +151,8 @@ def edit_tab(page: Page) -> None:
         before = page.follow(gr.Textbox(label="Before"), lambda opened: opened.examples.change[0])
         after = page.follow(gr.Textbox(label="After"), lambda opened: opened.examples.change[1])
         button = gr.Button("Edit", variant="primary")
-    with gr.Column(scale=3):
-        frames_with_slider(page, button, answers.change, [image, before, after], "Amount")
+    with gr.Column(scale=3, elem_classes="results"):
+        frames_with_slider(page, button, answers.change, [image, before, after], "Amount", answers.FURTHEST)
 
 
 def mix_tab(page: Page) -> None:
@@ -165,26 +166,29 @@ def mix_tab(page: Page) -> None:
                 page.follow(text, lambda opened, i=i: opened.examples.captions[i % len(opened.examples.captions)])
         number, seed = number_and_seed(8)
         button = gr.Button("Mix", variant="primary")
-    with gr.Column(scale=3):
+    with gr.Column(scale=3, elem_classes="results"):
         page.answer(button, answers.mix, [number, seed, *prompts], [result()])
 
 
 def inpaint_tab(page: Page) -> None:
     with gr.Column(scale=2):
+        image = image_input(page, "Image", 0)
         painting = gr.ImageEditor(
-            label="Brush over what to paint anew", type="pil", format="png", sources=["upload", "clipboard"],
-            brush=gr.Brush(default_size=40, colors=["#ff5a36"], color_mode="fixed"), layers=False, transforms=(),
-            canvas_size=(answers.SIDE, answers.SIDE), fixed_canvas=True, buttons=[],
+            label="Brush over what to paint anew", type="pil", format="png", sources=(), layers=False, transforms=(),
+            brush=gr.Brush(default_size=40, colors=["#ff5a36"], color_mode="fixed"), buttons=[],
+            canvas_size=(answers.SIDE, answers.SIDE),
         )  # fmt: skip
-        page.follow(painting, lambda opened: answers.on_canvas(example(opened, 0)))
-        samples = image_examples(page)
         part = gr.Radio(list(answers.PARTS), value="the lower half", label="Where nothing is brushed, paint anew")
         caption = page.follow(gr.Textbox(label="Caption"), lambda opened: opened.examples.change[1])
         number, seed = number_and_seed(4)
         button = gr.Button("Inpaint", variant="primary")
-    with gr.Column(scale=3):
-        page.answer(button, answers.inpaint, [painting, part, caption, number, seed], [result()])
-    samples.click(lambda sample: answers.on_canvas(sample[0]), samples, painting, **QUIET)
+    with gr.Column(scale=3, elem_classes="results"):
+        page.answer(button, answers.inpaint, [image, painting, part, caption, number, seed], [result()])
+
+    def enlarge(name: str, file: answers.Picked) -> Image.Image | None:
+        return answers.canvas(page.shelf.open(name), file)
+
+    image.change(enlarge, [page.chosen, image], painting, **QUIET)
 
 
 def look_tab(page: Page) -> None:
@@ -193,7 +197,7 @@ def look_tab(page: Page) -> None:
         seed = seed_input()
         image = image_input(page, "An image of it, for its true embedding (may stay empty)", None)
         button = gr.Button("Look inside", variant="primary")
-    with gr.Column(scale=3):
+    with gr.Column(scale=3, elem_classes="results"):
         page.answer(button, answers.look, [caption, seed, image], [result()])
 
 
@@ -202,15 +206,11 @@ def image_input(page: Page, label: str, number: int | None) -> gr.Image:
     with gr.Column():
         image = gr.Image(label=label, image_mode=None, sources=["upload", "clipboard"], height=220, buttons=[])
         image.preprocess = lambda data: data and data.path  # opened where what is wrong with it can be told
-        samples = image_examples(page)
+        samples = gr.Dataset(components=[gr.Image(visible=False)], samples=[], label="Examples")
     page.follow(image, lambda opened: example(opened, number))
+    page.follow(samples, lambda opened: gr.Dataset(samples=[[str(path)] for path in opened.examples.images]))
     samples.click(lambda sample: sample[0], samples, image, **QUIET)
     return image
-
-
-def image_examples(page: Page) -> gr.Dataset:
-    samples = gr.Dataset(components=[gr.Image(visible=False)], samples=[], label="Examples")
-    return page.follow(samples, lambda opened: gr.Dataset(samples=[[str(path)] for path in opened.examples.images]))
 
 
 def example(opened: Opened, number: int | None) -> str | None:
@@ -240,13 +240,13 @@ def result() -> gr.HTML:
     return gr.HTML(min_height=120, apply_default_css=False)
 
 
-def frames_with_slider(page: Page, button: gr.Button, work: Callable, inputs: Sequence, label: str) -> None:
+def frames_with_slider(page: Page, button: gr.Button, work: Callable, inputs: Sequence, label: str, end: float) -> None:
     """The frames that a button computes, kept for this visitor; one of them is shown large: which, a slider says."""
     frames = gr.State(time_to_live=3600)
-    position = slider(0, 1, 0.5, step=1 / (answers.FRAMES - 1), label=label)
+    position = slider(0, end, end / 2, step=end / (answers.FRAMES - 1), label=label)
     large = result()
     page.answer(button, work, [*inputs, position], [frames, large, result()])
-    position.change(answers.frame_at, [frames, position], large, **SLIDING)
+    position.change(partial(answers.frame_at, end=end), [frames, position], large, **SLIDING)
 
 
 TABS = {
