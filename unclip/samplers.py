@@ -153,17 +153,77 @@ def _log_snr(abar: float) -> float:
     return 0.5 * math.log(abar / (1 - abar))
 
 
-def ddim_invert(denoise: Denoise, x0: Tensor, diffusion: GaussianDiffusion, timesteps: Sequence[int]) -> Tensor:
-    """The noise that deterministic DDIM over `timesteps` turns (nearly) into x0: its ODE run backwards.
+def ddim_invert(
+    denoise: Denoise,
+    x0: Tensor,
+    diffusion: GaussianDiffusion,
+    timesteps: Sequence[int],
+    grain: Tensor | None = None,
+    rounds: int = 2,
+) -> Tensor:
+    """The noise that deterministic DDIM over `timesteps` turns into x0: the sampler's own steps, solved backwards.
 
-    Dhariwal & Nichol 2021, section F. `timesteps` is the same descending list that the sampler takes. The clean sample
-    enters as if it stood at the last time, whose noise level is close to none.
+    A step of DDIM from t_next to t asks the denoiser at x_{t_next}, which the way back does not know yet. The plain
+    inversion asks at x_t instead (Dhariwal & Nichol 2021, section F); here x_{t_next} is found by fixed-point iteration
+    (Pan et al. 2023, arXiv 2309.04907, section 3.2), so that the sampler leads back to x0, clipped denoisers included.
+
+    Args:
+        timesteps: the same descending list that the sampler takes, at least 2.
+        grain: standard-normal noise like x0, put on it at the last time's level, near none. The denoiser removes any
+            noise there, so any would do; without it flat areas get noise of far too little variance.
+        rounds: calls of the denoiser per step; each brings the step closer to the exact one.
     """
     if len(timesteps) < 2:
         raise UserError(f"inversion needs at least 2 steps, not {len(timesteps)}")
     ascending = list(timesteps)[::-1]
-    x = x0 * diffusion.abar(ascending[0]).sqrt().item()
+    x = diffusion.add_noise(x0, torch.zeros_like(x0) if grain is None else grain, ascending[0])
+    for _ in range(2 * rounds):  # the sampler's last step lands on the denoiser's prediction
+        x = x + diffusion.abar(ascending[0]).sqrt().item() * (x0 - denoise(x, ascending[0]))
+    predicted = x0
     for t, t_next in itertools.pairwise(ascending):
-        predicted = denoise(x, t)
-        x = diffusion.add_noise(predicted, diffusion.eps_from_x0(x, predicted, t), t_next)
+        reached = x
+        x = _moved(reached, predicted, diffusion, t, t_next)
+        for _ in range(rounds):
+            predicted = denoise(x, t_next)
+            x = _moved(reached, predicted, diffusion, t, t_next)
+    return x
+
+
+def _moved(x: Tensor, x0: Tensor, diffusion: GaussianDiffusion, t: int, t_next: int) -> Tensor:
+    """x at time t carried to t_next, with the same clean sample and the same noise in it."""
+    return diffusion.add_noise(x0, diffusion.eps_from_x0(x, x0, t), t_next)
+
+
+def ddpm_inpaint(
+    denoise: Denoise,
+    x: Tensor,
+    diffusion: GaussianDiffusion,
+    timesteps: Sequence[int],
+    noise: Callable[[Tensor], Tensor],
+    known: Tensor,
+    mask: Tensor,
+    rounds: int = 4,
+) -> Tensor:
+    """DDPM where mask is True; elsewhere the sample stays `known`, noised to each level (Lugmayr et al. 2022, RePaint).
+
+    Every step is taken `rounds` times, noised again between (their algorithm 1): only so does what is painted learn
+    from what is known. In the predicted clean sample, too, the known part is what it is.
+
+    Args:
+        known: a clean sample like x.
+        mask: bool, broadcasts with x; True where to paint.
+    """
+    x = torch.where(mask, x, diffusion.add_noise(known, noise(x), timesteps[0]))
+    for t, t_prev in _steps(timesteps):
+        for remaining in reversed(range(rounds)):
+            x0 = torch.where(mask, denoise(x, t), known)
+            mean, variance = diffusion.posterior(x0, x, t, t_prev)
+            if t_prev < 0:
+                x = x0
+                break
+            drawn = mean + variance.sqrt() * noise(x)
+            x = torch.where(mask, drawn, diffusion.add_noise(known, noise(x), t_prev))
+            if remaining:
+                alpha = (diffusion.abar(t) / diffusion.abar(t_prev)).item()
+                x = math.sqrt(alpha) * x + math.sqrt(1 - alpha) * noise(x)
     return x

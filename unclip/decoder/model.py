@@ -24,6 +24,7 @@ from unclip.samplers import (
     OnStep,
     RowNoise,
     ddim_invert,
+    ddpm_inpaint,
     guided,
     on_interval,
     spaced_timesteps,
@@ -152,7 +153,28 @@ class Decoder(nn.Module):
     def invert(
         self, images: Tensor, embeddings: Tensor | None, captions: EncodedCaptions, settings: DecoderSettings
     ) -> Tensor:
-        """The noise (N, C, H, W) that deterministic DDIM in as many steps turns (nearly) into images (N, C, H, W)."""
+        """The noise (N, C, H, W) that deterministic DDIM in as many steps turns into images (N, C, H, W) in [-1, 1]."""
         diffusion = self.diffusion()
         timesteps = spaced_timesteps(diffusion.timesteps, settings.steps)
-        return ddim_invert(self.denoiser(embeddings, captions, settings), images, diffusion, timesteps)
+        grain = RowNoise([0] * len(images), DECODER_STREAM, 1)(images)  # of no seed's own stream, equal for all images
+        return ddim_invert(self.denoiser(embeddings, captions, settings), images, diffusion, timesteps, grain)
+
+    @torch.inference_mode()
+    def inpaint(
+        self,
+        images: Tensor,
+        mask: Tensor,
+        embeddings: Tensor | None,
+        captions: EncodedCaptions,
+        seeds: Sequence[int],
+        settings: DecoderSettings,
+    ) -> Tensor:
+        """Images (N, C, H, W) in [-1, 1], painted where mask (N, 1, H, W) is True, by DDPM; see `ddpm_inpaint`.
+
+        The other arguments are those of `draw`.
+        """
+        diffusion = self.diffusion()
+        timesteps = spaced_timesteps(diffusion.timesteps, settings.steps)
+        start, source = self._noise_source(seeds)
+        denoise = self.denoiser(embeddings, captions, settings)
+        return ddpm_inpaint(denoise, start, diffusion, timesteps, source, images, mask)
