@@ -1,6 +1,7 @@
 # make demo      train the three stages on Fashion-MNIST and draw outputs/demo.png
 # make evaluate  measure the pipeline in RUN, stage by stage
-# make test      lint and test
+# make page      serve the page at http://127.0.0.1:7860: draw, vary, blend, edit, mix, inpaint in the browser
+# make test      lint and test; with chromium and its driver the page too, in the browser
 # make torture   the tests of reliability with their full counts, and a table
 # All set up .venv first. PYTHON names the interpreter to build it with.
 
@@ -8,7 +9,7 @@ PYTHON ?= python3
 PY := .venv/bin/python
 RUN ?= checkpoints/run
 
-.PHONY: setup data demo evaluate test torture lint clean
+.PHONY: setup data demo evaluate page test torture lint clean
 
 setup: .venv/.installed
 
@@ -31,6 +32,9 @@ demo: data
 
 evaluate: data
 	$(PY) -m stages.evaluate --checkpoint $(RUN)
+
+page: setup
+	$(PY) -m unclip.page
 
 lint: setup
 	.venv/bin/ruff check .

@@ -1,9 +1,11 @@
 """Train the diffusion prior: captions -> the frozen CLIP's image embeddings."""
 
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Annotated
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 import tyro
@@ -185,4 +187,11 @@ def train(run: PriorRun) -> Manifest:
     model.regression.fit(images.text[captions], model.scaler.scale(images.embeddings))
     start = start_from(model, run.init_from, "prior")
     manifest = inputs.manifest("prior", settings(run), asdict(run.sampling), start)
-    return loop.train(PriorStage(model, inputs, run, device), run.train, device, run.out, manifest)
+    files = {"captions.txt": some_captions(images.data.captions)}
+    return loop.train(PriorStage(model, inputs, run, device), run.train, device, run.out, manifest, files)
+
+
+def some_captions(captions: Sequence[str], count: int = 1000) -> str:
+    """At most `count` captions, spread over all of them, one per line: for whoever looks into the pipeline later."""
+    spread = np.unique(np.linspace(0, len(captions) - 1, min(count, len(captions))).round().astype(int))
+    return "".join(f"{' '.join(captions[i].split())}\n" for i in spread)

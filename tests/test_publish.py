@@ -25,7 +25,7 @@ def published(trained, tmp_path_factory):
 
 def test_published_pipeline_holds_its_stages_and_nothing_of_the_training(published, trained):
     assert files_under(published) == sorted(
-        ["README.md", "model_index.json", "tokenizer.json"]
+        ["README.md", "captions.txt", "model_index.json", "tokenizer.json"]
         + [f"{stage}/{name}" for stage in STAGES for name in ("config.json", "model.safetensors")]
     )
     for stage in STAGES:

@@ -2,6 +2,7 @@
 
     NAME/model_index.json             which stages are complete, with the SHA-256 of every file; how to sample
     NAME/tokenizer.json
+    NAME/captions.txt                 some of the captions that the prior was trained on, one per line
     NAME/{clip,prior,decoder}/config.json, model.safetensors
 
 A stage's config.json is its manifest: the format's version, the model's kind and config, the SHA-256 of its weights,

@@ -110,9 +110,14 @@ def captioned_grid(
     return sheet
 
 
-def save_gif(path: Path, frames: Sequence[Image.Image], milliseconds: int = 250) -> None:
-    """An endless animation that rests on its last frame."""
+def gif_bytes(frames: Sequence[Image.Image], milliseconds: int = 250) -> bytes:
+    """An endless animation that rests on its last frame, as a GIF file."""
     durations = [milliseconds] * (len(frames) - 1) + [1500]
     buffer = io.BytesIO()
     frames[0].save(buffer, "GIF", save_all=True, append_images=list(frames[1:]), duration=durations, loop=0)
-    write_atomically(path, buffer.getvalue())
+    return buffer.getvalue()
+
+
+def save_gif(path: Path, frames: Sequence[Image.Image], milliseconds: int = 250) -> None:
+    """`gif_bytes`, written to a file."""
+    write_atomically(path, gif_bytes(frames, milliseconds))

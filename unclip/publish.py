@@ -52,6 +52,8 @@ def publish(source: Path, target: Path) -> None:
             raise UserError(f"{target} holds a {stage} already; choose another folder, or delete that one")
     target.mkdir(parents=True, exist_ok=True)
     shutil.copy(source / "tokenizer.json", target / "tokenizer.json")
+    if (source / "captions.txt").is_file():
+        shutil.copy(source / "captions.txt", target / "captions.txt")
     for stage, manifest in manifests.items():
         tensors = read_weights(source / stage, manifest)
         halves = {name: t.to(torch.float16) if t.is_floating_point() else t for name, t in tensors.items()}

@@ -1,12 +1,18 @@
 """The denoising as it is watched: moments of it, kept and drawn."""
 
-from collections.abc import Callable, Sequence
+import contextvars
+import queue
+import threading
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
+from typing import TypeVar
 
 import numpy as np
 from PIL import Image
 
 from unclip.images import captioned_grid
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -50,6 +56,40 @@ class Trajectory:
     def x0(self) -> np.ndarray:
         """The clean images predicted from them, uint8 (moments, N, H, W, C)."""
         return np.stack([np.concatenate([part.x0 for part in parts]) for parts in self.parts.values()])
+
+
+class NobodyWatches(Exception):
+    """Ends a drawing whose watcher has left."""
+
+
+def watch(draw: Callable[[Callable[[Moment], None]], T]) -> Iterator[Moment | T]:
+    """The moments of a drawing, as they come from a thread of its own, and last what it returns.
+
+    `draw` is given the on_step that it shall call. Once the iterator is closed the drawing ends at its next step.
+    """
+    told: queue.SimpleQueue = queue.SimpleQueue()
+    left = threading.Event()
+
+    def on_step(moment: Moment) -> None:
+        if left.is_set():
+            raise NobodyWatches
+        told.put(moment)
+
+    def work() -> None:
+        try:
+            told.put(draw(on_step))
+        except BaseException as error:  # raised where it is watched
+            told.put(error)
+
+    threading.Thread(target=contextvars.copy_context().run, args=(work,), daemon=True).start()
+    try:
+        while isinstance(item := told.get(), Moment):
+            yield item
+        if isinstance(item, BaseException):
+            raise item
+        yield item
+    finally:
+        left.set()
 
 
 def denoising_strip(captions: Sequence[str], trajectory: Trajectory, n: int) -> Image.Image:

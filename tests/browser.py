@@ -1,0 +1,257 @@
+"""A page served by a process of its own, and a real browser to use it: chromium, without a window.
+
+Needs chromium and its driver (Debian: apt-get install chromium chromium-driver) and selenium. The server refuses every
+connection to another machine and notes it; so does the browser's own log of requests.
+"""
+
+import base64
+import io
+import json
+import shutil
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from importlib.util import find_spec
+from pathlib import Path
+from urllib.parse import urlparse
+
+import numpy as np
+from PIL import Image
+
+ROOT = Path(__file__).resolve().parents[1]
+MISSING = [name for name in ("chromium", "chromedriver") if shutil.which(name) is None] + [
+    name for name in ("selenium", "gradio") if find_spec(name) is None
+]
+"""What the page cannot be tested without."""
+HERE = ("127.0.0.1", "localhost", "::1")
+
+GUARDED = """
+import runpy, socket, sys
+connect = socket.socket.connect
+def guarded(self, address):
+    if isinstance(address, tuple) and address[0] not in HERE:
+        print("REFUSED", address, flush=True)
+        raise OSError("no other machine")
+    return connect(self, address)
+resolve = socket.getaddrinfo
+def resolved(host, *rest, **options):
+    if host not in (*HERE, None):
+        print("REFUSED", host, flush=True)
+        raise OSError("no other machine")
+    return resolve(host, *rest, **options)
+socket.socket.connect, socket.getaddrinfo = guarded, resolved
+sys.argv = ["page", *sys.argv[1:]]
+runpy.run_module("unclip.page", run_name="__main__")
+""".replace("HERE", repr(HERE))
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return probe.getsockname()[1]
+
+
+@contextmanager
+def served(log: Path, *arguments: str) -> Iterator[str]:
+    """The page's address, while it is served; what it prints goes to a file."""
+    port = free_port()
+    with log.open("w") as out:
+        server = subprocess.Popen(
+            [sys.executable, "-c", GUARDED, "--port", str(port), "--device", "cpu", *arguments],
+            cwd=ROOT, stdout=out, stderr=subprocess.STDOUT,
+        )  # fmt: skip
+    try:
+        for _ in range(600):
+            time.sleep(0.1)
+            assert server.poll() is None, log.read_text()
+            with socket.socket() as probe:
+                if probe.connect_ex(("127.0.0.1", port)) == 0:
+                    break
+        yield f"http://127.0.0.1:{port}"
+    finally:
+        server.terminate()
+        server.wait(timeout=20)
+
+
+class Browser:
+    """Chromium at a page, used as a visitor would: by what is written on it."""
+
+    def __init__(self, width: int = 1280, height: int = 900):
+        from selenium import webdriver
+
+        options = webdriver.ChromeOptions()
+        options.binary_location = shutil.which("chromium")
+        quiet = "--disable-background-networking --disable-component-update --no-first-run"
+        for argument in f"--headless=new --no-sandbox --disable-dev-shm-usage {quiet}".split():
+            options.add_argument(argument)
+        options.add_argument(f"--window-size={width},{height}")
+        options.set_capability("goog:loggingPrefs", {"browser": "ALL", "performance": "ALL"})
+        service = webdriver.ChromeService(executable_path=shutil.which("chromedriver"))
+        self.driver = webdriver.Chrome(options=options, service=service)
+        self.driver.set_script_timeout(30)
+
+    def close(self) -> None:
+        self.driver.quit()
+
+    def open(self, address: str) -> None:
+        self.driver.get("about:blank")
+        self.complaints()  # of what was still going on there
+        self.driver.get(address)
+        self.wait("return [...document.querySelectorAll('textarea')].some(t => t.value)")
+
+    def wait(self, script: str, seconds: float = 20, *arguments):
+        """What a script returns, once it is not nothing."""
+        until = time.monotonic() + seconds
+        while not (found := self.driver.execute_script(script, *arguments)):
+            assert time.monotonic() < until, f"waited {seconds} s for: {script}"
+            time.sleep(0.03)
+        return found
+
+    def tab(self, name: str) -> None:
+        """Open a tab; on a narrow screen some are in a menu."""
+        if not self.driver.execute_script(TAB, name):
+            self.driver.execute_script("document.querySelector('[aria-label=\"More tabs\"]').click()")
+            self.wait(TAB, 5, name)
+        self.wait("return [...document.querySelectorAll('[role=tab][aria-selected=true]')].some("
+                  "t => t.textContent.trim() == arguments[0])", 5, name)  # fmt: skip
+
+    def element(self, label: str):
+        """The visible input with a label."""
+        return self.wait(LABELLED, 10, label)
+
+    def fill(self, label: str, text: str) -> None:
+        from selenium.webdriver.common.keys import Keys
+
+        field = self.element(label)
+        field.send_keys(Keys.CONTROL, "a")
+        field.send_keys(Keys.DELETE)
+        field.send_keys(text, Keys.TAB)
+
+    def press(self, name: str) -> None:
+        self.wait(BUTTON, 10, name).click()
+
+    def pictures(self) -> list[np.ndarray]:
+        """The pictures that the visible results show, uint8 (H, W, channels)."""
+        found = self.driver.execute_script(PICTURES)
+        return [np.asarray(Image.open(io.BytesIO(base64.b64decode(url.split(",")[1])))) for url in found]
+
+    def results(self, count: int, seconds: float = 30) -> list[np.ndarray]:
+        """The pictures, once there are as many finished ones (each is a link)."""
+        self.wait(f"return [...document.querySelectorAll('.unclip figure a img')].filter({VISIBLE}).length >= {count}",
+                  seconds)  # fmt: skip
+        return self.pictures()
+
+    def problem(self) -> str:
+        """The one line that says what is wrong, once it is there."""
+        return self.wait(
+            f"return [...document.querySelectorAll('.problem')].filter({VISIBLE}).map(p => p.innerText)[0]"
+        )
+
+    def timed(self, act: Callable[[], None], script: str) -> float:
+        """Seconds from an act until a script returns something."""
+        began = time.perf_counter()
+        act()
+        self.wait(script)
+        return time.perf_counter() - began
+
+    def wait_until(self, happened: Callable[[], bool], seconds: float = 30) -> None:
+        until = time.monotonic() + seconds
+        while not happened():
+            assert time.monotonic() < until, f"waited {seconds} s"
+            time.sleep(0.05)
+
+    def large(self) -> np.ndarray:
+        """The picture that the slider shows."""
+        return self.pictures()[0]
+
+    def saved(self, selector: str) -> Image.Image:
+        """The picture that a visible link of the results saves."""
+        url = self.wait(f"return [...document.querySelectorAll(arguments[0])].filter({VISIBLE})[0]?.href", 20,
+                        f".unclip {selector}")  # fmt: skip
+        return Image.open(io.BytesIO(base64.b64decode(url.split(",")[1])))
+
+    def copied(self) -> str:
+        """What the copy button puts on the clipboard."""
+        permissions = {"permissions": ["clipboardReadWrite", "clipboardSanitizedWrite"]}
+        self.driver.execute_cdp_cmd("Browser.grantPermissions", permissions)
+        self.wait(f"return [...document.querySelectorAll('button[aria-label=Copy]')].filter({VISIBLE})[0]").click()
+        read = "navigator.clipboard.readText().then(arguments[0], error => arguments[0](String(error)))"
+        return self.driver.execute_async_script(read)
+
+    def slide(self, label: str, value: float) -> None:
+        self.fill(label, str(value))
+
+    def choose(self, label: str, option: str) -> None:
+        self.element(label).click()
+        self.wait(f"return [...document.querySelectorAll('[role=option]')].filter({VISIBLE})"
+                  ".find(o => o.textContent.trim().endsWith(arguments[0]))", 10, option).click()  # fmt: skip
+
+    def brush(self, start: tuple[float, float], end: tuple[float, float]) -> None:
+        """Draw a stroke on the canvas; places are shares of its width and height."""
+        from selenium.webdriver import ActionChains
+
+        canvas = self.wait(f"return [...document.querySelectorAll('canvas')].filter({VISIBLE})[0]")
+        self.driver.execute_script("arguments[0].scrollIntoView({block: 'center'})", canvas)
+        width, height = canvas.size["width"], canvas.size["height"]
+        (x0, y0), (x1, y1) = ([round((x - 0.5) * width), round((y - 0.5) * height)] for x, y in (start, end))
+        chain = ActionChains(self.driver).move_to_element_with_offset(canvas, x0, y0).click_and_hold()
+        chain.move_to_element_with_offset(canvas, (x0 + x1) // 2, (y0 + y1) // 2)
+        chain.move_to_element_with_offset(canvas, x1, y1).release().perform()
+
+    def keys(self, *names: str) -> None:
+        from selenium.webdriver import ActionChains, Keys
+
+        for name in names:
+            ActionChains(self.driver).send_keys(getattr(Keys, name)).perform()
+
+    def focus(self, selector: str) -> None:
+        self.driver.execute_script("document.querySelector(arguments[0]).focus()", selector)
+
+    def tab_to(self, name: str) -> None:
+        """Press the tabulator until the button with that name has the focus."""
+        for _ in range(40):
+            if self.driver.switch_to.active_element.text.strip() == name:
+                return
+            self.keys("TAB")
+        raise AssertionError(f"the tabulator does not lead to {name}")
+
+    @contextmanager
+    def phone(self) -> Iterator[None]:
+        """On a phone's screen."""
+        screen = {"width": 390, "height": 844, "deviceScaleFactor": 1, "mobile": True}
+        self.driver.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", screen)
+        yield
+        self.driver.execute_cdp_cmd("Emulation.clearDeviceMetricsOverride", {})
+
+    def overflow(self) -> int:
+        """By how many pixels the page is wider than the screen."""
+        return self.driver.execute_script("return document.documentElement.scrollWidth - innerWidth")
+
+    def hosts(self) -> set[str]:
+        """Of all that was requested so far."""
+        events = [json.loads(entry["message"])["message"] for entry in self.driver.get_log("performance")]
+        urls = [e["params"]["request"]["url"] for e in events if e["method"] == "Network.requestWillBeSent"]
+        return {urlparse(url).hostname for url in urls if urlparse(url).scheme not in ("data", "blob", "chrome")}
+
+    def complaints(self) -> list[str]:
+        """Errors on the console."""
+        return [entry["message"] for entry in self.driver.get_log("browser") if entry["level"] == "SEVERE"]
+
+
+VISIBLE = "e => e.offsetParent !== null"
+TAB = f"""const tab = [...document.querySelectorAll('[role=tab], .overflow-dropdown button')].filter({VISIBLE})
+    .find(t => t.textContent.trim() == arguments[0]);
+tab?.click();
+return tab;"""
+BUTTON = f"""return [...document.querySelectorAll('button.primary, button.lg')].filter({VISIBLE})
+    .find(b => b.textContent.trim() == arguments[0])"""
+LABELLED = f"""for (const label of document.querySelectorAll('label, .block')) {{
+    const name = label.querySelector('span, label');
+    if (!name || name.textContent.trim() != arguments[0]) continue;
+    const field = [...label.querySelectorAll('textarea, input')].find({VISIBLE});
+    if (field) return field;
+}}"""
+PICTURES = f"return [...document.querySelectorAll('.unclip figure img')].filter({VISIBLE}).map(i => i.src)"

@@ -1,0 +1,333 @@
+"""The page without a browser: what its buttons answer, what that looks like, and which pipelines it offers."""
+
+import base64
+import io
+import re
+import shlex
+import shutil
+import socket
+import sys
+import threading
+from pathlib import Path
+
+import numpy as np
+import pytest
+from conftest import ROOT, assert_one_error_line
+from PIL import Image
+
+from sample import Options
+from unclip import UserError, cli
+from unclip.files import write_json
+from unclip.page import answers, markup
+from unclip.page.shelf import Opened, Shelf, complete_pipelines
+from unclip.trajectory import Moment, watch
+
+COMMITTED = ROOT / "checkpoints" / "fashion-mnist"
+WEIRD = '<script>alert(1)</script> "${1+1}" {{x}} & \u202e'
+
+
+@pytest.fixture(scope="module")
+def opened() -> Opened:
+    return Opened.open(COMMITTED, "cpu")
+
+
+@pytest.fixture
+def coat() -> Path:
+    return COMMITTED / "examples" / "coat.png"
+
+
+@pytest.fixture
+def two_pipelines(tmp_path):
+    """A folder with the committed pipeline, and with a copy that lacks captions and examples."""
+    shutil.copytree(COMMITTED, tmp_path / "whole")
+    shutil.copytree(COMMITTED, tmp_path / "bare", ignore=shutil.ignore_patterns("examples", "captions.txt"))
+    return tmp_path
+
+
+def pixels(file: Path) -> np.ndarray:
+    return np.asarray(Image.open(file))
+
+
+def last(shown):
+    *_, final = shown
+    return final
+
+
+def pictures(html: str) -> list[np.ndarray]:
+    """The pictures in a piece of the page."""
+    found = re.findall(r'<img src="data:image/png;base64,([^"]+)"', html)
+    return [np.asarray(Image.open(io.BytesIO(base64.b64decode(one)))) for one in found]
+
+
+def linked(html: str, ending: str) -> Image.Image:
+    """The file with that ending that a link in the page saves."""
+    (content,) = re.findall(rf'<a href="data:[^;]+;base64,([^"]+)" download="[^"]*\.{ending}">Save', html)
+    return Image.open(io.BytesIO(base64.b64decode(content)))
+
+
+# What the buttons answer
+
+
+def test_draw_shows_every_step_and_ends_with_what_the_pipeline_draws(opened):
+    shown = [html for (html,) in answers.draw(opened, "a sneaker\n\n  a dark coat ", 2, 5, 3.0, 4)]
+    drawn = opened.pipe(["a sneaker", "a dark coat"], n=2, seed=5, guidance=3.0, steps=4)
+    assert [len(pictures(html)) for html in shown] == [2] * 5 + [4] * 6
+    np.testing.assert_array_equal(pictures(shown[-1]), drawn.images[..., 0])
+    noise, *_ = pictures(shown[0])
+    assert noise.std() > 60
+
+
+def test_drawing_is_saved_as_a_grid_and_as_an_animation_of_it(opened):
+    (html,) = last(answers.draw(opened, "a bag", 3, 0, 2.5, 4))
+    grid, animation = linked(html, "png"), linked(html, "gif")
+    assert grid.size == animation.size
+    assert animation.n_frames == 5
+
+
+@pytest.mark.parametrize("caption", ["a bag", 'it\'s "quoted" $HOME; ls', "two\nof them", "--n 7"])
+def test_command_draws_the_same(caption, monkeypatch):
+    words = shlex.split(answers.command("checkpoints/x y", caption, 3, 7, 1.5, 20))
+    assert words[:2] == ["python", "sample.py"]
+    monkeypatch.setattr(sys, "argv", words[1:])
+    options = cli.parse(Options, "")
+    assert options.captions == tuple(caption.splitlines())
+    assert (options.n, options.seed, options.guidance, options.steps) == (3, 7, 1.5, 20)
+    assert str(options.checkpoint) == "checkpoints/x y"
+
+
+def test_look_shows_four_ways_and_a_fifth_with_an_image(opened, coat):
+    (html,) = last(answers.look(opened, "a dark coat", 0, None))
+    assert len(pictures(html)) == 4
+    assert "true embedding" not in html
+    (html,) = last(answers.look(opened, "a dark coat", 0, coat))
+    ways = re.findall(r"<figcaption>(.*?)</figcaption>", html)
+    assert ways == ["true embedding", "prior", "text embedding", "caption alone", "nothing"]
+
+
+def test_nearest_training_captions_are_about_what_was_asked_for(opened):
+    (html,) = last(answers.look(opened, "a light dress", 0, None))
+    near = re.findall(r"<tr><td>([^<]+)</td><td>0\.\d\d</td></tr>", html)
+    assert len(near) == 8
+    assert all(caption in opened.captions for caption in near)
+    assert sum(any(name in caption for name in ("dress", "gown", "frock")) for caption in near) >= 6
+
+
+def test_what_is_wrong_is_said_in_one_line(opened, coat):
+    wrong = [
+        (answers.draw(opened, " \n ", 1, 0, 2.5, 4), "no caption"),
+        (answers.draw(opened, "a\n" * 20, 16, 0, 2.5, 4), "320 pictures"),
+        (answers.draw(opened, "a bag", 1, None, 2.5, 4), "seed"),
+        (answers.draw(opened, "a bag", 1, -1, 2.5, 4), "seed"),
+        (answers.vary(opened, None, 1, 0, 0.0), "no image"),
+        (answers.blend(opened, coat, None, 0.5), "no image"),
+        (answers.change(opened, coat, "", "a bag", 0.5), "two captions"),
+        (answers.mix(opened, 1, 0, "a bag", 0, "", 1), "weight"),
+        (answers.inpaint(opened, None, None, "the lower half", "a bag", 1, 0), "no image"),
+        (answers.look(opened, "", 0, None), "no caption"),
+    ]
+    for shown, words in wrong:
+        with pytest.raises(UserError, match=words) as error:
+            last(shown)
+        assert "\n" not in str(error.value)
+
+
+def test_line_of_an_error_leaves_the_rest_of_the_page_as_it_is(two_pipelines):
+    gradio = pytest.importorskip("gradio")
+    from unclip.page.tabs import told_in_one_line
+
+    shelf = Shelf(two_pipelines)
+    ((line, rest),) = told_in_one_line(shelf, answers.draw, 1, "whole", "", 1, 0, 2.5, 4)
+    assert re.fullmatch(r'<p class="problem" role="alert">no caption[^<]*</p>', line)
+    assert rest == gradio.skip()
+    line, _ = last(told_in_one_line(shelf, answers.draw, 1, "whole", "a bag", 1, 0, 2.5, 2))
+    assert line == ""
+
+
+@pytest.mark.parametrize(
+    ("mode", "size", "kind"),
+    [("RGBA", (300, 200), "png"), ("P", (5, 90), "gif"), ("1", (1, 1), "png"), ("CMYK", (64, 64), "jpeg")],
+)
+def test_image_may_be_of_any_kind(mode, size, kind, opened, tmp_path):
+    Image.new(mode, size).save(tmp_path / f"image.{kind}")
+    (html,) = last(answers.vary(opened, tmp_path / f"image.{kind}", 2, 0, 0.0))
+    assert len(pictures(html)) == 2
+
+
+@pytest.mark.parametrize("content", [b"", b"not an image", (COMMITTED / "examples" / "coat.png").read_bytes()[:300]])
+def test_file_that_is_no_image_is_refused(content, opened, tmp_path):
+    (tmp_path / "image.png").write_bytes(content)
+    with pytest.raises(UserError, match="no image that can be read"):
+        last(answers.vary(opened, tmp_path / "image.png", 1, 0, 0.0))
+
+
+def test_blend_goes_from_the_one_image_to_the_other(opened, coat):
+    boot = COMMITTED / "examples" / "ankle-boot.png"
+    frames, large, film = last(answers.blend(opened, coat, boot, 1.0))
+    assert len(frames) == len(pictures(film)) == answers.FRAMES
+    np.testing.assert_array_equal(pictures(large)[0], frames[-1, ..., 0])
+    for frame, image in ((frames[0], coat), (frames[-1], boot)):
+        assert np.abs(frame[..., 0].astype(float) - pixels(image)).mean() < 5
+    assert linked(film, "gif").n_frames == answers.FRAMES
+
+
+def test_mix_adds_up_the_weights_of_a_prompt_that_is_given_twice(opened):
+    (once,) = last(answers.mix(opened, 2, 0, "a sneaker", 0.5, "a bag", 0.5, "", 0.7))
+    (twice,) = last(answers.mix(opened, 2, 0, "a sneaker", 0.2, "a bag", 0.5, "a sneaker", 0.3))
+    np.testing.assert_allclose(pictures(once), pictures(twice), atol=1)
+
+
+# Where to paint
+
+
+def painting(size, *strokes):
+    layer = np.zeros((size[1], size[0], 4), np.uint8)
+    for stroke in strokes:
+        layer[stroke] = 255
+    return {"background": Image.new("RGB", size), "layers": [Image.fromarray(layer)]}
+
+
+def test_brush_says_where_to_paint():
+    mask = answers.mask_of(painting((280, 280), np.s_[25:39, 270:]), "the upper half", 28)
+    assert mask.shape == (28, 28)
+    assert mask.sum() == 2
+    assert mask[2:4, 27].all()
+
+
+@pytest.mark.parametrize("part", answers.PARTS)
+def test_where_nothing_is_brushed_a_named_part_is_painted(part):
+    mask = answers.mask_of(painting((40, 20)), part, 28)
+    assert mask.mean() == (1 if part == "everything" else 0.5)
+    assert mask[-1, 0] == (part in ("the lower half", "the left half", "everything"))
+
+
+def test_painting_keeps_what_is_outside(opened, coat):
+    (html,) = last(answers.inpaint(opened, coat, None, "the lower half", "a light coat", 2, 0))
+    for picture in pictures(html):
+        np.testing.assert_array_equal(picture[:14], pixels(coat)[:14])
+        assert (picture[14:] != pixels(coat)[14:]).any()
+
+
+def test_canvas_has_room_for_a_brush(opened, coat, tmp_path):
+    large = np.asarray(answers.canvas(opened, coat))
+    np.testing.assert_array_equal(large, pixels(coat).repeat(12, axis=0).repeat(12, axis=1))
+    assert answers.canvas(opened, tmp_path / "no.png") is None
+
+
+# What it looks like
+
+
+def test_what_a_visitor_types_is_text_on_the_page(opened):
+    (html,) = last(answers.draw(opened, WEIRD, 1, 0, 2.5, 2))
+    assert "<script>" not in html
+    assert "&lt;script&gt;" in html
+    assert "<" not in markup.problem(WEIRD)[len('<p class="problem" role="alert">') : -len("</p>")]
+    assert "<script>" not in markup.table([WEIRD], [[WEIRD]])
+
+
+def test_pictures_are_embedded_as_they_are_and_enlarged_by_a_whole_factor():
+    image = np.random.default_rng(0).integers(0, 256, (28, 28, 1), dtype=np.uint8)
+    html = markup.picture(image, "noise", name="noise.png")
+    np.testing.assert_array_equal(pictures(html)[0], image[..., 0])
+    assert "width: 112px" in html
+    assert 'alt="noise"' in html
+    assert "pixelated" in markup.CSS
+
+
+@pytest.mark.parametrize(("position", "index"), [(0, 0), (0.49, 1), (0.5, 1), (0.51, 1), (1, 2)])
+def test_slider_shows_the_nearest_frame(position, index):
+    frames = np.arange(3, dtype=np.uint8).repeat(16).reshape(3, 4, 4, 1)
+    assert (pictures(answers.frame_at(frames, position))[0] == index).all()
+
+
+def test_slider_shows_nothing_before_there_are_frames():
+    assert answers.frame_at(None, 0.5) == ""
+
+
+# Which pipelines there are
+
+
+def test_shelf_offers_complete_pipelines_alone(two_pipelines, tmp_path):
+    (two_pipelines / "empty").mkdir()
+    unfinished = shutil.copytree(two_pipelines / "bare", two_pipelines / "unfinished")
+    config = (unfinished / "prior" / "config.json").read_text()
+    (unfinished / "prior" / "config.json").write_text(config.replace('"complete": true', '"complete": false'))
+    assert sorted(complete_pipelines(two_pipelines)) == ["bare", "whole"]
+
+
+def test_shelf_opens_a_pipeline_once(two_pipelines):
+    shelf = Shelf(two_pipelines)
+    assert shelf.open("whole") is shelf.open("whole")
+    with pytest.raises(UserError, match=r"no pipeline '\.\./x'"):
+        shelf.open("../x")
+
+
+def test_pipeline_without_captions_and_examples_can_be_used_all_the_same(two_pipelines):
+    bare = Shelf(two_pipelines).open("bare")
+    assert bare.examples.captions == tuple(bare.captions)
+    assert bare.examples.images == ()
+    assert len(pictures(last(answers.look(bare, "a bag", 0, None))[0])) == 4
+
+
+def test_examples_that_are_none_are_refused(two_pipelines):
+    for content in ({"captions": []}, {"images": 3}, ["a bag"]):
+        write_json(two_pipelines / "whole" / "examples" / "examples.json", content)
+        with pytest.raises(UserError, match=r"examples\.json"):
+            Shelf(two_pipelines).open("whole")
+
+
+def test_page_without_pipelines_or_gradio_says_so(script, tmp_path, monkeypatch):
+    pytest.importorskip("gradio")
+    monkeypatch.setenv("GRADIO_ANALYTICS_ENABLED", "False")
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    page = "unclip.page.__main__"
+    assert_one_error_line(script(page, "--checkpoints", tmp_path), "make demo")
+    assert_one_error_line(script(page, "--port", 0), "--port")
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        port = taken.getsockname()[1]
+        assert_one_error_line(script(page, "--port", port, "--checkpoints", COMMITTED.parent), str(port), "--port")
+    monkeypatch.setitem(sys.modules, "gradio", None)
+    assert_one_error_line(script(page), "pip install '.[page]'")
+
+
+# Watching
+
+
+def moment(step: int) -> Moment:
+    return Moment(range(1), step, 3, 0, np.zeros(1), np.zeros(1))
+
+
+def test_watch_tells_the_moments_then_the_result():
+    def work(on_step):
+        for step in range(3):
+            on_step(moment(step))
+        return "done"
+
+    *moments, result = watch(work)
+    assert [told.step for told in moments] == [0, 1, 2]
+    assert result == "done"
+
+
+def test_watch_raises_where_it_is_watched():
+    def work(on_step):
+        raise UserError("bad")
+
+    with pytest.raises(UserError, match="bad"):
+        list(watch(work))
+
+
+def test_drawing_ends_when_nobody_watches():
+    ended = threading.Event()
+
+    def work(on_step):
+        try:
+            while True:
+                on_step(moment(0))
+        finally:
+            ended.set()
+
+    watched = watch(work)
+    next(watched)
+    watched.close()
+    assert ended.wait(5)

@@ -1,0 +1,53 @@
+"""A page in the browser to draw, vary, blend, edit, mix, inpaint, and look inside.
+
+    make page                                              # sets up, then serves http://127.0.0.1:7860
+    python -m unclip.page --checkpoints checkpoints        # where the extra is installed: pip install '.[page]'
+
+Everything is served from this machine; nothing is fetched from another, or told to it. Every complete pipeline in the
+folder can be chosen. On two CPU cores the first picture is there a second or two after the click.
+"""
+
+import os
+from dataclasses import dataclass
+from pathlib import Path
+
+from unclip import cli
+from unclip.errors import UserError
+from unclip.settings import Device
+
+
+@dataclass(frozen=True)
+class PageOptions:
+    checkpoints: Path = Path("checkpoints")
+    """Folder that holds the trained pipelines, one folder each."""
+    host: str = "127.0.0.1"
+    """Address to serve at; 0.0.0.0 lets other machines in."""
+    port: int = 7860
+    """Port to serve at."""
+    show: bool = False
+    """Also open the page in the browser."""
+    device: Device = "auto"
+    """Where to draw: auto takes a GPU if there is one."""
+
+    def __post_init__(self):
+        if not 1 <= self.port <= 65535:
+            raise UserError(f"--port must lie between 1 and 65535, not {self.port}")
+
+
+def main() -> None:
+    options = cli.parse(PageOptions, __doc__)
+    os.environ.update(GRADIO_ANALYTICS_ENABLED="False", HF_HUB_OFFLINE="1")  # before gradio is imported, which reads it
+    try:
+        import gradio  # noqa: F401
+    except ImportError:
+        raise UserError("the page needs gradio; install it with: pip install '.[page]'") from None
+
+    from unclip.devices import pick_device
+    from unclip.page.shelf import Shelf
+    from unclip.page.tabs import serve
+
+    serve(Shelf(options.checkpoints, pick_device(options.device)), options.host, options.port, options.show)
+
+
+if __name__ == "__main__":
+    cli.run(main)

@@ -1,0 +1,106 @@
+"""The trained pipelines in a folder, as the page offers them: opened once, with examples and training captions."""
+
+import threading
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+
+from torch import Tensor
+
+from unclip.checkpoint import read_manifests
+from unclip.errors import UserError
+from unclip.files import read_json
+from unclip.pipeline import UnCLIP
+
+CAPTIONS = "captions.txt"
+
+
+@dataclass(frozen=True)
+class Examples:
+    """What a visitor can try at once with a pipeline: DIR/examples/examples.json."""
+
+    captions: tuple[str, ...]
+    change: tuple[str, str]
+    """Before and after, for the edit by text."""
+    images: tuple[Path, ...] = ()
+
+    @classmethod
+    def read(cls, folder: Path, captions: list[str]) -> "Examples":
+        """Those in the pipeline's folder, else the first of the captions that it was trained on.
+
+        Raises UserError for a file that is not as it should be.
+        """
+        path = folder / "examples" / "examples.json"
+        own = read_json(path) if path.is_file() else {}
+        try:
+            shown = tuple(own.get("captions", captions[:8]))
+            change = tuple(own.get("change", (shown[0], shown[-1])))
+            images = tuple(path.parent / name for name in own.get("images", ()))
+        except (AttributeError, TypeError, IndexError) as error:
+            raise UserError(f"{path} is not a set of examples ({error}); restore it, or delete it") from error
+        return cls(shown, change, images)
+
+
+@dataclass(eq=False)
+class Opened:
+    """A pipeline that is ready to draw. Shared by all visitors, so nothing here changes but what is computed once."""
+
+    folder: Path
+    pipe: UnCLIP
+    captions: list[str]
+    """What it was trained on, or a part of that; one caption at least."""
+    examples: Examples
+
+    @classmethod
+    def open(cls, folder: Path, device) -> "Opened":
+        captions = training_captions(folder)
+        return cls(folder, UnCLIP.from_pretrained(folder, device), captions, Examples.read(folder, captions))
+
+    @cached_property
+    def text(self) -> Tensor:
+        """CLIP's embeddings of the training captions, (N, D)."""
+        return self.pipe.encode_text(self.captions)
+
+
+class Shelf:
+    """The complete pipelines under a folder, by name, the newest first."""
+
+    def __init__(self, folder: Path, device="cpu"):
+        """Raises UserError if there are none."""
+        self.folder, self.device = folder, device
+        self.names = complete_pipelines(folder)
+        self.opened: dict[str, Opened] = {}
+        self.lock = threading.Lock()
+        if not self.names:
+            raise UserError(f"no trained pipeline under {folder}; train one with: make demo, or name another folder")
+
+    def open(self, name: str) -> Opened:
+        """The pipeline of that name, opened at the first call. Raises UserError if it cannot be used."""
+        if name not in self.names:
+            raise UserError(f"there is no pipeline {name!r} under {self.folder}; choose from {', '.join(self.names)}")
+        with self.lock:
+            if name not in self.opened:
+                self.opened[name] = Opened.open(self.folder / name, self.device)
+            return self.opened[name]
+
+
+def complete_pipelines(folder: Path) -> list[str]:
+    """Names of the folders in a folder that hold a pipeline whose stages are all trained, the newest first."""
+    times = {}
+    for inner in folder.glob("*/"):
+        try:
+            manifests = read_manifests(inner)
+        except UserError:
+            continue
+        if all(manifest.complete for manifest in manifests.values()):
+            times[inner.name] = max((inner / stage / "config.json").stat().st_mtime for stage in manifests)
+    return sorted(times, key=times.get, reverse=True)
+
+
+def training_captions(folder: Path) -> list[str]:
+    """The captions in a pipeline's captions.txt; without it the example that its manifests name."""
+    path = folder / CAPTIONS
+    if path.is_file():
+        return path.read_text(encoding="utf-8").splitlines()
+    named = [m.data["example"] for m in read_manifests(folder).values() if "example" in m.data]
+    return named[:1] or ["a picture"]

@@ -1,0 +1,260 @@
+"""What is on the page: one function per tab. It only places inputs and says which answer goes where."""
+
+import warnings
+from collections.abc import Callable, Sequence
+from functools import partial
+from html import escape
+from pathlib import Path
+from typing import Any
+
+import gradio as gr
+from PIL import Image
+
+from unclip.errors import UserError
+from unclip.page import answers
+from unclip.page.markup import CSS, problem
+from unclip.page.shelf import Opened, Shelf
+
+PRIVATE = {"api_visibility": "private"}
+"""The page's functions are for the page alone."""
+QUIET = {"show_progress": "hidden", **PRIVATE}
+SLIDING = {"queue": False, "trigger_mode": "always_last", **QUIET}
+
+
+class Page:
+    """What the tabs share while the page is built: the chosen pipeline, and what follows it."""
+
+    def __init__(self, shelf: Shelf):
+        self.shelf = shelf
+        self.chosen = gr.Dropdown(shelf.names, value=shelf.names[0], label="Pipeline", filterable=False)
+        self.followers: list[tuple[Any, Callable[[Opened], Any]]] = []
+
+    def follow(self, component, value: Callable[[Opened], Any]):
+        """A component that the chosen pipeline gives a value: when the page is opened, and at each choice."""
+        self.followers.append((component, value))
+        return component
+
+    def fill(self, name: str) -> list[Any]:
+        """The values of all that follow, for the pipeline of that name."""
+        opened = self.shelf.open(name)
+        return [value(opened) for _, value in self.followers]
+
+    def answer(
+        self, button: gr.Button, work: Callable[..., answers.Shown], inputs: Sequence, outputs: Sequence
+    ) -> None:
+        """Let `work(opened, *inputs)` answer a button; what is wrong with the inputs is one line above the outputs."""
+        call = partial(told_in_one_line, self.shelf, work, len(outputs))
+        button.click(
+            call,
+            [self.chosen, *inputs],
+            [gr.HTML(apply_default_css=False), *outputs],
+            show_progress="minimal",
+            **PRIVATE,
+        )
+
+
+def told_in_one_line(shelf: Shelf, work: Callable[..., answers.Shown], outputs: int, name: str, *values):
+    """What `work` yields, after an empty line; where the values cannot be used that line alone, and the rest stays."""
+    try:
+        for shown in work(shelf.open(name), *values):
+            yield "", *shown
+    except UserError as error:
+        yield problem(str(error)), *[gr.skip()] * outputs
+
+
+def serve(shelf: Shelf, host: str, port: int, show: bool) -> None:
+    """Serve the page until it is interrupted. Raises UserError if the port is taken."""
+    theme = gr.themes.Default(font=("system-ui", "sans-serif"), font_mono=("ui-monospace", "monospace"))
+    examples = [str((shelf.folder / name / "examples").resolve()) for name in shelf.names]
+    page = build(shelf)
+    warnings.showwarning = on_the_page
+    warnings.filterwarnings("always", category=UserWarning, module="unclip")
+    try:
+        _, address, _ = page.launch(
+            server_name=host, server_port=port, inbrowser=show, theme=theme, css=CSS, allowed_paths=examples,
+            footer_links=[], run_history=False, enable_monitoring=False, share=False, quiet=True,
+            prevent_thread_lock=True,
+        )  # fmt: skip
+    except OSError as error:
+        raise UserError(f"port {port} at {host} cannot be used; choose another with --port ({error})") from error
+    print(f"The page is at {address} (Ctrl-C ends it).", flush=True)
+    page.block_thread()
+
+
+def on_the_page(message: Warning | str, category: type, filename: str, *_) -> None:
+    """Show the library's own warnings, such as of a caption that is cut, to the visitor whom they concern."""
+    if category is UserWarning and Path(__file__).parents[1] in Path(filename).parents:
+        gr.Warning(escape(str(message)))
+    else:
+        print(f"warning: {message}")
+
+
+def build(shelf: Shelf) -> gr.Blocks:
+    with gr.Blocks(title="unclip", analytics_enabled=False, delete_cache=(3600, 3600), fill_width=True) as blocks:
+        gr.Markdown("# unclip\nDraw from captions, and change images through what CLIP sees in them.")
+        page = Page(shelf)
+        for name, tab in TABS.items():
+            with gr.Tab(name), gr.Row():
+                tab(page)
+        components = [component for component, _ in page.followers]
+        gr.on([blocks.load, page.chosen.change], page.fill, page.chosen, components, **QUIET)
+    return blocks.queue(default_concurrency_limit=2)
+
+
+def draw_tab(page: Page) -> None:
+    with gr.Column(scale=2):
+        text = gr.Textbox(label="Captions, one per line", lines=4)
+        page.follow(text, lambda opened: "\n".join(opened.examples.captions[:3]))
+        samples = gr.Dataset(components=[gr.Textbox(visible=False)], samples=[], label="Click to add a caption")
+        page.follow(samples, lambda opened: gr.Dataset(samples=[[caption] for caption in opened.examples.captions]))
+        number, seed = number_and_seed(4)
+        with gr.Row():
+            guidance = slider(0, 10, step=0.1, label="Guidance")
+            steps = slider(1, 100, step=1, label="Steps")
+        page.follow(guidance, lambda opened: opened.pipe.sampling.decoder.guidance)
+        page.follow(steps, lambda opened: opened.pipe.sampling.decoder.steps)
+        button = gr.Button("Draw", variant="primary")
+    settings = [text, number, seed, guidance, steps]
+    with gr.Column(scale=3, elem_classes="results"):
+        page.answer(button, answers.draw, settings, [result()])
+        told = gr.Textbox(label="The same as a command", buttons=["copy"], interactive=False)
+
+    def tell(name: str, *values) -> str:
+        return answers.command(str(page.shelf.folder / name), *values)
+
+    samples.click(lambda text, sample: f"{text.rstrip()}\n{sample[0]}".lstrip(), [text, samples], text, **QUIET)
+    gr.on([c.change for c in (page.chosen, *settings)], tell, [page.chosen, *settings], told, **SLIDING)
+
+
+def vary_tab(page: Page) -> None:
+    with gr.Column(scale=2):
+        image = image_input(page, "Image", 0)
+        number, seed = number_and_seed(8)
+        keep = slider(0, 1, 0, step=0.05, label="Keep", info="0: all noise is new; towards 1: the image's own")
+        button = gr.Button("Vary", variant="primary")
+    with gr.Column(scale=3, elem_classes="results"):
+        page.answer(button, answers.vary, [image, number, seed, keep], [result()])
+
+
+def blend_tab(page: Page) -> None:
+    with gr.Column(scale=2):
+        with gr.Row():
+            images = [image_input(page, "First image", 0), image_input(page, "Second image", 1)]
+        button = gr.Button("Blend", variant="primary")
+    with gr.Column(scale=3, elem_classes="results"):
+        frames_with_slider(page, button, answers.blend, images, "Position", 1)
+
+
+def edit_tab(page: Page) -> None:
+    with gr.Column(scale=2):
+        image = image_input(page, "Image", 0)
+        before = page.follow(gr.Textbox(label="Before"), lambda opened: opened.examples.change[0])
+        after = page.follow(gr.Textbox(label="After"), lambda opened: opened.examples.change[1])
+        button = gr.Button("Edit", variant="primary")
+    with gr.Column(scale=3, elem_classes="results"):
+        frames_with_slider(page, button, answers.change, [image, before, after], "Amount", answers.FURTHEST)
+
+
+def mix_tab(page: Page) -> None:
+    with gr.Column(scale=2):
+        prompts = []
+        for i, weight in enumerate((0.5, 0.5, 0)):
+            with gr.Row():
+                text = gr.Textbox(label=f"Prompt {i + 1}", scale=2)
+                prompts += [text, slider(0, 1, weight, step=0.05, label=f"Weight {i + 1}", min_width=120)]
+            if i < 2:  # the third may stay empty
+                page.follow(text, lambda opened, i=i: opened.examples.captions[i % len(opened.examples.captions)])
+        number, seed = number_and_seed(8)
+        button = gr.Button("Mix", variant="primary")
+    with gr.Column(scale=3, elem_classes="results"):
+        page.answer(button, answers.mix, [number, seed, *prompts], [result()])
+
+
+def inpaint_tab(page: Page) -> None:
+    with gr.Column(scale=2):
+        image = image_input(page, "Image", 0)
+        painting = gr.ImageEditor(
+            label="Brush over what to paint anew", type="pil", format="png", sources=(), layers=False, transforms=(),
+            brush=gr.Brush(default_size=40, colors=["#ff5a36"], color_mode="fixed"), buttons=[],
+            canvas_size=(answers.SIDE, answers.SIDE),
+        )  # fmt: skip
+        part = gr.Radio(list(answers.PARTS), value="the lower half", label="Where nothing is brushed, paint anew")
+        caption = page.follow(gr.Textbox(label="Caption"), lambda opened: opened.examples.change[1])
+        number, seed = number_and_seed(4)
+        button = gr.Button("Inpaint", variant="primary")
+    with gr.Column(scale=3, elem_classes="results"):
+        page.answer(button, answers.inpaint, [image, painting, part, caption, number, seed], [result()])
+
+    def enlarge(name: str, file: answers.Picked) -> Image.Image | None:
+        return answers.canvas(page.shelf.open(name), file)
+
+    image.change(enlarge, [page.chosen, image], painting, **QUIET)
+
+
+def look_tab(page: Page) -> None:
+    with gr.Column(scale=2):
+        caption = page.follow(gr.Textbox(label="Caption"), lambda opened: opened.examples.captions[0])
+        seed = seed_input()
+        image = image_input(page, "An image of it, for its true embedding (may stay empty)", None)
+        button = gr.Button("Look inside", variant="primary")
+    with gr.Column(scale=3, elem_classes="results"):
+        page.answer(button, answers.look, [caption, seed, image], [result()])
+
+
+def image_input(page: Page, label: str, number: int | None) -> gr.Image:
+    """An image to drop, paste or choose, with the examples beneath; at first it holds the one of that number."""
+    with gr.Column():
+        image = gr.Image(label=label, image_mode=None, sources=["upload", "clipboard"], height=220, buttons=[])
+        image.preprocess = lambda data: data and data.path  # opened where what is wrong with it can be told
+        samples = gr.Dataset(components=[gr.Image(visible=False)], samples=[], label="Examples")
+    page.follow(image, lambda opened: example(opened, number))
+    page.follow(samples, lambda opened: gr.Dataset(samples=[[str(path)] for path in opened.examples.images]))
+    samples.click(lambda sample: sample[0], samples, image, **QUIET)
+    return image
+
+
+def example(opened: Opened, number: int | None) -> str | None:
+    images = opened.examples.images
+    return str(images[number % len(images)]) if images and number is not None else None
+
+
+def slider(*arguments, **options) -> gr.Slider:
+    """A slider whose box may be emptied, or hold too large a number, on the way to the one that is meant."""
+    made = gr.Slider(*arguments, **options)
+    made.preprocess = lambda value: min(max(value or 0, made.minimum), made.maximum)
+    return made
+
+
+def number_and_seed(number: int) -> tuple[gr.Slider, gr.Number]:
+    with gr.Row():
+        return slider(1, 16, number, step=1, label="Pictures"), seed_input()
+
+
+def seed_input() -> gr.Number:
+    made = gr.Number(0, label="Seed", precision=0)
+    made.preprocess = lambda value: int(value or 0)
+    return made
+
+
+def result() -> gr.HTML:
+    return gr.HTML(min_height=120, apply_default_css=False)
+
+
+def frames_with_slider(page: Page, button: gr.Button, work: Callable, inputs: Sequence, label: str, end: float) -> None:
+    """The frames that a button computes, kept for this visitor; one of them is shown large: which, a slider says."""
+    frames = gr.State(time_to_live=3600)
+    position = slider(0, end, end / 2, step=end / (answers.FRAMES - 1), label=label)
+    large = result()
+    page.answer(button, work, [*inputs, position], [frames, large, result()])
+    position.change(partial(answers.frame_at, end=end), [frames, position], large, **SLIDING)
+
+
+TABS = {
+    "Draw": draw_tab,
+    "Vary": vary_tab,
+    "Blend": blend_tab,
+    "Edit": edit_tab,
+    "Mix": mix_tab,
+    "Inpaint": inpaint_tab,
+    "Look inside": look_tab,
+}
