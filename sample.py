@@ -29,9 +29,8 @@ import tyro
 from unclip import cli, signals
 from unclip.errors import UserError
 from unclip.fields import bounded
-from unclip.files import read_json
-from unclip.registry import STAGES
-from unclip.settings import Device, Sampling, SamplingOptions, check_seeds, read_sampling
+from unclip.index import newest_pipeline, read_sampling
+from unclip.settings import Device, SamplingOptions, check_seeds
 
 ROOT = Path(__file__).resolve().parent
 SHOWN = (64, 32)
@@ -79,24 +78,6 @@ def read_captions(options: Options) -> list[str]:
     if not captions:
         raise UserError(f"{source} holds no caption; give one per line")
     return captions
-
-
-def default_checkpoint() -> Path | None:
-    """The newest complete pipeline under checkpoints/, else the committed one, if it is there."""
-
-    def finished(folder: Path) -> float:
-        """When the last stage was finished, or 0."""
-        configs = [folder / name / "config.json" for name, stage in STAGES.items() if not stage.optional]
-        try:
-            complete = {folder / name / "config.json" for name in read_json(folder / "model_index.json")["stages"]}
-            return max(path.stat().st_mtime for path in configs) if complete >= set(configs) else 0.0
-        except (OSError, UserError, KeyError, TypeError):
-            return 0.0
-
-    committed = ROOT / "checkpoints" / "fashion-mnist"
-    times = {folder: finished(folder) for folder in (ROOT / "checkpoints").glob("*/") if folder != committed}
-    newest = max(times, key=times.get, default=None)
-    return newest if times.get(newest) else committed if committed.is_dir() else None
 
 
 class Drawing:
@@ -204,17 +185,13 @@ def slug(caption: str) -> str:
 
 def main() -> None:
     named = cli.argument("checkpoint")
-    checkpoint = Path(named) if named else default_checkpoint()
-    own = read_sampling(checkpoint) if checkpoint else Sampling()
+    checkpoint = Path(named) if named else newest_pipeline(ROOT / "checkpoints")
+    own = read_sampling(checkpoint)
     options = cli.parse(Options, __doc__, Options.of(own))
     settings = options.changed(own)
     sampling = own.override(**settings)  # refuses what is out of range before anything slow is done
     captions = read_captions(options)
     check_seeds(options.seed, options.n)
-    if checkpoint is None:
-        raise UserError(
-            "no trained pipeline under checkpoints/; train one with: make demo, or name one: --checkpoint DIR"
-        )
 
     import tempfile
     import time

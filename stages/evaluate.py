@@ -19,7 +19,8 @@ from pathlib import Path
 
 from stages.evaluation.main import EvaluateOptions, evaluate
 from unclip import cli
-from unclip.settings import SamplingOptions, read_sampling
+from unclip.index import read_sampling
+from unclip.settings import SamplingOptions
 
 
 def main() -> None:

@@ -24,7 +24,8 @@ from unclip.checkpoint import (
 )
 from unclip.errors import UserError
 from unclip.files import read_json, write_atomically, write_json
-from unclip.settings import DecoderSettings, PriorSettings, read_sampling
+from unclip.index import read_sampling
+from unclip.settings import DecoderSettings, PriorSettings
 
 
 @dataclass(frozen=True)

@@ -13,6 +13,7 @@ from PIL import Image
 from unclip import UnCLIP
 from unclip.checkpoint import load_tensors, read_manifest
 from unclip.files import read_json
+from unclip.index import newest_pipeline
 from unclip.registry import STAGES
 
 CAPTIONS = ("An image of an ankle boot", "a dark narrow dress", "")
@@ -248,15 +249,15 @@ def test_newest_complete_run_is_drawn_from_else_the_committed_one(script, tmp_pa
         shutil.copytree(trained.folder, tmp_path / "checkpoints" / name)
         moment = 1_700_000_000 - 1000 * age
         os.utime(tmp_path / "checkpoints" / name / "decoder" / "config.json", (moment, moment))
-    assert sample.default_checkpoint().name == "newer"
+    assert newest_pipeline(tmp_path / "checkpoints").name == "newer"
     shutil.rmtree(tmp_path / "checkpoints" / "newer" / "decoder")
-    assert sample.default_checkpoint().name == "older"
+    assert newest_pipeline(tmp_path / "checkpoints").name == "older"
     (tmp_path / "checkpoints" / "newer" / "prior" / "config.json").write_text("not json")
-    assert sample.default_checkpoint().name == "older"
+    assert newest_pipeline(tmp_path / "checkpoints").name == "older"
     shutil.rmtree(tmp_path / "checkpoints" / "older")
     shutil.rmtree(tmp_path / "checkpoints" / "newer")
-    assert sample.default_checkpoint().name == "fashion-mnist"
-    UnCLIP.from_pretrained(sample.default_checkpoint())
+    assert newest_pipeline(tmp_path / "checkpoints").name == "fashion-mnist"
+    UnCLIP.from_pretrained(newest_pipeline(tmp_path / "checkpoints"))
     shutil.rmtree(tmp_path / "checkpoints" / "fashion-mnist")
     finished = script("sample", "a bag", "--out", tmp_path / "out")
     assert finished.code == 1

@@ -8,6 +8,7 @@ import pytest
 import torch
 
 from unclip.errors import UserError
+from unclip.index import read_sampling
 from unclip.settings import (
     MAX_SEED,
     SAMPLING_OPTIONS,
@@ -15,7 +16,6 @@ from unclip.settings import (
     PriorSettings,
     Sampling,
     SamplingOptions,
-    read_sampling,
     seed_list,
 )
 

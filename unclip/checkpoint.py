@@ -24,10 +24,10 @@ from torch import Tensor, nn
 from unclip.errors import UserError, reason
 from unclip.fields import from_dict
 from unclip.files import file_sha256, read_json, read_record, write_atomically, write_record
+from unclip.index import read_index
 from unclip.registry import STAGES, default_kind, model_class
 
 FORMAT = 3
-RENEW = "delete it, and give the last training command again, which writes it anew"
 
 
 @dataclass
@@ -288,12 +288,6 @@ def _same_record(path: Path, content: dict[str, Any]) -> bool:
         return read_record(path) == content
     except UserError:
         return False
-
-
-def read_index(pipeline: Path) -> dict[str, Any]:
-    """What model_index.json says, nothing if it is not there. Raises UserError if it has changed."""
-    path = pipeline / "model_index.json"
-    return read_record(path, RENEW) if path.is_file() else {}
 
 
 def check_files(pipeline: Path, manifests: dict[str, Manifest]) -> None:

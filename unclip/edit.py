@@ -26,10 +26,10 @@ from PIL import Image, ImageOps
 from torch import Tensor
 
 from unclip.errors import UserError, reason
-from unclip.images import from_pil, to_float
+from unclip.images import to_float, upright
 from unclip.pipeline import Captions, Output, UnCLIP, as_array, batches, caption_list
 from unclip.samplers import RowNoise
-from unclip.settings import Sampling, seed_list
+from unclip.settings import MAX_SEED, Sampling, seed_list
 
 OneImage = Image.Image | str | Path | np.ndarray | Tensor
 Pictures = OneImage | Sequence[OneImage]
@@ -37,7 +37,9 @@ Space = Literal["image", "text"]
 
 BACKWARDS = {"sampler": "ddim", "eta": 0.0, "guidance": 1.0, "steps": 50}
 """How edits draw that need an image's own noise: the one sampler that can be run backwards, unguided."""
-PAINTING = {"sampler": "ddpm", "eta": 0.0, "steps": 25}
+PAINTING = {"sampler": "ddpm", "eta": 0.0, "guidance": 1.0, "steps": 25}
+CANDIDATES = 16
+"""Embeddings that the prior draws for a painting; the one closest to the image's own is taken."""
 EMBEDDINGS = 1024
 """Unconditional draws that the principal axes are taken from."""
 
@@ -67,8 +69,9 @@ def prepare(pipe: UnCLIP, images: Pictures) -> np.ndarray:
     `data/records.py` does. An image that has the decoder's size stays as it is.
     """
     size, channels = pipe.decoder.config.image_size, pipe.decoder.config.channels
-    pictures = [ImageOps.fit(p, (size, size)) if p.size != (size, size) else p for p in _opened(images)]
-    return torch.stack([from_pil(picture, channels) for picture in pictures]).permute(0, 2, 3, 1).numpy()
+    flat = [upright(picture, channels) for picture in _opened(images)]
+    fitted = [picture if picture.size == (size, size) else ImageOps.fit(picture, (size, size)) for picture in flat]
+    return np.stack([np.array(picture).reshape(size, size, channels) for picture in fitted])
 
 
 def _opened(images: Pictures) -> list[Image.Image]:
@@ -360,8 +363,9 @@ def inpaint(
 
     Args:
         mask: see `prepare_mask`.
-        captions: what the whole image is to show, one for each image or one for all; the prior draws its embedding.
-            None takes the image's own embedding instead, so that the part is varied.
+        captions: what the whole image is to show, one for each image or one for all. Of several draws of the prior the
+            one closest to the image's own embedding is taken: a dark shoe gets the dark half of a boot. None takes the
+            image's own embedding, so that the part is varied.
         seed: image i of every image uses seed + i.
     """
     prepared, painted = prepare(pipe, images), prepare_mask(pipe, images, mask)
@@ -372,10 +376,9 @@ def inpaint(
         raise UserError(f"inpaint draws with the ddpm sampler, not with {sampling.decoder.sampler}; leave sampler out")
     said = [caption for caption in _captions(captions, len(prepared)) for _ in range(n)]
     seeds = _seeds(seed, n) * len(prepared)
-    if captions is None:
-        embeddings = pipe.encode_image(prepared).repeat_interleave(n, dim=0)
-    else:
-        embeddings = pipe.embed(said, seed=seeds, **settings)
+    embeddings = pipe.encode_image(prepared).repeat_interleave(n, dim=0)
+    if captions is not None:
+        embeddings = _closest_draws(pipe, said, seeds, embeddings, **settings)
     _needs(pipe, "inpaint")
     known = torch.from_numpy(prepared).permute(0, 3, 1, 2).repeat_interleave(n, dim=0)
     painted, encoded = painted.repeat_interleave(n, dim=0), pipe.encode_captions(said)
@@ -386,6 +389,15 @@ def inpaint(
     inside = painted.permute(0, 2, 3, 1).numpy()
     whole = np.where(inside, as_array(torch.cat(drawn)), known.permute(0, 2, 3, 1).numpy())
     return Output(whole, said, seeds, embeddings, pipe.decoder.noise(seeds))
+
+
+def _closest_draws(pipe: UnCLIP, captions: list[str], seeds: list[int], wanted: Tensor, **settings: Any) -> Tensor:
+    """For each of N captions that of `CANDIDATES` draws of the prior which is closest to wanted (N, D)."""
+    own = [(seed * CANDIDATES + i) % MAX_SEED for seed in seeds for i in range(CANDIDATES)]
+    repeated = [caption for caption in captions for _ in range(CANDIDATES)]
+    drawn = pipe.embed(repeated, seed=own, **{"draws": 1} | settings).unflatten(0, (-1, CANDIDATES))  # (N, K, D)
+    best = torch.einsum("nkd,nd->nk", drawn, wanted).argmax(dim=1)
+    return drawn[torch.arange(len(best), device=best.device), best]
 
 
 # --- looking inside ---------------------------------------------------------------------------------------------------

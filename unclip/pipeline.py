@@ -23,7 +23,8 @@ from unclip.checkpoint import check_files, load_stage, read_manifests
 from unclip.clip import CLIP, EncodedCaptions, Preprocess, Tokenizer, encode_captions, load_clip
 from unclip.errors import UserError, reason, shown
 from unclip.images import to_uint8
-from unclip.settings import Sampling, is_single, read_sampling, seed_list
+from unclip.index import read_sampling
+from unclip.settings import Sampling, is_single, seed_list
 from unclip.trajectory import Moment
 
 Seeds = int | Sequence[int]

@@ -3,12 +3,10 @@
 import operator
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, field, fields, replace
-from pathlib import Path
 from typing import Any, Literal, Self
 
-from unclip.errors import UserError, reason, shown
-from unclip.fields import bounded, check, from_dict
-from unclip.files import read_record
+from unclip.errors import UserError, shown
+from unclip.fields import bounded, check
 from unclip.registry import SAMPLERS
 
 Device = Literal["auto", "cpu", "cuda", "mps"]
@@ -158,18 +156,3 @@ class SamplingOptions:
 SAMPLING_OPTIONS = tuple(option.name for option in fields(SamplingOptions))
 PRIOR_OPTIONS = {"prior_steps": "steps", "prior_guidance": "guidance", "draws": "draws"}
 """Which options are the prior's, and what it calls them; the others are the decoder's, by its own names."""
-
-
-def read_sampling(pipeline: Path) -> Sampling:
-    """The pipeline's own settings of sampling; what model_index.json does not name is the library's.
-
-    Raises UserError for settings that are unknown or out of range.
-    """
-    path = pipeline / "model_index.json"
-    own = (read_record(path, "restore it") if path.is_file() else {}).get("sampling", {})
-    if not isinstance(own, dict) or not all(isinstance(part, dict) for part in own.values()):
-        raise UserError(f'{path} holds no settings of sampling under "sampling"; restore it, or delete the entry')
-    try:
-        return from_dict(Sampling, own, str(path))
-    except (TypeError, ValueError) as error:
-        raise UserError(f"{path} holds settings of sampling that cannot be used ({reason(error)})") from error
