@@ -14,8 +14,9 @@ from PIL import Image
 
 from unclip import edit
 from unclip.errors import UserError
+from unclip.files import write_atomically
 from unclip.images import captioned_grid, to_pil
-from unclip.page.markup import LARGE, picture, row, saved_as_gif, saved_as_png, sheet, table
+from unclip.page.markup import LARGE, picture, png_bytes, row, saved_as_gif, saved_as_png, sheet, table
 from unclip.page.shelf import Opened
 from unclip.trajectory import Moment, Trajectory, denoising_frames, watch
 
@@ -203,9 +204,17 @@ def mask_of(painting: dict[str, Any] | None, part: str, size: int) -> np.ndarray
     return quarters.repeat(size // 2, axis=0).repeat(size // 2, axis=1)
 
 
-def canvas(opened: Opened, image: Picked) -> Image.Image | None:
-    """An image as the decoder sees it, enlarged, so that there is room for a brush; nothing if it cannot be read."""
+def canvas(opened: Opened, image: Picked) -> str | None:
+    """An image as the decoder sees it, enlarged, so that there is room for a brush: a file beside that of the image.
+
+    Nothing if the image cannot be read, which is told when it is asked for. The file is written as a whole, as another
+    visitor's browser may be fetching the same one.
+    """
     try:
-        return to_pil(edit.prepare(opened.pipe, picked(image))[0], SIDE)
-    except UserError:  # which is told when it is asked for
+        prepared = edit.prepare(opened.pipe, picked(image))[0]
+    except UserError:
         return None
+    file = Path(image).with_name(f"canvas-{'x'.join(map(str, prepared.shape))}.png")
+    if not file.exists():
+        write_atomically(file, png_bytes(to_pil(prepared, SIDE)))
+    return str(file)

@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Any
 
 import gradio as gr
-from PIL import Image
 
 from unclip.errors import UserError
 from unclip.page import answers
@@ -185,7 +184,7 @@ def inpaint_tab(page: Page) -> None:
     with gr.Column(scale=3, elem_classes="results"):
         page.answer(button, answers.inpaint, [image, painting, part, caption, number, seed], [result()])
 
-    def enlarge(name: str, file: answers.Picked) -> Image.Image | None:
+    def enlarge(name: str, file: answers.Picked) -> str | None:
         return answers.canvas(page.shelf.open(name), file)
 
     image.change(enlarge, [page.chosen, image], painting, **QUIET)
