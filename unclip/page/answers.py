@@ -24,6 +24,8 @@ MOST = 64
 """Pictures per click."""
 FRAMES = 9
 """Of a blend, and of an edit."""
+INVERSION = {"steps": 20}
+"""Of what needs an image's own noise: it is given back to within a few grey levels, and nobody waits for long."""
 FURTHEST = 0.5
 """Of an edit; the paper goes no further, and at 1 nothing is left of the image."""
 SIDE = 336
@@ -72,13 +74,13 @@ def command(folder: str, text: str, n: int, seed: int, guidance: float, steps: i
 
 def vary(opened: Opened, image: Picked, n: int, seed: int, keep: float) -> Shown:
     """What the image's embedding leaves open."""
-    varied = edit.vary(opened.pipe, [picked(image)], n=n, seed=seed, keep=keep)
+    varied = edit.vary(opened.pipe, picked(image), n=n, seed=seed, keep=keep, **INVERSION if keep else {})
     yield (several("variation", varied.images, varied.seeds),)
 
 
 def blend(opened: Opened, first: Picked, second: Picked, position: float) -> Shown:
     """Frames from one image to another, the one at `position`, and all of them."""
-    frames = edit.blend(opened.pipe, picked(first), picked(second), frames=FRAMES)
+    frames = edit.blend(opened.pipe, picked(first), picked(second), frames=FRAMES, **INVERSION)
     yield frames, frame_at(frames, position), film("blend", frames)
 
 
@@ -87,7 +89,7 @@ def change(opened: Opened, image: Picked, before: str, after: str, position: flo
     if not before.strip() or not after.strip():
         raise UserError("an edit needs two captions: what the image shows before, and what it shall show after")
     amounts = np.linspace(0, FURTHEST, FRAMES).tolist()
-    frames = edit.change(opened.pipe, [picked(image)], before=before, after=after, amounts=amounts)[0]
+    frames = edit.change(opened.pipe, picked(image), before, after, amounts, **INVERSION)[0]
     yield frames, frame_at(frames, position, FURTHEST), film(after, frames, FURTHEST)
 
 
@@ -107,8 +109,10 @@ def inpaint(
     """The image with a part of it painted anew: what the brush went over on the canvas, or else a named part."""
     prepared = edit.prepare(opened.pipe, picked(image))
     mask = mask_of(painting, part, prepared.shape[1])
-    painted = edit.inpaint(opened.pipe, prepared, mask, captions_in(caption)[:1], n=n, seed=seed)
-    yield (several("inpainting", painted.images, painted.seeds),)
+    painted = []
+    for one in range(seed, seed + n):
+        painted.append(edit.inpaint(opened.pipe, prepared, mask, captions_in(caption)[0], seed=one).images[0])
+        yield (several("inpainting", np.stack(painted), range(seed, one + 1)),)
 
 
 def look(opened: Opened, caption: str, seed: int, image: Picked) -> Shown:

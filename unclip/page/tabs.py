@@ -178,7 +178,7 @@ def inpaint_tab(page: Page) -> None:
             canvas_size=(answers.SIDE, answers.SIDE),
         )  # fmt: skip
         part = gr.Radio(list(answers.PARTS), value="the lower half", label="Where nothing is brushed, paint anew")
-        caption = page.follow(gr.Textbox(label="Caption"), lambda opened: opened.examples.change[1])
+        caption = page.follow(gr.Textbox(label="Caption"), lambda opened: opened.examples.change[0])
         number, seed = number_and_seed(4)
         button = gr.Button("Inpaint", variant="primary")
     with gr.Column(scale=3, elem_classes="results"):
