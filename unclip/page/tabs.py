@@ -35,7 +35,10 @@ class Page:
 
     def fill(self, name: str) -> list[Any]:
         """The values of all that follow, for the pipeline of that name."""
-        opened = self.shelf.open(name)
+        try:
+            opened = self.shelf.open(name)
+        except UserError as error:
+            raise gr.Error(escape(str(error)), duration=None, print_exception=False) from error
         return [value(opened) for _, value in self.followers]
 
     def answer(
