@@ -69,27 +69,9 @@ def read_captions(options: Options) -> list[str]:
 
 def default_checkpoint() -> Path:
     """The newest complete pipeline under checkpoints/, else the committed one."""
-    from unclip.checkpoint import read_manifests
+    from unclip.checkpoint import newest_pipeline
 
-    def finished(folder: Path) -> float:
-        """When the last stage was finished, or 0."""
-        try:
-            manifests = read_manifests(folder)
-        except UserError:
-            return 0.0
-        complete = all(manifest.complete for manifest in manifests.values())
-        return max((folder / stage / "config.json").stat().st_mtime for stage in manifests) if complete else 0.0
-
-    committed = ROOT / "checkpoints" / "fashion-mnist"
-    times = {folder: finished(folder) for folder in (ROOT / "checkpoints").glob("*/") if folder != committed}
-    newest = max(times, key=times.get, default=committed)
-    if not times.get(newest):
-        newest = committed
-    if not newest.is_dir():
-        raise UserError(
-            "no trained pipeline under checkpoints/; train one with: make demo, or name one: --checkpoint DIR"
-        )
-    return newest
+    return newest_pipeline(ROOT / "checkpoints")
 
 
 def write(options: Options, output, trajectory, sampling, checkpoint: Path) -> None:

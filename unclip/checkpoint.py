@@ -197,6 +197,32 @@ def is_complete(folder: Path) -> bool:
     return (folder / "config.json").is_file() and read_manifest(folder).complete
 
 
+def newest_pipeline(folder: Path) -> Path:
+    """The newest pipeline in a folder of them whose stages are all complete, else the committed one.
+
+    Raises UserError if there is neither.
+    """
+    committed = folder / "fashion-mnist"
+    times = {path: _finished(path) for path in folder.glob("*/") if path != committed}
+    newest = max(times, key=times.get, default=committed)
+    newest = newest if times.get(newest) else committed
+    if not newest.is_dir():
+        raise UserError(
+            f"no trained pipeline under {folder.name}/; train one with: make demo, or name one: --checkpoint DIR"
+        )
+    return newest
+
+
+def _finished(pipeline: Path) -> float:
+    """When the last stage of a pipeline was finished, or 0."""
+    try:
+        manifests = read_manifests(pipeline)
+    except UserError:
+        return 0.0
+    complete = all(manifest.complete for manifest in manifests.values())
+    return max((pipeline / stage / "config.json").stat().st_mtime for stage in manifests) if complete else 0.0
+
+
 def write_index(pipeline: Path) -> None:
     """Bring model_index.json, for programs, and README.md, for people, up to date with the complete stages."""
     manifests = {stage: read_manifest(pipeline / stage) for stage in STAGES if is_complete(pipeline / stage)}

@@ -26,20 +26,22 @@ from PIL import Image, ImageOps
 from torch import Tensor
 
 from unclip.errors import UserError, reason
-from unclip.images import from_pil, to_float
+from unclip.images import to_float, upright
 from unclip.pipeline import Captions, Output, UnCLIP, as_array, batches, caption_list
 from unclip.samplers import RowNoise
-from unclip.settings import Sampling, seed_list
+from unclip.settings import MAX_SEED, PRIOR_OPTIONS, Sampling, seed_list
 
 OneImage = Image.Image | str | Path | np.ndarray | Tensor
 Pictures = OneImage | Sequence[OneImage]
 Space = Literal["image", "text"]
 
 BACKWARDS = {"sampler": "ddim", "eta": 0.0, "guidance": 1.0, "steps": 50}
-"""How edits draw that need an image's own noise: the one sampler that can be run backwards, unguided."""
-PAINTING = {"sampler": "ddpm", "eta": 0.0, "steps": 25}
-EMBEDDINGS = 1024
-"""Unconditional draws that the principal axes are taken from."""
+"""How edits draw that need an image's own noise: the one sampler that can be run backwards, unguided if not asked."""
+PAINTING = {"sampler": "ddpm", "eta": 0.0, "guidance": 1.0, "steps": 25}
+CANDIDATES = 16
+"""Embeddings that the prior draws for a painting; the one closest to the image's own is taken."""
+AXES_FROM = {"n": 512, "draws": 1, "prior_steps": 10, "prior_guidance": 1.0}
+"""The unconditional draws of the prior that principal axes are taken from."""
 
 
 @dataclass(frozen=True)
@@ -67,8 +69,9 @@ def prepare(pipe: UnCLIP, images: Pictures) -> np.ndarray:
     `data/records.py` does. An image that has the decoder's size stays as it is.
     """
     size, channels = pipe.decoder.config.image_size, pipe.decoder.config.channels
-    pictures = [ImageOps.fit(p, (size, size)) if p.size != (size, size) else p for p in _opened(images)]
-    return torch.stack([from_pil(picture, channels) for picture in pictures]).permute(0, 2, 3, 1).numpy()
+    flat = [upright(picture, channels) for picture in _opened(images)]
+    fitted = [picture if picture.size == (size, size) else ImageOps.fit(picture, (size, size)) for picture in flat]
+    return np.stack([np.array(picture).reshape(size, size, channels) for picture in fitted])
 
 
 def _opened(images: Pictures) -> list[Image.Image]:
@@ -193,6 +196,8 @@ def _redraw(pipe: UnCLIP, latent: Latent, embeddings: Tensor, noise: Tensor) -> 
 
 def _backwards(pipe: UnCLIP, name: str, **settings: Any) -> Sampling:
     """The settings for what needs an image's own noise. Raises UserError for a sampler that cannot run backwards."""
+    if others := set(settings) & {"guidance_interval", *PRIOR_OPTIONS}:
+        raise UserError(f"{name} takes steps and guidance; leave {min(others)} out")
     sampling = pipe.sampling.override(**BACKWARDS | settings)
     if sampling.decoder.sampler != "ddim" or sampling.decoder.eta:
         raise UserError(f"{name} runs the ddim sampler backwards, without noise; leave sampler and eta out")
@@ -310,6 +315,7 @@ def change(
         amounts: K of them, 0 to 1: how far the embedding turns towards the normalised difference of the two texts. At 0
             the image is reconstructed; at 1 nothing is left of its embedding. The paper goes to 0.25 or 0.5.
         space: see `text_difference`.
+        settings: steps and guidance, by default the pipeline's own; the inversion is guided as the drawing is.
 
     Returns:
         uint8 (N, K, H, W, C).
@@ -318,7 +324,7 @@ def change(
     if len(amounts) == 0 or not ((amounts >= 0) & (amounts <= 1)).all():
         raise UserError(f"amounts must lie between 0 and 1, not {amounts.tolist()}")
     direction = text_difference(pipe, before, after, space)
-    decoder = _backwards(pipe, "change", **settings).decoder
+    decoder = _backwards(pipe, "change", **{"guidance": pipe.sampling.decoder.guidance} | settings).decoder
     latent = invert(pipe, images, steps=decoder.steps, guidance=decoder.guidance)
     embeddings = slerp(latent.embeddings, direction.expand_as(latent.embeddings), amounts)
     return _redraw(pipe, latent, embeddings, latent.noise[:, None])
@@ -333,7 +339,9 @@ def mix(pipe: UnCLIP, prompts: Mapping[str, float], n: int = 4, seed: int = 0, *
     """
     weights = torch.tensor([float(weight) for weight in prompts.values()])
     if not weights.isfinite().all() or (weights < 0).any() or weights.sum() <= 0:
-        raise UserError(f"weights must be at least 0, and one above, not {', '.join(map(str, prompts.values())) or 'none'}")
+        raise UserError(
+            f"weights must be at least 0, and one above, not {', '.join(map(str, prompts.values())) or 'none'}"
+        )
     seeds, captions = _seeds(seed, n), caption_list(list(prompts))
     drawn = pipe.embed(captions, n=n, seed=seed, **settings).unflatten(0, (len(captions), n))  # (P, n, D)
     shares = (weights / weights.sum()).to(drawn)
@@ -358,8 +366,9 @@ def inpaint(
 
     Args:
         mask: see `prepare_mask`.
-        captions: what the whole image is to show, one for each image or one for all; the prior draws its embedding.
-            None takes the image's own embedding instead, so that the part is varied.
+        captions: what the whole image is to show, one for each image or one for all. Of several draws of the prior the
+            one closest to the image's own embedding is taken: a dark shoe gets the dark half of a boot. None takes the
+            image's own embedding, so that the part is varied.
         seed: image i of every image uses seed + i.
     """
     prepared, painted = prepare(pipe, images), prepare_mask(pipe, images, mask)
@@ -370,10 +379,9 @@ def inpaint(
         raise UserError(f"inpaint draws with the ddpm sampler, not with {sampling.decoder.sampler}; leave sampler out")
     said = [caption for caption in _captions(captions, len(prepared)) for _ in range(n)]
     seeds = _seeds(seed, n) * len(prepared)
-    if captions is None:
-        embeddings = pipe.encode_image(prepared).repeat_interleave(n, dim=0)
-    else:
-        embeddings = pipe.embed(said, seed=seeds, **settings)
+    embeddings = pipe.encode_image(prepared).repeat_interleave(n, dim=0)
+    if captions is not None:
+        embeddings = _closest_draws(pipe, said, seeds, embeddings, **settings)
     _needs(pipe, "inpaint")
     known = torch.from_numpy(prepared).permute(0, 3, 1, 2).repeat_interleave(n, dim=0)
     painted, encoded = painted.repeat_interleave(n, dim=0), pipe.encode_captions(said)
@@ -384,6 +392,15 @@ def inpaint(
     inside = painted.permute(0, 2, 3, 1).numpy()
     whole = np.where(inside, as_array(torch.cat(drawn)), known.permute(0, 2, 3, 1).numpy())
     return Output(whole, said, seeds, embeddings, pipe.decoder.noise(seeds))
+
+
+def _closest_draws(pipe: UnCLIP, captions: list[str], seeds: list[int], wanted: Tensor, **settings: Any) -> Tensor:
+    """For each of N captions that of `CANDIDATES` draws of the prior which is closest to wanted (N, D)."""
+    own = [(seed * CANDIDATES + i) % MAX_SEED for seed in seeds for i in range(CANDIDATES)]
+    repeated = [caption for caption in captions for _ in range(CANDIDATES)]
+    drawn = pipe.embed(repeated, seed=own, **{"draws": 1} | settings).unflatten(0, (-1, CANDIDATES))  # (N, K, D)
+    best = torch.einsum("nkd,nd->nk", drawn, wanted).argmax(dim=1)
+    return drawn[torch.arange(len(best), device=best.device), best]
 
 
 # --- looking inside ---------------------------------------------------------------------------------------------------
@@ -422,7 +439,7 @@ def probe(
         raise UserError(f"components must be whole numbers of at least 0, not {components}")
     embeddings = pipe.encode_image(prepare(pipe, images))
     if reference is None:
-        reference = pipe.embed("", n=EMBEDDINGS, draws=1, prior_guidance=1.0)
+        reference = pipe.embed("", **AXES_FROM)
     mean, axes = (part.to(embeddings) for part in principal_axes(reference))
     kept = [embeddings.sub(mean) @ axes[: int(k)].T @ axes[: int(k)] + mean for k in components]
     shown = F.normalize(torch.stack(kept, dim=1), dim=2)  # (N, K, D)
