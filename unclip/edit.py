@@ -29,19 +29,19 @@ from unclip.errors import UserError, reason
 from unclip.images import to_float, upright
 from unclip.pipeline import Captions, Output, UnCLIP, as_array, batches, caption_list
 from unclip.samplers import RowNoise
-from unclip.settings import MAX_SEED, Sampling, seed_list
+from unclip.settings import MAX_SEED, PRIOR_OPTIONS, Sampling, seed_list
 
 OneImage = Image.Image | str | Path | np.ndarray | Tensor
 Pictures = OneImage | Sequence[OneImage]
 Space = Literal["image", "text"]
 
 BACKWARDS = {"sampler": "ddim", "eta": 0.0, "guidance": 1.0, "steps": 50}
-"""How edits draw that need an image's own noise: the one sampler that can be run backwards, unguided."""
+"""How edits draw that need an image's own noise: the one sampler that can be run backwards, unguided if not asked."""
 PAINTING = {"sampler": "ddpm", "eta": 0.0, "guidance": 1.0, "steps": 25}
 CANDIDATES = 16
 """Embeddings that the prior draws for a painting; the one closest to the image's own is taken."""
-EMBEDDINGS = 1024
-"""Unconditional draws that the principal axes are taken from."""
+AXES_FROM = {"n": 512, "draws": 1, "prior_steps": 10, "prior_guidance": 1.0}
+"""The unconditional draws of the prior that principal axes are taken from."""
 
 
 @dataclass(frozen=True)
@@ -196,6 +196,8 @@ def _redraw(pipe: UnCLIP, latent: Latent, embeddings: Tensor, noise: Tensor) -> 
 
 def _backwards(pipe: UnCLIP, name: str, **settings: Any) -> Sampling:
     """The settings for what needs an image's own noise. Raises UserError for a sampler that cannot run backwards."""
+    if others := set(settings) & {"guidance_interval", *PRIOR_OPTIONS}:
+        raise UserError(f"{name} takes steps and guidance; leave {min(others)} out")
     sampling = pipe.sampling.override(**BACKWARDS | settings)
     if sampling.decoder.sampler != "ddim" or sampling.decoder.eta:
         raise UserError(f"{name} runs the ddim sampler backwards, without noise; leave sampler and eta out")
@@ -313,6 +315,7 @@ def change(
         amounts: K of them, 0 to 1: how far the embedding turns towards the normalised difference of the two texts. At 0
             the image is reconstructed; at 1 nothing is left of its embedding. The paper goes to 0.25 or 0.5.
         space: see `text_difference`.
+        settings: steps and guidance, by default the pipeline's own; the inversion is guided as the drawing is.
 
     Returns:
         uint8 (N, K, H, W, C).
@@ -321,7 +324,7 @@ def change(
     if len(amounts) == 0 or not ((amounts >= 0) & (amounts <= 1)).all():
         raise UserError(f"amounts must lie between 0 and 1, not {amounts.tolist()}")
     direction = text_difference(pipe, before, after, space)
-    decoder = _backwards(pipe, "change", **settings).decoder
+    decoder = _backwards(pipe, "change", **{"guidance": pipe.sampling.decoder.guidance} | settings).decoder
     latent = invert(pipe, images, steps=decoder.steps, guidance=decoder.guidance)
     embeddings = slerp(latent.embeddings, direction.expand_as(latent.embeddings), amounts)
     return _redraw(pipe, latent, embeddings, latent.noise[:, None])
@@ -436,7 +439,7 @@ def probe(
         raise UserError(f"components must be whole numbers of at least 0, not {components}")
     embeddings = pipe.encode_image(prepare(pipe, images))
     if reference is None:
-        reference = pipe.embed("", n=EMBEDDINGS, draws=1, prior_guidance=1.0)
+        reference = pipe.embed("", **AXES_FROM)
     mean, axes = (part.to(embeddings) for part in principal_axes(reference))
     kept = [embeddings.sub(mean) @ axes[: int(k)].T @ axes[: int(k)] + mean for k in components]
     shown = F.normalize(torch.stack(kept, dim=1), dim=2)  # (N, K, D)

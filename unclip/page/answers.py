@@ -14,8 +14,9 @@ from PIL import Image
 
 from unclip import edit
 from unclip.errors import UserError
+from unclip.files import write_atomically
 from unclip.images import captioned_grid, to_pil
-from unclip.page.markup import LARGE, picture, row, saved_as_gif, saved_as_png, sheet, table
+from unclip.page.markup import LARGE, picture, png_bytes, row, saved_as_gif, saved_as_png, sheet, table
 from unclip.page.shelf import Opened
 from unclip.trajectory import Moment, Trajectory, denoising_frames, watch
 
@@ -23,6 +24,8 @@ MOST = 64
 """Pictures per click."""
 FRAMES = 9
 """Of a blend, and of an edit."""
+INVERSION = {"steps": 20}
+"""Of what needs an image's own noise: it is given back to within a few grey levels, and nobody waits for long."""
 FURTHEST = 0.5
 """Of an edit; the paper goes no further, and at 1 nothing is left of the image."""
 SIDE = 336
@@ -71,13 +74,13 @@ def command(folder: str, text: str, n: int, seed: int, guidance: float, steps: i
 
 def vary(opened: Opened, image: Picked, n: int, seed: int, keep: float) -> Shown:
     """What the image's embedding leaves open."""
-    varied = edit.vary(opened.pipe, [picked(image)], n=n, seed=seed, keep=keep)
+    varied = edit.vary(opened.pipe, picked(image), n=n, seed=seed, keep=keep, **INVERSION if keep else {})
     yield (several("variation", varied.images, varied.seeds),)
 
 
 def blend(opened: Opened, first: Picked, second: Picked, position: float) -> Shown:
     """Frames from one image to another, the one at `position`, and all of them."""
-    frames = edit.blend(opened.pipe, picked(first), picked(second), frames=FRAMES)
+    frames = edit.blend(opened.pipe, picked(first), picked(second), frames=FRAMES, **INVERSION)
     yield frames, frame_at(frames, position), film("blend", frames)
 
 
@@ -86,7 +89,7 @@ def change(opened: Opened, image: Picked, before: str, after: str, position: flo
     if not before.strip() or not after.strip():
         raise UserError("an edit needs two captions: what the image shows before, and what it shall show after")
     amounts = np.linspace(0, FURTHEST, FRAMES).tolist()
-    frames = edit.change(opened.pipe, [picked(image)], before=before, after=after, amounts=amounts)[0]
+    frames = edit.change(opened.pipe, picked(image), before, after, amounts, **INVERSION)[0]
     yield frames, frame_at(frames, position, FURTHEST), film(after, frames, FURTHEST)
 
 
@@ -106,8 +109,10 @@ def inpaint(
     """The image with a part of it painted anew: what the brush went over on the canvas, or else a named part."""
     prepared = edit.prepare(opened.pipe, picked(image))
     mask = mask_of(painting, part, prepared.shape[1])
-    painted = edit.inpaint(opened.pipe, prepared, mask, captions_in(caption)[:1], n=n, seed=seed)
-    yield (several("inpainting", painted.images, painted.seeds),)
+    painted = []
+    for one in range(seed, seed + n):
+        painted.append(edit.inpaint(opened.pipe, prepared, mask, captions_in(caption)[0], seed=one).images[0])
+        yield (several("inpainting", np.stack(painted), range(seed, one + 1)),)
 
 
 def look(opened: Opened, caption: str, seed: int, image: Picked) -> Shown:
@@ -203,9 +208,17 @@ def mask_of(painting: dict[str, Any] | None, part: str, size: int) -> np.ndarray
     return quarters.repeat(size // 2, axis=0).repeat(size // 2, axis=1)
 
 
-def canvas(opened: Opened, image: Picked) -> Image.Image | None:
-    """An image as the decoder sees it, enlarged, so that there is room for a brush; nothing if it cannot be read."""
+def canvas(opened: Opened, image: Picked) -> str | None:
+    """An image as the decoder sees it, enlarged, so that there is room for a brush: a file beside that of the image.
+
+    Nothing if the image cannot be read, which is told when it is asked for. The file is written as a whole, as another
+    visitor's browser may be fetching the same one.
+    """
     try:
-        return to_pil(edit.prepare(opened.pipe, picked(image))[0], SIDE)
-    except UserError:  # which is told when it is asked for
+        prepared = edit.prepare(opened.pipe, picked(image))[0]
+    except UserError:
         return None
+    file = Path(image).with_name(f"canvas-{'x'.join(map(str, prepared.shape))}.png")
+    if not file.exists():
+        write_atomically(file, png_bytes(to_pil(prepared, SIDE)))
+    return str(file)

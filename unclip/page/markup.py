@@ -17,6 +17,7 @@ SHOWN, LARGE = 112, 280
 """About how high a picture is shown, in CSS pixels."""
 
 CSS = """
+.gradio-container { overflow: clip !important }
 .gradio-container img { image-rendering: pixelated }
 .gradio-container .image-frame img { width: 100%; height: 100%; object-fit: contain }
 @media (min-width: 900px) { .results { position: sticky; top: 8px; align-self: flex-start } }

@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Any
 
 import gradio as gr
-from PIL import Image
 
 from unclip.errors import UserError
 from unclip.page import answers
@@ -36,7 +35,10 @@ class Page:
 
     def fill(self, name: str) -> list[Any]:
         """The values of all that follow, for the pipeline of that name."""
-        opened = self.shelf.open(name)
+        try:
+            opened = self.shelf.open(name)
+        except UserError as error:
+            raise gr.Error(escape(str(error)), duration=None, print_exception=False) from error
         return [value(opened) for _, value in self.followers]
 
     def answer(
@@ -179,13 +181,13 @@ def inpaint_tab(page: Page) -> None:
             canvas_size=(answers.SIDE, answers.SIDE),
         )  # fmt: skip
         part = gr.Radio(list(answers.PARTS), value="the lower half", label="Where nothing is brushed, paint anew")
-        caption = page.follow(gr.Textbox(label="Caption"), lambda opened: opened.examples.change[1])
+        caption = page.follow(gr.Textbox(label="Caption"), lambda opened: opened.examples.change[0])
         number, seed = number_and_seed(4)
         button = gr.Button("Inpaint", variant="primary")
     with gr.Column(scale=3, elem_classes="results"):
         page.answer(button, answers.inpaint, [image, painting, part, caption, number, seed], [result()])
 
-    def enlarge(name: str, file: answers.Picked) -> Image.Image | None:
+    def enlarge(name: str, file: answers.Picked) -> str | None:
         return answers.canvas(page.shelf.open(name), file)
 
     image.change(enlarge, [page.chosen, image], painting, **QUIET)
