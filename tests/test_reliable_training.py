@@ -488,7 +488,11 @@ def ranks(folder: Path, log: Path, **variables: str) -> subprocess.Popen:
                "--log-dir", log, "--redirects", "3", ROOT / "tests" / "small_stage.py", folder]  # fmt: skip
     quiet = {"OMP_NUM_THREADS": "1", "TORCH_CPP_LOG_LEVEL": "FATAL"}
     return subprocess.Popen(
-        command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, preexec_fn=listen, env=os.environ | quiet | variables
+        command,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+        preexec_fn=listen,
+        env=os.environ | quiet | variables,
     )
 
 
