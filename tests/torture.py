@@ -12,7 +12,7 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
 FAULTS = (
-    ("killed (-9) before each change of a file", 75, "test_a_kill_before_any_change_of_a_file_loses_nothing"),
+    ("killed (-9) before each change of a file", 66, "test_a_kill_before_any_change_of_a_file_loses_nothing"),
     ("killed (-9) at random moments", 100, "test_a_kill_at_any_moment_loses_nothing"),
     ("one bit flipped in a training's files", 150, "test_a_flipped_bit_is_refused_or_mended_and_never_used"),
     ("one bit flipped in a pipeline's files", 200, "test_any_flipped_bit_of_a_pipeline_is_refused"),
