@@ -38,8 +38,9 @@ Space = Literal["image", "text"]
 BACKWARDS = {"sampler": "ddim", "eta": 0.0, "guidance": 1.0, "steps": 50}
 """How edits draw that need an image's own noise: the one sampler that can be run backwards, unguided if not asked."""
 PAINTING = {"sampler": "ddpm", "eta": 0.0, "guidance": 1.0, "steps": 25}
-CANDIDATES = 16
-"""Embeddings that the prior draws for a painting; the one closest to the image's own is taken."""
+CANDIDATES, OWN = 16, 1 / 3
+"""Of so many embeddings that the prior draws for a painting the one closest to the image's own is taken, and moved by
+this share towards it, so that what is painted goes with what is not."""
 AXES_FROM = {"n": 512, "draws": 1, "prior_steps": 10, "prior_guidance": 1.0}
 """The unconditional draws of the prior that principal axes are taken from."""
 
@@ -367,8 +368,8 @@ def inpaint(
     Args:
         mask: see `prepare_mask`.
         captions: what the whole image is to show, one for each image or one for all. Of several draws of the prior the
-            one closest to the image's own embedding is taken: a dark shoe gets the dark half of a boot. None takes the
-            image's own embedding, so that the part is varied.
+            one closest to the image's own embedding is taken, and moved towards it by a third: a dark shoe gets the
+            dark half of a boot. None takes the image's own embedding, so that the part is varied.
         seed: image i of every image uses seed + i.
     """
     prepared, painted = prepare(pipe, images), prepare_mask(pipe, images, mask)
@@ -381,7 +382,8 @@ def inpaint(
     seeds = _seeds(seed, n) * len(prepared)
     embeddings = pipe.encode_image(prepared).repeat_interleave(n, dim=0)
     if captions is not None:
-        embeddings = _closest_draws(pipe, said, seeds, embeddings, **settings)
+        closest = _closest_draws(pipe, said, seeds, embeddings, **settings)
+        embeddings = slerp(closest, embeddings, torch.tensor([OWN]))[:, 0]
     _needs(pipe, "inpaint")
     known = torch.from_numpy(prepared).permute(0, 3, 1, 2).repeat_interleave(n, dim=0)
     painted, encoded = painted.repeat_interleave(n, dim=0), pipe.encode_captions(said)

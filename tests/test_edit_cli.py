@@ -1,0 +1,57 @@
+"""python -m unclip.edit: pictures, arrays, and one line for bad input."""
+
+import numpy as np
+import pytest
+from conftest import ROOT, assert_one_error_line
+from PIL import Image
+
+from unclip.lesson import lesson
+from unclip.pipeline import UnCLIP
+
+PIPELINE = ROOT / "checkpoints" / "fashion-mnist"
+SHOE, BOOT = PIPELINE / "examples" / "sneaker.png", PIPELINE / "examples" / "ankle-boot.png"
+
+
+@pytest.mark.parametrize(
+    ("arguments", "shape"),
+    [
+        (("vary", SHOE, "--n", 2, "--steps", 3), (2, 28, 28, 1)),
+        (("blend", SHOE, BOOT, "--frames", 3, "--steps", 4), (3, 28, 28, 1)),
+        (("change", BOOT, "--before", "a dark boot", "--after", "a light boot", "--steps", 4), (1, 3, 28, 28, 1)),
+        (("mix", "--prompts", "a bag", "a boot", "--n", 2, "--steps", 3), (2, 28, 28, 1)),
+        (("inpaint", SHOE, "--mask", BOOT, "--n", 1, "--steps", 3, "--prior-steps", 2), (1, 28, 28, 1)),
+    ],
+)
+def test_each_command_writes_a_picture_and_its_arrays(arguments, shape, script, tmp_path):
+    finished = script("unclip.edit_cli", *arguments, "--npz", "--checkpoint", PIPELINE, "--out", tmp_path)
+    assert finished.code == 0, finished.err
+    name = arguments[0]
+    assert Image.open(tmp_path / f"{name}.png").width > 150
+    assert np.load(tmp_path / f"{name}.npz")["images"].shape == shape
+    if name == "blend":
+        animation = Image.open(tmp_path / "blend.gif")
+        assert animation.n_frames == 5  # there and back
+        assert animation.info["loop"] == 0
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (("vary",), "no image"),
+        (("vary", "nowhere.png"), "there is no image nowhere.png"),
+        (("blend", SHOE), "blend takes two images, not 1"),
+        (("change", SHOE), "--before and --after"),
+        (("inpaint", SHOE), "--mask"),
+        (("mix", "--prompts", "a bag", "--weights", 1, 2), "2 weights do not go with 1 prompts"),
+        (("corrupt", SHOE, "--steps", 5), "takes no steps"),
+    ],
+)
+def test_bad_input_is_refused_in_one_line(arguments, words, script, tmp_path):
+    finished = script("unclip.edit_cli", *arguments, "--checkpoint", PIPELINE, "--out", tmp_path)
+    assert_one_error_line(finished, words)
+
+
+def test_the_lesson_is_three_pictures(tmp_path):
+    paths = lesson(UnCLIP.from_pretrained(PIPELINE), "a bag", 2, 0, tmp_path, slow=20)
+    assert [path.name for path in paths] == ["lesson-noise.png", "lesson-steps.png", "lesson-guidance.png"]
+    assert all(Image.open(path).width > 230 for path in paths)
