@@ -39,7 +39,7 @@ def newest_pipeline(folder: Path) -> Path:
     Raises UserError if there is neither.
     """
     committed = folder / "fashion-mnist"
-    times = {path: _finished(path) for path in folder.glob("*/") if path != committed}
+    times = {path: finished(path) for path in folder.glob("*/") if path != committed}
     newest = max(times, key=times.get, default=committed)
     newest = newest if times.get(newest) else committed
     if not newest.is_dir():
@@ -49,7 +49,7 @@ def newest_pipeline(folder: Path) -> Path:
     return newest
 
 
-def _finished(pipeline: Path) -> float:
+def finished(pipeline: Path) -> float:
     """When the last stage of a pipeline was finished, or 0."""
     configs = {name: pipeline / name / "config.json" for name, stage in STAGES.items() if not stage.optional}
     try:

@@ -10,6 +10,7 @@ from torch import Tensor
 from unclip.checkpoint import read_manifests
 from unclip.errors import UserError
 from unclip.files import read_json
+from unclip.index import finished
 from unclip.pipeline import UnCLIP
 
 CAPTIONS = "captions.txt"
@@ -86,15 +87,8 @@ class Shelf:
 
 def complete_pipelines(folder: Path) -> list[str]:
     """Names of the folders in a folder that hold a pipeline whose stages are all trained, the newest first."""
-    times = {}
-    for inner in folder.glob("*/"):
-        try:
-            manifests = read_manifests(inner)
-        except UserError:
-            continue
-        if all(manifest.complete for manifest in manifests.values()):
-            times[inner.name] = max((inner / stage / "config.json").stat().st_mtime for stage in manifests)
-    return sorted(times, key=times.get, reverse=True)
+    times = {path.name: finished(path) for path in folder.glob("*/")}
+    return sorted(filter(times.get, times), key=times.get, reverse=True)
 
 
 def training_captions(folder: Path) -> list[str]:
