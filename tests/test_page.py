@@ -19,7 +19,7 @@ from sample import Options
 from unclip import UserError, cli
 from unclip.files import write_json
 from unclip.page import answers, markup
-from unclip.page.shelf import Opened, Shelf, complete_pipelines
+from unclip.page.shelf import OpenPipeline, Shelf, complete_pipelines
 from unclip.trajectory import Moment, watch
 
 COMMITTED = ROOT / "checkpoints" / "fashion-mnist"
@@ -27,8 +27,8 @@ WEIRD = '<script>alert(1)</script> "${1+1}" {{x}} & \u202e'
 
 
 @pytest.fixture(scope="module")
-def opened() -> Opened:
-    return Opened.open(COMMITTED, "cpu")
+def opened() -> OpenPipeline:
+    return OpenPipeline.open(COMMITTED, "cpu")
 
 
 @pytest.fixture

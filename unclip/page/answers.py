@@ -17,7 +17,7 @@ from unclip.errors import UserError
 from unclip.files import write_atomically
 from unclip.images import captioned_grid, to_pil
 from unclip.page.markup import LARGE, picture, png_bytes, row, saved_as_gif, saved_as_png, sheet, table
-from unclip.page.shelf import Opened
+from unclip.page.shelf import OpenPipeline
 from unclip.trajectory import Moment, Trajectory, denoising_frames, watch
 
 MOST = 64
@@ -44,7 +44,7 @@ Picked = str | Path | None
 """The file of an image that a visitor gave, if one did."""
 
 
-def draw(opened: Opened, text: str, n: int, seed: int, guidance: float, steps: int) -> Shown:
+def draw(opened: OpenPipeline, text: str, n: int, seed: int, guidance: float, steps: int) -> Shown:
     """A row of pictures per caption, denoised before the visitor's eyes, one caption after the other."""
     captions = captions_in(text)
     if len(captions) * n > MOST:
@@ -72,19 +72,19 @@ def command(folder: str, text: str, n: int, seed: int, guidance: float, steps: i
     return shlex.join(["python", "sample.py", *words, *end, *captions])
 
 
-def vary(opened: Opened, image: Picked, n: int, seed: int, keep: float) -> Shown:
+def vary(opened: OpenPipeline, image: Picked, n: int, seed: int, keep: float) -> Shown:
     """What the image's embedding leaves open."""
     varied = edit.vary(opened.pipe, picked(image), n=n, seed=seed, keep=keep, **INVERSION if keep else {})
     yield (several("variation", varied.images, varied.seeds),)
 
 
-def blend(opened: Opened, first: Picked, second: Picked, position: float) -> Shown:
+def blend(opened: OpenPipeline, first: Picked, second: Picked, position: float) -> Shown:
     """Frames from one image to another, the one at `position`, and all of them."""
     frames = edit.blend(opened.pipe, picked(first), picked(second), frames=FRAMES, **INVERSION)
     yield frames, frame_at(frames, position), film("blend", frames)
 
 
-def change(opened: Opened, image: Picked, before: str, after: str, position: float) -> Shown:
+def change(opened: OpenPipeline, image: Picked, before: str, after: str, position: float) -> Shown:
     """The image moved from what one caption says towards what another says, by more and more."""
     if not before.strip() or not after.strip():
         raise UserError("an edit needs two captions: what the image shows before, and what it shall show after")
@@ -93,7 +93,7 @@ def change(opened: Opened, image: Picked, before: str, after: str, position: flo
     yield frames, frame_at(frames, position, FURTHEST), film(after, frames, FURTHEST)
 
 
-def mix(opened: Opened, n: int, seed: int, *prompts_and_weights: str | float) -> Shown:
+def mix(opened: OpenPipeline, n: int, seed: int, *prompts_and_weights: str | float) -> Shown:
     """Pictures that are part one prompt and part another; prompts and weights take turns."""
     weights: dict[str, float] = {}
     for prompt, weight in zip(prompts_and_weights[::2], prompts_and_weights[1::2], strict=True):
@@ -104,7 +104,7 @@ def mix(opened: Opened, n: int, seed: int, *prompts_and_weights: str | float) ->
 
 
 def inpaint(
-    opened: Opened, image: Picked, painting: dict[str, Any] | None, part: str, caption: str, n: int, seed: int
+    opened: OpenPipeline, image: Picked, painting: dict[str, Any] | None, part: str, caption: str, n: int, seed: int
 ) -> Shown:
     """The image with a part of it painted anew: what the brush went over on the canvas, or else a named part."""
     prepared = edit.prepare(opened.pipe, picked(image))
@@ -115,7 +115,7 @@ def inpaint(
         yield (several("inpainting", np.stack(painted), range(seed, one + 1)),)
 
 
-def look(opened: Opened, caption: str, seed: int, image: Picked) -> Shown:
+def look(opened: OpenPipeline, caption: str, seed: int, image: Picked) -> Shown:
     """What the prior drew for a caption, and what the decoder makes of that and of less.
 
     The ways to drive the decoder are those of the evaluation's error budget (Ramesh et al. 2022, section 5.1); of a
@@ -208,7 +208,7 @@ def mask_of(painting: dict[str, Any] | None, part: str, size: int) -> np.ndarray
     return quarters.repeat(size // 2, axis=0).repeat(size // 2, axis=1)
 
 
-def canvas(opened: Opened, image: Picked) -> str | None:
+def canvas(opened: OpenPipeline, image: Picked) -> str | None:
     """An image as the decoder sees it, enlarged, so that there is room for a brush: a file beside that of the image.
 
     Nothing if the image cannot be read, which is told when it is asked for. The file is written as a whole, as another

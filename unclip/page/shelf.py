@@ -43,7 +43,7 @@ class Examples:
 
 
 @dataclass(eq=False)
-class Opened:
+class OpenPipeline:
     """A pipeline that is ready to draw. Shared by all visitors, so nothing here changes but what is computed once."""
 
     folder: Path
@@ -53,7 +53,7 @@ class Opened:
     examples: Examples
 
     @classmethod
-    def open(cls, folder: Path, device) -> "Opened":
+    def open(cls, folder: Path, device) -> "OpenPipeline":
         captions = training_captions(folder)
         return cls(folder, UnCLIP.from_pretrained(folder, device), captions, Examples.read(folder, captions))
 
@@ -70,18 +70,18 @@ class Shelf:
         """Raises UserError if there are none."""
         self.folder, self.device = folder, device
         self.names = complete_pipelines(folder)
-        self.opened: dict[str, Opened] = {}
+        self.opened: dict[str, OpenPipeline] = {}
         self.lock = threading.Lock()
         if not self.names:
             raise UserError(f"no trained pipeline under {folder}; train one with: make demo, or name another folder")
 
-    def open(self, name: str) -> Opened:
+    def open(self, name: str) -> OpenPipeline:
         """The pipeline of that name, opened at the first call. Raises UserError if it cannot be used."""
         if name not in self.names:
             raise UserError(f"there is no pipeline {name!r} under {self.folder}; choose from {', '.join(self.names)}")
         with self.lock:
             if name not in self.opened:
-                self.opened[name] = Opened.open(self.folder / name, self.device)
+                self.opened[name] = OpenPipeline.open(self.folder / name, self.device)
             return self.opened[name]
 
 

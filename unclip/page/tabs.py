@@ -12,7 +12,7 @@ import gradio as gr
 from unclip.errors import UserError
 from unclip.page import answers
 from unclip.page.markup import CSS, problem
-from unclip.page.shelf import Opened, Shelf
+from unclip.page.shelf import OpenPipeline, Shelf
 
 PRIVATE = {"api_visibility": "private"}
 """The page's functions are for the page alone."""
@@ -26,9 +26,9 @@ class Page:
     def __init__(self, shelf: Shelf):
         self.shelf = shelf
         self.chosen = gr.Dropdown(shelf.names, value=shelf.names[0], label="Pipeline", filterable=False)
-        self.followers: list[tuple[Any, Callable[[Opened], Any]]] = []
+        self.followers: list[tuple[Any, Callable[[OpenPipeline], Any]]] = []
 
-    def follow(self, component, value: Callable[[Opened], Any]):
+    def follow(self, component, value: Callable[[OpenPipeline], Any]):
         """A component that the chosen pipeline gives a value: when the page is opened, and at each choice."""
         self.followers.append((component, value))
         return component
@@ -215,7 +215,7 @@ def image_input(page: Page, label: str, number: int | None) -> gr.Image:
     return image
 
 
-def example(opened: Opened, number: int | None) -> str | None:
+def example(opened: OpenPipeline, number: int | None) -> str | None:
     images = opened.examples.images
     return str(images[number % len(images)]) if images and number is not None else None
 
