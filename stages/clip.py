@@ -18,7 +18,7 @@ from stages.identity import settings
 from stages.inputs import data_entry
 from stages.memory import check_fits
 from stages.state import start_from
-from unclip.checkpoint import Manifest, sha256
+from unclip.checkpoint import Manifest, read_manifest, sha256
 from unclip.clip import CLIP, CLIPConfig, Preprocess, Tokenizer
 from unclip.clip.model import chance_loss, contrastive_loss
 from unclip.clip.pretrained import load_bundle
@@ -175,6 +175,7 @@ def train(run: CLIPRun) -> Manifest:
     check_fits(lambda: CLIP(replace(run.model, text=replace(run.model.text, vocab_size=run.vocab_size))), device)
     data, validation = run.data.load("train", "validation")
     if run.init_from:
+        read_manifest(run.init_from / "clip")  # one of ours: another project's may lack a tokenizer
         tokenizer = load_bundle(run.init_from).tokenizer
     else:
         tokenizer = Tokenizer.train(data.captions, run.vocab_size)

@@ -23,8 +23,8 @@ from unclip.checkpoint import (
     write_index,
 )
 from unclip.errors import UserError
-from unclip.files import read_json, write_atomically, write_json
-from unclip.index import read_sampling
+from unclip.files import read_json, read_record, write_atomically, write_json
+from unclip.index import read_index, read_sampling
 from unclip.settings import DecoderSettings, PriorSettings
 
 
@@ -127,7 +127,7 @@ def test_manifest_that_is_not_json_is_refused(content, stage):
     assert "config.json is not readable JSON" in refusal(stage[0])
 
 
-@pytest.mark.parametrize("version", [0, 1, 3, "2", None])
+@pytest.mark.parametrize("version", [0, 1, 2, "3", None])
 def test_other_format_version_is_refused(version, stage):
     edit(stage[0], format=version)
     assert f"has format {version}, but this version reads format {checkpoint.FORMAT}" in refusal(stage[0])
@@ -137,6 +137,12 @@ def test_other_format_version_is_refused(version, stage):
 def test_json_that_is_not_a_manifest_is_refused(content, stage):
     (stage[0] / "config.json").write_text(content)
     assert "has format None" in refusal(stage[0])
+
+
+def test_changed_manifest_is_refused(stage):
+    path = stage[0] / "config.json"
+    path.write_text(path.read_text().replace('"step": 7', '"step": 8'))
+    assert "config.json has changed since it was written" in refusal(stage[0])
 
 
 def test_unknown_manifest_field_is_refused(stage):
@@ -280,8 +286,10 @@ def test_index_lists_the_complete_stages_with_their_kinds(tmp_path):
         "clip": {"kind": "transformer", "sha256": hashes["clip"], **rest},
         "decoder": {"kind": "diffusion", "sha256": hashes["decoder"], **rest},
     }
-    index = read_json(tmp_path / "model_index.json")
-    assert index == {"format": checkpoint.FORMAT, "stages": listed, "sampling": {}}
+    index = read_index(tmp_path)
+    files = {f"{stage}/model.safetensors": hashes[stage] for stage in hashes}
+    files |= {f"{stage}/config.json": sha256((tmp_path / stage / "config.json").read_bytes()) for stage in hashes}
+    assert index == {"format": checkpoint.FORMAT, "files": files, "stages": listed, "sampling": {}}
 
 
 def test_index_carries_the_settings_of_sampling_stage_by_stage(tmp_path):
@@ -335,6 +343,4 @@ def test_manifest_on_disk_names_all_that_a_stage_comes_from(trained):
         assert manifest.data["example"] == "an image of a t-shirt/top"
         weights = (trained.folder / name / "model.safetensors").read_bytes()
         assert checkpoint.sha256(weights) == manifest.sha256
-        assert json.loads((trained.folder / name / "config.json").read_text()) == json.loads(
-            json.dumps(asdict(manifest))
-        )
+        assert read_record(trained.folder / name / "config.json") == json.loads(json.dumps(asdict(manifest)))

@@ -1,19 +1,23 @@
 """Bad input to the scripts: one line on standard error, a non-zero exit, no traceback, no half-written file."""
 
 import gzip
-import json
+import os
 import shutil
+import tempfile
 from dataclasses import dataclass
 
 import pytest
 import torch
-from conftest import ROOT, assert_one_error_line, contents, files_under, run_python
+from conftest import ROOT, assert_one_error_line, contents, edit, files_under, run_python
+from PIL import Image
 
 from data import fashion_mnist
 from unclip import cli
+from unclip.checkpoint import read_manifest
 from unclip.errors import UserError
 
 BAG = "an image of a bag"
+IMAGE = "out/000-an-image-of-a-bag-seed0.png"
 TRAINERS = ("train_clip", "train_prior", "train_decoder")
 
 
@@ -33,12 +37,13 @@ def raw(tmp_path):
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
-        ((BAG, "--n", "0"), ("n must be at least 1, not 0",)),
-        ((BAG, "--n", "-3"), ("n must be at least 1, not -3",)),
+        ((BAG, "--n", "0"), ("--n must be from 1 to ", ", not 0")),
+        ((BAG, "--n", "1" + 400 * "0"), ("--n must be from 1 to 1000000000, not 1000", "000...")),
+        ((BAG, "--n", "-3"), ("--n must be from 1 to ", ", not -3")),
         ((BAG, "--n", "many"), ("--n", "'many'")),
-        ((BAG, "--seed", "-1"), ("seed must not be negative",)),
-        ((BAG, "--steps", "0"), ("steps must be at least 1, not 0",)),
-        ((BAG, "--guidance", "nan"), ("guidance must lie between 0 and 100",)),
+        ((BAG, "--seed", "-1"), ("--seed must be from 0 to ", ", not -1")),
+        ((BAG, "--steps", "0"), ("--steps must be from 1 to ", ", not 0")),
+        ((BAG, "--guidance", "nan"), ("--guidance must be from 0 to 100, not nan",)),
         ((BAG, "--sampler", "euler"), ("euler", "'ddpm', 'ddim', 'dpmpp'")),
         ((BAG, "--stepz", "5"), ("--stepz", "did you mean --steps")),
         ((BAG, "--captions-flie", "x"), ("--captions-flie", "did you mean --captions-file")),
@@ -130,17 +135,29 @@ def test_sample_refuses_an_output_folder_beneath_a_file(trained, script, tmp_pat
     assert contents(tmp_path) == {"file": b"x"}
 
 
-def test_sample_on_a_full_disk_leaves_no_file(trained, script, tmp_path, full_disk):
+@pytest.mark.parametrize(("calls", "kept"), [(("fsync", "replace"), []), (("fsync",), [IMAGE])])
+def test_sample_on_a_full_disk_leaves_whole_images_alone(calls, kept, trained, script, tmp_path, monkeypatch):
+    """The disk is full before the first image, or after all of them, of which none is flushed: they are kept."""
+
+    def refuse(*_):
+        raise OSError(28, "No space left on device")
+
+    for name in calls:
+        monkeypatch.setattr(os, name, refuse)
     arguments = ("--checkpoint", trained.folder, "--out", tmp_path / "out", "--steps", 1, "--prior-steps", 1)
     assert_one_error_line(script("sample", BAG, *arguments, "--npz", "--gif", "--strip"), "No space left on device")
-    assert files_under(tmp_path) == []
+    assert files_under(tmp_path) == kept
+    for name in kept:
+        with Image.open(tmp_path / name) as image:
+            assert image.size == (28, 28)
+            image.load()
 
 
 def test_sample_into_a_read_only_folder_leaves_no_file(trained, script, tmp_path, monkeypatch):
     def refuse(*_, **__):
         raise PermissionError(13, "Permission denied", str(tmp_path / "out"))
 
-    monkeypatch.setattr("unclip.files.tempfile.mkstemp", refuse)  # a test that runs as root may write anywhere
+    monkeypatch.setattr(tempfile, "TemporaryFile", refuse)  # a test that runs as root may write anywhere
     arguments = ("--checkpoint", trained.folder, "--out", tmp_path / "out", "--steps", 1, "--prior-steps", 1)
     assert_one_error_line(script("sample", BAG, *arguments), "Permission denied", str(tmp_path / "out"))
     assert files_under(tmp_path) == []
@@ -174,8 +191,7 @@ def test_decoder_before_clip_is_refused(script, tmp_path):
 
 
 def test_prior_on_a_clip_in_training_is_refused(copied, script):
-    path = copied / "clip" / "config.json"
-    path.write_text(json.dumps({**json.loads(path.read_text()), "complete": False}))
+    edit(copied / "clip", complete=False)
     before = contents(copied)
     shown = script("train_prior", "--preset", "tiny", "--out", copied)
     assert_one_error_line(shown, "still in training", f"python train_clip.py --out {copied}")
@@ -191,9 +207,9 @@ def test_prior_on_a_clip_in_training_is_refused(copied, script):
         (("--preset",), ("unknown preset ''",)),
         (("--train.stepz", "5"), ("--train.stepz", "did you mean --train.steps")),
         (("--train.lr", "fast"), ("--train.lr", "'fast'")),
-        (("--train.steps", "0"), ("--train.steps must be at least 1, not 0",)),
+        (("--train.steps", "0"), ("--train.steps must be from 1 to ", ", not 0")),
         (("--train.device", "tpu"), ("tpu", "'auto', 'cpu'")),
-        (("--train.ema", "2"), ("--train.ema must be at least 0 and below 1, not 2.0",)),
+        (("--train.ema", "1"), ("--train.ema must be from 0 to 0.9999999, not 1.0",)),
     ],
 )
 def test_trainers_refuse_bad_options(name, arguments, words, script, tmp_path):
@@ -254,14 +270,13 @@ def test_other_settings_in_the_folder_of_a_run_are_refused(copied, script):
     before = contents(copied)
     finished = script("train_clip", "--preset", "tiny", "--out", copied, "--train.lr", "0.123")
     assert_one_error_line(finished, "holds a run with train.lr", "not 0.123", "--out")
-    assert contents(copied) == before
+    assert contents(copied) == before | {"clip/train/lock": b""}  # nobody holds it any more
 
 
 def test_stages_of_a_finished_run_refuse_a_new_clip(trained, copied, script, tmp_path):
     """A prior that was trained on another CLIP than the folder now holds is refused, and so is sampling with it."""
-    path = copied / "prior" / "config.json"
-    path.write_text(json.dumps({**json.loads(path.read_text()), "parents": {"clip": "f" * 64}}))
-    own = json.loads((copied / "clip" / "config.json").read_text())["sha256"]
+    edit(copied / "prior", parents={"clip": "f" * 64})
+    own = read_manifest(copied / "clip").sha256
     finished = script("sample", BAG, "--checkpoint", copied, "--out", tmp_path / "out")
     assert_one_error_line(finished, "f" * 12, own[:12])
     assert_one_error_line(script("train_prior", "--preset", "tiny", "--out", copied), "parents.clip", own)
@@ -270,7 +285,7 @@ def test_stages_of_a_finished_run_refuse_a_new_clip(trained, copied, script, tmp
 def test_very_few_images_are_refused(script, tmp_path):
     few = ("--data.limit", 5, "--train.steps", 1, "--train.batch-size", 4)
     finished = script("train_clip", "--preset", "tiny", "--out", tmp_path / "run", *few)
-    assert_one_error_line(finished, "--data.limit must be at least 10", "not 5")
+    assert_one_error_line(finished, "--data.limit must be from 10 to ", ", not 5")
 
 
 # --- the helpers themselves -------------------------------------------------------------------------------------------

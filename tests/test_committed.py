@@ -11,8 +11,8 @@ from conftest import ROOT
 from data.captions import CLASSES, PLAIN_CAPTIONS
 from stages.evaluation.judge import Classifier, judge
 from unclip import UnCLIP
-from unclip.checkpoint import load_stage, read_manifest, sha256
-from unclip.files import read_json, write_json
+from unclip.checkpoint import load_stage, read_manifest, sha256, write_index
+from unclip.files import read_record, write_record
 from unclip.images import to_float
 from unclip.registry import STAGES
 from unclip.settings import DecoderSettings
@@ -66,12 +66,13 @@ def test_accuracy_falls_if_the_weights_of_one_stage_are_shuffled(stage, tmp_path
     path.write_bytes(safetensors.torch.save(tensors))
     for other in STAGES:  # the hashes are mended, so that it is not they that give it away
         config = folder / other / "config.json"
-        manifest = read_json(config)
+        manifest = read_record(config)
         if other == stage:
             manifest["sha256"] = sha256(path.read_bytes())
         elif stage == "clip":
             manifest["parents"]["clip"] = sha256(path.read_bytes())
-        write_json(config, manifest)
+        write_record(config, manifest)
+    write_index(folder)
     assert caption_accuracy(folder) < 0.5
 
 

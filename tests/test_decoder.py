@@ -204,8 +204,9 @@ def test_any_height_and_width_go_in_and_come_out(height, width, space_to_depth, 
 
 
 def test_a_fresh_unet_puts_out_zero_for_any_size():
-    for multipliers, space_to_depth in [((1, 2, 2), 1), ((1, 2, 2), 2), ((1,), 2)]:
-        unet = UNet(replace(ALONE, multipliers=multipliers, space_to_depth=space_to_depth), 2, 3)
+    for multipliers, levels, space_to_depth in [((1, 2, 2), (1,), 1), ((1, 2, 2), (1,), 2), ((1,), (), 2)]:
+        shape = {"multipliers": multipliers, "attention_levels": levels, "space_to_depth": space_to_depth}
+        unet = UNet(replace(ALONE, **shape), 2, 3)
         for size in [(1, 1), (8, 8), (7, 9), (13, 4), (3, 16)]:
             assert torch.equal(unet(*unet_inputs(2, *size)), torch.zeros(3, 3, *size))
 
@@ -248,9 +249,18 @@ def test_rows_of_a_unet_do_not_see_each_other():
         close(unet(*(part[i : i + 1] for part in rows))[0], together[i])
 
 
-@pytest.mark.parametrize("change", [{"width": 0}, {"multipliers": ()}, {"multipliers": (1, 0)}, {"blocks": 0}])
-def test_a_unet_of_nothing_is_refused(change):
-    with pytest.raises(UserError, match="at least 1"):
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"width": 0}, "width must be from 1 to 4096, not 0"),
+        ({"multipliers": ()}, "multipliers must be 1 to 8 numbers"),
+        ({"multipliers": (1, 0)}, "multipliers must be from 1 to 64, not 0"),
+        ({"blocks": 0}, "blocks must be from 1 to 32, not 0"),
+        ({"multipliers": (1, 2), "attention_levels": (0, 2)}, "attention_levels must be below 2, the number of levels"),
+    ],
+)
+def test_a_unet_that_cannot_be_is_refused(change, message):
+    with pytest.raises(UserError, match=message):
         UNet(replace(ALONE, **change), 1, 1)
 
 
@@ -285,6 +295,7 @@ def test_an_untrained_decoder_puts_out_zero_for_any_size(text, channels):
 @pytest.mark.parametrize("blocks", [1, 2])
 @pytest.mark.parametrize(("levels", "text_layers"), [((), 0), ((0, 1), 2)])
 def test_gradient_reaches_every_parameter(multipliers, blocks, levels, text_layers):
+    levels = tuple(level for level in levels if level < len(multipliers))
     config = {"multipliers": multipliers, "blocks": blocks, "attention_levels": levels, "text_layers": text_layers}
     decoder = random_decoder(**config, channels=3)
     (x, t), drop = inputs(3), torch.tensor([False, True, False])
@@ -485,5 +496,5 @@ def test_equal_seeds_give_the_prior_and_the_decoder_unrelated_noise():
 
 
 def test_image_tokens_are_at_least_one():
-    with pytest.raises(UserError, match="image_tokens must be at least 1, not 0"):
+    with pytest.raises(UserError, match="image_tokens must be from 1 to 256, not 0"):
         Decoder(replace(CONFIG, image_tokens=0))

@@ -47,6 +47,8 @@ def foreign(pipe) -> UnCLIP:
     prior = Prior(PriorConfig(embed_dim=24, text_width=32, context=16, width=32, layers=1, heads=2))
     shape = {"embed_dim": 24, "text_width": 32, "image_size": 12, "channels": 3, "text": False}
     decoder = Decoder(DecoderConfig(**shape, width=16, multipliers=(1,), attention_levels=(0,), head_dim=16))
+    for parameter in prior.parameters():  # a new one draws zeros, which are no embedding
+        torch.nn.init.normal_(parameter, std=0.2)
     parts = (part.eval().requires_grad_(False) for part in (clip, prior, decoder))
     clip, prior, decoder = parts
     return UnCLIP(clip, pipe.tokenizer, Preprocess(16, 3), prior, decoder)

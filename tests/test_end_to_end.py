@@ -8,6 +8,7 @@ import shutil
 import numpy as np
 import pytest
 from conftest import ROOT, assert_one_error_line, contents, files_under, run_python
+from foreign import huggingface_clip
 from PIL import Image
 
 from unclip import UnCLIP
@@ -97,7 +98,15 @@ def test_fine_tuning_another_shape_is_refused(trained, script, tmp_path):
     assert_one_error_line(
         script("train_clip", *options, "--model.vision.width", 64), "vision.", "but the model expects"
     )
-    assert_one_error_line(script("train_clip", *options[:-1], tmp_path / "no"), "tokenizer.json")
+    missing = script("train_clip", *options[:-1], tmp_path / "no")
+    assert_one_error_line(missing, f"{tmp_path / 'no'} does not exist, so it has no clip stage")
+
+
+def test_fine_tuning_from_another_projects_clip_is_refused(script, tmp_path):
+    huggingface_clip(tmp_path / "foreign")
+    (tmp_path / "foreign" / "tokenizer.json").unlink()
+    finished = script("train_clip", "--preset", "tiny", "--out", tmp_path, "--init-from", tmp_path / "foreign")
+    assert_one_error_line(finished, f"{tmp_path / 'foreign'} has no trained clip stage")
 
 
 def test_same_command_again_leaves_a_trained_stage_alone(trained, script):

@@ -101,4 +101,4 @@ def _check_number(value: Any, kind: type, metadata: Mapping[str, Any], name: str
         raise UserError(f"{name} must be of type {kind.__name__}, not {shown(value)}")
     low, high = metadata.get("low"), metadata.get("high")
     if low is not None and not low <= value <= high:  # which NaN fails too
-        raise UserError(f"{name} must be from {low:g} to {high:g}, not {value:g}")
+        raise UserError(f"{name} must be from {low} to {high}, not {shown(value)}")
