@@ -153,8 +153,12 @@ def load_state(path: Path, model: nn.Module, average: nn.Module, optimizers: lis
     load_weights(average, parts["average"], path)
     for optimizer in optimizers:
         state: dict[int, dict[str, Tensor]] = defaultdict(dict)
+        weights = [weight for group in optimizer.param_groups for weight in group["params"]]
         for key, value in parts[type(optimizer).__name__].items():
             index, name = key.split(".", 1)
+            weight = weights[int(index)]
+            if value.ndim and value.shape == weight.shape:  # in the order in memory that the optimiser gave it
+                value = torch.empty_like(weight, dtype=value.dtype).copy_(value)
             state[int(index)][name] = value
         optimizer.load_state_dict({"state": state, "param_groups": optimizer.state_dict()["param_groups"]})
     return progress

@@ -307,7 +307,7 @@ def test_standard_fid_is_taken_only_where_its_weights_are(monkeypatch, tmp_path)
     assert not given["cuda"]
 
 
-def test_classifier_learns_what_images_show_and_is_trained_once(tmp_path):
+def test_classifier_learns_what_images_show_and_is_trained_once(tmp_path, monkeypatch):
     train, held_out = made_up_data(400, 0), made_up_data(100, 1)
     config = replace(SETTINGS.judge, steps=60, lr=1e-2, evaluate_every=60)
     device = torch.device("cpu")
@@ -320,6 +320,9 @@ def test_classifier_learns_what_images_show_and_is_trained_once(tmp_path):
     assert {path: path.stat().st_mtime_ns for path in tmp_path.rglob("model.safetensors")} == weights
     trained_judge(train, held_out, replace(config, seed=1), device, tmp_path)
     assert len(list(tmp_path.rglob("model.safetensors"))) == 2
+    monkeypatch.setattr("stages.evaluation.judge.FORMAT", -1)  # as of a version that reads other files
+    trained_judge(train, held_out, config, device, tmp_path)
+    assert len(list(tmp_path.rglob("model.safetensors"))) == 3
 
 
 def test_classifier_takes_colour_and_gives_the_features_of_its_last_layer():
@@ -337,8 +340,8 @@ def test_classifier_takes_colour_and_gives_the_features_of_its_last_layer():
     ("arguments", "words"),
     [
         (("--checkpoint", "nowhere"), ["nowhere does not exist", "train_clip.py"]),
-        (("--samples", "5"), ["--samples", "at least 20"]),
-        (("--sampling.guidance", "-1"), ["guidance", "between 0 and 100"]),
+        (("--samples", "5"), ["--samples", "must be from 20 to 1e+06, not 5"]),
+        (("--sampling.guidance", "-1"), ["--sampling.guidance must be from 0 to 100, not -1"]),
         (("--sweeps", "5"), ["did you mean --sweep"]),
     ],
 )

@@ -9,7 +9,7 @@ from PIL import Image
 
 from unclip import UnCLIP, UserError
 from unclip.clip import encode_captions
-from unclip.files import read_json, write_json
+from unclip.files import read_record, write_json, write_record
 from unclip.settings import DecoderSettings, PriorSettings, Sampling
 
 BAG, DRESS = "an image of a bag", "an image of a dress"
@@ -264,19 +264,19 @@ def test_any_text_is_drawn_without_a_warning(tiny):
         ({"captions": []}, "the list of captions is empty"),
         ({"captions": BAG, "n": 0}, "n must be at least 1, not 0"),
         ({"captions": BAG, "seed": -1}, "seed must not be negative"),
-        ({"captions": BAG, "steps": 0}, "steps must be at least 1, not 0"),
+        ({"captions": BAG, "steps": 0}, "steps must be from 1 to 10000, not 0"),
         ({"captions": BAG, "steps": 5000}, "steps must be between 1 and 1000, not 5000"),
         ({"captions": BAG, "prior_steps": 5000}, "prior_steps must be between 1 and 1000, not 5000"),
-        ({"captions": BAG, "sampler": "euler"}, "sampler must be one of ddpm, ddim, dpmpp, not euler"),
-        ({"captions": BAG, "guidance": -1.0}, "guidance must lie between 0 and 100"),
+        ({"captions": BAG, "sampler": "euler"}, "sampler must be one of ddpm, ddim, dpmpp, not 'euler'"),
+        ({"captions": BAG, "guidance": -1.0}, "guidance must be from 0 to 100, not -1"),
         (
             {"captions": BAG, "guidance_interval": (0.6, 0.4)},
             "guidance_interval must be two ascending numbers in 0 .. 1",
         ),
-        ({"captions": BAG, "prior_guidance": float("nan")}, "prior_guidance must lie between 0 and 100"),
-        ({"captions": BAG, "eta": 1.5}, "eta must lie between 0 and 1"),
-        ({"captions": BAG, "draws": 0}, "draws must be at least 1"),
-        ({"captions": BAG, "batch_size": 0}, "batch_size must be at least 1"),
+        ({"captions": BAG, "prior_guidance": float("nan")}, "prior_guidance must be from 0 to 100, not nan"),
+        ({"captions": BAG, "eta": 1.5}, "eta must be from 0 to 1, not 1.5"),
+        ({"captions": BAG, "draws": 0}, "draws must be from 1 to 256, not 0"),
+        ({"captions": BAG, "batch_size": 0}, "batch_size must be from 1 to 4096, not 0"),
         ({"captions": ["a bag", "\ud800"]}, "is not valid Unicode text"),
         ({"captions": [3]}, "caption"),
         ({"captions": [None]}, "caption"),
@@ -398,9 +398,9 @@ def test_a_seed_per_image_may_be_of_any_kind(kind, tiny):
 
 
 def test_what_is_given_beats_the_pipeline_s_own_which_beats_the_library_s(copied):
-    index = read_json(copied / "model_index.json")
+    index = read_record(copied / "model_index.json")
     index["sampling"] = {"prior": {"draws": 1}, "decoder": {"steps": 3, "guidance": 1.0}}
-    write_json(copied / "model_index.json", index)
+    write_record(copied / "model_index.json", index)
     pipe = UnCLIP.from_pretrained(copied)
     assert pipe.sampling == Sampling(PriorSettings(draws=1), DecoderSettings(steps=3, guidance=1.0))
     steps = []
@@ -414,14 +414,18 @@ def test_what_is_given_beats_the_pipeline_s_own_which_beats_the_library_s(copied
 
 
 def test_a_trained_pipeline_carries_the_settings_that_it_was_trained_to_be_drawn_with(trained, tiny):
-    own = read_json(trained.folder / "model_index.json")["sampling"]
+    own = read_record(trained.folder / "model_index.json")["sampling"]
     assert own.keys() == {"prior", "decoder"}
     assert own["decoder"]["steps"] == tiny.sampling.decoder.steps
     assert own["prior"]["draws"] == tiny.sampling.prior.draws
 
 
 def test_a_pipeline_whose_settings_are_damaged_does_not_open(copied):
-    index = read_json(copied / "model_index.json")
-    write_json(copied / "model_index.json", index | {"sampling": {"decoder": {"guidence": 3.0}}})
+    index = read_record(copied / "model_index.json")
+    changed = index | {"sampling": {"decoder": {"guidence": 3.0}}}
+    write_record(copied / "model_index.json", changed)
     with pytest.raises(UserError, match=r"model_index\.json has the unknown field 'guidence'"):
+        UnCLIP.from_pretrained(copied)
+    write_json(copied / "model_index.json", changed)  # by hand
+    with pytest.raises(UserError, match=r"model_index\.json has changed since it was written"):
         UnCLIP.from_pretrained(copied)

@@ -15,8 +15,9 @@ from unclip.checkpoint import Manifest
 from unclip.rows import Rows
 
 SETTINGS = loop.TrainConfig(
-    steps=12, batch_size=8, lr=0.05, warmup=3, ema=0.8, evaluate_every=4, preview_every=6, log_every=2, device="cpu"
-)
+    steps=12, batch_size=8, lr=0.05, warmup=3, ema=0.8, evaluate_every=4, preview_every=6, log_every=2, device="cpu",
+    precision="float32",
+)  # fmt: skip
 
 
 @dataclass(frozen=True)

@@ -25,7 +25,7 @@ from stages import loop, runtime
 from stages.clip import CLIPBatch
 from stages.embed import CACHE
 from stages.identity import settings
-from unclip.checkpoint import Manifest, load_stage, sha256
+from unclip.checkpoint import FORMAT, Manifest, load_stage, sha256
 from unclip.clip.model import contrastive_loss
 from unclip.images import captioned_grid, to_float
 from unclip.rows import Rows
@@ -211,7 +211,8 @@ def trained_judge(
     """The judge of the training images `data` from the cache; trained and stored if it is not there.
 
     A classifier if they have labels, else a matcher. `held_out`, with classes, or captions as such, picks the best
-    weights. The judge's own folder in `cache` is named after the data and the settings.
+    weights. The judge's own folder in `cache` is named after the data, the settings, and the format of its files, so that
+    one which another version wrote does not stand in the way.
     """
     # as coarse as leaves ten squares per side: 2 pixels for images of 28, 4 for 64
     fold = max(n for n in (1, 2, 4, 8, 16) if n == 1 or (data.image_size % n == 0 and data.image_size >= 10 * n))
@@ -223,6 +224,7 @@ def trained_judge(
     source = {"name": data.name, "fingerprint": sha256(labelled) if labelled else data.fingerprint}
     training = settings(config)
     stage = JudgeStage(model, data, held_out)
-    folder = cache / f"{stage.name}-{sha256(json.dumps([source, training, asdict(shape)]).encode())[:16]}"
+    identity = json.dumps([FORMAT, source, training, asdict(shape)])
+    folder = cache / f"{stage.name}-{sha256(identity.encode())[:16]}"
     loop.train(stage, config, device, folder, Manifest(stage.name, data=source, training=training))
     return load_stage(folder / stage.name, type(model))[0].to(device)
