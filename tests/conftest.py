@@ -2,7 +2,6 @@
 
 import importlib
 import io
-import json
 import os
 import shutil
 import subprocess
@@ -19,6 +18,7 @@ from data.captions import CLASSES, PLAIN_CAPTIONS, Grammar, GrammarCaptions
 from data.dataset import CaptionedImages
 from data.fashion_mnist import FashionMNIST
 from unclip import UnCLIP, cli
+from unclip.files import read_record, write_record
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -67,8 +67,7 @@ def contents(folder: Path) -> dict[str, bytes]:
 
 def edit(folder: Path, **changes) -> None:
     """Change entries of a stage's config.json."""
-    values = json.loads((folder / "config.json").read_text())
-    (folder / "config.json").write_text(json.dumps({**values, **changes}))
+    write_record(folder / "config.json", read_record(folder / "config.json") | changes)
 
 
 def made_up_data(count: int, seed: int, name: str = "made-up") -> FashionMNIST:
