@@ -18,7 +18,7 @@ from unclip.clip.foreign.files import REFUSALS
 from unclip.clip.preprocess import OPENAI_MEAN
 from unclip.clip.pretrained import adopt
 from unclip.errors import UserError
-from unclip.files import write_json
+from unclip.files import write_record
 
 
 def test_an_index_without_shards_is_refused(tmp_path):
@@ -175,7 +175,7 @@ def test_a_config_of_which_no_clip_can_be_built_is_named(tmp_path):
 
 
 def test_another_stage_is_not_taken_for_a_clip(tmp_path):
-    write_json(tmp_path / "prior" / "config.json", asdict(Manifest("prior")))
+    write_record(tmp_path / "prior" / "config.json", asdict(Manifest("prior")))
     assert refusal(tmp_path / "prior").endswith(
         f"holds a prior, not a CLIP; give the folder of its pipeline, {tmp_path}"
     )

@@ -4,7 +4,7 @@ import json
 import shutil
 
 import pytest
-from conftest import assert_one_error_line, files_under, run_python
+from conftest import assert_one_error_line, edit, files_under, run_python
 
 from unclip import UnCLIP
 from unclip.checkpoint import load_tensors, read_manifest
@@ -57,8 +57,7 @@ def test_published_manifests_keep_the_history_and_renew_the_hashes(published, tr
 def test_an_unfinished_or_missing_stage_and_a_taken_folder_are_refused(published, copied, tmp_path):
     with pytest.raises(UserError, match="holds a clip already"):
         publish(copied, published)
-    config = copied / "prior" / "config.json"
-    config.write_text(config.read_text().replace('"complete": true', '"complete": false'))
+    edit(copied / "prior", complete=False)
     with pytest.raises(UserError, match=r"the prior in .* is still in training"):
         publish(copied, tmp_path / "target")
     shutil.rmtree(copied / "decoder")

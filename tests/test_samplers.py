@@ -228,12 +228,12 @@ def test_a_sampler_is_chosen_by_its_row_with_the_settings_that_it_reads(monkeypa
     def toy(denoise, x, diffusion, timesteps, noise, eta):
         return denoise(x, timesteps[0]) + eta
 
-    with pytest.raises(UserError, match="sampler must be one of ddpm, ddim, dpmpp, not toy"):
+    with pytest.raises(UserError, match="sampler must be one of ddpm, ddim, dpmpp, not 'toy'"):
         DecoderSettings(sampler="toy")
     monkeypatch.setitem(SAMPLERS, "toy", SamplerEntry(toy, reads=("eta",)))
     chosen = choose_sampler(DecoderSettings(sampler="toy", eta=0.25))
     assert chosen(lambda x, t: x * t, torch.ones(1), None, [3, 1], None).item() == 3.25
-    with pytest.raises(UserError, match="eta is not for the ddpm sampler; leave it out, or choose ddim, toy"):
+    with pytest.raises(UserError, match=r"eta must be 0 for the ddpm sampler \(only ddim, toy reads it\), not 0\.25"):
         DecoderSettings(sampler="ddpm", eta=0.25)
 
 

@@ -1,6 +1,5 @@
 """Settings of sampling: seeds, names, ranges, and which of option, pipeline and library has the last word."""
 
-import json
 from dataclasses import asdict, fields, replace
 
 import numpy as np
@@ -8,6 +7,7 @@ import pytest
 import torch
 
 from unclip.errors import UserError
+from unclip.files import write_record
 from unclip.index import read_sampling
 from unclip.settings import (
     MAX_SEED,
@@ -100,7 +100,7 @@ def test_another_sampler_leaves_behind_what_the_pipeline_s_own_read():
     own = Sampling(decoder=DecoderSettings(sampler="ddim", eta=0.5))
     assert own.override(sampler="dpmpp").decoder == DecoderSettings(sampler="dpmpp")
     assert own.override(sampler="ddim").decoder.eta == own.override(steps=3).decoder.eta == 0.5
-    with pytest.raises(UserError, match="eta is not for the ddpm sampler"):
+    with pytest.raises(UserError, match=r"eta must be 0 for the ddpm sampler \(only ddim reads it\), not 0\.5"):
         own.override(sampler="ddpm", eta=0.5)
 
 
@@ -118,16 +118,16 @@ def test_options_of_a_pipeline_are_its_own_settings_and_only_changes_override_th
 @pytest.mark.parametrize(
     ("settings", "words"),
     [
-        ({"steps": 0}, "steps must be at least 1, not 0"),
-        ({"prior_steps": 0}, "prior_steps must be at least 1, not 0"),
-        ({"draws": 0}, "draws must be at least 1, not 0"),
-        ({"batch_size": 0}, "batch_size must be at least 1, not 0"),
-        ({"guidance": 101.0}, "guidance must lie between 0 and 100, not 101.0"),
-        ({"prior_guidance": float("nan")}, "prior_guidance must lie between 0 and 100, not nan"),
+        ({"steps": 0}, "steps must be from 1 to 10000, not 0"),
+        ({"prior_steps": 0}, "prior_steps must be from 1 to 10000, not 0"),
+        ({"draws": 0}, "draws must be from 1 to 256, not 0"),
+        ({"batch_size": 0}, "batch_size must be from 1 to 4096, not 0"),
+        ({"guidance": 101.0}, "guidance must be from 0 to 100, not 101"),
+        ({"prior_guidance": float("nan")}, "prior_guidance must be from 0 to 100, not nan"),
         ({"guidance_interval": (0.6, 0.4)}, "guidance_interval must be two ascending numbers in 0 .. 1"),
-        ({"sampler": "euler"}, "sampler must be one of ddpm, ddim, dpmpp, not euler"),
-        ({"sampler": "ddim", "eta": 1.5}, "eta must lie between 0 and 1, not 1.5"),
-        ({"eta": 0.5}, "eta is not for the dpmpp sampler; leave it out, or choose ddim"),
+        ({"sampler": "euler"}, "sampler must be one of ddpm, ddim, dpmpp, not 'euler'"),
+        ({"sampler": "ddim", "eta": 1.5}, "eta must be from 0 to 1, not 1.5"),
+        ({"eta": 0.5}, "eta must be 0 for the dpmpp sampler (only ddim reads it), not 0.5"),
     ],
 )
 def test_settings_out_of_range_are_refused_by_their_names(settings, words):
@@ -140,7 +140,7 @@ def test_settings_out_of_range_are_refused_by_their_names(settings, words):
 
 
 def write(folder, sampling) -> None:
-    (folder / "model_index.json").write_text(json.dumps({"format": 2, "stages": {}, "sampling": sampling}))
+    write_record(folder / "model_index.json", {"format": 3, "stages": {}, "sampling": sampling})
 
 
 def test_what_a_pipeline_does_not_say_is_the_library_s(tmp_path):

@@ -16,6 +16,11 @@ def bounded(default: Any, low: Number, high: Number, **notes: Any) -> Any:
     return field(default=default, metadata={"low": low, "high": high, **notes})
 
 
+def listed(default: Any, table: Mapping[str, Any], **notes: Any) -> Any:
+    """A field that names a row of a table, also one that the table was given after its type was made."""
+    return field(default=default, metadata={"table": table, **notes})
+
+
 def from_data(default: Any, low: Number | None = None, high: Number | None = None) -> Any:
     """A field of a model's config that the trainer takes from the data or the frozen CLIP: no option."""
     return bounded(default, low, high, option=False)
@@ -80,8 +85,9 @@ def _check_value(value: Any, hint: Any, metadata: Mapping[str, Any], name: str) 
         return
     kind = next(one for one in kinds if one is not type(None))
     if get_origin(kind) is Literal:
-        if value not in get_args(kind):
-            raise UserError(f"{name} must be one of {', '.join(map(str, get_args(kind)))}, not {shown(value)}")
+        choices = tuple(metadata.get("table", get_args(kind)))
+        if value not in choices:
+            raise UserError(f"{name} must be one of {', '.join(map(str, choices))}, not {shown(value)}")
     elif get_origin(kind) is tuple:
         parts = get_args(kind)
         if not isinstance(value, tuple) or (parts[-1] is not Ellipsis and len(value) != len(parts)) or len(value) > 64:

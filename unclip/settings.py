@@ -6,7 +6,7 @@ from dataclasses import asdict, dataclass, field, fields, replace
 from typing import Any, Literal, Self
 
 from unclip.errors import UserError, shown
-from unclip.fields import bounded, check
+from unclip.fields import bounded, check, listed
 from unclip.registry import SAMPLERS
 
 Device = Literal["auto", "cpu", "cuda", "mps"]
@@ -70,7 +70,7 @@ class DecoderSettings:
     """Decoder guidance scale: 1 is none, more follows the caption closer at the price of variety."""
     guidance_interval: tuple[float, float] = bounded((0.3, 0.8), 0, 1)
     """Guide the decoder only at these times, from 0, the clean image, to 1, pure noise."""
-    sampler: SamplerName = "dpmpp"
+    sampler: SamplerName = listed("dpmpp", SAMPLERS)
     """Decoder sampler."""
     eta: float = bounded(0.0, 0, 1)
     """Noise of the ddim sampler: 0 is deterministic, 1 as noisy as ddpm."""
@@ -128,7 +128,7 @@ class SamplingOptions:
     """Decoder guidance scale: 1 is none, more follows the caption closer at the price of variety."""
     guidance_interval: tuple[float, float] = bounded(DecoderSettings.guidance_interval, 0, 1)
     """Guide the decoder only at these times, from 0, the clean image, to 1, pure noise."""
-    sampler: SamplerName = DecoderSettings.sampler
+    sampler: SamplerName = listed(DecoderSettings.sampler, SAMPLERS)
     """Decoder sampler."""
     eta: float = bounded(DecoderSettings.eta, 0, 1)
     """Noise of the ddim sampler: 0 is deterministic, 1 as noisy as ddpm."""
