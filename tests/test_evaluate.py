@@ -340,7 +340,7 @@ def test_classifier_takes_colour_and_gives_the_features_of_its_last_layer():
     ("arguments", "words"),
     [
         (("--checkpoint", "nowhere"), ["nowhere does not exist", "train_clip.py"]),
-        (("--samples", "5"), ["--samples", "must be from 20 to 1e+06, not 5"]),
+        (("--samples", "5"), ["--samples", "must be from 20 to 1000000, not 5"]),
         (("--sampling.guidance", "-1"), ["--sampling.guidance must be from 0 to 100, not -1"]),
         (("--sweeps", "5"), ["did you mean --sweep"]),
     ],
