@@ -21,6 +21,7 @@ from unclip import UnCLIP, cli
 from unclip.files import read_record, write_record
 
 ROOT = Path(__file__).resolve().parents[1]
+torch.set_num_threads(1)  # a pool of threads does not live on in the children that some tests fork
 
 
 @dataclass

@@ -6,6 +6,7 @@ import random
 import shutil
 import signal
 import sys
+import time
 import warnings
 from functools import partial
 from pathlib import Path
@@ -175,8 +176,11 @@ def test_interrupted_drawing_keeps_and_lists_what_is_drawn(folder, tmp_path):
     child = forked(
         lambda: sampled(folder, out, "--n", "100000", "--npz", "--strip", "--batch-size", "4"), tmp_path / "log"
     )
+    deadline = time.monotonic() + 120
     while len(list(out.glob("000-*.png"))) < 10:
         assert not (tmp_path / "log").read_text()
+        assert time.monotonic() < deadline, "nothing is drawn"
+        time.sleep(0.01)
     child.kill(signal.SIGINT)
     status, said = child.wait()
     assert status == 130
