@@ -29,7 +29,7 @@ from unclip.images import captioned_grid, save_gif, save_png, to_pil
 from unclip.index import newest_pipeline
 from unclip.lesson import lesson
 from unclip.pipeline import Output, UnCLIP
-from unclip.settings import Device, SamplingOptions
+from unclip.settings import SAMPLING_OPTIONS, Device, SamplingOptions
 
 Images = Annotated[tuple[Path, ...], tyro.conf.Positional]
 
@@ -151,14 +151,14 @@ Rows = list[tuple[str, np.ndarray]]
 
 
 def vary(pipe: UnCLIP, o: VaryOptions) -> tuple[Rows, dict[str, Any]]:
-    output = edit.vary(pipe, o.images, o.n, o.seed, o.keep, **o.given())
+    output = edit.vary(pipe, o.images, o.n, o.seed, o.keep, **given(o))
     return with_originals(pipe, o.images, per_image(output, o.n)), arrays_of(output)
 
 
 def blend(pipe: UnCLIP, o: BlendOptions) -> tuple[Rows, dict[str, Any]]:
     if len(o.images) != 2:
         raise UserError(f"blend takes two images, not {len(o.images)}")
-    frames = edit.blend(pipe, *o.images, o.frames, **o.given())
+    frames = edit.blend(pipe, *o.images, o.frames, **given(o))
     there_and_back = [*frames, *frames[-2::-1]]
     save_gif(o.out / "blend.gif", [to_pil(frame, 168) for frame in there_and_back], 120)
     return [(" to ".join(image.stem for image in o.images), frames)], {"images": frames}
@@ -167,7 +167,7 @@ def blend(pipe: UnCLIP, o: BlendOptions) -> tuple[Rows, dict[str, Any]]:
 def change(pipe: UnCLIP, o: ChangeOptions) -> tuple[Rows, dict[str, Any]]:
     if not o.before or not o.after:
         raise UserError("change needs --before and --after, two captions")
-    images = edit.change(pipe, o.images, o.before, o.after, o.amounts, o.space, **o.given())
+    images = edit.change(pipe, o.images, o.before, o.after, o.amounts, o.space, **given(o))
     return with_originals(pipe, o.images, images), {"images": images, "amounts": np.array(o.amounts)}
 
 
@@ -175,25 +175,25 @@ def mix(pipe: UnCLIP, o: MixOptions) -> tuple[Rows, dict[str, Any]]:
     weights = o.weights or (1.0,) * len(o.prompts)
     if len(weights) != len(o.prompts):
         raise UserError(f"{len(weights)} weights do not go with {len(o.prompts)} prompts")
-    output = edit.mix(pipe, dict(zip(o.prompts, weights, strict=True)), o.n, o.seed, **o.given())
+    output = edit.mix(pipe, dict(zip(o.prompts, weights, strict=True)), o.n, o.seed, **given(o))
     return [(output.captions[0], output.images)], arrays_of(output)
 
 
 def inpaint(pipe: UnCLIP, o: InpaintOptions) -> tuple[Rows, dict[str, Any]]:
     if o.mask is None:
         raise UserError("inpaint needs --mask, an image that is white where to paint")
-    output = edit.inpaint(pipe, o.images, o.mask, o.caption, o.n, o.seed, **o.given())
+    output = edit.inpaint(pipe, o.images, o.mask, o.caption, o.n, o.seed, **given(o))
     return with_originals(pipe, o.images, per_image(output, o.n)), arrays_of(output)
 
 
 def probe(pipe: UnCLIP, o: ProbeOptions) -> tuple[Rows, dict[str, Any]]:
-    images = edit.probe(pipe, o.images, o.components, o.seed, **o.given())
+    images = edit.probe(pipe, o.images, o.components, o.seed, **given(o))
     return with_originals(pipe, o.images, images), {"images": images, "components": np.array(o.components)}
 
 
 def corrupt(pipe: UnCLIP, o: CorruptOptions) -> tuple[Rows, dict[str, Any]]:
-    if o.given():
-        raise UserError(f"corrupt draws nothing and takes no {next(iter(o.given()))}; leave it out")
+    if settings := given(o):
+        raise UserError(f"corrupt draws nothing and takes no {next(iter(settings))}; leave it out")
     c = edit.corrupt(pipe, o.images, o.times, o.seed)
     rows = []
     for image, noised, predicted in zip(o.images, c.noised, c.predicted, strict=True):
@@ -242,6 +242,12 @@ def arrays_of(output: Output) -> dict[str, np.ndarray]:
         "seeds": np.array(output.seeds),
         "embeddings": output.embeddings.cpu().numpy(),
     }
+
+
+def given(o: Options) -> dict[str, Any]:
+    """The settings that the command line names: edits have defaults of their own for the others."""
+    named = [name for name in SAMPLING_OPTIONS if cli.argument(name.replace("_", "-")) or cli.argument(name)]
+    return {name: getattr(o, name) for name in named}
 
 
 def main() -> None:
