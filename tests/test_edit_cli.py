@@ -1,5 +1,10 @@
 """python -m unclip.edit: pictures, arrays, and one line for bad input."""
 
+import signal
+import subprocess
+import sys
+import time
+
 import numpy as np
 import pytest
 from conftest import ROOT, assert_one_error_line
@@ -55,3 +60,14 @@ def test_the_lesson_is_three_pictures(tmp_path):
     paths = lesson(UnCLIP.from_pretrained(PIPELINE), "a bag", 2, 0, tmp_path, slow=20)
     assert [path.name for path in paths] == ["lesson-noise.png", "lesson-steps.png", "lesson-guidance.png"]
     assert all(Image.open(path).width > 230 for path in paths)
+
+
+def test_ctrl_c_is_told_in_one_line(tmp_path):
+    command = [sys.executable, "-m", "unclip.edit", "lesson", "--out", str(tmp_path)]
+    program = subprocess.Popen(command, cwd=ROOT, stderr=subprocess.PIPE, text=True)
+    time.sleep(1.5)  # it imports, or draws for much longer
+    program.send_signal(signal.SIGINT)
+    _, said = program.communicate(timeout=60)
+    assert program.returncode == 130
+    assert said.startswith("stopped by SIGINT; ")
+    assert said.count("\n") == 1

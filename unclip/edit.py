@@ -12,6 +12,11 @@ that are drawn come as an `Output`, the n of each image or caption in a row; the
 `unclip.settings.SamplingOptions`. Every function raises UserError for what it cannot use.
 """
 
+if __name__ == "__main__":  # before the other imports, which may take seconds
+    from unclip import signals
+
+    signals.install()
+
 import math
 import warnings
 from collections.abc import Mapping, Sequence
