@@ -177,7 +177,7 @@ class JudgeObjective(nn.Module):
 
 
 class JudgeStage:
-    """Gives the loop a judge's loss on real images, and its accuracy on those held out for choosing the best weights."""
+    """Gives the loop a judge's loss on real images, and its accuracy on those held out to choose the best weights."""
 
     best_is = ("accuracy", "highest")
 
@@ -206,13 +206,17 @@ class JudgeStage:
 
 
 def trained_judge(
-    data: CaptionedImages, held_out: CaptionedImages, config: loop.TrainConfig, device: torch.device, cache: Path = CACHE
+    data: CaptionedImages,
+    held_out: CaptionedImages,
+    config: loop.TrainConfig,
+    device: torch.device,
+    cache: Path = CACHE,
 ) -> Judge:
     """The judge of the training images `data` from the cache; trained and stored if it is not there.
 
     A classifier if they have labels, else a matcher. `held_out`, with classes, or captions as such, picks the best
-    weights. The judge's own folder in `cache` is named after the data, the settings, and the format of its files, so that
-    one which another version wrote does not stand in the way.
+    weights. The judge's own folder in `cache` is named after the data, the settings, and the format of its files, so
+    that one which another version wrote does not stand in the way.
     """
     # as coarse as leaves ten squares per side: 2 pixels for images of 28, 4 for 64
     fold = max(n for n in (1, 2, 4, 8, 16) if n == 1 or (data.image_size % n == 0 and data.image_size >= 10 * n))
