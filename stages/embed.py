@@ -5,7 +5,6 @@ image embeddings, and for every caption its text embedding and the encodings of 
 mapped into memory, so that only what batches ask for is read.
 """
 
-import contextlib
 import json
 import os
 import shutil
@@ -130,9 +129,12 @@ def compute(folder: Path, data: CaptionedImages, clip: CLIP, tokenizer: Tokenize
         for array in (embeddings, text, encodings):
             array.flush()
         write_record(temporary / "sha256.json", {name: file_sha256(temporary / f"{name}.npy") for name in ARRAYS})
-        with contextlib.suppress(OSError if folder.exists() else ()):  # another run was first, with the same
+        try:
             os.rename(temporary, folder)
             flush_folder(folder.parent)
+        except OSError:
+            if not folder.exists():  # else another run was first, with the same
+                raise
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
 

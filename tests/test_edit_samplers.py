@@ -4,29 +4,10 @@ import math
 
 import pytest
 import torch
+from test_samplers import DEVIATION, MEAN, NORMALS, at_time, gaussian_denoiser
 
 from unclip.diffusion import GaussianDiffusion
 from unclip.samplers import ddim, ddim_invert, ddpm_inpaint, spaced_timesteps
-
-MEAN, DEVIATION = 0.4, 0.5
-NORMALS = torch.linspace(-2.5, 2.5, 11, dtype=torch.float64)[:, None]
-
-
-def gaussian_denoiser(d: GaussianDiffusion):
-    """E[x0 | x_t] for x0 ~ N(MEAN, DEVIATION^2): the best denoiser there is."""
-
-    def denoise(x, t):
-        abar = d.alphas_cumprod[t].item()
-        gain = math.sqrt(abar) * DEVIATION**2 / (abar * DEVIATION**2 + 1 - abar)
-        return MEAN + gain * (x - math.sqrt(abar) * MEAN)
-
-    return denoise
-
-
-def at_time(d: GaussianDiffusion, t: int) -> torch.Tensor:
-    """Where the probability-flow ODE of the Gaussian carries NORMALS: to the same quantiles of q(x_t)."""
-    abar = d.alphas_cumprod[t].item()
-    return math.sqrt(abar) * MEAN + math.sqrt(abar * DEVIATION**2 + 1 - abar) * NORMALS
 
 
 @pytest.mark.parametrize("schedule", ["cosine", "linear", "sigmoid"])

@@ -45,7 +45,7 @@ def test_emoji_that_are_nowhere_are_one_clear_line(tmp_path):
 
 @pytest.fixture
 def small_cifar10(tmp_path, monkeypatch):
-    """CIFAR-10's files with 20 images a batch: what torchvision reads."""
+    """CIFAR-10's files with 20 images per batch: what torchvision reads."""
     folder = tmp_path / "cifar-10-batches-py"
     folder.mkdir()
     generator = np.random.default_rng(0)
