@@ -10,10 +10,11 @@ from torch import Tensor
 
 @dataclass(frozen=True)
 class Rows:
-    """Base of dataclasses whose fields are tensors (N, ...), or such dataclasses themselves."""
+    """Base of dataclasses whose fields are tensors (N, ...), or such dataclasses themselves, or None."""
 
     def map(self, change: Callable[[Any], Any]) -> Self:
-        return replace(self, **{f.name: change(getattr(self, f.name)) for f in fields(self)})
+        parts = {f.name: getattr(self, f.name) for f in fields(self)}
+        return replace(self, **{name: change(part) for name, part in parts.items() if part is not None})
 
     def __len__(self) -> int:
         return len(getattr(self, fields(self)[0].name))

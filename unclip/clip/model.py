@@ -35,9 +35,9 @@ class CLIP(nn.Module):
         self.text = TextTransformer(config.text, config.embed_dim)
         self.logit_scale = nn.Parameter(torch.tensor(math.log(1 / 0.07)))
 
-    def encode_image(self, images: Tensor) -> Tensor:
-        """Normalised images (B, C, H, W) -> unit embeddings (B, D)."""
-        return F.normalize(self.vision(images), dim=-1)
+    def encode_image(self, images: Tensor, patches: Tensor | None = None) -> Tensor:
+        """Normalised images (B, C, H, W) -> unit embeddings (B, D); of each image's `patches` (B, K) alone if given."""
+        return F.normalize(self.vision(images, patches), dim=-1)
 
     def encode_text(self, ids: Tensor) -> tuple[Tensor, Tensor]:
         """Token ids (B, L) -> unit embeddings (B, D) and the encodings of every token (B, L, W)."""

@@ -65,11 +65,16 @@ class VisionTransformer(nn.Module):
             nn.init.normal_(weight, std=scale)
         init_transformer(self.blocks)
 
-    def forward(self, images: Tensor) -> Tensor:
-        """Normalised images (B, C, H, W) -> embeddings (B, D), not yet of unit norm."""
-        x = self.patch(images).flatten(2).transpose(1, 2)  # (B, N, W)
-        x = torch.cat([self.class_token.expand(len(x), 1, -1), x], dim=1)  # (B, 1 + N, W)
-        x = self.norm_pre(x + self.positions)  # (B, 1 + N, W)
+    def forward(self, images: Tensor, patches: Tensor | None = None) -> Tensor:
+        """Normalised images (B, C, H, W) -> embeddings (B, D), not yet of unit norm.
+
+        Given the numbers of K patches (B, K) for each image, the transformer sees those alone.
+        """
+        x = self.patch(images).flatten(2).transpose(1, 2) + self.positions[1:]  # (B, N, W)
+        if patches is not None:
+            x = x.gather(1, patches[:, :, None].expand(-1, -1, x.shape[2]))  # (B, K, W)
+        first = (self.class_token + self.positions[0]).expand(len(x), 1, -1)
+        x = self.norm_pre(torch.cat([first, x], dim=1))  # (B, 1 + K, W)
         for block in self.blocks:
-            x, _ = block(x)  # (B, 1 + N, W)
+            x, _ = block(x)  # (B, 1 + K, W)
         return self.projection(self.norm_post(x[:, 0]))  # (B, D)
