@@ -37,8 +37,8 @@ class AugmentConfig:
     shift: int = bounded(1, 0, 64)
     """Largest shift in pixels, either way."""
     keep_patches: float = bounded(1.0, 0.01, 1)
-    """Share of its patches that an image is seen by, drawn anew at each step: faster, and it learns less by heart (Li et
-    al. 2022, arXiv 2212.00794)."""
+    """Share of its patches that an image is seen by, drawn anew at each step: faster, and less is learned by
+    heart (Li et al. 2022, arXiv 2212.00794)."""
 
 
 @dataclass(frozen=True)

@@ -4,6 +4,7 @@ from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 
 import torch
+import torch.nn.functional as F
 from PIL import Image
 from torch import Tensor, nn
 
@@ -35,6 +36,10 @@ class DecoderRun:
     """Share of the image embeddings that are replaced by the learned null, for guidance."""
     drop_text: float = bounded(0.5, 0, 0.99)
     """Share of the captions that are replaced by the learned null."""
+    embedding_noise: float = bounded(0.0, 0, 2)
+    """Deviation of the noise on the scaled image embeddings, so that the decoder forgives the prior's errors."""
+    log_sigma: tuple[float, float] = bounded((-0.8, 1.4), -10, 10)
+    """Mean and deviation of the logarithm of the noise over the signal that it is trained at."""
     evaluate_on: int = bounded(1000, 1, 10**7)
     """Validation images that the loss is taken on."""
     sampling: DecoderSettings = free(DecoderSettings())
@@ -65,11 +70,10 @@ class DecoderObjective(nn.Module):
         self.model, self.diffusion = model, model.diffusion()
 
     def forward(self, batch: DecoderBatch) -> Tensor:
-        """Squared error on the target, with min-SNR weights, averaged over the batch."""
+        """Squared error on the target, averaged over the batch."""
         noised, target = self.diffusion.training_pair(to_float(batch.pixels), batch.noise, batch.t)
         condition = self.model.condition(batch.embeddings, batch.captions, batch.drop)
-        error = (self.model(noised, batch.t, condition).float() - target).square().mean(dim=(1, 2, 3))
-        return (error * self.diffusion.loss_weight(batch.t)).mean()
+        return F.mse_loss(self.model(noised, batch.t, condition).float(), target)
 
 
 class DecoderStage:
@@ -88,8 +92,15 @@ class DecoderStage:
         batch = self._examples(self.inputs.train, rows, generator)
         drop_image, drop_text = torch.rand(2, len(rows), generator=generator)
         return replace(
-            batch, drop=drop_image < self.run.drop_image, captions=batch.captions.drop(drop_text < self.run.drop_text)
+            batch,
+            embeddings=self._perturbed(batch.embeddings, generator),
+            drop=drop_image < self.run.drop_image,
+            captions=batch.captions.drop(drop_text < self.run.drop_text),
         )
+
+    def _perturbed(self, embeddings: Tensor, generator: torch.Generator) -> Tensor:
+        deviation = self.run.embedding_noise * self.model.image_condition.scaler.std.cpu()
+        return F.normalize(embeddings + deviation * torch.randn(embeddings.shape, generator=generator), dim=-1)
 
     def _examples(self, images: EmbeddedImages, rows: Tensor, generator: torch.Generator) -> DecoderBatch:
         """Images with their embeddings and a caption each, nothing of them dropped, and the noise to train with."""
@@ -99,7 +110,7 @@ class DecoderStage:
             embeddings=images.embeddings[rows],
             drop=torch.zeros(len(rows), dtype=torch.bool),
             captions=images.captions(images.data.draw(rows, generator)),
-            t=self.diffusion.draw_times(len(rows), generator),
+            t=self.diffusion.draw_times(len(rows), generator, self.run.log_sigma),
             noise=torch.randn(pixels.shape, generator=generator),
         )
 

@@ -148,11 +148,25 @@ class GaussianDiffusion:
             weight = weight / (snr + 1)
         return weight.float()
 
-    def draw_times(self, batch: int, generator: torch.Generator) -> Tensor:
-        """Stratified times (B,) to train at: one uniform draw in each of B equal slices of 0 .. T-1, which lowers the
-        variance of the loss."""
+    def draw_times(
+        self, batch: int, generator: torch.Generator, log_sigma: tuple[float, float] | None = None
+    ) -> Tensor:
+        """Stratified times (B,) to train at: one draw in each of B equally likely slices, which lowers the variance of
+        the loss.
+
+        Uniform over 0 .. T-1; or, given the mean and the deviation of ln sigma, where sigma = sqrt(1 / abar - 1) is the
+        noise over the signal, log-normal (Karras et al. 2022, arXiv 2206.00364, section 5).
+        """
         u = (torch.arange(batch) + torch.rand(batch, generator=generator)) / batch
-        return (u * self.timesteps).long().clamp(max=self.timesteps - 1)
+        if log_sigma is None:
+            return (u * self.timesteps).long().clamp(max=self.timesteps - 1)
+        mean, deviation = log_sigma
+        return self.nearest_times(torch.exp(mean + deviation * torch.special.ndtri(u.double())))
+
+    def nearest_times(self, sigma: Tensor) -> Tensor:
+        """The times whose noise over signal, on a logarithmic scale, is nearest to sigma."""
+        levels = 0.5 * (1 / self.alphas_cumprod - 1).log()  # ln sigma_t, ascending
+        return torch.bucketize(sigma.double().log(), (levels[1:] + levels[:-1]) / 2)
 
     def training_pair(self, x0: Tensor, noise: Tensor, t: Tensor) -> tuple[Tensor, Tensor]:
         """What a model is given, x_t, and what it has to put out for it."""

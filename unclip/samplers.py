@@ -15,6 +15,7 @@ from torch import Tensor
 
 from unclip.diffusion import GaussianDiffusion
 from unclip.errors import UserError
+from unclip.settings import DecoderSettings
 
 Denoise = Callable[[Tensor, int], Tensor]
 OnStep = Callable[[int, Tensor, Tensor], None]
@@ -27,6 +28,28 @@ def spaced_timesteps(timesteps: int, steps: int, name: str = "steps") -> list[in
     return [round(timesteps - i * timesteps / steps) - 1 for i in range(steps)]
 
 
+def karras_timesteps(diffusion: GaussianDiffusion, steps: int, rho: float = 7.0) -> list[int]:
+    """`steps` descending times, dense where there is little noise: sigma^(1/rho) is evenly spaced (Karras et al. 2022,
+    eq. 5), from 80 down to 0.02, which are within a grey level of pure noise and of the clean image.
+
+    Where neighbours would fall on one time they are moved apart, so that steps = T visits all.
+    """
+    if not 1 <= steps <= diffusion.timesteps:
+        raise UserError(f"steps must be between 1 and {diffusion.timesteps}, not {steps}")
+    ends = torch.tensor(SIGMA_RANGE, dtype=torch.float64) ** (1 / rho)
+    times = diffusion.nearest_times(torch.lerp(*ends, torch.linspace(0, 1, steps, dtype=torch.float64)) ** rho).tolist()
+    for i in range(1, steps):
+        times[i] = min(times[i], times[i - 1] - 1)
+    return [max(time, steps - 1 - i) for i, time in enumerate(times)]
+
+
+def times_to_visit(diffusion: GaussianDiffusion, settings: DecoderSettings) -> list[int]:
+    if settings.spacing == "even":
+        return spaced_timesteps(diffusion.timesteps, settings.steps)
+    return karras_timesteps(diffusion, settings.steps)
+
+
+SIGMA_RANGE = (80.0, 0.02)
 PRIOR_STREAM, DECODER_STREAM = 1, 2  # equal seeds give the two stages unrelated noise
 
 

@@ -11,6 +11,7 @@ from unclip.registry import SAMPLERS
 
 Device = Literal["auto", "cpu", "cuda", "mps"]
 SamplerName = Literal[*SAMPLERS]
+Spacing = Literal["even", "karras"]
 MAX_SEED = 2**63 - 1  # what fits an int64 array
 
 
@@ -74,6 +75,8 @@ class DecoderSettings:
     """Decoder sampler."""
     eta: float = bounded(0.0, 0, 1)
     """Noise of the ddim sampler: 0 is deterministic, 1 as noisy as ddpm."""
+    spacing: Spacing = "karras"
+    """Spacing of the decoder's steps: even in time, or karras, dense where there is little noise."""
 
     def __post_init__(self):
         check(self)
@@ -132,6 +135,8 @@ class SamplingOptions:
     """Decoder sampler."""
     eta: float = bounded(DecoderSettings.eta, 0, 1)
     """Noise of the ddim sampler: 0 is deterministic, 1 as noisy as ddpm."""
+    spacing: Spacing = DecoderSettings.spacing
+    """Spacing of the decoder's steps: even in time, or karras, dense where there is little noise."""
     prior_steps: int = bounded(PriorSettings.steps, 1, 10_000)
     """Prior steps per embedding (dpmpp)."""
     prior_guidance: float = bounded(PriorSettings.guidance, 0, 100)

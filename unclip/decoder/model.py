@@ -26,7 +26,7 @@ from unclip.samplers import (
     ddpm_inpaint,
     guided,
     on_interval,
-    spaced_timesteps,
+    times_to_visit,
     watch,
 )
 from unclip.settings import DecoderSettings
@@ -148,7 +148,7 @@ class Decoder(nn.Module):
             on_step: called with (t, x_t, predicted x0) at each step.
         """
         diffusion = self.diffusion()
-        timesteps = spaced_timesteps(diffusion.timesteps, settings.steps)
+        timesteps = times_to_visit(diffusion, settings)
         own, source = self._noise_source(seeds)
         denoise = watch(self.denoiser(embeddings, captions, settings), on_step)
         return choose_sampler(settings)(denoise, own if noise is None else noise, diffusion, timesteps, source)
@@ -159,7 +159,7 @@ class Decoder(nn.Module):
     ) -> Tensor:
         """The noise (N, C, H, W) that deterministic DDIM in as many steps turns into images (N, C, H, W) in [-1, 1]."""
         diffusion = self.diffusion()
-        timesteps = spaced_timesteps(diffusion.timesteps, settings.steps)
+        timesteps = times_to_visit(diffusion, settings)
         grain = RowNoise([0] * len(images), DECODER_STREAM, 1)(images)  # of no seed's own stream, equal for all images
         return ddim_invert(self.denoiser(embeddings, captions, settings), images, diffusion, timesteps, grain)
 
@@ -178,7 +178,7 @@ class Decoder(nn.Module):
         The other arguments are those of `draw`.
         """
         diffusion = self.diffusion()
-        timesteps = spaced_timesteps(diffusion.timesteps, settings.steps)
+        timesteps = times_to_visit(diffusion, settings)
         start, source = self._noise_source(seeds)
         denoise = self.denoiser(embeddings, captions, settings)
         return ddpm_inpaint(denoise, start, diffusion, timesteps, source, images, mask)
