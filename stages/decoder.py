@@ -40,6 +40,9 @@ class DecoderRun:
     """Deviation of the noise on the scaled image embeddings, so that the decoder forgives the prior's errors."""
     log_sigma: tuple[float, float] = bounded((-0.8, 1.4), -10, 10)
     """Mean and deviation of the logarithm of the noise over the signal that it is trained at."""
+    min_snr: float | None = bounded(None, 1e-6, 1e6)
+    """Weigh noise levels as min-SNR does with this gamma (Hang et al. 2023, arXiv 2303.09556); without it all alike. It
+    gives the lowest levels little weight, which leaves grain where images are flat."""
     evaluate_on: int = bounded(1000, 1, 10**7)
     """Validation images that the loss is taken on."""
     sampling: DecoderSettings = free(DecoderSettings())
@@ -65,15 +68,16 @@ class DecoderBatch(Rows):
 
 
 class DecoderObjective(nn.Module):
-    def __init__(self, model: Decoder):
+    def __init__(self, model: Decoder, min_snr: float | None = None):
         super().__init__()
-        self.model, self.diffusion = model, model.diffusion()
+        self.model, self.diffusion, self.min_snr = model, model.diffusion(), min_snr
 
     def forward(self, batch: DecoderBatch) -> Tensor:
-        """Squared error on the target, averaged over the batch."""
+        """Squared error on the target, averaged over the batch: noise levels alike, or as `min_snr` weighs them."""
         noised, target = self.diffusion.training_pair(to_float(batch.pixels), batch.noise, batch.t)
         condition = self.model.condition(batch.embeddings, batch.captions, batch.drop)
-        return F.mse_loss(self.model(noised, batch.t, condition).float(), target)
+        error = (self.model(noised, batch.t, condition).float() - target).square().mean(dim=(1, 2, 3))
+        return (error if self.min_snr is None else error * self.diffusion.loss_weight(batch.t, self.min_snr)).mean()
 
 
 class DecoderStage:
@@ -84,7 +88,7 @@ class DecoderStage:
 
     def __init__(self, model: Decoder, inputs: Inputs, run: DecoderRun, device: torch.device):
         self.model, self.inputs, self.run, self.device = model, inputs, run, device
-        self.objective = DecoderObjective(model)
+        self.objective = DecoderObjective(model, run.min_snr)
         self.diffusion = model.diffusion()
         self.size = len(inputs.train)
 
@@ -120,7 +124,7 @@ class DecoderStage:
     def evaluate(self, model: Decoder) -> dict[str, float]:
         """The loss on validation images with nothing dropped; times and noise are the same at every call."""
         validation, generator = self.inputs.validation, torch.Generator().manual_seed(0)
-        objective, total = DecoderObjective(model), 0.0
+        objective, total = DecoderObjective(model, self.run.min_snr), 0.0
         rows = torch.arange(len(validation))[: self.run.evaluate_on]
         for part in rows.split(250):
             loss = objective(self._examples(validation, part, generator).to(self.device))

@@ -57,6 +57,19 @@ def test_the_image_tower_equals_its_parts_put_together_by_hand():
     torch.testing.assert_close(tower(images), want, rtol=1e-4, atol=1e-5)
 
 
+def test_an_image_seen_by_some_patches_tells_nothing_of_the_others():
+    clip, images = tiny_clip(channels=3), torch.randn(2, 3, 8, 8, generator=torch.Generator().manual_seed(0))
+    patches = torch.tensor([[0, 3], [1, 2]])
+    embeddings = clip.encode_image(images, patches)
+    changed = images.clone()
+    changed[0, :, :4, 4:], changed[1, :, :4, :4] = 0, 0  # patches 1 and 0, which are not among them
+    torch.testing.assert_close(clip.encode_image(changed, patches.flip(1)), embeddings)
+    changed[0, :, :4, :4], changed[1, :, 4:, :4] = 0, 0  # patches 0 and 2, which are
+    assert ((clip.encode_image(changed, patches) - embeddings).norm(dim=1) > 1e-3).all()
+    every = torch.tensor([[0, 1, 2, 3], [2, 0, 3, 1]])
+    torch.testing.assert_close(clip.encode_image(images, every), clip.encode_image(images))
+
+
 def test_patches_are_told_apart_by_their_positions_alone():
     clip, images = tiny_clip(), torch.randn(2, 1, 8, 8)
     before = clip.encode_image(images)

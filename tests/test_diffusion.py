@@ -1,6 +1,7 @@
 """The diffusion process against closed forms that are written here a second time, in float64."""
 
 import math
+import statistics
 
 import numpy as np
 import pytest
@@ -243,6 +244,26 @@ def test_drawn_times_are_uniform():
     # 4000 draws, 200 a time: within five standard deviations of a binomial(1000, 1/5).
     assert len(counts) == 20
     assert (counts - 200).abs().max() < 5 * math.sqrt(1000 * 0.2 * 0.8)
+
+
+@pytest.mark.parametrize("schedule", SCHEDULES)
+def test_drawn_noise_levels_are_log_normal(schedule):
+    d, generator = GaussianDiffusion(1000, schedule), torch.Generator().manual_seed(0)
+    t = torch.cat([d.draw_times(8, generator, (-0.5, 0.9)) for _ in range(1000)])
+    abar = np.array([reference_abar(schedule, 1000, i) for i in range(1000)])
+    levels = 0.5 * np.log((1 - abar) / abar)[t.numpy()]
+    inside = (levels > -3) & (levels < 2)  # what the schedule's ends do not cut off
+    want = statistics.NormalDist(-0.5, 0.9)
+    assert inside.mean() > 0.99
+    for quantile in (0.1, 0.25, 0.5, 0.75, 0.9):
+        assert np.quantile(levels, quantile) == pytest.approx(want.inv_cdf(quantile), abs=0.05)
+
+
+def test_nearest_times_are_those_of_the_noise_levels_themselves():
+    d = GaussianDiffusion(1000, "cosine")
+    sigma = (1 / d.alphas_cumprod - 1).sqrt()
+    assert torch.equal(d.nearest_times(sigma), torch.arange(1000))
+    assert d.nearest_times(torch.tensor([0.0, 1e9])).tolist() == [0, 999]
 
 
 def test_drawn_times_are_the_generator_s_alone():

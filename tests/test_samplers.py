@@ -19,6 +19,7 @@ from unclip.samplers import (
     ddpm,
     dpmpp,
     guided,
+    karras_timesteps,
     on_interval,
     spaced_timesteps,
     watch,
@@ -321,3 +322,29 @@ def test_spaced_timesteps_visit_all_if_asked_and_refuse_more():
     for steps in (0, -1, 7):
         with pytest.raises(UserError, match="between 1 and 6"):
             spaced_timesteps(6, steps)
+
+
+@QUICK
+@given(st.integers(2, 2000).flatmap(lambda timesteps: st.tuples(st.just(timesteps), st.integers(1, timesteps))))
+def test_karras_timesteps_descend_and_are_as_many_as_asked(sizes):
+    timesteps, steps = sizes
+    times = karras_timesteps(GaussianDiffusion(timesteps, "cosine"), steps)
+    assert len(times) == steps
+    assert all(isinstance(t, int) and 0 <= t < timesteps for t in times)
+    assert all(a > b for a, b in pairwise(times))
+
+
+def test_karras_timesteps_are_even_in_the_seventh_root_of_sigma():
+    d = GaussianDiffusion(4000, "cosine")
+    sigma = (1 / d.alphas_cumprod[karras_timesteps(d, 6)] - 1).sqrt()
+    gaps = (sigma ** (1 / 7)).diff()
+    assert sigma[0] == pytest.approx(80, rel=0.05)
+    torch.testing.assert_close(gaps, gaps.mean().expand(5), rtol=0.05, atol=0)
+
+
+def test_karras_timesteps_visit_all_if_asked_and_refuse_more():
+    d = GaussianDiffusion(50, "cosine")
+    assert karras_timesteps(d, 50) == list(range(49, -1, -1))
+    for steps in (0, -1, 51):
+        with pytest.raises(UserError, match="between 1 and 50"):
+            karras_timesteps(d, steps)

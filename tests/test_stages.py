@@ -9,9 +9,9 @@ from runs import CPU, assert_same_run, break_off, train
 from toy import SETTINGS
 
 from data.captions import PLAIN_CAPTIONS
-from data.dataset import ListedCaptions
+from data.dataset import ListedCaptions, batch_generator
 from stages.clip import AugmentConfig, CLIPStage, fitting_patch
-from stages.decoder import DecoderRun, DecoderStage
+from stages.decoder import DecoderObjective, DecoderRun, DecoderStage
 from stages.embed import embed_images
 from stages.inputs import Inputs
 from stages.prior import PriorRun, PriorStage, hide_tokens
@@ -118,6 +118,44 @@ def test_share_of_clips_batch_has_its_own_captions(inputs):
     assert torch.equal(share.images, batch.images[1::2])
     assert torch.equal(share.ids[share.caption], batch.ids[batch.caption][1::2])
     assert len(share.ids) == len(share.caption.unique())
+
+
+def test_clip_sees_a_share_of_the_patches_in_training_alone(inputs):
+    stage, seen = clip_stage(inputs), []
+    stage.augment = AugmentConfig(keep_patches=0.5)
+    batch = stage.batch(torch.arange(8), batch_generator(0, 0))
+    total = len(stage.model.vision.positions) - 1
+    assert batch.patches.shape == (8, total // 2)
+    assert all(len(set(row)) == total // 2 and max(row) < total for row in batch.patches.tolist())
+    assert batch.patches.unique(dim=0).shape[0] > 1
+    torch.testing.assert_close(batch.share(1, 2).patches, batch.patches[1::2])
+    stage.model.vision.register_forward_pre_hook(lambda _, args: seen.append(args[1]))
+    stage.objective(batch)
+    with torch.inference_mode():
+        stage.evaluate(stage.model)
+    assert torch.equal(seen[0], batch.patches)
+    assert seen[1:] == [None] * len(seen[1:]) != []
+
+
+def test_the_decoder_sees_noisy_embeddings_in_training_alone(inputs):
+    stage = decoder_stage(inputs)
+    true = inputs.train.embeddings[:40]
+    torch.testing.assert_close(stage.batch(torch.arange(40), batch_generator(0, 0)).embeddings, true)
+    stage.run = replace(stage.run, embedding_noise=0.5)
+    noisy = stage.batch(torch.arange(40), batch_generator(0, 0)).embeddings
+    torch.testing.assert_close(noisy.norm(dim=1), torch.ones(40))
+    scale = stage.model.image_condition.scaler.std.norm() * 0.5  # of noise on coordinates of unit variance
+    assert (noisy - true).norm(dim=1).mean() == pytest.approx(scale.item(), rel=0.3)
+
+
+def test_the_decoder_s_loss_can_weigh_noise_levels_as_min_snr(inputs):
+    stage = decoder_stage(inputs)
+    batch = stage.batch(torch.arange(16), batch_generator(0, 0))
+    plain = DecoderObjective(stage.model)
+    each = torch.stack([plain(batch[i : i + 1]) for i in range(16)])
+    torch.testing.assert_close(plain(batch), each.mean())
+    weight = stage.diffusion.loss_weight(batch.t, 2.0)
+    torch.testing.assert_close(DecoderObjective(stage.model, 2.0)(batch), (weight * each).mean())
 
 
 def test_clip_reports_its_loss_beside_chance(inputs):
