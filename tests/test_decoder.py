@@ -393,7 +393,7 @@ def test_a_decoder_without_text_ignores_captions():
 # Drawing images.
 
 SEEDS = [0, 1, 2]
-THREE = DecoderSettings(steps=3, guidance=2.0, guidance_interval=(0.0, 1.0))
+THREE = DecoderSettings(steps=3, guidance=2.0, guidance_interval=(0.0, 1.0), spacing="even")
 PLAIN = replace(THREE, guidance=1.0)
 
 
