@@ -2,6 +2,7 @@
 
     python sample.py "an image of a sneaker" "an image of a bag" --n 8
     python sample.py --captions-file captions.txt --npz --out outputs/x       # one caption per line
+    python sample.py "an image of a coat" --n 8 --style faithful              # no guidance: as varied as real images
     echo "a dark narrow dress" | python sample.py --strip --gif
     python sample.py "" --n 16                                                # no caption: unconditional samples
 
@@ -187,7 +188,7 @@ def main() -> None:
     named = cli.argument("checkpoint")
     checkpoint = Path(named) if named else newest_pipeline(ROOT / "checkpoints")
     own = read_sampling(checkpoint)
-    options = cli.parse(Options, __doc__, Options.of(own))
+    options = cli.parse(Options, __doc__, Options.of(own, cli.argument("style", "clear")))
     settings = options.changed(own)
     sampling = own.override(**settings)  # refuses what is out of range before anything slow is done
     captions = read_captions(options)

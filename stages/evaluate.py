@@ -25,7 +25,8 @@ from unclip.settings import SamplingOptions
 
 def main() -> None:
     checkpoint = Path(cli.argument("checkpoint", str(EvaluateOptions.checkpoint)))
-    own = EvaluateOptions(sampling=SamplingOptions.of(read_sampling(checkpoint)))
+    style = cli.argument("sampling.style", "clear")
+    own = EvaluateOptions(sampling=SamplingOptions.of(read_sampling(checkpoint), style))
     evaluate(cli.parse(EvaluateOptions, __doc__, own))
 
 

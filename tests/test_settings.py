@@ -113,7 +113,20 @@ def test_options_of_a_pipeline_are_its_own_settings_and_only_changes_override_th
     assert replace(options, guidance=1.0, eta=0.0).changed(own) == {"guidance": 1.0, "eta": 0.0}  # nought counts too
     assert own.override(**replace(options, sampler="ddpm").changed(own)).decoder.eta == 0
     assert SamplingOptions.of(Sampling()) == SamplingOptions()
-    assert tuple(item.name for item in fields(SamplingOptions)) == SAMPLING_OPTIONS
+    assert tuple(item.name for item in fields(SamplingOptions)) == ("style", *SAMPLING_OPTIONS)
+
+
+def test_faithful_guides_and_picks_nothing_but_what_is_named_beats_the_style():
+    own = Sampling(PriorSettings(steps=7, guidance=2.0, draws=4), DecoderSettings(guidance=3.0))
+    faithful = own.override(style="faithful")
+    assert faithful == Sampling(PriorSettings(steps=7, guidance=1.0, draws=1), DecoderSettings(guidance=1.0))
+    assert own.override(style="clear") == own
+    assert own.override(style="faithful", guidance=3.0).decoder.guidance == 3.0
+    options = replace(SamplingOptions.of(own, "faithful"), draws=4)  # as on a command line that names both
+    assert own.override(**options.changed(own)) == replace(faithful, prior=replace(faithful.prior, draws=4))
+    for style in ("fancy", None, ["faithful"]):
+        with pytest.raises(UserError, match=r"there is no style .*; choose from clear, faithful"):
+            own.override(style=style)
 
 
 @pytest.mark.parametrize(

@@ -53,8 +53,9 @@ class UnCLIP:
     A sample depends on its caption, its seed and the settings alone, never on what else is in the batch. The caption ""
     stands for no caption: the prior and the decoder then use their learned nulls, and the sample is unconditional.
 
-    Settings are those of `unclip.settings.SamplingOptions`, such as steps=50, guidance=3.0, prior_guidance=1.0. One
-    that is given at a call beats the pipeline's own (`sampling`), which beats the library's.
+    Settings are those of `unclip.settings.SamplingOptions`, such as steps=50, guidance=3.0, prior_guidance=1.0, or
+    style="faithful" for several at once. One that is given at a call beats the pipeline's own (`sampling`), which beats
+    the library's.
     """
 
     def __init__(

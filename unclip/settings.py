@@ -101,10 +101,15 @@ class Sampling:
     def __post_init__(self):
         check(self)
 
-    def override(self, **settings: Any) -> "Sampling":
-        """The same with other values, by the names of `SamplingOptions`. Raises UserError for an unknown name."""
+    def override(self, style: str = "clear", **settings: Any) -> "Sampling":
+        """The same with other values, by the names of `SamplingOptions`; what is named beats the style.
+
+        Raises UserError for an unknown name.
+        """
+        if style not in list(STYLES):
+            raise UserError(f"there is no style {shown(style)}; choose from {', '.join(STYLES)}")
         prior, decoder, own = {}, {}, {}
-        for name, value in settings.items():
+        for name, value in (STYLES[style] | settings).items():
             if name not in SAMPLING_OPTIONS:
                 raise UserError(f"there is no setting {name!r}; choose from {', '.join(SAMPLING_OPTIONS)}")
             part = own if name == "batch_size" else prior if name in PRIOR_OPTIONS else decoder
@@ -121,10 +126,17 @@ def plain(value: Any) -> Any:
     return tuple(map(plain, value)) if isinstance(value, (list, tuple)) else value
 
 
+STYLES: dict[str, dict[str, Any]] = {"clear": {}, "faithful": {"guidance": 1.0, "prior_guidance": 1.0, "draws": 1}}
+"""Named settings over the pipeline's own: clear changes nothing; faithful guides nothing and picks nothing, so that the
+samples are as varied as the model has learned the images to be, and a Frechet distance tells what it has learned."""
+
+
 @dataclass(frozen=True)
 class SamplingOptions:
     """All settings side by side, as options of a program, whose defaults are the pipeline's own."""
 
+    style: str = listed("clear", STYLES)
+    """clear is the pipeline's own settings, faithful no guidance and one draw: less typical, as varied as the data."""
     steps: int = bounded(DecoderSettings.steps, 1, 10_000)
     """Decoder steps per image, from 1 to the decoder's timesteps."""
     guidance: float = bounded(DecoderSettings.guidance, 0, 100)
@@ -147,17 +159,19 @@ class SamplingOptions:
     """Images drawn at once; less needs less memory. It does not change the images."""
 
     @classmethod
-    def of(cls, sampling: Sampling, **others: Any) -> Self:
-        """A pipeline's settings as defaults; `others` are the fields of a subclass."""
+    def of(cls, sampling: Sampling, style: str = "clear", **others: Any) -> Self:
+        """A pipeline's settings, in a style, as defaults; `others` are the fields of a subclass."""
+        sampling = sampling.override(style)
         prior = {option: getattr(sampling.prior, name) for option, name in PRIOR_OPTIONS.items()}
-        return cls(**asdict(sampling.decoder), **prior, batch_size=sampling.batch_size, **others)
+        return cls(style=style, **asdict(sampling.decoder), **prior, batch_size=sampling.batch_size, **others)
 
     def changed(self, sampling: Sampling) -> dict[str, Any]:
-        """Those that differ from a pipeline's, for `Sampling.override` and calls of the pipeline."""
-        own = SamplingOptions.of(sampling)
-        return {name: value for name in SAMPLING_OPTIONS if (value := getattr(self, name)) != getattr(own, name)}
+        """The style, and what differs from a pipeline's in it, for `Sampling.override` and calls of the pipeline."""
+        own = SamplingOptions.of(sampling, self.style)
+        changed = {name: value for name in SAMPLING_OPTIONS if (value := getattr(self, name)) != getattr(own, name)}
+        return changed if self.style == "clear" else {"style": self.style} | changed
 
 
-SAMPLING_OPTIONS = tuple(option.name for option in fields(SamplingOptions))
+SAMPLING_OPTIONS = tuple(option.name for option in fields(SamplingOptions) if option.name != "style")
 PRIOR_OPTIONS = {"prior_steps": "steps", "prior_guidance": "guidance", "draws": "draws"}
 """Which options are the prior's, and what it calls them; the others are the decoder's, by its own names."""
