@@ -14,7 +14,6 @@ from foreign import edit, huggingface_clip, open_clip_files, small_open_clip
 
 from unclip.checkpoint import Manifest
 from unclip.clip import load_clip
-from unclip.clip.foreign.files import REFUSALS
 from unclip.clip.preprocess import OPENAI_MEAN
 from unclip.clip.pretrained import adopt
 from unclip.errors import UserError
