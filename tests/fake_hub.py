@@ -88,7 +88,14 @@ class Handler(BaseHTTPRequestHandler):
             for line in map(json.loads, content.splitlines()):
                 if line["key"] == "file":
                     files[line["value"]["path"]] = base64.b64decode(line["value"]["content"])
-            self.answer(200, {"success": True, "commitOid": commit(files), "commitUrl": f"{self.server.url}/{found[1]}/commit/{commit(files)}"})
+            self.answer(
+                200,
+                {
+                    "success": True,
+                    "commitOid": commit(files),
+                    "commitUrl": f"{self.server.url}/{found[1]}/commit/{commit(files)}",
+                },
+            )
         elif self.path == "/api/validate-yaml":
             self.answer(200, {"errors": [], "warnings": []})
         else:

@@ -82,10 +82,22 @@ def _download(name: str, files: Sequence[str], revision: str | None) -> Path:
     except Exception as error:
         told = problem if isinstance(problem, hub.errors.HfHubHTTPError) else error
         why = _why(told).replace("{revision}", str(revision))
-        raise UserError(f"there is no folder or file {name}, and the Hugging Face Hub does not give it: {why}") from told
+        raise UserError(
+            f"there is no folder or file {name}, and the Hugging Face Hub does not give it: {why}"
+        ) from told
     if only_cached and not isinstance(problem, hub.errors.OfflineModeIsEnabled):
         warnings.warn(f"the Hugging Face Hub does not answer: {name} is the copy in the local cache", stacklevel=2)
     return Path(folder)
+
+
+def check_upload(name: str) -> None:
+    """Raise UserError, before any work, for what cannot be a name on the Hub, or if nobody is logged in to it."""
+    if not NAME.fullmatch(name):
+        raise UserError(f"{name} cannot be a name on the Hugging Face Hub; expected OWNER/NAME")
+    from huggingface_hub import get_token
+
+    if get_token() is None:
+        raise UserError(f"the Hugging Face Hub must know who publishes {name}; {LOGIN}")
 
 
 def upload(folder: Path, name: str) -> str:
@@ -93,16 +105,13 @@ def upload(folder: Path, name: str) -> str:
 
     Raises UserError if the Hub does not take it.
     """
-    if not NAME.fullmatch(name):
-        raise UserError(f"{name} cannot be a name on the Hugging Face Hub; expected OWNER/NAME")
-    import huggingface_hub as hub
+    from huggingface_hub import HfApi
 
     try:
-        api = hub.HfApi()
-        url = api.create_repo(name, exist_ok=True)
-        api.upload_folder(repo_id=name, folder_path=folder, commit_message="Pipeline of unclip")
+        url = HfApi().create_repo(name, exist_ok=True)
+        HfApi().upload_folder(repo_id=name, folder_path=folder, commit_message="A pipeline of unclip")
         return str(url)
-    except Exception as error:
+    except Exception as error:  # it raises what its network library raises, too
         raise UserError(f"the Hugging Face Hub does not take {name}: {_why(error)}") from error
 
 

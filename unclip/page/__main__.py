@@ -4,7 +4,8 @@
     python -m unclip.page --checkpoints checkpoints        # where the extra is installed: pip install '.[page]'
 
 Everything is served from this machine; nothing is told to another, or fetched from it, but for a pipeline that
---checkpoints names on the Hugging Face Hub. Every complete pipeline in the folder can be chosen. On two CPU cores the first picture is there a second or two after the click.
+--checkpoints names on the Hugging Face Hub. Every complete pipeline in the folder can be chosen. On two CPU cores the
+first picture is there a second or two after the click.
 """
 
 import os

@@ -7,14 +7,12 @@ from pathlib import Path
 
 from torch import Tensor
 
-from unclip.checkpoint import read_manifests
+from unclip.checkpoint import training_captions
 from unclip.errors import UserError
 from unclip.files import read_json
 from unclip.hub import find_pipeline, is_name
 from unclip.index import finished
 from unclip.pipeline import UnCLIP
-
-CAPTIONS = "captions.txt"
 
 
 @dataclass(frozen=True)
@@ -97,12 +95,3 @@ def complete_pipelines(source: Path) -> dict[str, Path]:
         found = {path.name: path for path in folder.glob("*/")}
     times = {name: finished(path) for name, path in found.items()}
     return {name: found[name] for name in sorted(filter(times.get, times), key=times.get, reverse=True)}
-
-
-def training_captions(folder: Path) -> list[str]:
-    """The captions in a pipeline's captions.txt; without it the example that its manifests name."""
-    path = folder / CAPTIONS
-    if path.is_file():
-        return path.read_text(encoding="utf-8").splitlines()
-    named = [m.data["example"] for m in read_manifests(folder).values() if "example" in m.data]
-    return named[:1] or ["a picture"]
