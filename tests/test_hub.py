@@ -12,6 +12,7 @@ from fake_hub import TOKEN, served
 from small_pipeline import CAPTIONS, build
 
 from unclip import UnCLIP, hub
+from unclip.clip import load_clip
 from unclip.clip.pretrained import adopt
 from unclip.errors import UserError
 from unclip.page.shelf import Shelf, complete_pipelines
@@ -126,6 +127,7 @@ def test_clip_of_a_pipeline_on_the_hub_is_adopted(online, small, tmp_path):
     adopt(NAME, tmp_path / "run")
     assert contents(tmp_path / "run" / "clip") == contents(small / "clip")
     assert not any(name.endswith((".bin", ".pt", ".py")) for name in online.given)
+    assert load_clip(NAME)[0].config == load_clip(small)[0].config
 
 
 def test_page_shelves_a_pipeline_by_its_name_or_its_folder(online, small):

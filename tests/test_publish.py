@@ -107,21 +107,22 @@ def test_card_has_the_form_of_the_hub(published, trained):
     assert str(trained.folder) not in text
 
 
-def test_evaluation_joins_the_card_of_its_own_weights_alone(copied, tmp_path, capsys):
+def test_evaluation_joins_the_card_of_its_own_weights_alone(tmp_path, capsys):
+    folder = build(tmp_path / "own")
     share = {"value": 0.5, "low": 0.25, "high": 0.75, "n": 4}
     drawn = {"caption_accuracy": share, "precision": share, "recall": share, "frechet": 1.25}
-    stages = {stage: {"sha256": read_manifest(copied / stage).sha256} for stage in STAGES}
+    stages = {stage: {"sha256": read_manifest(folder / stage).sha256} for stage in STAGES}
     report = {"stages": stages, "data": {"name": "fashion-mnist/test"}, "samples": 4, "clip": {"zero_shot": share}}
     write_json(tmp_path / "report" / "evaluation.json", report | {"error_budget": {"prior": drawn}})
     (tmp_path / "report" / "evaluation.md").write_text("all of it")
-    publish(copied, tmp_path / "one", "one", evaluation=tmp_path / "report")
+    publish(folder, tmp_path / "one", "one", evaluation=tmp_path / "report")
     head, text = card(tmp_path / "one")
     assert {result.metric_name: result.metric_value for result in head.eval_results}["Fréchet distance"] == 1.25
     assert "| caption accuracy of samples | 50.0% (25.0-75.0) |" in text
     assert (tmp_path / "one" / "evaluation.md").read_text() == "all of it"
     stages["prior"]["sha256"] = "another"
     write_json(tmp_path / "report" / "evaluation.json", report)
-    publish(copied, tmp_path / "two", "two", evaluation=tmp_path / "report")
+    publish(folder, tmp_path / "two", "two", evaluation=tmp_path / "report")
     assert "is of other weights, and is left out" in capsys.readouterr().out
     assert not (tmp_path / "two" / "evaluation.md").exists()
 

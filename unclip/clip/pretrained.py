@@ -29,12 +29,12 @@ class Bundle(NamedTuple):
 
 
 def load_clip(path: str | Path) -> tuple[CLIP, Tokenizer | None, Preprocess]:
-    """Open the CLIP at a path for inference: eval mode, frozen, on the CPU.
+    """Open the CLIP at a path, or of that name on the Hub, for inference: eval mode, frozen, on the CPU.
 
     The tokenizer is None where weights come without one; a pipeline takes no such CLIP.
     Raises UserError if there is none, if it is damaged, or if our module has no place for something in it.
     """
-    clip, tokenizer, _ = load_bundle(Path(path))
+    clip, tokenizer, _ = load_bundle(find(path, HUB_FILES))
     vision = clip.config.vision
     return clip, tokenizer, Preprocess(vision.image_size, vision.channels, clip.config.preprocess)
 
