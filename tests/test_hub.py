@@ -4,11 +4,11 @@ import json
 import socket
 import time
 
-import huggingface_hub
 import numpy as np
 import pytest
 from conftest import ROOT, assert_one_error_line, contents, run_python
 from fake_hub import TOKEN, served
+from huggingface_hub import constants
 from small_pipeline import CAPTIONS, build
 
 from unclip import UnCLIP, hub
@@ -40,7 +40,6 @@ def online(small, tmp_path, monkeypatch):
             "a.py": b"",
         }
         online.repositories[NAME] = {"main": contents(small) | others}
-        constants = huggingface_hub.constants
         monkeypatch.setattr(constants, "ENDPOINT", online.url)
         template = constants.HUGGINGFACE_CO_URL_TEMPLATE.split("/", 3)[3]
         monkeypatch.setattr(constants, "HUGGINGFACE_CO_URL_TEMPLATE", f"{online.url}/{template}")
@@ -87,9 +86,9 @@ def test_a_path_wins_over_a_name(online, small, tmp_path):
 def test_without_a_network_the_cache_is_asked_and_nothing_hangs(why, online, monkeypatch, recwarn):
     UnCLIP.from_pretrained(NAME)
     if why == "offline":
-        monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)
+        monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
     elif why == "gone":
-        monkeypatch.setattr(huggingface_hub.constants, "ENDPOINT", f"http://127.0.0.1:{unused_port()}")
+        monkeypatch.setattr(constants, "ENDPOINT", f"http://127.0.0.1:{unused_port()}")
     else:
         online.silent.set()
     began, asked = time.perf_counter(), len(online.given)
@@ -161,7 +160,7 @@ def test_published_to_the_hub_then_drawn_from_it_online_and_offline(online, smal
 def test_name_and_login_are_asked_for_before_any_work(online, small, script, tmp_path, monkeypatch):
     assert_one_error_line(script("unclip.publish", small, "--to-hub", "mine"), "mine cannot be a name", "OWNER/NAME")
     monkeypatch.delenv("HF_TOKEN")
-    monkeypatch.setattr(huggingface_hub.constants, "HF_TOKEN_PATH", str(tmp_path / "none"))
+    monkeypatch.setattr(constants, "HF_TOKEN_PATH", str(tmp_path / "none"))
     command = ("unclip.publish", small, tmp_path / "out", "--to-hub", "me/mine")
     assert_one_error_line(script(*command), "log in with: hf auth login")
     assert not (tmp_path / "out").exists()
@@ -171,7 +170,7 @@ def test_what_the_hub_does_not_take_is_one_clear_line(online, small, monkeypatch
     monkeypatch.setenv("HF_TOKEN", "wrong")
     with pytest.raises(UserError, match=r"does not take me/mine: log in with: hf auth login$"):
         hub.upload(small, "me/mine")
-    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
     with pytest.raises(UserError, match=r"does not take me/mine: HF_HUB_OFFLINE is set$"):
         hub.upload(small, "me/mine")
     assert "me/mine" not in online.repositories

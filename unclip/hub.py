@@ -67,25 +67,24 @@ def pipeline_files(stages: Sequence[str]) -> list[str]:
 
 
 def _download(name: str, files: Sequence[str], revision: str | None) -> Path:
-    import huggingface_hub as hub  # a second to import, and only wanted here
+    from huggingface_hub import HfApi, snapshot_download  # a second to import, and only wanted here
+    from huggingface_hub.errors import HfHubHTTPError, OfflineModeIsEnabled
 
     problem = None
     try:
-        hub.HfApi().model_info(name, revision=revision, timeout=PATIENCE)
+        HfApi().model_info(name, revision=revision, timeout=PATIENCE)
     except Exception as error:  # it raises what its network library raises, too
         problem = error
     only_cached = problem is not None
     try:
-        folder = hub.snapshot_download(
-            name, revision=revision, allow_patterns=list(files), local_files_only=only_cached
-        )
+        folder = snapshot_download(name, revision=revision, allow_patterns=list(files), local_files_only=only_cached)
     except Exception as error:
-        told = problem if isinstance(problem, hub.errors.HfHubHTTPError) else error
+        told = problem if isinstance(problem, HfHubHTTPError) else error
         why = _why(told).replace("{revision}", str(revision))
         raise UserError(
             f"there is no folder or file {name}, and the Hugging Face Hub does not give it: {why}"
         ) from told
-    if only_cached and not isinstance(problem, hub.errors.OfflineModeIsEnabled):
+    if only_cached and not isinstance(problem, OfflineModeIsEnabled):
         warnings.warn(f"the Hugging Face Hub does not answer: {name} is the copy in the local cache", stacklevel=2)
     return Path(folder)
 
