@@ -100,7 +100,7 @@ def test_without_a_network_the_cache_is_asked_and_nothing_hangs(why, online, mon
         UserError, match=r"no folder or file a/b, .* cannot be reached, or HF_HUB_OFFLINE is set, and .* no copy"
     ):
         UnCLIP.from_pretrained("a/b")
-    assert time.perf_counter() - began < 10
+    assert time.perf_counter() - began < 20
     assert len(online.given) == asked
 
 
