@@ -30,6 +30,7 @@ import tyro
 from unclip import cli, signals
 from unclip.errors import UserError
 from unclip.fields import bounded
+from unclip.hub import find_pipeline
 from unclip.index import newest_pipeline, read_sampling
 from unclip.settings import Device, SamplingOptions, check_seeds
 
@@ -45,7 +46,8 @@ class Options(SamplingOptions):
     captions_file: Path | None = None
     """Read captions from this file, one per line; empty lines are passed over."""
     checkpoint: Path | None = None
-    """Folder of a trained pipeline (default: the newest complete one under checkpoints/, else the committed one)."""
+    """Folder of a trained pipeline, or its name OWNER/NAME on the Hugging Face Hub (default: the newest complete one
+    under checkpoints/, else the committed one)."""
     n: int = bounded(1, 1, 10**9)
     """Images per caption."""
     seed: int = bounded(0, 0, 2**62)
@@ -187,7 +189,8 @@ def slug(caption: str) -> str:
 def main() -> None:
     named = cli.argument("checkpoint")
     checkpoint = Path(named) if named else newest_pipeline(ROOT / "checkpoints")
-    own = read_sampling(checkpoint)
+    folder = find_pipeline(checkpoint)
+    own = read_sampling(folder)
     options = cli.parse(Options, __doc__, Options.of(own, cli.argument("style", "clear")))
     settings = options.changed(own)
     sampling = own.override(**settings)  # refuses what is out of range before anything slow is done
@@ -201,7 +204,7 @@ def main() -> None:
     from unclip.pipeline import UnCLIP
     from unclip.trajectory import Trajectory
 
-    pipeline = UnCLIP.from_pretrained(checkpoint, pick_device(options.device))
+    pipeline = UnCLIP.from_pretrained(folder, pick_device(options.device))
     options.out.mkdir(parents=True, exist_ok=True)
     tempfile.TemporaryFile(dir=options.out).close()  # a folder that cannot be written to is found before the work
     began = time.perf_counter()

@@ -23,6 +23,7 @@ from unclip.clip import CLIP, CLIPConfig, Preprocess, Tokenizer
 from unclip.clip.model import chance_loss, contrastive_loss
 from unclip.clip.pretrained import load_bundle
 from unclip.fields import bounded, free
+from unclip.hub import find_pipeline
 from unclip.images import captioned_grid
 from unclip.metrics import recall_at_k
 from unclip.rows import Rows
@@ -189,8 +190,9 @@ def train(run: CLIPRun) -> Manifest:
     check_fits(lambda: CLIP(replace(run.model, text=replace(run.model.text, vocab_size=run.vocab_size))), device)
     data, validation = run.data.load("train", "validation")
     if run.init_from:
-        read_manifest(run.init_from / "clip")  # one of ours: another project's may lack a tokenizer
-        tokenizer = load_bundle(run.init_from).tokenizer
+        folder = find_pipeline(run.init_from)
+        read_manifest(folder / "clip")  # one of ours: another project's may lack a tokenizer
+        tokenizer = load_bundle(folder).tokenizer
     else:
         tokenizer = Tokenizer.train(data.captions, run.vocab_size)
     patch_size = fitting_patch(run.model.vision.patch_size, data.image_size)

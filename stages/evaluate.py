@@ -15,16 +15,15 @@ if __name__ == "__main__":  # before the other imports, which may take seconds
 
     signals.install()
 
-from pathlib import Path
-
 from stages.evaluation.main import EvaluateOptions, evaluate
 from unclip import cli
+from unclip.hub import find_pipeline
 from unclip.index import read_sampling
 from unclip.settings import SamplingOptions
 
 
 def main() -> None:
-    checkpoint = Path(cli.argument("checkpoint", str(EvaluateOptions.checkpoint)))
+    checkpoint = find_pipeline(cli.argument("checkpoint", str(EvaluateOptions.checkpoint)))
     style = cli.argument("sampling.style", "clear")
     own = EvaluateOptions(sampling=SamplingOptions.of(read_sampling(checkpoint), style))
     evaluate(cli.parse(EvaluateOptions, __doc__, own))

@@ -18,6 +18,7 @@ from stages import runtime
 from unclip.checkpoint import dump_tensors, load_stage, load_weights
 from unclip.errors import UserError, reason
 from unclip.files import partial_name, write_atomically
+from unclip.hub import find_pipeline
 
 BLANK = "0" * 32
 """Stands for the checksum while it is computed."""
@@ -171,6 +172,7 @@ def start_from(model: nn.Module, pipeline: Path | None, stage: str) -> dict[str,
     """
     if pipeline is None:
         return {}
+    pipeline = find_pipeline(pipeline)
     parent, manifest = load_stage(pipeline / stage)
     load_weights(model, parent.state_dict(), pipeline / stage / "model.safetensors")
     return {"start": manifest.sha256}

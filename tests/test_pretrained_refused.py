@@ -14,11 +14,11 @@ from foreign import edit, huggingface_clip, open_clip_files, small_open_clip
 
 from unclip.checkpoint import Manifest
 from unclip.clip import load_clip
-from unclip.clip.foreign.files import REFUSALS
 from unclip.clip.preprocess import OPENAI_MEAN
 from unclip.clip.pretrained import adopt
 from unclip.errors import UserError
 from unclip.files import write_record
+from unclip.hub import REFUSALS
 
 
 def test_an_index_without_shards_is_refused(tmp_path):
@@ -205,6 +205,7 @@ def test_what_the_hub_refuses_is_told_in_one_line(error, tmp_path, monkeypatch):
     def refuse(*_, **__):
         raise type(error, (Exception,), {})("404 {or} so\nand more")
 
+    monkeypatch.setattr(huggingface_hub.HfApi, "model_info", lambda *_, **__: None)
     monkeypatch.setattr(huggingface_hub, "snapshot_download", refuse)
     assert error == "OddError" or hasattr(huggingface_hub.errors, error)
     said = REFUSALS.get(error, "404 {or} so").replace("{revision}", "v2")

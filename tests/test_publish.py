@@ -2,13 +2,18 @@
 
 import json
 import shutil
+from pathlib import Path
 
 import pytest
-from conftest import assert_one_error_line, edit, files_under, run_python
+from conftest import assert_one_error_line, contents, edit, files_under, run_python
+from huggingface_hub import ModelCard, ModelCardData
+from PIL import Image
+from small_pipeline import build
 
 from unclip import UnCLIP
 from unclip.checkpoint import load_tensors, read_manifest
 from unclip.errors import UserError
+from unclip.files import write_json
 from unclip.publish import publish
 from unclip.registry import STAGES
 
@@ -19,13 +24,13 @@ CAPTIONS = ["an image of a bag", "a dark sneaker"]
 def published(trained, tmp_path_factory):
     """The tiny pipeline, published. Read only."""
     target = tmp_path_factory.mktemp("published") / "pipeline"
-    publish(trained.folder, target)
+    publish(trained.folder, target, "pipeline")
     return target
 
 
 def test_published_pipeline_holds_its_stages_and_nothing_of_the_training(published, trained):
     assert files_under(published) == sorted(
-        ["README.md", "captions.txt", "model_index.json", "tokenizer.json"]
+        ["README.md", "captions.txt", "model_index.json", "samples.png", "tokenizer.json"]
         + [f"{stage}/{name}" for stage in STAGES for name in ("config.json", "model.safetensors")]
     )
     for stage in STAGES:
@@ -56,18 +61,90 @@ def test_published_manifests_keep_the_history_and_renew_the_hashes(published, tr
 
 def test_an_unfinished_or_missing_stage_and_a_taken_folder_are_refused(published, copied, tmp_path):
     with pytest.raises(UserError, match="holds a clip already"):
-        publish(copied, published)
+        publish(copied, published, "again")
     edit(copied / "prior", complete=False)
     with pytest.raises(UserError, match=r"the prior in .* is still in training"):
-        publish(copied, tmp_path / "target")
+        publish(copied, tmp_path / "target", "target")
     shutil.rmtree(copied / "decoder")
     with pytest.raises(UserError, match="no trained decoder"):
-        publish(copied, tmp_path / "target")
+        publish(copied, tmp_path / "target", "target")
     assert not (tmp_path / "target").exists()
 
 
-def test_command_says_the_size_or_one_line_of_error(trained, tmp_path):
+def test_command_says_the_size_or_one_line_of_error(trained, script, tmp_path):
     finished = run_python("-m", "unclip.publish", trained.folder, tmp_path / "out")
     assert finished.code == 0, finished.err
     assert "MB" in finished.out
-    assert_one_error_line(run_python("-m", "unclip.publish", tmp_path / "none", tmp_path / "x"), "none does not exist")
+    assert_one_error_line(script("unclip.publish", tmp_path / "none", tmp_path / "x"), "none does not exist")
+    assert_one_error_line(script("unclip.publish", trained.folder), "nowhere to publish to", "--to-hub OWNER/NAME")
+
+
+# The model card.
+
+
+def card(folder: Path) -> tuple[ModelCardData, str]:
+    """Its head and its text, as huggingface_hub reads them."""
+    read = ModelCard.load(folder / "README.md", ignore_metadata_errors=False)
+    return read.data, read.text
+
+
+def test_card_has_the_form_of_the_hub(published, trained):
+    head, text = card(published)
+    assert head.license == "mit"
+    assert head.library_name == "unclip"
+    assert head.pipeline_tag == "text-to-image"
+    assert head.datasets == ["zalando-datasets/fashion_mnist"]
+    assert "unclip" in head.tags
+    assert head.eval_results is None
+    assert text.strip().startswith("# pipeline")
+    for stage in STAGES:
+        manifest = read_manifest(published / stage)
+        assert manifest.sha256[:12] in text
+        assert manifest.data["fingerprint"][:12] in text
+        assert all(f"| {stage} | {figure} | {value:.4g} |" in text for figure, value in manifest.figures.items())
+    with Image.open(published / "samples.png") as picture:
+        assert min(picture.size) > 100
+    assert str(trained.folder) not in text
+
+
+def test_evaluation_joins_the_card_of_its_own_weights_alone(tmp_path, capsys):
+    folder = build(tmp_path / "own")
+    share = {"value": 0.5, "low": 0.25, "high": 0.75, "n": 4}
+    drawn = {"caption_accuracy": share, "precision": share, "recall": share, "frechet": 1.25}
+    stages = {stage: {"sha256": read_manifest(folder / stage).sha256} for stage in STAGES}
+    report = {"stages": stages, "data": {"name": "fashion-mnist/test"}, "samples": 4, "clip": {"zero_shot": share}}
+    write_json(tmp_path / "report" / "evaluation.json", report | {"error_budget": {"prior": drawn}})
+    (tmp_path / "report" / "evaluation.md").write_text("all of it")
+    publish(folder, tmp_path / "one", "one", evaluation=tmp_path / "report")
+    head, text = card(tmp_path / "one")
+    assert {result.metric_name: result.metric_value for result in head.eval_results}["Fréchet distance"] == 1.25
+    assert "| caption accuracy of samples | 50.0% (25.0-75.0) |" in text
+    assert (tmp_path / "one" / "evaluation.md").read_text() == "all of it"
+    stages["prior"]["sha256"] = "another"
+    write_json(tmp_path / "report" / "evaluation.json", report)
+    publish(folder, tmp_path / "two", "two", evaluation=tmp_path / "report")
+    assert "is of other weights, and is left out" in capsys.readouterr().out
+    assert not (tmp_path / "two" / "evaluation.md").exists()
+
+
+@pytest.mark.parametrize(
+    ("data", "given", "licence", "datasets"),
+    [("somebody/birds", None, "unknown", ["somebody/birds"]), ("birds", None, "unknown", None),
+     ("birds", "cc-by-4.0", "cc-by-4.0", None), ("emoji", None, "ofl-1.1", None)],
+)  # fmt: skip
+def test_licence_and_data_set_are_named_as_far_as_they_are_known(data, given, licence, datasets, tmp_path):
+    folder, example = build(tmp_path / "own"), "a | b: 'c'\n# \"d\""
+    for stage in STAGES:
+        edit(folder / stage, data={"name": f"{data}/train", "fingerprint": "0" * 64, "example": example})
+    publish(folder, tmp_path / "out", "me/own", given)
+    head, text = card(tmp_path / "out")
+    assert (head.license, head.datasets) == (licence, datasets)
+    assert r"| a \| b: 'c' # " in text
+
+
+def test_place_of_a_pretrained_clip_on_this_machine_is_not_told(tmp_path):
+    folder = build(tmp_path / "own")
+    edit(folder / "clip", training={"pretrained": str(tmp_path / "vit")})
+    publish(folder, tmp_path / "out", "out")
+    assert "the pretrained vit" in card(tmp_path / "out")[1]
+    assert all(str(tmp_path).encode() not in content for content in contents(tmp_path / "out").values())

@@ -308,6 +308,15 @@ def check_files(pipeline: Path, manifests: dict[str, Manifest]) -> None:
             )
 
 
+def training_captions(folder: Path) -> list[str]:
+    """The captions in a pipeline's captions.txt; without it the example that its manifests name."""
+    path = folder / "captions.txt"
+    if path.is_file():
+        return path.read_text(encoding="utf-8").splitlines()
+    named = [m.data["example"] for m in read_manifests(folder).values() if "example" in m.data]
+    return named[:1] or ["a picture"]
+
+
 def _readme(pipeline: Path, manifests: dict[str, Manifest]) -> str:
     table = ["| stage | steps | SHA-256 | validation figures |", "|---|---|---|---|"]
     for stage, m in manifests.items():

@@ -37,7 +37,8 @@ Images = Annotated[tuple[Path, ...], tyro.conf.Positional]
 @dataclass(frozen=True)
 class Options(SamplingOptions):
     checkpoint: Path | None = None
-    """Folder of a trained pipeline (default: the newest complete one under checkpoints/)."""
+    """Folder of a trained pipeline, or its name OWNER/NAME on the Hugging Face Hub (default: the newest complete one
+    under checkpoints/)."""
     out: Path = Path("outputs/edit")
     """Folder for what is written."""
     npz: bool = False

@@ -22,6 +22,7 @@ from unclip.arguments import (
 from unclip.checkpoint import check_files, load_stage, read_manifests
 from unclip.clip import CLIP, EncodedCaptions, Preprocess, Tokenizer, encode_captions, load_clip
 from unclip.errors import UserError, reason, shown
+from unclip.hub import find_pipeline
 from unclip.images import to_uint8
 from unclip.index import read_sampling
 from unclip.settings import Sampling, is_single, seed_list
@@ -77,11 +78,17 @@ class UnCLIP:
         self.sampling = sampling or Sampling()
 
     @classmethod
-    def from_pretrained(cls, path: str | Path, device: str | torch.device = "cpu") -> "UnCLIP":
-        """Open the pipeline in a folder. Raises UserError if a stage is missing, damaged, or of another lineage."""
+    def from_pretrained(
+        cls, path: str | Path, device: str | torch.device = "cpu", revision: str | None = None
+    ) -> "UnCLIP":
+        """Open the pipeline in a folder; or, where no such path is, of that name OWNER/NAME on the Hugging Face Hub,
+        of which a branch, tag or commit may be named.
+
+        Raises UserError if there is none, or if a stage is missing, damaged, or of another lineage.
+        """
         if not isinstance(path, (str, Path)):
-            raise UserError(f"a pipeline is opened by the path of its folder, not {shown(path)}")
-        path = Path(path)
+            raise UserError(f"a pipeline is opened by the path of its folder or its name, not {shown(path)}")
+        path = find_pipeline(path, revision)
         manifests = read_manifests(path)
         check_files(path, manifests)
         for stage, manifest in manifests.items():

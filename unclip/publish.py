@@ -1,8 +1,13 @@
 """Make a trained pipeline ready to hand out: its weights in float16, half the size, without what training left behind.
 
     python -m unclip.publish checkpoints/small checkpoints/fashion-mnist
+    python -m unclip.publish checkpoints/run --to-hub owner/name            # log in first: hf auth login
 
-Hashes and lineage are renewed. Weights are read back as float32; rounding them moves samples by hardly a grey level.
+README.md becomes a model card in the Hugging Face Hub's form: licence, data, recipe, figures, and a grid of samples.
+The report of `python -m stages.evaluate` joins it where it is of the same weights. To change the card by hand publish
+into a folder, and upload that with: hf upload OWNER/NAME DIR. A repository that is not there yet is made, and is
+public; for a private one make it on the Hub first. Hashes and lineage are renewed. Weights are read back as float32;
+rounding them moves samples by hardly a grey level.
 """
 
 if __name__ == "__main__":  # before the other imports, which may take seconds
@@ -11,36 +16,59 @@ if __name__ == "__main__":  # before the other imports, which may take seconds
     signals.install()
 
 import shutil
+import tempfile
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import torch
 import tyro
 
 from unclip import cli
+from unclip.card import model_card
 from unclip.checkpoint import (
+    Manifest,
     dump_tensors,
     read_manifests,
     read_weights,
     sha256,
+    training_captions,
     write_index,
 )
+from unclip.devices import pick_device
 from unclip.errors import UserError
-from unclip.files import write_atomically, write_record
+from unclip.files import read_json, write_atomically, write_record
+from unclip.hub import check_upload, upload
+from unclip.images import captioned_grid, save_png
+from unclip.pipeline import UnCLIP
 from unclip.registry import STAGES
+
+REPORT = ("evaluation.json", "evaluation.md", "*.png")
+SHOWN = (8, 8)
+"""Captions, and samples of each, in the card's picture."""
 
 
 @dataclass(frozen=True)
 class PublishOptions:
     source: Annotated[Path, tyro.conf.Positional]
     """Folder of a pipeline whose stages are trained."""
-    target: Annotated[Path, tyro.conf.Positional]
-    """Folder to write; it must not hold a pipeline yet."""
+    target: Annotated[Path | None, tyro.conf.Positional] = None
+    """Folder to write; it must not hold a pipeline yet. With --to-hub it may be left out."""
+    to_hub: str | None = None
+    """Also put it on the Hugging Face Hub under this name, OWNER/NAME."""
+    license: str | None = None
+    """Licence of the weights, in the Hub's spelling: mit, cc-by-4.0 (default: that of the data, where it is known)."""
+    evaluation: Path | None = None
+    """Folder with the report of `python -m stages.evaluate` (default: outputs/evaluation/NAME)."""
 
 
-def publish(source: Path, target: Path) -> None:
-    """Write the pipeline in `source` to `target` with float16 weights.
+def publish(source: Path, target: Path, name: str, licence: str | None = None, evaluation: Path | None = None) -> None:
+    """Write the pipeline in `source` to `target` with float16 weights and a model card.
+
+    Args:
+        name: what the card calls it.
+        licence: of the weights; see `model_card`.
+        evaluation: the folder of a report, which joins the card if it is of these weights.
 
     Raises UserError if a stage is missing or unfinished, or if there is a pipeline in `target` already.
     """
@@ -50,10 +78,16 @@ def publish(source: Path, target: Path) -> None:
             raise UserError(f"the {stage} in {source} is still in training (step {manifest.step}); finish it first")
         if (target / stage).exists():
             raise UserError(f"{target} holds a {stage} already; choose another folder, or delete that one")
+    report = read_report(evaluation, manifests)
     target.mkdir(parents=True, exist_ok=True)
     shutil.copy(source / "tokenizer.json", target / "tokenizer.json")
     if (source / "captions.txt").is_file():
         shutil.copy(source / "captions.txt", target / "captions.txt")
+    if report:
+        for path in (path for pattern in REPORT for path in evaluation.glob(pattern)):
+            shutil.copy(path, target / path.name)
+    if Path(manifests["clip"].training.get("pretrained", "")).is_absolute():  # whose place on this machine is no one's
+        manifests["clip"].training["pretrained"] = Path(manifests["clip"].training["pretrained"]).name
     for stage, manifest in manifests.items():
         tensors = read_weights(source / stage, manifest)
         halves = {name: t.to(torch.float16) if t.is_floating_point() else t for name, t in tensors.items()}
@@ -63,13 +97,50 @@ def publish(source: Path, target: Path) -> None:
         write_atomically(target / stage / "model.safetensors", content)
         write_record(target / stage / "config.json", asdict(manifest))
     write_index(target)
+    pipe = UnCLIP.from_pretrained(target, pick_device("auto"))
+    shape = draw_samples(pipe, target / "samples.png")
+    write_atomically(target / "README.md", model_card(name, licence, manifests, pipe, shape, report))
+
+
+def read_report(folder: Path | None, manifests: dict[str, Manifest]) -> dict[str, Any]:
+    """The evaluation in a folder, if there is one of just these weights; else nothing, which is said."""
+    path = folder / "evaluation.json" if folder else None
+    if path is None or not path.is_file():
+        print("the card has no evaluation; make one first with: python -m stages.evaluate --checkpoint DIR")
+        return {}
+    report = read_json(path)
+    if {name: stage["sha256"] for name, stage in report["stages"].items()} != {
+        n: m.sha256 for n, m in manifests.items()
+    }:
+        print(f"{path} is of other weights, and is left out")
+        return {}
+    return report
+
+
+def draw_samples(pipe: UnCLIP, path: Path) -> tuple[int, int, int]:
+    """A picture of samples of captions from all over the training data. Returns an image's height, width, channels."""
+    captions, n = training_captions(path.parent), SHOWN[1]
+    shown = list(dict.fromkeys(captions[:: max(1, len(captions) // SHOWN[0])]))[: SHOWN[0]]
+    images = pipe(shown, n).images
+    rows = images.reshape(len(shown), n, *images.shape[1:])
+    save_png(path, captioned_grid(list(zip(shown, rows, strict=True))))
+    return images.shape[1:]
 
 
 def main() -> None:
     options = cli.parse(PublishOptions, __doc__)
-    publish(options.source, options.target)
-    size = sum(path.stat().st_size for path in options.target.rglob("*") if path.is_file())
-    print(f"{options.target}: {size / 1e6:.1f} MB")
+    name = options.to_hub or (options.target.resolve().name if options.target else "")
+    if not name:
+        raise UserError("nowhere to publish to; name a folder, or --to-hub OWNER/NAME, or both")
+    if options.to_hub:
+        check_upload(options.to_hub)
+    evaluation = options.evaluation or Path("outputs") / "evaluation" / options.source.resolve().name
+    with tempfile.TemporaryDirectory() as temporary:
+        target = options.target or Path(temporary)
+        publish(options.source, target, name, options.license, evaluation)
+        size = sum(path.stat().st_size for path in target.rglob("*") if path.is_file())
+        where = upload(target, options.to_hub) if options.to_hub else target
+    print(f"{where}: {size / 1e6:.1f} MB")
 
 
 if __name__ == "__main__":

@@ -27,6 +27,7 @@ from unclip.devices import pick_device
 from unclip.errors import UserError
 from unclip.fields import bounded
 from unclip.files import write_arrays, write_atomically, write_json
+from unclip.hub import find_pipeline
 from unclip.images import save_png
 from unclip.settings import Device, SamplingOptions, check_seeds
 
@@ -39,7 +40,7 @@ JUDGE = TrainConfig(
 @dataclass(frozen=True)
 class EvaluateOptions:
     checkpoint: Path = ROOT / "checkpoints" / "fashion-mnist"
-    """Folder of a trained pipeline."""
+    """Folder of a trained pipeline, or its name OWNER/NAME on the Hugging Face Hub."""
     samples: int = bounded(1000, 20, 10**6)
     """Images drawn for each figure; 10000 for exact ones."""
     seed: int = bounded(0, 0, 2**62)
@@ -70,8 +71,9 @@ def evaluate(options: EvaluateOptions) -> dict[str, Any]:
     Raises UserError if the pipeline is missing, damaged or unfinished.
     """
     device = pick_device(options.device)
-    manifests = read_manifests(options.checkpoint)
-    pipe = UnCLIP.from_pretrained(options.checkpoint, device)
+    folder = find_pipeline(options.checkpoint)
+    manifests = read_manifests(folder)
+    pipe = UnCLIP.from_pretrained(folder, device)
     pipe.sampling = pipe.sampling.override(**options.sampling.changed(pipe.sampling))
     test, _, train = real = real_images(options)
     sections, seconds = measure(pipe, manifests["clip"].sha256, real, options)

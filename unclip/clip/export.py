@@ -16,16 +16,18 @@ import tyro
 
 from unclip import cli
 from unclip.checkpoint import dump_tensors
+from unclip.clip.foreign.files import HUB_FILES
 from unclip.clip.foreign.huggingface import export_clip
 from unclip.clip.pretrained import load_bundle
 from unclip.errors import UserError
 from unclip.files import write_atomically, write_json
+from unclip.hub import find
 
 
 @dataclass(frozen=True)
 class ExportOptions:
     source: Annotated[Path, tyro.conf.Positional]
-    """Folder of the pipeline, or of a CLIP."""
+    """Folder of the pipeline, or of a CLIP, or its name OWNER/NAME on the Hugging Face Hub."""
     to: Literal["hf"] = "hf"
     """The format: hf for Hugging Face's CLIPModel."""
     out: Path | None = None
@@ -40,7 +42,7 @@ def export(options: ExportOptions) -> Path:
     out = options.out or options.source.resolve().with_name(f"{options.source.resolve().name}-hf")
     if out.exists() and any(out.iterdir()):
         raise UserError(f"{out} is not empty; name another folder with --out")
-    clip, tokenizer, _ = load_bundle(options.source)
+    clip, tokenizer, _ = load_bundle(find(options.source, HUB_FILES))
     if tokenizer is None:
         raise UserError(f"{options.source} holds no tokenizer, which belongs to what is written; put its files there")
     files, tensors, differences = export_clip(clip.config, clip.state_dict(), tokenizer)

@@ -8,7 +8,7 @@ from typing import NamedTuple
 
 from unclip.checkpoint import Manifest, dump_tensors, load_stage, read_manifest, save_stage, sha256
 from unclip.clip import foreign
-from unclip.clip.foreign.files import download
+from unclip.clip.foreign.files import HUB_FILES
 from unclip.clip.foreign.tokenizer import check_tokenizer
 from unclip.clip.model import CLIP, CLIPConfig
 from unclip.clip.preprocess import Preprocess
@@ -16,6 +16,7 @@ from unclip.clip.tokenizer import Tokenizer
 from unclip.errors import UserError
 from unclip.fields import from_dict
 from unclip.files import write_atomically
+from unclip.hub import find
 
 
 class Bundle(NamedTuple):
@@ -28,12 +29,12 @@ class Bundle(NamedTuple):
 
 
 def load_clip(path: str | Path) -> tuple[CLIP, Tokenizer | None, Preprocess]:
-    """Open the CLIP at a path for inference: eval mode, frozen, on the CPU.
+    """Open the CLIP at a path, or of that name on the Hub, for inference: eval mode, frozen, on the CPU.
 
     The tokenizer is None where weights come without one; a pipeline takes no such CLIP.
     Raises UserError if there is none, if it is damaged, or if our module has no place for something in it.
     """
-    clip, tokenizer, _ = load_bundle(Path(path))
+    clip, tokenizer, _ = load_bundle(find(path, HUB_FILES))
     vision = clip.config.vision
     return clip, tokenizer, Preprocess(vision.image_size, vision.channels, clip.config.preprocess)
 
@@ -77,8 +78,13 @@ def adopt(source: str, pipeline: Path, revision: str | None = None) -> None:
 
     Raises UserError if the pipeline holds another CLIP, or if this one comes without a tokenizer.
     """
-    path = Path(source)
-    clip, tokenizer, manifest = load_bundle(path if path.exists() else download(source, revision))
+    path = find(source, HUB_FILES, revision)
+    if not path.exists():
+        raise UserError(
+            f"there is no folder or file {source}; expected the path of a CLIP, or its name OWNER/NAME on the Hugging "
+            "Face Hub"
+        )
+    clip, tokenizer, manifest = load_bundle(path)
     if tokenizer is None:
         raise UserError(f"{source} holds no tokenizer; put tokenizer.json, or vocab.json with merges.txt, beside it")
     ours = sha256(dump_tensors(clip.state_dict()))

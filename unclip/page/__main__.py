@@ -3,8 +3,9 @@
     make page                                              # sets up, then serves http://127.0.0.1:7860
     python -m unclip.page --checkpoints checkpoints        # where the extra is installed: pip install '.[page]'
 
-Everything is served from this machine; nothing is fetched from another, or told to it. Every complete pipeline in the
-folder can be chosen. On two CPU cores the first picture is there a second or two after the click.
+Everything is served from this machine; nothing is told to another, or fetched from it, but for a pipeline that
+--checkpoints names on the Hugging Face Hub. Every complete pipeline in the folder can be chosen. On two CPU cores the
+first picture is there a second or two after the click.
 """
 
 import os
@@ -13,13 +14,15 @@ from pathlib import Path
 
 from unclip import cli
 from unclip.errors import UserError
+from unclip.hub import find_pipeline
 from unclip.settings import Device
 
 
 @dataclass(frozen=True)
 class PageOptions:
     checkpoints: Path = Path("checkpoints")
-    """Folder that holds the trained pipelines, one folder each."""
+    """Folder that holds the trained pipelines, one folder each; or one pipeline: its folder, or its name OWNER/NAME on
+    the Hugging Face Hub."""
     host: str = "127.0.0.1"
     """Address to serve at; 0.0.0.0 lets other machines in."""
     port: int = 7860
@@ -36,6 +39,7 @@ class PageOptions:
 
 def main() -> None:
     options = cli.parse(PageOptions, __doc__)
+    find_pipeline(options.checkpoints)  # fetched now, if need be: from here on the Hub is not asked
     os.environ.update(GRADIO_ANALYTICS_ENABLED="False", HF_HUB_OFFLINE="1")  # before gradio is imported, which reads it
     try:
         import gradio  # noqa: F401

@@ -7,13 +7,12 @@ from pathlib import Path
 
 from torch import Tensor
 
-from unclip.checkpoint import read_manifests
+from unclip.checkpoint import training_captions
 from unclip.errors import UserError
 from unclip.files import read_json
+from unclip.hub import find_pipeline, is_name
 from unclip.index import finished
 from unclip.pipeline import UnCLIP
-
-CAPTIONS = "captions.txt"
 
 
 @dataclass(frozen=True)
@@ -64,12 +63,13 @@ class OpenPipeline:
 
 
 class Shelf:
-    """The complete pipelines under a folder, by name, the newest first."""
+    """The complete pipelines that `complete_pipelines` finds, by name, the newest first."""
 
     def __init__(self, folder: Path, device="cpu"):
         """Raises UserError if there are none."""
         self.folder, self.device = folder, device
-        self.names = complete_pipelines(folder)
+        self.folders = complete_pipelines(folder)
+        self.names = list(self.folders)
         self.opened: dict[str, OpenPipeline] = {}
         self.lock = threading.Lock()
         if not self.names:
@@ -81,20 +81,17 @@ class Shelf:
             raise UserError(f"there is no pipeline {name!r} under {self.folder}; choose from {', '.join(self.names)}")
         with self.lock:
             if name not in self.opened:
-                self.opened[name] = OpenPipeline.open(self.folder / name, self.device)
+                self.opened[name] = OpenPipeline.open(self.folders[name], self.device)
             return self.opened[name]
 
 
-def complete_pipelines(folder: Path) -> list[str]:
-    """Names of the folders in a folder that hold a pipeline whose stages are all trained, the newest first."""
-    times = {path.name: finished(path) for path in folder.glob("*/")}
-    return sorted(filter(times.get, times), key=times.get, reverse=True)
-
-
-def training_captions(folder: Path) -> list[str]:
-    """The captions in a pipeline's captions.txt; without it the example that its manifests name."""
-    path = folder / CAPTIONS
-    if path.is_file():
-        return path.read_text(encoding="utf-8").splitlines()
-    named = [m.data["example"] for m in read_manifests(folder).values() if "example" in m.data]
-    return named[:1] or ["a picture"]
+def complete_pipelines(source: Path) -> dict[str, Path]:
+    """The folders of pipelines whose stages are all trained, by name, the newest first: those in a folder of them, or
+    the one in this folder, or of this name on the Hugging Face Hub."""
+    folder = find_pipeline(source)
+    if is_name(source) or (folder / "model_index.json").is_file():
+        found = {source.as_posix() if is_name(source) else folder.resolve().name: folder}
+    else:
+        found = {path.name: path for path in folder.glob("*/")}
+    times = {name: finished(path) for name, path in found.items()}
+    return {name: found[name] for name in sorted(filter(times.get, times), key=times.get, reverse=True)}

@@ -10,6 +10,7 @@ from typing import Any
 import gradio as gr
 
 from unclip.errors import UserError
+from unclip.hub import is_name
 from unclip.page import answers
 from unclip.page.markup import CSS, problem
 from unclip.page.shelf import OpenPipeline, Shelf
@@ -67,7 +68,7 @@ def told_in_one_line(shelf: Shelf, work: Callable[..., answers.Shown], outputs: 
 def serve(shelf: Shelf, host: str, port: int, show: bool) -> None:
     """Serve the page until it is interrupted. Raises UserError if the port is taken."""
     theme = gr.themes.Default(font=("system-ui", "sans-serif"), font_mono=("ui-monospace", "monospace"))
-    examples = [str((shelf.folder / name / "examples").resolve()) for name in shelf.names]
+    examples = [str((folder / "examples").resolve()) for folder in shelf.folders.values()]
     page = build(shelf)
     warnings.showwarning = on_the_page
     warnings.filterwarnings("always", category=UserWarning, module="unclip")
@@ -122,7 +123,7 @@ def draw_tab(page: Page) -> None:
         told = gr.Textbox(label="The same as a command", buttons=["copy"], interactive=False)
 
     def tell(name: str, *values) -> str:
-        return answers.command(str(page.shelf.folder / name), *values)
+        return answers.command(name if is_name(name) else str(page.shelf.folders[name]), *values)
 
     samples.click(lambda text, sample: f"{text.rstrip()}\n{sample[0]}".lstrip(), [text, samples], text, **QUIET)
     gr.on([c.change for c in (page.chosen, *settings)], tell, [page.chosen, *settings], told, **SLIDING)

@@ -2,7 +2,6 @@
 
 import hashlib
 import json
-import re
 from pathlib import Path
 from typing import Any
 
@@ -10,20 +9,14 @@ import safetensors.torch
 from safetensors import SafetensorError
 from torch import Tensor
 
-from unclip.errors import UserError, reason
+from unclip.errors import UserError
 
 HUB_FILES = ("*.json", "*.txt", "*.safetensors")
+"""What is fetched of a CLIP on the Hugging Face Hub."""
 CONVERSIONS = {
     ".bin": "torch.load({old!r}, weights_only=True)",
     ".pt": "torch.jit.load({old!r}, 'cpu').state_dict()",  # OpenAI's are TorchScript
 }
-REFUSALS = {
-    "RevisionNotFoundError": "it has no branch, tag or commit {revision}",
-    "RepositoryNotFoundError": "no model has that name, or it is private (log in with: hf auth login)",
-    "GatedRepoError": "accept its terms on its page there, then log in with: hf auth login",
-    "LocalEntryNotFoundError": "it cannot be reached, and the local cache has no copy",
-}
-"""What huggingface_hub's errors mean."""
 
 
 def check_fetched(path: Path) -> Path:
@@ -107,20 +100,3 @@ def read_weights(files: list[Path]) -> tuple[dict[str, Tensor], dict[str, str]]:
         if tensor.is_floating_point():
             tensors[name] = tensor.float()
     return tensors, origin
-
-
-def download(name: str, revision: str | None) -> Path:
-    """The folder of a model of the Hugging Face Hub, from the local cache or the network.
-
-    Raises UserError if that cannot be the name of one, or if the Hub does not give it.
-    """
-    missing = f"there is no folder or file {name}"
-    if not re.fullmatch(r"[\w-][\w.-]*/[\w-][\w.-]*", name) or Path(name).suffix in (".safetensors", *CONVERSIONS):
-        raise UserError(f"{missing}; expected the path of a CLIP, or its name OWNER/NAME on the Hugging Face Hub")
-    from huggingface_hub import snapshot_download  # a second to import, and only wanted here
-
-    try:
-        return Path(snapshot_download(name, revision=revision, allow_patterns=list(HUB_FILES)))
-    except Exception as error:  # it raises what its network library raises, too
-        why = REFUSALS.get(type(error).__name__, reason(error)).replace("{revision}", str(revision))
-        raise UserError(f"{missing}, and the Hugging Face Hub does not give it: {why}") from error

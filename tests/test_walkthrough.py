@@ -1,0 +1,29 @@
+"""The notebook runs from top to bottom, as Jupyter would run it, and shows a picture of each stage."""
+
+import nbformat
+from conftest import ROOT
+from nbclient import NotebookClient
+
+WALKTHROUGH = ROOT / "stages" / "walkthrough.ipynb"
+
+
+def test_walkthrough_is_committed_without_outputs():
+    cells = nbformat.read(WALKTHROUGH, 4).cells
+    assert not any(cell.outputs or cell.execution_count for cell in cells if cell.cell_type == "code")
+
+
+def test_walkthrough_runs_and_each_stage_learns(tmp_path):
+    notebook = nbformat.read(WALKTHROUGH, 4)
+    setup = next(
+        cell for cell in notebook.cells if "checkpoints/walkthrough" in cell.source and cell.cell_type == "code"
+    )
+    setup.source = setup.source.replace("checkpoints/walkthrough", str(tmp_path))
+    NotebookClient(notebook, timeout=300, resources={"metadata": {"path": WALKTHROUGH.parent}}).execute()
+    shown = [output for cell in notebook.cells for output in cell.get("outputs", [])]
+    pictures = [output for output in shown if "image/png" in output.get("data", {})]
+    assert len(pictures) == 9
+    told = "".join(output.text for output in shown if output.output_type == "stream" and output.name == "stdout")
+    figures = {line.rsplit(maxsplit=1)[0]: float(line.split()[-1]) for line in told.splitlines() if line[-1:].isdigit()}
+    assert figures["zero-shot accuracy on validation images:"] > 0.12
+    assert figures["cosine_sample"] > figures["cosine_text"] + 0.2
+    assert figures["validation loss:"] < 0.5
