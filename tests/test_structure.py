@@ -152,7 +152,7 @@ OURS = ("unclip", "unclip/clip", "unclip/clip/foreign", "unclip/prior", "unclip/
 
 @pytest.mark.parametrize(
     "folder",
-    [*OURS, "data", "stages", "stages/evaluation", "configs"],
+    [*OURS, "data", "stages", "stages/bench", "stages/evaluation", "configs"],
 )
 def test_packages_are_regular_ones(folder):
     assert (ROOT / folder / "__init__.py").is_file()

@@ -75,6 +75,7 @@ class VisionTransformer(nn.Module):
             x = x.gather(1, patches[:, :, None].expand(-1, -1, x.shape[2]))  # (B, K, W)
         first = (self.class_token + self.positions[0]).expand(len(x), 1, -1)
         x = self.norm_pre(torch.cat([first, x], dim=1))  # (B, 1 + K, W)
-        for block in self.blocks:
+        for block in self.blocks[:-1]:
             x, _ = block(x)  # (B, 1 + K, W)
+        x, _ = self.blocks[-1](x, at=0)  # (B, 1, W)
         return self.projection(self.norm_post(x[:, 0]))  # (B, D)
