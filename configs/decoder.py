@@ -29,16 +29,20 @@ PRESETS = {
     ),
     "small": DecoderRun(
         preset="small",
-        model=DecoderConfig(space_to_depth=2, width=48, multipliers=(1, 2), blocks=1, attention_levels=(1,)),
-        # 3 epochs of the 51,374 training images
+        drop_text=0.2,
+        embedding_noise=0.15,
+        model=DecoderConfig(
+            space_to_depth=2, width=64, multipliers=(1, 2), blocks=1, attention_levels=(1,), text_layers=2
+        ),
+        # 5 epochs of the 51,374 training images
         train=TrainConfig(
-            steps=5_000,
-            batch_size=32,
+            steps=4_000,
+            batch_size=64,
             lr=1e-3,
             muon_lr=5e-3,
             warmup=200,
-            evaluate_every=1_000,
-            preview_every=2_500,
+            evaluate_every=500,
+            preview_every=1_000,
             ema=0.999,
         ),
     ),
