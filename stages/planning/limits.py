@@ -10,7 +10,7 @@ from unclip.clip import CLIPConfig
 ROW = 1000
 """Bytes of a captioned image in each process beside its pixels and tokens: record, names, strings; about."""
 
-SHARED = "draw each process's share alone"
+ALONE, SHARED = "draw batches beside the steps", "draw each process's share alone"
 STREAM = "read shards as they come"
 CACHE = "keep it in fewer bytes"
 
@@ -75,7 +75,8 @@ def limits(budget: Budget, example: Example, images: float, around: Surroundings
     if table := budget.contrastive():
         yield Limit(name, "table of the contrastive loss", table, device.usable, "B", "more devices")
     drawn = budget.batch_size * (example.pixels + example.drawn) / around.loader
-    yield Limit(name, "drawing a batch, against its step", drawn, budget.seconds(best or Way()), "s", SHARED)
+    answer = ALONE if budget.devices == 1 else SHARED
+    yield Limit(name, "drawing a batch, against its step", drawn, budget.seconds(best or Way()), "s", answer)
     disk = [("decoded images on disk", example.pixels, STREAM), ("cache of embeddings on disk", example.cached, CACHE)]
     for what, size, answer in disk:
         if size:
