@@ -77,7 +77,7 @@ class CLIPObjective(nn.Module):
     def forward(self, batch: CLIPBatch) -> Tensor:
         """The contrastive loss; with several ranks each contrasts its own share."""
         image = self.model.encode_image(self.preprocess(batch.images))
-        text, _ = self.model.encode_text(batch.ids)
+        text = self.model.embed_text(batch.ids)
         return contrastive_loss(image, text, batch.caption, self.model.scale())
 
 

@@ -78,7 +78,7 @@ class PriorObjective(nn.Module):
         """Squared error on the clean, scaled embedding."""
         x0 = self.model.scaler.scale(batch.embeddings)
         noised, target = self.diffusion.training_pair(x0, batch.noise, batch.t)
-        return F.mse_loss(self.model(noised, batch.t, self.model.prefix(batch.captions)).float(), target)
+        return F.mse_loss(self.model.predict(noised, batch.t, batch.captions).float(), target)
 
 
 class PriorStage:

@@ -70,6 +70,16 @@ def test_patches_are_told_apart_by_their_positions_alone():
 # The text tower.
 
 
+def test_embeddings_alone_are_those_beside_the_encodings_with_the_same_gradients():
+    clip = tiny_clip().double()
+    ids = torch.tensor([[0, 5, 6, END, 0], [0, 7, END, 0, 0], [0, 4, 5, 6, END]])
+    outputs = clip.embed_text(ids), clip.encode_text(ids)[0]
+    torch.testing.assert_close(*outputs)
+    weights = torch.randn(3, 6, dtype=torch.float64)
+    gradients = [torch.autograd.grad((output * weights).sum(), list(clip.text.parameters())) for output in outputs]
+    torch.testing.assert_close(*gradients)
+
+
 def test_text_embeddings_ignore_padding_and_whatever_follows_the_end():
     clip = tiny_clip()
     embedding, encodings = clip.encode_text(torch.tensor([[0, 5, 6, END]]))

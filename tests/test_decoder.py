@@ -180,6 +180,16 @@ def test_resampling_halves_and_doubles():
     assert upsample(4)(x).shape == (1, 4, 12, 20)
 
 
+@pytest.mark.parametrize("memory_format", [torch.contiguous_format, torch.channels_last])
+def test_doubling_in_one_is_nearest_neighbours_and_a_convolution_with_the_same_gradients(memory_format):
+    torch.manual_seed(0)
+    doubling, x = upsample(4).double().to(memory_format=memory_format), torch.randn(2, 4, 3, 5, dtype=torch.float64)
+    plain, inputs = nn.Sequential(*doubling), [x.requires_grad_(), *doubling.parameters()]
+    torch.testing.assert_close(doubling(x), plain(x))
+    gradients = [torch.autograd.grad(module(x).pow(3).sum(), inputs) for module in (doubling, plain)]
+    torch.testing.assert_close(*gradients)
+
+
 # The UNet alone: it knows no caption and no time.
 
 ALONE = UNetConfig(width=8, multipliers=(1, 2), blocks=1, attention_levels=(1,), head_dim=8, condition_width=12)

@@ -4,6 +4,7 @@ import math
 
 import pytest
 import torch
+import torch.nn.functional as F
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
@@ -56,6 +57,21 @@ def test_a_block_continued_from_kept_keys_equals_one_causal_pass(cut):
     torch.testing.assert_close(torch.cat([first, second], dim=1), whole)
     torch.testing.assert_close(k_after, k)
     torch.testing.assert_close(v_after, v)
+
+
+@pytest.mark.parametrize("at", [0, -1, torch.tensor([2, 0, 6])], ids=["first", "last", "each its own"])
+def test_one_token_of_a_block_is_that_of_the_whole_with_the_same_gradients(at):
+    torch.manual_seed(0)
+    block, x, mask = Block(8, 2).double(), torch.randn(3, 7, 8, dtype=torch.float64, requires_grad=True), causal_mask(7)
+    _, past = block(torch.randn(3, 2, 8, dtype=torch.float64))
+    look = F.pad(mask, (2, 0), value=True)
+    rows = torch.as_tensor(at).expand(3) % 7
+    whole = block(x, look, past)[0][torch.arange(3), rows, None]
+    alone = block(x, look[rows][:, None, None], past, at)[0]
+    torch.testing.assert_close(alone, whole)
+    inputs = [x, *block.parameters()]
+    gradients = [torch.autograd.grad(output.square().sum(), inputs, retain_graph=True) for output in (alone, whole)]
+    torch.testing.assert_close(*gradients)
 
 
 def test_a_stack_of_maps_is_each_of_them_side_by_side():

@@ -82,6 +82,17 @@ def test_kept_text_keys_give_what_one_causal_pass_gives(prior):
     close(prior(x, t, prior.prefix(captions())), one_causal_pass(prior, x, t, captions()))
 
 
+def test_the_pass_that_training_takes_gives_the_same_with_the_same_gradients(prior):
+    """Padding and an empty caption included."""
+    (x, t), some = noised(), captions().drop(torch.tensor([False, True, False]))
+    assert not some.mask.all()
+    outputs = prior.predict(x, t, some), prior(x, t, prior.prefix(some))
+    close(*outputs)
+    gradients = [torch.autograd.grad(output.square().sum(), list(prior.parameters())) for output in outputs]
+    for one, other in zip(*gradients, strict=True):
+        close(one, other)
+
+
 def test_the_text_is_read_the_same_at_every_time(prior):
     x, _ = noised()
     prefix = prior.prefix(captions())

@@ -157,7 +157,7 @@ OURS = ("unclip", "unclip/clip", "unclip/clip/foreign", "unclip/prior", "unclip/
 
 @pytest.mark.parametrize(
     "folder",
-    [*OURS, "data", "stages", "stages/evaluation", "stages/planning", "configs"],
+    [*OURS, "data", "stages", "stages/bench", "stages/evaluation", "stages/planning", "configs"],
 )
 def test_packages_are_regular_ones(folder):
     assert (ROOT / folder / "__init__.py").is_file()

@@ -60,13 +60,33 @@ class Attention(nn.Module):
         self.qkv = StackedLinear(width, width, stacks=3)
         self.out = nn.Linear(width, width)
 
-    def forward(self, x: Tensor, mask: Tensor | None = None, past: KeyValue | None = None) -> tuple[Tensor, KeyValue]:
-        """x (B, N, W) attends to `past` (P keys) and itself; mask (..., N, P + N) is True where it may look."""
-        q, k, v = self.qkv(x).unflatten(-1, (3, self.heads, -1)).permute(2, 0, 3, 1, 4)  # 3 of (B, heads, N, W/heads)
+    def forward(
+        self, x: Tensor, mask: Tensor | None = None, past: KeyValue | None = None, at: int | Tensor | None = None
+    ) -> tuple[Tensor, KeyValue]:
+        """x (B, N, W), or of it the one token `at`, attends to `past` (P keys) and all of x.
+
+        mask (..., N or 1, P + N) is True where it may look.
+        """
+        if at is None:
+            q, k, v = self._split(self.qkv(x), 3)  # (B, heads, N, W/heads)
+        else:
+            sizes = (x.shape[-1], 2 * x.shape[-1])
+            (w_q, w_kv), (b_q, b_kv) = self.qkv.weight.split(sizes), self.qkv.bias.split(sizes)
+            [q] = self._split(F.linear(token(x, at), w_q, b_q), 1)  # (B, heads, 1, W/heads)
+            k, v = self._split(F.linear(x, w_kv, b_kv), 2)
         if past is not None:
             k, v = torch.cat([past[0], k], dim=2), torch.cat([past[1], v], dim=2)
         x = attend(q, k, v, mask)
         return self.out(x.transpose(1, 2).flatten(2)), (k, v)
+
+    def _split(self, x: Tensor, stacks: int) -> Tensor:
+        """(B, N, stacks W) -> (stacks, B, heads, N, W/heads)."""
+        return x.unflatten(-1, (stacks, self.heads, -1)).permute(2, 0, 3, 1, 4)
+
+
+def token(x: Tensor, at: int | Tensor) -> Tensor:
+    """Of sequences (B, N, W) the one token at an index, the same for all or each its own (B,): (B, 1, W)."""
+    return x[:, at, None] if isinstance(at, int) else x[torch.arange(len(x), device=x.device), at, None]
 
 
 class Block(nn.Module):
@@ -91,10 +111,16 @@ class Block(nn.Module):
             nn.Linear(hidden, width),
         )
 
-    def forward(self, x: Tensor, mask: Tensor | None = None, past: KeyValue | None = None) -> tuple[Tensor, KeyValue]:
-        """(B, N, W) -> (B, N, W), and the keys and values to continue from."""
-        h, kv = self.attention(self.norm1(x), mask, past)
-        x = x + h
+    def forward(
+        self, x: Tensor, mask: Tensor | None = None, past: KeyValue | None = None, at: int | Tensor | None = None
+    ) -> tuple[Tensor, KeyValue]:
+        """(B, N, W) -> (B, N, W), and the keys and values to continue from.
+
+        With `at`, an index or one for each sequence (B,), only that token is put out, (B, 1, W): of the last block
+        mostly no other is read, and the attention's keys and values are all that it takes of the others.
+        """
+        h, kv = self.attention(self.norm1(x), mask, past, at)
+        x = (x if at is None else token(x, at)) + h
         return x + self.mlp(self.norm2(x)), kv
 
 

@@ -44,6 +44,10 @@ class CLIP(nn.Module):
         embeddings, encodings = self.text(ids)
         return F.normalize(embeddings, dim=-1), encodings
 
+    def embed_text(self, ids: Tensor) -> Tensor:
+        """The embeddings of `encode_text` alone, for less."""
+        return F.normalize(self.text.embed(ids), dim=-1)
+
     def scale(self) -> Tensor:
         """The factor on cosine similarities, at most 100 (Radford et al. 2021, section 2.5).
 

@@ -78,10 +78,22 @@ class TextTransformer(nn.Module):
         The encodings are taken after the final LayerNorm, before the projection. Padding stands to the right, where a
         causal mask hides it.
         """
-        x = self.tokens(ids) + self.positions[: ids.shape[1]]  # (B, L, W)
-        mask = causal_mask(ids.shape[1], ids.device)  # (L, L)
-        for block in self.blocks:
-            x, _ = block(x, mask)  # (B, L, W)
+        x = self._before_last(ids)  # (B, L, W)
+        x, _ = self.blocks[-1](x, causal_mask(ids.shape[1], ids.device))  # (B, L, W)
         x = self.norm_final(x)  # (B, L, W)
         pooled = x[torch.arange(len(x), device=x.device), self.end_of_text(ids)]  # (B, W)
         return self.projection(pooled), x  # (B, D), (B, L, W)
+
+    def embed(self, ids: Tensor) -> Tensor:
+        """The embeddings (B, D) alone, for less: of the last block's tokens only the end of text is computed."""
+        x = self._before_last(ids)  # (B, L, W)
+        x, _ = self.blocks[-1](x, self.mask(ids)[:, None, None], at=self.end_of_text(ids))  # (B, 1, W)
+        return self.projection(self.norm_final(x[:, 0]))  # (B, D)
+
+    def _before_last(self, ids: Tensor) -> Tensor:
+        """What the last block is given, (B, L, W)."""
+        x = self.tokens(ids) + self.positions[: ids.shape[1]]  # (B, L, W)
+        mask = causal_mask(ids.shape[1], ids.device)  # (L, L)
+        for block in self.blocks[:-1]:
+            x, _ = block(x, mask)  # (B, L, W)
+        return x

@@ -70,6 +70,7 @@ class VisionTransformer(nn.Module):
         x = self.patch(images).flatten(2).transpose(1, 2)  # (B, N, W)
         x = torch.cat([self.class_token.expand(len(x), 1, -1), x], dim=1)  # (B, 1 + N, W)
         x = self.norm_pre(x + self.positions)  # (B, 1 + N, W)
-        for block in self.blocks:
+        for block in self.blocks[:-1]:
             x, _ = block(x)  # (B, 1 + N, W)
+        x, _ = self.blocks[-1](x, at=0)  # (B, 1, W)
         return self.projection(self.norm_post(x[:, 0]))  # (B, D)

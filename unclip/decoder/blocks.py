@@ -80,4 +80,17 @@ def downsample(channels: int) -> nn.Module:
 
 def upsample(channels: int) -> nn.Module:
     """Double the height and the width: nearest neighbours, then a convolution."""
-    return nn.Sequential(nn.Upsample(scale_factor=2, mode="nearest"), nn.Conv2d(channels, channels, 3, padding=1))
+    return UpsampledConv(nn.Upsample(scale_factor=2, mode="nearest"), nn.Conv2d(channels, channels, 3, padding=1))
+
+
+class UpsampledConv(nn.Sequential):
+    """Nearest neighbours and a 3 x 3 convolution in one: a transposed convolution of 4 x 4 with stride 2.
+
+    That is 4/9 of the arithmetic, as four equal pixels need not be multiplied one by one.
+    """
+
+    def forward(self, x: Tensor) -> Tensor:
+        weight = F.pad(self[1].weight.transpose(0, 1).flip(2, 3), (1, 1, 1, 1))
+        weight = weight[:, :, 1:] + weight[:, :, :-1]  # what falls on the same pixel, along the height and the width
+        weight = weight[..., 1:] + weight[..., :-1]  # (C, C, 4, 4)
+        return F.conv_transpose2d(x, weight, self[1].bias, stride=2, padding=1)

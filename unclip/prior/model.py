@@ -121,33 +121,57 @@ class Prior(nn.Module):
 
     def prefix(self, captions: EncodedCaptions) -> Prefix:
         """Read B captions; the empty ones become the learned null, and their linear guess the mean of all."""
-        centre = self.regression(captions.text).masked_fill(captions.empty[:, None], 0)  # (B, D)
-        unit_variance = captions.text * self.config.embed_dim**0.5
-        captions = replace(captions, text=unit_variance).fill(self.null_encoding, self.null_text)
-        x = self.encoding_in(captions.encodings) + self.positions[: captions.encodings.shape[1]]  # (B, L, W)
-        x = torch.cat([x, self.text_in(captions.text)[:, None]], dim=1)  # (B, L + 1, W)
-        mask = F.pad(captions.mask, (0, 1), value=True)  # (B, L + 1)
-        look = (mask[:, None] & causal_mask(x.shape[1], x.device))[:, None]  # (B, 1, L + 1, L + 1)
+        x, mask, centre = self._text(captions)
+        look = self._look(mask)
         past = []
         for block in self.blocks:
             x, kv = block(x, look)
             past.append(kv)
         return Prefix(past, mask, centre)
 
-    def forward(self, noised: Tensor, t: Tensor, prefix: Prefix) -> Tensor:
-        """Noised, scaled image embeddings (B, D) at times t (B,) -> predicted clean ones (B, D), scaled.
+    def _text(self, captions: EncodedCaptions) -> tuple[Tensor, Tensor, Tensor]:
+        """The sequence's first part (B, L + 1, W), its mask (B, L + 1), and the linear guess (B, D)."""
+        centre = self.regression(captions.text).masked_fill(captions.empty[:, None], 0)  # (B, D)
+        unit_variance = captions.text * self.config.embed_dim**0.5
+        captions = replace(captions, text=unit_variance).fill(self.null_encoding, self.null_text)
+        x = self.encoding_in(captions.encodings) + self.positions[: captions.encodings.shape[1]]  # (B, L, W)
+        x = torch.cat([x, self.text_in(captions.text)[:, None]], dim=1)  # (B, L + 1, W)
+        return x, F.pad(captions.mask, (0, 1), value=True), centre
+
+    def _end(self, noised: Tensor, t: Tensor, centre: Tensor) -> Tensor:
+        """The sequence's second part, which depends on t: timestep, noised embedding, query (B, 3, W).
 
         The transformer sees and predicts the difference to the text's linear guess.
         """
-        noised = noised - self.signal[t, None] * prefix.centre
+        noised = noised - self.signal[t, None] * centre
         time = self.time_in(timestep_embedding(t, self.config.width))  # (B, W)
-        x = torch.stack([time, self.image_in(noised), self.query.expand(len(t), -1).to(time.dtype)], dim=1)  # (B, 3, W)
+        return torch.stack([time, self.image_in(noised), self.query.expand(len(t), -1).to(time.dtype)], dim=1)
+
+    @staticmethod
+    def _look(mask: Tensor) -> Tensor:
+        """(B, 1, N, N), where each token of sequences with a mask (B, N) may look: at itself and before, no padding."""
+        return (mask[:, None] & causal_mask(mask.shape[1], mask.device))[:, None]
+
+    def forward(self, noised: Tensor, t: Tensor, prefix: Prefix) -> Tensor:
+        """Noised, scaled image embeddings (B, D) at times t (B,) -> predicted clean ones (B, D), scaled."""
+        x = self._end(noised, t, prefix.centre)  # (B, 3, W)
         before = prefix.mask[:, None].expand(-1, 3, -1)  # (B, 3, L + 1)
         after = causal_mask(3, x.device).expand(len(t), -1, -1)  # (B, 3, 3)
         look = torch.cat([before, after], dim=2)[:, None]  # (B, 1, 3, L + 4)
-        for block, past in zip(self.blocks, prefix.past, strict=True):
+        for block, past in zip(self.blocks[:-1], prefix.past[:-1], strict=True):
             x, _ = block(x, look, past)  # (B, 3, W)
-        return prefix.centre + self.out(self.norm_final(x[:, 2]))  # (B, D)
+        x, _ = self.blocks[-1](x, look[:, :, 2:], prefix.past[-1], at=2)  # (B, 1, W)
+        return prefix.centre + self.out(self.norm_final(x[:, 0]))  # (B, D)
+
+    def predict(self, noised: Tensor, t: Tensor, captions: EncodedCaptions) -> Tensor:
+        """forward(noised, t, prefix(captions)) in one pass, for training, where every caption meets one t only."""
+        text, mask, centre = self._text(captions)
+        x = torch.cat([text, self._end(noised, t, centre)], dim=1)  # (B, L + 4, W)
+        look = self._look(F.pad(mask, (0, 3), value=True))  # (B, 1, L + 4, L + 4)
+        for block in self.blocks[:-1]:
+            x, _ = block(x, look)  # (B, L + 4, W)
+        x, _ = self.blocks[-1](x, look[:, :, -1:], at=-1)  # (B, 1, W)
+        return centre + self.out(self.norm_final(x[:, 0]))  # (B, D)
 
     @torch.inference_mode()
     def draw(self, captions: EncodedCaptions, seeds: Sequence[int], settings: PriorSettings) -> Tensor:
