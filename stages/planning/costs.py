@@ -21,7 +21,7 @@ class Cost:
     operations: float = 0
     """Floating-point operations of a forward pass: two for each product that is added up."""
     spared: float = 0
-    """Of the backward pass, which takes twice as many otherwise: those of outputs that no loss depends on."""
+    """Of the backward pass, which takes twice as many otherwise: those of maps that are not trained."""
     wide: float = 0
     """Numbers kept for the backward pass in float32, whatever the precision."""
     narrow: float = 0
@@ -78,28 +78,33 @@ def attention(width: int, queries: int, keys: int) -> Cost:
 
 
 def block(
-    tokens: int, width: int, mlp_ratio: float = 4.0, keys: int = 0, mask: int = 0, activation: str = "gelu"
+    tokens: int, width: int, mlp_ratio: float = 4.0, activation: str = "gelu", out: int = 0, mask: int = 0
 ) -> Cost:
-    """`unclip.layers.Block` on so many tokens, which look at `keys` (0: at themselves).
+    """`unclip.layers.Block` on so many tokens, of which it puts out `out` (0: all).
 
     `mask` counts the numbers of a mask that is each example's own.
     """
-    hidden = round(width * mlp_ratio)
+    hidden, out = round(width * mlp_ratio), out or tokens
     products = [
-        linear(tokens, width, 3 * width),
-        attention(width, tokens, keys or tokens),
-        linear(tokens, width, width),
-        linear(tokens, width, hidden),
-        linear(tokens, hidden, width),
+        linear(out, width, width),  # queries
+        linear(tokens, width, 2 * width),  # keys and values
+        attention(width, out, tokens),
+        linear(out, width, width),
+        linear(out, width, hidden),
+        linear(out, hidden, width),
     ]
-    past = 2 * width * keys  # keys and values, put together anew with those from before
     inner = {"gelu": 2, "quick_gelu": 3}[activation] * hidden  # before and after it, and the sigmoid
-    kept = Cost(wide=2 * width * tokens, narrow=(5 * width + inner) * tokens + past + mask)
+    kept = Cost(wide=width * (tokens + out), narrow=3 * width * tokens + (2 * width + inner) * out + mask)
     return total([*products, norm(width), norm(width), kept])
 
 
-def transformer(layers: int, tokens: int, width: int, **options) -> ModelCost:
-    return ModelCost([block(tokens, width, **options)] * layers, [tokens * width] * layers)
+def transformer(
+    layers: int, tokens: int, width: int, own_mask: bool = False, one_out: bool = False, **options
+) -> ModelCost:
+    """So many blocks. With `one_out` the last puts out one token; `own_mask`: each example has one of its own."""
+    all_out = block(tokens, width, mask=own_mask * tokens**2, **options)
+    last = block(tokens, width, out=1, mask=own_mask * tokens, **options) if one_out else all_out
+    return ModelCost([*[all_out] * (layers - 1), last][:layers], [tokens * width] * layers)
 
 
 def vision(config: VisionConfig, embed_dim: int) -> ModelCost:
@@ -114,8 +119,8 @@ def vision(config: VisionConfig, embed_dim: int) -> ModelCost:
         Cost(parameters=(1 + tokens) * width),  # the class token and the positions
         Cost(wide=tokens * width, narrow=config.channels * config.image_size**2),  # what norm_pre and the patches read
     ]
-    blocks = transformer(config.layers, tokens, width, mlp_ratio=config.mlp_ratio, activation=config.activation)
-    return blocks + ModelCost([], [], total(rest))
+    kind = {"mlp_ratio": config.mlp_ratio, "activation": config.activation}
+    return transformer(config.layers, tokens, width, one_out=True, **kind) + ModelCost([], [], total(rest))
 
 
 def text(config: TextConfig, embed_dim: int, tokens: int) -> ModelCost:
@@ -124,10 +129,10 @@ def text(config: TextConfig, embed_dim: int, tokens: int) -> ModelCost:
     rest = [
         norm(width),
         linear(1, width, embed_dim, bias=False),
-        Cost(parameters=(config.vocab_size + config.context) * width, wide=tokens * width),
+        Cost(parameters=(config.vocab_size + config.context) * width, wide=width),
     ]
-    blocks = transformer(config.layers, tokens, width, mlp_ratio=config.mlp_ratio, activation=config.activation)
-    return blocks + ModelCost([], [], total(rest))
+    kind = {"mlp_ratio": config.mlp_ratio, "activation": config.activation}
+    return transformer(config.layers, tokens, width, one_out=True, **kind) + ModelCost([], [], total(rest))
 
 
 def clip(config: CLIPConfig, tokens: int) -> ModelCost:
@@ -142,17 +147,8 @@ def contrastive(images: float, captions: float) -> float:
 
 
 def prior(config: PriorConfig, tokens: int) -> ModelCost:
-    """The prior, per image with a caption of so many tokens.
-
-    Each block is run on the text, and then on time, image and query, which also look at the text.
-    """
-    width, dim, read = config.width, config.embed_dim, tokens + 1
-    shared = Cost(parameters=-block(0, width).parameters)  # both runs are of the same weights
-    mask = read**2 + 3 * (read + 3)
-    one = block(read, width, mask=mask) + block(3, width, keys=read + 3) + shared
-    # of the last block's run on the text only keys and values are used; what else it kept is freed
-    unread = 2 * block(read, width).operations - 2 * linear(read, width, 3 * width).operations
-    freed = Cost(wide=-width * read, narrow=-13 * width * read - read**2)
+    """The prior, per image with a caption of so many tokens, which text, time, image and query follow."""
+    width, dim = config.width, config.embed_dim
     rest = [
         linear(tokens, config.text_width, width),
         linear(1, dim, width),
@@ -163,12 +159,10 @@ def prior(config: PriorConfig, tokens: int) -> ModelCost:
         linear(1, width, dim),
         Cost(parameters=config.context * width + config.text_width + dim + width),  # positions, both nulls, the query
         Cost(operations=2 * dim**2, spared=4 * dim**2),  # the linear guess, which is not trained
-        Cost(spared=unread),
-        freed,
         Cost(narrow=tokens * config.text_width),  # what encoding_in reads
     ]
-    inputs = (read + 3) * width + 3 * read * width  # also the text's keys and values, with its queries, for the rest
-    return ModelCost([one] * config.layers, [inputs] * config.layers, total(rest))
+    blocks = transformer(config.layers, tokens + 4, width, own_mask=True, one_out=True)
+    return blocks + ModelCost([], [], total(rest))
 
 
 def res_block(pixels: float, channels: int, out: int, vector: int) -> Cost:
@@ -228,8 +222,10 @@ def unet(config: DecoderConfig, tokens: int) -> ModelCost:
             layer(channels + skips.pop(), width, level in config.attention_levels)
             channels = width
         if level > 0:
+            doubled = linear(side**2, 16 * channels, channels).operations  # 4 x 4 transposed, of a kernel of 3 x 3
+            weights = linear(0, 9 * channels, channels).parameters
+            rest.append(Cost(weights, doubled, narrow=side**2 * channels))
             side *= 2
-            rest.append(linear(side**2, 9 * channels, channels) + Cost(narrow=side**2 * channels))
     last = Cost(wide=2 * side**2 * channels, narrow=side**2 * channels)
     rest += [norm(channels), linear(side**2, 9 * channels, folded), last]
     return ModelCost(blocks, inputs, total(rest))
@@ -252,5 +248,5 @@ def decoder(config: DecoderConfig, tokens: int) -> ModelCost:
             norm(width),
             Cost(parameters=width, wide=tokens * width, narrow=tokens * config.text_width),
         ]
-        read += transformer(config.text_layers, tokens, width, mask=tokens) + ModelCost([], [], total(inputs))
+        read += transformer(config.text_layers, tokens, width) + ModelCost([], [], total(inputs))
     return read + unet(config, config.image_tokens + tokens * config.text)
