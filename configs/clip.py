@@ -75,4 +75,30 @@ PRESETS = {
             ema=0.9999,
         ),
     ),
+    # Ramesh et al. 2022, appendix C: ViT-H/16 on 256x256 images; the rest is Radford et al. 2021's. Theirs also
+    # minimises sharpness (SAM), and crops at random
+    "paper": CLIPRun(
+        preset="paper",
+        vocab_size=49_408,
+        data=DataConfig(size=256),
+        model=CLIPConfig(
+            embed_dim=1024,
+            vision=VisionConfig(image_size=256, channels=3, patch_size=16, width=1280, layers=32, heads=16),
+            text=TextConfig(width=1024, layers=24, heads=16, context=77),
+        ),
+        augment=AugmentConfig(flip=False, shift=0),
+        # 32 epochs of 650 million images
+        train=TrainConfig(
+            steps=635_000,
+            batch_size=32_768,
+            lr=3e-4,
+            warmup=2_000,
+            weight_decay=0.2,
+            betas=(0.9, 0.98),
+            ema=0.9999,
+            evaluate_every=10_000,
+            save_every=1_000,
+            preview_every=10_000,
+        ),
+    ),
 }

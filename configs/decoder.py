@@ -4,6 +4,7 @@ from stages.data import DataConfig
 from stages.decoder import DecoderRun
 from stages.loop import TrainConfig
 from unclip.decoder import DecoderConfig
+from unclip.settings import DecoderSettings
 
 PRESETS = {
     "tiny": DecoderRun(
@@ -61,6 +62,38 @@ PRESETS = {
             save_every=1_000,
             preview_every=4_000,
             ema=0.9999,
+        ),
+    ),
+    # Ramesh et al. 2022, appendix C, table 3: GLIDE's 64x64 model with its text transformer; theirs also learns the
+    # variance, and has upsamplers to 256x256 and 1024x1024, which this project does not
+    "paper": DecoderRun(
+        preset="paper",
+        sampling=DecoderSettings(steps=250, sampler="ddpm"),
+        data=DataConfig(size=64),
+        model=DecoderConfig(
+            image_size=64,
+            channels=3,
+            space_to_depth=1,
+            width=512,
+            multipliers=(1, 2, 3, 4),
+            blocks=3,
+            attention_levels=(1, 2, 3),
+            head_dim=64,
+            condition_width=2048,
+            text_layers=24,
+            prediction="eps",
+        ),
+        train=TrainConfig(
+            steps=800_000,
+            batch_size=2048,
+            lr=1.2e-4,
+            warmup=2_000,
+            weight_decay=0.0,
+            betas=(0.9, 0.999),
+            ema=0.9999,
+            evaluate_every=10_000,
+            save_every=1_000,
+            preview_every=10_000,
         ),
     ),
 }

@@ -4,6 +4,7 @@ from stages.data import DataConfig
 from stages.loop import TrainConfig
 from stages.prior import PriorRun
 from unclip.prior import PriorConfig
+from unclip.settings import PriorSettings
 
 PRESETS = {
     "tiny": PriorRun(
@@ -48,6 +49,26 @@ PRESETS = {
             save_every=1_000,
             preview_every=4_000,
             ema=0.9999,
+        ),
+    ),
+    # Ramesh et al. 2022, appendix C, table 3; theirs reads captions with a text encoder of its own, of 256 tokens
+    "paper": PriorRun(
+        preset="paper",
+        hide_tokens=False,
+        sampling=PriorSettings(steps=64),
+        data=DataConfig(size=256),
+        model=PriorConfig(width=2048, layers=24, heads=32),
+        train=TrainConfig(
+            steps=600_000,
+            batch_size=4096,
+            lr=1.1e-4,
+            warmup=2_000,
+            weight_decay=0.06,
+            betas=(0.9, 0.96),
+            ema=0.9999,
+            evaluate_every=10_000,
+            save_every=1_000,
+            preview_every=10_000,
         ),
     ),
 }

@@ -47,7 +47,7 @@ class CLIPRun:
     out: Path = free(Path("checkpoints/run"))
     """Folder of the pipeline; CLIP goes to its subfolder clip."""
     preset: str = free("quick")
-    """Defaults of all other options: tiny (tests), quick (minutes on a laptop), small (hours) or base (one GPU)."""
+    """Defaults of all other options: tiny (tests), quick (a laptop), small (hours), base (a GPU), paper (a cluster)."""
     init_from: Path | None = free(None)
     """Start from the CLIP and tokenizer of the pipeline in this folder; shapes must be equal. Without it: at random."""
     vocab_size: int = bounded(1024, 258, 2**20)

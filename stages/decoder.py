@@ -29,7 +29,7 @@ class DecoderRun:
     out: Path = free(Path("checkpoints/run"))
     """Folder of the pipeline, which holds a trained clip; the decoder goes to its subfolder decoder."""
     preset: str = free("quick")
-    """Defaults of all other options: tiny (tests), quick (minutes on a laptop), small (hours) or base (one GPU)."""
+    """Defaults of all other options: tiny (tests), quick (a laptop), small (hours), base (a GPU), paper (a cluster)."""
     init_from: Path | None = free(None)
     """Start from the decoder of the pipeline in this folder; shapes must be equal. Without it: at random."""
     drop_image: float = bounded(0.1, 0, 0.99)

@@ -22,6 +22,7 @@ from data.dataset import batch_generator, shuffled_rows
 from stages import runtime
 from stages.identity import check_same_run, record_run, run_checksum
 from stages.log import Log
+from stages.memory import recompute
 from stages.optim import cosine_warmup, make_optimizers, update_ema
 from stages.state import Progress, load_state, save_state, state_tensors
 from unclip import signals
@@ -40,6 +41,8 @@ class TrainConfig:
     """Optimiser steps."""
     batch_size: int = bounded(32, 1, 65_536)
     """Examples per step, over all ranks."""
+    recompute: bool = free(False)
+    """Compute blocks a second time in the backward pass, for less memory; the results are the same to rounding."""
     lr: float = bounded(1e-3, 1e-12, 100)
     """Peak learning rate of AdamW."""
     muon_lr: float = bounded(0.0, 0, 100)
@@ -169,6 +172,8 @@ def run_steps(stage: Stage, config: TrainConfig, device: torch.device, folder: P
         record_run(folder, manifest)
     if progress.rates:
         manifest = replace(manifest, training=manifest.training | {"resumed_with": progress.rates})
+    if config.recompute:
+        recompute(model)
     log = Log(folder / "train" / "metrics.jsonl", stage, config, progress)
     model.train()
     with signals.postponed() as stop:

@@ -1,12 +1,16 @@
-"""Whether a model can be trained here at all, from arithmetic, before anything is read or allocated."""
+"""The memory of training: whether there is enough, before anything is read or allocated, and how to need less."""
 
 import os
 from collections.abc import Callable
+from functools import partial
 
 import torch
 from torch import nn
+from torch.utils.checkpoint import checkpoint
 
+from unclip.decoder.unet import UNetLayer
 from unclip.errors import UserError
+from unclip.layers import Block
 
 WIDTHS = {"embed_dim": 64, "text_width": 64}
 """Stand for what the data or the frozen CLIP will tell."""
@@ -24,6 +28,13 @@ def check_fits(build: Callable[[], nn.Module], device: torch.device) -> None:
             f"a model of {count:.2g} parameters takes at least {needed / 1e9:.3g} GB to train, but {device} has "
             f"{there / 1e9:.3g} GB; lower the widths or the numbers of layers among the options --model"
         )
+
+
+def recompute(model: nn.Module) -> None:
+    """Let each block keep its input alone, and compute the rest again in the backward pass (Chen et al. 2016)."""
+    for block in model.modules():
+        if isinstance(block, (Block, UNetLayer)):
+            block.forward = partial(checkpoint, block.forward, use_reentrant=False, preserve_rng_state=False)
 
 
 def memory(device: torch.device) -> int:

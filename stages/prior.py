@@ -42,7 +42,7 @@ class PriorRun:
     clip_revision: Annotated[str | None, tyro.conf.arg(name="clip.revision")] = free(None)
     """The Hub's branch, tag or commit of that CLIP."""
     preset: str = free("quick")
-    """Defaults of all other options: tiny (tests), quick (minutes on a laptop), small (hours) or base (one GPU)."""
+    """Defaults of all other options: tiny (tests), quick (a laptop), small (hours), base (a GPU), paper (a cluster)."""
     init_from: Path | None = free(None)
     """Start from the prior of the pipeline in this folder; shapes must be equal. Without it: at random."""
     drop: float = bounded(0.1, 0, 0.99)

@@ -1,0 +1,1 @@
+"""What training takes, from closed forms of the configs: operations, memory, disk, days."""
