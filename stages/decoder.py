@@ -133,7 +133,7 @@ class DecoderStage:
 def train(run: DecoderRun) -> Manifest:
     """Train a decoder on the CLIP in run.out. Returns the manifest of the trained decoder."""
     device = runtime.start(run.train.device)
-    check_fits(lambda: Decoder(replace(run.model, **WIDTHS)), device)
+    check_fits(lambda: Decoder(replace(run.model, **WIDTHS)), device, shared=run.train.shard)
     inputs = open_inputs(run.out, run.data, device)
     clip, data = inputs.clip, inputs.train.data
     shapes = {"embed_dim": clip.embed_dim, "text_width": clip.text.width}

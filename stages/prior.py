@@ -172,7 +172,7 @@ def pair_cosines(model: nn.Module, images: EmbeddedImages, count: int, settings:
 def train(run: PriorRun) -> Manifest:
     """Train a prior on the CLIP in run.out. Returns the manifest of the trained prior."""
     device = runtime.start(run.train.device)
-    check_fits(lambda: Prior(replace(run.model, **WIDTHS)), device)
+    check_fits(lambda: Prior(replace(run.model, **WIDTHS)), device, shared=run.train.shard)
     if run.clip:
         with runtime.main_first():
             adopt(run.clip, run.out, run.clip_revision)

@@ -1,16 +1,18 @@
-"""Where we run: device, precision, and ranks. Everything that knows of torch.distributed is in this file."""
+"""Where we run: device, precision, and ranks. With sharding.py and heartbeat.py all that knows of torch.distributed."""
 
 import contextlib
 import os
 import sys
+from collections.abc import Callable
 from datetime import timedelta
 from typing import Literal
 
 import torch
 import torch.distributed as dist
-from torch import nn
+from torch import Tensor, nn
+from torch.distributed import _functional_collectives as collectives
 
-from unclip import cli
+from stages import heartbeat
 from unclip.devices import Device, pick_device
 from unclip.errors import UserError
 
@@ -41,7 +43,7 @@ def start(wanted: Device) -> torch.device:
     if "RANK" in os.environ and not dist.is_initialized():
         backend = "nccl" if device.type == "cuda" else "gloo"
         dist.init_process_group(backend, timeout=timedelta(hours=2))  # the others wait while one downloads and embeds
-        cli.is_first = is_first_to_tell
+        heartbeat.start()
     return device
 
 
@@ -55,14 +57,6 @@ def world_size() -> int:
 
 def is_main() -> bool:
     return rank() == 0
-
-
-def is_first_to_tell() -> bool:
-    """Whether no other rank has named an error yet: what goes wrong on one rank ends them all."""
-    try:
-        return dist.distributed_c10d._get_default_store().add("errors told", 1) == 1
-    except RuntimeError:  # the store is gone too
-        return rank() == 0
 
 
 def end() -> None:
@@ -100,6 +94,37 @@ def distributed(objective: nn.Module) -> nn.Module:
     if world_size() == 1:
         return objective
     return nn.parallel.DistributedDataParallel(objective, broadcast_buffers=False)
+
+
+def gradients_meet(objective: nn.Module, now: bool):
+    """Whether the ranks average the gradients in the block, or DistributedDataParallel leaves them to a later one."""
+    waits = isinstance(objective, nn.parallel.DistributedDataParallel) and not now
+    return objective.no_sync() if waits else contextlib.nullcontext()
+
+
+def gather(rows: Tensor) -> Tensor:
+    """The rows (n, ...) of all ranks, (ranks * n, ...), the first rank's first; a gradient goes back to each its own.
+
+    The gradient that a rank gets is the sum of what all ranks' losses say of its rows. All ranks must call it.
+    """
+    if world_size() == 1:
+        return rows
+    # the second is its name before PyTorch 2.13
+    function = getattr(collectives, "all_gather_single_autograd", None) or collectives.all_gather_tensor_autograd
+    gathered = function(rows.contiguous(), 0, dist.group.WORLD)
+    if gathered.requires_grad:  # the collective reads a gradient's memory in order, whatever its strides
+        gathered.register_hook(Tensor.contiguous)
+    return gathered
+
+
+def in_shares(function: Callable[[Tensor], Tensor], count: int) -> Tensor:
+    """function(rows) for all `count` rows, of which each rank computes a share: (count, ...) on every rank.
+
+    `function` takes indices of rows. Every rank takes as many, the last of them some twice.
+    """
+    share = -(-count // world_size())
+    own = torch.arange(rank() * share, (rank() + 1) * share).clamp(max=count - 1)
+    return gather(function(own))[:count]
 
 
 def largest(value: int, device: torch.device) -> int:
