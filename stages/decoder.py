@@ -19,6 +19,7 @@ from unclip.clip import EncodedCaptions
 from unclip.decoder import Decoder, DecoderConfig
 from unclip.fields import bounded, free
 from unclip.images import captioned_grid, to_float, to_uint8
+from unclip.layers import at_least_float32
 from unclip.rows import Rows
 from unclip.settings import DecoderSettings
 
@@ -68,7 +69,7 @@ class DecoderObjective(nn.Module):
         """Squared error on the target, with min-SNR weights, averaged over the batch."""
         noised, target = self.diffusion.training_pair(to_float(batch.pixels), batch.noise, batch.t)
         condition = self.model.condition(batch.embeddings, batch.captions, batch.drop)
-        error = (self.model(noised, batch.t, condition).float() - target).square().mean(dim=(1, 2, 3))
+        error = (at_least_float32(self.model(noised, batch.t, condition)) - target).square().mean(dim=(1, 2, 3))
         return (error * self.diffusion.loss_weight(batch.t)).mean()
 
 

@@ -25,6 +25,7 @@ from unclip.clip.pretrained import adopt
 from unclip.devices import device_of
 from unclip.fields import bounded, free
 from unclip.images import captioned_grid
+from unclip.layers import at_least_float32
 from unclip.metrics import same_group_cosine
 from unclip.prior import Prior, PriorConfig
 from unclip.rows import Rows
@@ -78,7 +79,8 @@ class PriorObjective(nn.Module):
         """Squared error on the clean, scaled embedding."""
         x0 = self.model.scaler.scale(batch.embeddings)
         noised, target = self.diffusion.training_pair(x0, batch.noise, batch.t)
-        return F.mse_loss(self.model(noised, batch.t, self.model.prefix(batch.captions)).float(), target)
+        predicted = self.model(noised, batch.t, self.model.prefix(batch.captions))
+        return F.mse_loss(at_least_float32(predicted), target)
 
 
 class PriorStage:

@@ -1,6 +1,7 @@
 """Where we run: device, precision, and ranks. With sharding.py and heartbeat.py all that knows of torch.distributed."""
 
 import contextlib
+import inspect
 import os
 import sys
 from collections.abc import Callable
@@ -93,7 +94,10 @@ def distributed(objective: nn.Module) -> nn.Module:
     """The objective such that its gradients are the mean over all ranks; a lone rank's as it is."""
     if world_size() == 1:
         return objective
-    return nn.parallel.DistributedDataParallel(objective, broadcast_buffers=False)
+    engine = nn.parallel.DistributedDataParallel
+    options = ("forward_sync_buffers", "broadcast_buffers")  # the second is what PyTorch called it before 2.13
+    known = inspect.signature(engine).parameters
+    return engine(objective, **{next(option for option in options if option in known): False})
 
 
 def gradients_meet(objective: nn.Module, now: bool):
@@ -140,7 +144,7 @@ def mean_over_ranks(values: list[float], device: torch.device) -> list[float]:
     """The mean over all ranks of numbers that each has of its own. All ranks must call it."""
     if world_size() == 1:
         return values
-    total = torch.tensor(values, device=device)
+    total = torch.tensor(values, dtype=torch.float64, device=device)
     dist.all_reduce(total)
     return (total / world_size()).tolist()
 

@@ -67,7 +67,7 @@ class VisionTransformer(nn.Module):
 
     def forward(self, images: Tensor) -> Tensor:
         """Normalised images (B, C, H, W) -> embeddings (B, D), not yet of unit norm."""
-        x = self.patch(images).flatten(2).transpose(1, 2)  # (B, N, W)
+        x = self.patch(images.to(self.patch.weight.dtype)).flatten(2).transpose(1, 2)  # (B, N, W)
         x = torch.cat([self.class_token.expand(len(x), 1, -1), x], dim=1)  # (B, 1 + N, W)
         x = self.norm_pre(x + self.positions)  # (B, 1 + N, W)
         for block in self.blocks:

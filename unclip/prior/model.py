@@ -140,7 +140,7 @@ class Prior(nn.Module):
         The transformer sees and predicts the difference to the text's linear guess.
         """
         noised = noised - self.signal[t, None] * prefix.centre
-        time = self.time_in(timestep_embedding(t, self.config.width))  # (B, W)
+        time = self.time_in(timestep_embedding(t, self.config.width).to(noised.dtype))  # (B, W)
         x = torch.stack([time, self.image_in(noised), self.query.expand(len(t), -1).to(time.dtype)], dim=1)  # (B, 3, W)
         before = prefix.mask[:, None].expand(-1, 3, -1)  # (B, 3, L + 1)
         after = causal_mask(3, x.device).expand(len(t), -1, -1)  # (B, 3, 3)
