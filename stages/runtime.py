@@ -121,14 +121,14 @@ def gather(rows: Tensor) -> Tensor:
     return gathered
 
 
-def in_shares(function: Callable[[Tensor], Tensor], count: int) -> Tensor:
-    """function(rows) for all `count` rows, of which each rank computes a share: (count, ...) on every rank.
+def in_shares(function: Callable[[Tensor], tuple[Tensor, ...]], rows: Tensor) -> list[Tensor]:
+    """What function(rows) gives, a row for each of some indices (N,), of which each rank computes a share.
 
-    `function` takes indices of rows. Every rank takes as many, the last of them some twice.
+    Every rank takes as many, the last some of them twice, and gets the results of all. All ranks must call it.
     """
-    share = -(-count // world_size())
-    own = torch.arange(rank() * share, (rank() + 1) * share).clamp(max=count - 1)
-    return gather(function(own))[:count]
+    share = -(-len(rows) // world_size())
+    own = torch.arange(rank() * share, (rank() + 1) * share).clamp(max=len(rows) - 1)
+    return [gather(result)[: len(rows)] for result in function(rows[own])]
 
 
 def largest(value: int, device: torch.device) -> int:

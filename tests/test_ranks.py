@@ -1,13 +1,20 @@
 """Several ranks, or a batch in several parts, give what one process with the whole batch gives."""
 
+import contextlib
+import copy
+from dataclasses import replace
+
 import pytest
 import torch
 from ranks import on_ranks
-from runs import CPU
+from runs import CPU, break_off, metrics
 from three_stages import clip_stage, decoder_stage, make_inputs, prior_stage, seeded
+from toy import SETTINGS
 
 from stages import loop, runtime
 from stages.inputs import Inputs
+from stages.state import open_state
+from unclip.checkpoint import Manifest, load_stage
 from unclip.rows import Rows
 
 STAGES = [clip_stage, prior_stage, decoder_stage]
@@ -37,8 +44,10 @@ def gradients(make, inputs: Inputs, parts: int = 1) -> dict[str, torch.Tensor]:
     objective = runtime.distributed(stage.objective)
     batch = doubled(stage.batch(torch.arange(BATCH), seeded())).share(runtime.rank(), runtime.world_size())
     loss = loop.backward(objective, batch.split(parts), CPU, "float32")
-    [loss] = runtime.mean_over_ranks([loss], CPU)
-    return {"loss": torch.tensor(loss, dtype=torch.float64)} | {name: p.grad for name, p in stage.model.named_parameters()}
+    [loss] = runtime.mean_over_ranks([float(loss)], CPU)
+    return {"loss": torch.tensor(loss, dtype=torch.float64)} | {
+        name: p.grad for name, p in stage.model.named_parameters()
+    }
 
 
 def assert_equal(found: dict[str, torch.Tensor], expected: dict[str, torch.Tensor], within: float = 1e-12) -> None:
@@ -66,3 +75,84 @@ def test_gradients_of_several_ranks_are_those_of_one_with_the_whole_batch(ranks,
 @pytest.mark.parametrize("make", STAGES)
 def test_gradients_of_a_batch_in_parts_are_those_of_the_whole(make, parts, inputs):
     assert_equal(gradients(make, inputs, parts), gradients(make, inputs))
+
+
+def test_gradients_of_ranks_that_take_parts_are_those_of_the_whole(inputs):
+    [found, _] = on_ranks(2, lambda: [as_arrays(gradients(make, inputs, parts=3)) for make in STAGES])
+    for one, make in zip(found, STAGES, strict=True):
+        assert_equal(one, gradients(make, inputs))
+
+
+def test_without_the_gradient_through_the_gather_the_gradients_are_others(inputs, monkeypatch):
+    gather = runtime.gather
+    monkeypatch.setattr(runtime, "gather", lambda rows: gather(rows.detach()))
+    [found, _] = on_ranks(2, lambda: as_arrays(gradients(clip_stage, inputs)))
+    monkeypatch.undo()
+    expected = gradients(clip_stage, inputs)
+    assert_equal({"loss": found["loss"]}, {"loss": expected["loss"]})
+    with pytest.raises(AssertionError):
+        assert_equal(found, expected, within=1e-3)
+
+
+def test_clip_in_parts_keeps_the_activations_of_one(inputs):
+    """What autograd keeps for the backward pass, in bytes."""
+
+    def kept(parts: int) -> int:
+        stage, sizes = clip_stage(inputs), []
+        stage.objective.parts = parts
+        with torch.autograd.graph.saved_tensors_hooks(lambda x: (sizes.append(x.nbytes), x)[1], lambda x: x):
+            stage.objective(stage.batch(torch.arange(BATCH), seeded()))
+        return sum(sizes)
+
+    assert kept(4) < kept(1) / 10
+
+
+# --- whole trainings --------------------------------------------------------------------------------------------------
+
+
+def run(make, inputs, folder, stop=0, **options):
+    """Train a stage in float64 on however many ranks there are, until the step `stop` is asked for; its last state.
+
+    In float32 Adam would make a step of what is rounding alone, such as the gradient at the biases of keys.
+    """
+    stage = make(inputs)
+    batch, evaluate, preview = stage.batch, stage.evaluate, stage.preview
+    stage.batch = lambda rows, generator: doubled(batch(rows, generator))
+    stage.evaluate = lambda model: evaluate(copy.deepcopy(model).float())
+    stage.preview = lambda model: preview(copy.deepcopy(model).float())
+    stage.objective.double()
+    if stop:
+        break_off(stage, "batch", stop)
+    config = replace(SETTINGS, steps=8, batch_size=12, evaluate_every=4, save_every=1, log_every=2, muon_lr=0.01)
+    with contextlib.suppress(KeyboardInterrupt):
+        loop.train(stage, replace(config, **options), CPU, folder, Manifest(stage.name))
+    return runtime.rank()
+
+
+def assert_same_training(one, other, name):
+    states = [open_state(folder / name / "train" / "state.safetensors")[0] for folder in (one, other)]
+    assert_equal(*states, within=1e-9)
+    assert {key.split(".")[0] for key in states[0]} == {"model", "average", "AdamW", "Muon"}
+    for found, expected in zip(metrics(one, name), metrics(other, name), strict=True):
+        assert found == pytest.approx(expected, rel=1e-4, abs=1e-6)
+    assert load_stage(one / name)[1].complete
+
+
+@pytest.mark.parametrize("make", STAGES)
+def test_shared_out_weights_are_trained_as_whole_ones(make, inputs, tmp_path):
+    """FSDP on two ranks, the first half in two parts, against DDP on two."""
+    name = make(inputs).name
+    on_ranks(2, lambda: run(make, inputs, tmp_path / "whole"))
+    on_ranks(2, lambda: run(make, inputs, tmp_path / "shared", stop=5, shard=True, accumulate=2))
+    on_ranks(2, lambda: run(make, inputs, tmp_path / "shared", shard=True))
+    assert_same_training(tmp_path / "shared", tmp_path / "whole", name)
+
+
+def test_run_goes_on_with_other_numbers_of_ranks(inputs, tmp_path):
+    """Alone, on two ranks, on two that share the weights out, and alone again."""
+    run(clip_stage, inputs, tmp_path / "alone")
+    run(clip_stage, inputs, tmp_path / "moved", stop=3)
+    on_ranks(2, lambda: run(clip_stage, inputs, tmp_path / "moved", stop=3))
+    on_ranks(2, lambda: run(clip_stage, inputs, tmp_path / "moved", stop=3, shard=True))
+    run(clip_stage, inputs, tmp_path / "moved")
+    assert_same_training(tmp_path / "moved", tmp_path / "alone", "clip")
