@@ -8,6 +8,7 @@ from typing import Any
 import torch
 import torch._dynamo  # which the engines import: once, not in each process
 import torch.distributed as dist
+import torch.distributed.fsdp
 
 
 def on_ranks(count: int, work: Callable[[], Any]) -> list[Any]:
