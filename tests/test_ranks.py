@@ -13,9 +13,11 @@ from three_stages import clip_stage, decoder_stage, make_inputs, prior_stage, se
 from toy import SETTINGS
 
 from stages import loop, runtime
+from stages.embed import ARRAYS, embed_images
 from stages.inputs import Inputs
 from stages.state import open_state
 from unclip.checkpoint import Manifest, load_stage
+from unclip.clip import CLIP
 from unclip.rows import Rows
 
 STAGES = [clip_stage, prior_stage, decoder_stage]
@@ -158,3 +160,28 @@ def test_run_goes_on_with_other_numbers_of_ranks(inputs, tmp_path):
     on_ranks(2, lambda: run(clip_stage, inputs, tmp_path / "moved", stop=3, shard=True, **on))
     run(clip_stage, inputs, tmp_path / "moved", **on)
     assert_same_training(tmp_path / "moved", tmp_path / "alone", "clip")
+
+
+# --- embedding --------------------------------------------------------------------------------------------------------
+
+
+def test_embedding_is_split_among_the_ranks(inputs, tmp_path, monkeypatch):
+    """Two ranks encode half of the images and captions each, and both read what one alone computes."""
+    stage = clip_stage(inputs)
+    data = replace(inputs.validation.data, images=inputs.validation.data.images[:15])
+    sizes = {"encode_image": [], "encode_text": []}
+    for name, seen in sizes.items():
+        method = getattr(CLIP, name)
+        monkeypatch.setattr(CLIP, name, lambda self, x, m=method, seen=seen: (seen.append(len(x)), m(self, x))[1])
+
+    def embedded(cache):
+        images = embed_images(data, stage.model, "c" * 64, stage.tokenizer, stage.preprocess, CPU, cache)
+        return [getattr(images, name).numpy() for name in ARRAYS], {name: sum(seen) for name, seen in sizes.items()}
+
+    found = on_ranks(2, lambda: embedded(tmp_path / "two"))
+    expected, _ = embedded(tmp_path / "one")
+    for arrays, counts in found:
+        assert counts == {"encode_image": 8, "encode_text": len(data.captions) // 2}
+        for one, other in zip(arrays, expected, strict=True):
+            torch.testing.assert_close(torch.tensor(one), torch.tensor(other), atol=1e-5, rtol=1e-5)
+    assert [path.name.partition("-")[0] for path in (tmp_path / "two").iterdir()] == ["embedded"]
