@@ -192,6 +192,7 @@ def run_steps(stage: Stage, config: TrainConfig, device: torch.device, folder: P
             if saved or previewed:
                 whole = sharding.made_whole(average, average)
             if saved:
+                log.settle()
                 log.check(tensors := state_tensors(sharding.made_whole(model, average), whole, optimizers))
             if runtime.is_main():
                 if previewed:
