@@ -5,6 +5,7 @@ Muon, gathers them here; what is not shared out passes through as it is.
 """
 
 import copy
+import warnings
 from typing import Any
 
 import torch
@@ -21,6 +22,8 @@ def shard(objective: nn.Module, device: torch.device) -> nn.Module:
     from torch.distributed.device_mesh import init_device_mesh
     from torch.distributed.fsdp import fully_shard  # seconds, which other trainings need not wait
 
+    # of keys and values, which a block returns as views; nothing here changes a tensor that a block returned in place
+    warnings.filterwarnings("ignore", "FSDP2-wrapped module .* returned a view tensor")
     mesh = init_device_mesh(device.type, (runtime.world_size(),))
     for module in list(objective.modules()):
         for block in module if isinstance(module, nn.ModuleList) else ():
