@@ -2,17 +2,20 @@
 
 import contextlib
 import copy
+import threading
+import time
 from dataclasses import replace
 
 import pytest
 import torch
+import torch.distributed as dist
 from PIL import Image
 from ranks import on_ranks
 from runs import CPU, break_off, metrics
 from three_stages import clip_stage, decoder_stage, make_inputs, prior_stage, seeded
 from toy import SETTINGS
 
-from stages import loop, runtime
+from stages import heartbeat, loop, runtime
 from stages.embed import ARRAYS, embed_images
 from stages.inputs import Inputs
 from stages.state import open_state
@@ -185,3 +188,23 @@ def test_embedding_is_split_among_the_ranks(inputs, tmp_path, monkeypatch):
         for one, other in zip(arrays, expected, strict=True):
             torch.testing.assert_close(torch.tensor(one), torch.tensor(other), atol=1e-5, rtol=1e-5)
     assert [path.name.partition("-")[0] for path in (tmp_path / "two").iterdir()] == ["embedded"]
+
+
+# --- signs of life ----------------------------------------------------------------------------------------------------
+
+
+def test_rank_that_falls_silent_is_named_once_and_one_that_is_done_is_not(monkeypatch, capsys):
+    monkeypatch.setattr(heartbeat, "BEAT", 0.05)
+    monkeypatch.setattr(heartbeat, "QUIET", 1.0)
+    store = dist.HashStore()
+    first, second, third = (heartbeat.Ranks(rank, 3, store) for rank in range(3))
+    for ranks in (first, second):
+        threading.Thread(target=ranks.listen, daemon=True).start()
+    third.leave()
+    time.sleep(1.2)
+    assert not first.tell_lost()
+    second.others = []  # gives no signs any more
+    assert first.tell_lost()
+    assert first.tell_lost()
+    assert capsys.readouterr().err.count("error: another rank has ended (rank 1), so this one cannot go on") == 1
+    first.leave()
