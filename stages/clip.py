@@ -10,6 +10,7 @@ import torch
 import torch.nn.functional as F
 from PIL import Image
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 from data.dataset import CaptionedImages, random_flip, random_shift
 from stages import loop, runtime
@@ -70,22 +71,46 @@ class CLIPBatch(Rows):
     """(B, K), the patches that each image is seen by; None for all."""
 
     def share(self, rank: int, ranks: int) -> "CLIPBatch":
-        """One rank's images, with their captions alone: each rank contrasts its own share."""
-        distinct, caption = self.caption[rank::ranks].unique(return_inverse=True)
+        """One rank's images, and its share of the distinct captions, the last of which may stand there repeatedly.
+
+        `caption` is that of all ranks' images, the first rank's first: each rank contrasts its own with all.
+        """
+        count = -(-len(self.ids) // ranks)
+        rows = torch.arange(rank * count, (rank + 1) * count).clamp(max=len(self.ids) - 1)
+        caption = torch.cat([self.caption[first::ranks] for first in range(ranks)])
         patches = None if self.patches is None else self.patches[rank::ranks]
-        return CLIPBatch(self.images[rank::ranks], caption, self.ids[distinct], patches)
+        return CLIPBatch(self.images[rank::ranks], caption, self.ids[rows], patches)
+
+    def split(self, parts: int) -> list["CLIPBatch"]:
+        """The batch as it is, as all of it is contrasted; the objective takes it apart."""
+        return [self]
 
 
 class CLIPObjective(nn.Module):
-    def __init__(self, model: CLIP, preprocess: Preprocess):
+    """The contrastive loss, over the images and captions of all ranks.
+
+    In several parts the towers' activations of a part alone are kept: first all embeddings are computed without, and
+    when the loss's gradient at them is known, part after part anew (Gao et al. 2021, arXiv 2101.06983).
+    """
+
+    def __init__(self, model: CLIP, preprocess: Preprocess, parts: int = 1):
         super().__init__()
-        self.model, self.preprocess = model, preprocess
+        self.model, self.preprocess, self.parts = model, preprocess, parts
 
     def forward(self, batch: CLIPBatch) -> Tensor:
-        """The contrastive loss; with several ranks each contrasts its own share."""
-        image = self.model.encode_image(self.preprocess(batch.images), batch.patches)
-        text = self.model.embed_text(batch.ids)
-        return contrastive_loss(image, text, batch.caption, self.model.scale())
+        image = self._in_parts(self._encode_image, batch.images, batch.patches)
+        text = self._in_parts(self.model.embed_text, batch.ids)
+        return contrastive_loss(image, text, batch.caption, self.model.scale(), runtime.gather, runtime.rank())
+
+    def _encode_image(self, images: Tensor, patches: Tensor | None) -> Tensor:
+        return self.model.encode_image(self.preprocess(images), patches)
+
+    def _in_parts(self, encode: Callable[..., Tensor], *columns: Tensor | None) -> Tensor:
+        if self.parts == 1:
+            return encode(*columns)
+        count = min(self.parts, len(columns[0]))
+        parts = zip(*([None] * count if c is None else c.tensor_split(count) for c in columns), strict=True)
+        return torch.cat([checkpoint(encode, *part, use_reentrant=False, preserve_rng_state=False) for part in parts])
 
 
 class CLIPStage:
@@ -94,7 +119,7 @@ class CLIPStage:
     name = "clip"
 
     def __init__(self, model: CLIP, tokenizer: Tokenizer, data: CaptionedImages, validation: CaptionedImages,
-                 augment: AugmentConfig, device: torch.device):  # fmt: skip
+                 augment: AugmentConfig, device: torch.device, parts: int = 1):  # fmt: skip
         self.model, self.data, self.validation = model, data, validation
         self.best_is = ("accuracy" if validation.classes else "image_to_text_recall@1", "highest")
         self.tokenizer, self.augment, self.device = tokenizer, augment, device
@@ -103,7 +128,7 @@ class CLIPStage:
         self.ids = tokenizer.encode(data.captions, config.text.context)
         self.lengths = model.text.mask(self.ids).sum(dim=1)
         self.preprocess = Preprocess(config.vision.image_size, config.vision.channels, config.preprocess)
-        self.objective = CLIPObjective(model, self.preprocess)
+        self.objective = CLIPObjective(model, self.preprocess, parts)
 
     def batch(self, rows: Tensor, generator: torch.Generator) -> CLIPBatch:
         images = random_shift(self.data.images[rows], self.augment.shift, generator)
@@ -121,7 +146,7 @@ class CLIPStage:
         return torch.rand(count, total, generator=generator).topk(kept).indices
 
     def figures(self, batch: CLIPBatch) -> dict[str, float | Tensor]:
-        chance = chance_loss(len(batch.images), len(batch.ids))
+        chance = chance_loss(len(batch.caption), batch.caption.max() + 1)
         return {"chance_loss": chance, "logit_scale": self.model.logit_scale.detach().exp()}
 
     def evaluate(self, model: CLIP) -> dict[str, float]:
@@ -187,7 +212,8 @@ def fitting_patch(wanted: int, image_size: int) -> int:
 def train(run: CLIPRun) -> Manifest:
     """Train the tokenizer and CLIP into run.out. Returns the manifest of the trained CLIP."""
     device = runtime.start(run.train.device)
-    check_fits(lambda: CLIP(replace(run.model, text=replace(run.model.text, vocab_size=run.vocab_size))), device)
+    sized = replace(run.model, text=replace(run.model.text, vocab_size=run.vocab_size))
+    check_fits(lambda: CLIP(sized), device, shared=run.train.shard)
     data, validation = run.data.load("train", "validation")
     if run.init_from:
         folder = find_pipeline(run.init_from)
@@ -202,5 +228,5 @@ def train(run: CLIPRun) -> Manifest:
         model = CLIP(replace(run.model, vision=vision, text=text))
     parents = {"tokenizer": sha256(tokenizer.to_json().encode()), **start_from(model, run.init_from, "clip")}
     manifest = Manifest("clip", parents=parents, data=data_entry(data), training=settings(run))
-    stage = CLIPStage(model, tokenizer, data, validation, run.augment, device)
+    stage = CLIPStage(model, tokenizer, data, validation, run.augment, device, run.train.accumulate)
     return loop.train(stage, run.train, device, run.out, manifest, {"tokenizer.json": tokenizer.to_json()})

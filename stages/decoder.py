@@ -20,6 +20,7 @@ from unclip.clip import EncodedCaptions
 from unclip.decoder import Decoder, DecoderConfig
 from unclip.fields import bounded, free
 from unclip.images import captioned_grid, to_float, to_uint8
+from unclip.layers import at_least_float32
 from unclip.rows import Rows
 from unclip.settings import DecoderSettings
 
@@ -76,7 +77,7 @@ class DecoderObjective(nn.Module):
         """Squared error on the target, averaged over the batch: noise levels alike, or as `min_snr` weighs them."""
         noised, target = self.diffusion.training_pair(to_float(batch.pixels), batch.noise, batch.t)
         condition = self.model.condition(batch.embeddings, batch.captions, batch.drop)
-        error = (self.model(noised, batch.t, condition).float() - target).square().mean(dim=(1, 2, 3))
+        error = (at_least_float32(self.model(noised, batch.t, condition)) - target).square().mean(dim=(1, 2, 3))
         return (error if self.min_snr is None else error * self.diffusion.loss_weight(batch.t, self.min_snr)).mean()
 
 
@@ -148,7 +149,7 @@ class DecoderStage:
 def train(run: DecoderRun) -> Manifest:
     """Train a decoder on the CLIP in run.out. Returns the manifest of the trained decoder."""
     device = runtime.start(run.train.device)
-    check_fits(lambda: Decoder(replace(run.model, **WIDTHS)), device)
+    check_fits(lambda: Decoder(replace(run.model, **WIDTHS)), device, shared=run.train.shard)
     inputs = open_inputs(run.out, run.data, device)
     clip, data = inputs.clip, inputs.train.data
     shapes = {"embed_dim": clip.embed_dim, "text_width": clip.text.width}

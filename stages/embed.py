@@ -8,9 +8,9 @@ mapped into memory, so that only what batches ask for is read.
 import json
 import os
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import asdict, dataclass
-from functools import partial
+from itertools import chain
 from pathlib import Path
 
 import numpy as np
@@ -18,9 +18,10 @@ import torch
 from torch import Tensor
 
 from data.dataset import CaptionedImages
+from stages import runtime
 from stages.runtime import print0
 from unclip.checkpoint import sha256
-from unclip.clip import CLIP, EncodedCaptions, Preprocess, Tokenizer, encode_ids
+from unclip.clip import CLIP, EncodedCaptions, Preprocess, Tokenizer
 from unclip.errors import UserError, reason
 from unclip.files import (
     file_sha256,
@@ -78,18 +79,24 @@ def embed_images(
     device: torch.device,
     cache: Path = CACHE,
 ) -> EmbeddedImages:
-    """Captioned images with their embeddings from the cache; computed and stored if they are not there or damaged."""
+    """Captioned images with their embeddings from the cache; computed and stored if they are not there or damaged.
+
+    All ranks must call it: they share the work out. The main one writes, where all of them read.
+    """
     # Equal weights are not an equal CLIP: the activation, the pooling, the preprocessing or the tokenizer may differ.
     identity = sha256((clip_sha256 + json.dumps(asdict(clip.config)) + tokenizer.to_json()).encode())
-    make_folder(cache)
-    remove_leftovers(cache)
     folder = cache / f"embedded-{identity[:16]}-{data.fingerprint[:16]}"
-    if folder.exists() and (why := damage(folder)):
-        print0(f"{folder} is damaged ({why}): computing it again")
-        shutil.rmtree(folder)
-    if not folder.exists():
+    with runtime.main_first():
+        if runtime.is_main():
+            make_folder(cache)
+            remove_leftovers(cache)
+            if folder.exists() and (why := damage(folder)):
+                print0(f"{folder} is damaged ({why}): computing it again")
+                shutil.rmtree(folder)
+    if runtime.largest(not folder.exists(), device):
         print0(f"embedding {data.name}: {len(data)} images, {len(data.captions)} captions")
         compute(folder, data, clip.to(device), tokenizer, preprocess)
+        runtime.barrier()
     # "c": torch wants what can be written to; the file stays as it is
     arrays = {name: torch.from_numpy(np.load(folder / f"{name}.npy", mmap_mode="c")) for name in ARRAYS}
     return EmbeddedImages(data, **arrays)
@@ -107,26 +114,62 @@ def damage(folder: Path) -> str:
 
 @torch.inference_mode()
 def compute(folder: Path, data: CaptionedImages, clip: CLIP, tokenizer: Tokenizer, preprocess: Preprocess) -> None:
-    """Put a data set through a CLIP, on the CLIP's device, into a new folder: whole, or not at all."""
-    device, config = clip.logit_scale.device, clip.config
-    ids = tokenizer.encode(data.captions, config.text.context)
+    """Put a data set through a CLIP, on the CLIP's device, into a new folder; of several ranks the main one writes."""
+    ids = tokenizer.encode(data.captions, clip.config.text.context)
     lengths = clip.text.mask(ids).sum(dim=1)
     starts = torch.cat([torch.zeros(1, dtype=torch.long), lengths.cumsum(dim=0)])
+    pieces = chain(
+        [("starts", slice(None), starts)], encoded_images(data, clip, preprocess), encoded_captions(ids, starts, clip)
+    )
+    shapes = {
+        "embeddings": (len(data), clip.config.embed_dim),
+        "text": (len(ids), clip.config.embed_dim),
+        "encodings": (int(starts[-1]), clip.config.text.width),
+        "starts": (len(starts),),
+    }
+    if runtime.is_main():
+        write(folder, shapes, pieces)
+    else:
+        for _ in pieces:  # computed with the others
+            pass
+
+
+Piece = tuple[str, slice, Tensor]
+"""The name of an array, and some of its rows with what belongs there."""
+
+
+def encoded_images(data: CaptionedImages, clip: CLIP, preprocess: Preprocess) -> Iterator[Piece]:
+    """Of several ranks each encodes a share of every piece, and all have it."""
+
+    def encode(rows: Tensor) -> tuple[Tensor]:
+        return (clip.encode_image(preprocess(data.images[rows].to(clip.logit_scale.device))),)
+
+    for rows in _parts(len(data)):
+        [embeddings] = runtime.in_shares(encode, rows)
+        yield "embeddings", slice(rows[0], rows[-1] + 1), embeddings.cpu()
+
+
+def encoded_captions(ids: Tensor, starts: Tensor, clip: CLIP) -> Iterator[Piece]:
+    """The same for captions, of which no padding is kept."""
+    for rows in _parts(len(ids)):
+        text, encodings = runtime.in_shares(lambda own: clip.encode_text(ids[own].to(clip.logit_scale.device)), rows)
+        yield "text", slice(rows[0], rows[-1] + 1), text.cpu()
+        yield "encodings", slice(starts[rows[0]], starts[rows[-1] + 1]), encodings.cpu()[clip.text.mask(ids[rows])]
+
+
+def write(folder: Path, shapes: dict[str, tuple[int, ...]], pieces: Iterable[Piece]) -> None:
+    """Write arrays, each in a file of its own, which need not fit in memory: the folder whole, or not at all."""
     temporary = partial_name(folder)
     make_folder(temporary)
     try:
-        new = partial(_new_array, temporary)
-        embeddings = new("embeddings", len(data), config.embed_dim)
-        for rows in _parts(len(data)):
-            embeddings[rows] = clip.encode_image(preprocess(data.images[rows].to(device))).cpu()
-        text = new("text", len(ids), config.embed_dim)
-        encodings = new("encodings", int(starts[-1]), config.text.width)
-        for rows in _parts(len(ids)):
-            captions = encode_ids(clip, ids[rows].to(device)).to("cpu")
-            text[rows] = captions.text
-            encodings[starts[rows.start] : starts[rows.stop]] = captions.encodings[captions.mask]
-        new("starts", len(starts), kind=np.int64)[:] = starts.numpy()
-        for array in (embeddings, text, encodings):
+        kinds = {name: np.int64 if name == "starts" else np.float32 for name in shapes}
+        arrays = {
+            name: np.lib.format.open_memmap(temporary / f"{name}.npy", "w+", kinds[name], shape)
+            for name, shape in shapes.items()
+        }
+        for name, rows, values in pieces:
+            arrays[name][rows] = values.numpy()
+        for array in arrays.values():
             array.flush()
         write_record(temporary / "sha256.json", {name: file_sha256(temporary / f"{name}.npy") for name in ARRAYS})
         try:
@@ -139,10 +182,6 @@ def compute(folder: Path, data: CaptionedImages, clip: CLIP, tokenizer: Tokenize
         shutil.rmtree(temporary, ignore_errors=True)
 
 
-def _new_array(folder: Path, name: str, *shape: int, kind: type = np.float32) -> np.ndarray:
-    """Zeros in a file of their own, which need not fit in memory."""
-    return np.lib.format.open_memmap(folder / f"{name}.npy", "w+", kind, shape)
-
-
-def _parts(n: int) -> Iterator[slice]:
-    return (slice(start, min(start + BATCH, n)) for start in range(0, n, BATCH))
+def _parts(n: int) -> tuple[Tensor, ...]:
+    """Rows 0 .. n - 1, as many at a time as suit all ranks."""
+    return torch.arange(n).split(BATCH * runtime.world_size())

@@ -6,7 +6,6 @@ from typing import Any
 
 import torch
 
-from stages import runtime
 from stages.data import DataConfig
 from stages.embed import EmbeddedImages, embed_images
 from unclip.checkpoint import Manifest, read_manifest
@@ -47,8 +46,5 @@ def open_inputs(out: Path, data: DataConfig, device: torch.device) -> Inputs:
         )
     clip, tokenizer, preprocess = load_clip(out)
     splits = data.load("train", "validation")
-    with runtime.main_first():
-        train, validation = (
-            embed_images(split, clip, manifest.sha256, tokenizer, preprocess, device) for split in splits
-        )
+    train, validation = (embed_images(split, clip, manifest.sha256, tokenizer, preprocess, device) for split in splits)
     return Inputs(clip.config, manifest.sha256, train, validation)

@@ -77,6 +77,13 @@ class Log:
         told = ", ".join(f"{k} {v:.4g}" for k, v in means.items() if k not in ("grad_norm", "lr"))
         self._say(f"{told}, {rate:.0f} images/s, {int(left) // 60}:{int(left) % 60:02d} left")
 
+    def settle(self) -> None:
+        """Make the figures since the last line the means over all ranks: another number of them may go on from here."""
+        device = next(self.stage.model.parameters()).device
+        for figures in self.progress.recent:
+            own = [float(value) for value in figures.values()]
+            figures.update(zip(figures, runtime.mean_over_ranks(own, device), strict=True))
+
     def check(self, tensors: dict[str, Tensor]) -> None:
         """Raise UserError for a figure since the last line, or a tensor to be saved, that is not finite.
 

@@ -19,7 +19,7 @@ from PIL import Image
 from torch import Tensor, nn
 
 from data.dataset import batch_generator, shuffled_rows
-from stages import runtime
+from stages import runtime, sharding
 from stages.identity import check_same_run, record_run, run_checksum
 from stages.log import Log
 from stages.memory import recompute
@@ -43,6 +43,10 @@ class TrainConfig:
     """Examples per step, over all ranks."""
     recompute: bool = free(False)
     """Compute blocks a second time in the backward pass, for less memory; the results are the same to rounding."""
+    accumulate: int = free(1, 1, 65_536)
+    """Parts in which each rank takes its examples of a step, for less memory; the results are the same to rounding."""
+    shard: bool = free(False)
+    """Share the weights and the optimiser's state out among the ranks (FSDP2), for models too large for one."""
     lr: float = bounded(1e-3, 1e-12, 100)
     """Peak learning rate of AdamW."""
     muon_lr: float = bounded(0.0, 0, 100)
@@ -87,7 +91,8 @@ class Stage(Protocol):
     model: nn.Module
     """What is trained, averaged and saved."""
     objective: nn.Module
-    """Holds the model; its forward(batch) is the loss. Engines that hook into modules wrap it whole."""
+    """Holds the model; its forward(batch) is the loss, of which the mean over the parts that `batch` splits into, and
+    over the ranks, is that of the whole batch. Engines that hook into modules wrap it whole."""
     size: int
     """Training examples."""
     best_is: tuple[str, str]
@@ -127,6 +132,8 @@ def train(
     """
     if config.batch_size % runtime.world_size():
         raise UserError(f"--train.batch-size {config.batch_size} is not a multiple of {runtime.world_size()} ranks")
+    if config.accumulate > (most := config.batch_size // runtime.world_size()):
+        raise UserError(f"--train.accumulate must be at most the {most} examples of each rank, not {config.accumulate}")
     folder = pipeline / stage.name
     manifest.model = asdict(stage.model.config)
     with only_writer(folder / "train") if runtime.is_main() else contextlib.nullcontext():
@@ -162,9 +169,7 @@ def run_steps(stage: Stage, config: TrainConfig, device: torch.device, folder: P
     Returns the manifest, which also says where the learning rate was changed.
     """
     state = folder / "train" / "state.safetensors"
-    model = stage.model.to(device, memory_format=torch.channels_last)  # convolutions are faster so
-    average = copy.deepcopy(model).requires_grad_(False).eval()
-    objective = runtime.distributed(stage.objective.to(device))
+    model, average, objective = place(stage, config, device)
     optimizers = make_optimizers(model, config.lr, config.weight_decay, config.betas, config.muon_lr)
     progress = load_state(state, model, average, optimizers)
     go_on(progress, config, run_checksum(manifest), folder)
@@ -188,19 +193,36 @@ def run_steps(stage: Stage, config: TrainConfig, device: torch.device, folder: P
             last = progress.step == config.steps
             evaluated = last or progress.step % config.evaluate_every == 0
             saved = evaluated or stopping or progress.step % config.save_every == 0
+            previewed = last or progress.step % config.preview_every == 0
+            if saved or previewed:
+                whole = sharding.made_whole(average, average)
             if saved:
-                log.check(tensors := state_tensors(model, average, optimizers))
+                log.settle()
+                log.check(tensors := state_tensors(sharding.made_whole(model, average), whole, optimizers))
             if runtime.is_main():
-                if last or progress.step % config.preview_every == 0:
-                    save_png(folder / "train" / f"preview-{progress.step:06d}.png", preview(stage, average))
+                if previewed:
+                    save_png(folder / "train" / f"preview-{progress.step:06d}.png", preview(stage, whole))
                 if evaluated:
-                    log.validation(validate(stage, average, folder, manifest, progress))
+                    log.validation(validate(stage, whole, folder, manifest, progress))
                 if saved:
                     save_state(state, tensors, progress)
             if stopping:
                 stop_here(f"{stage.name}: stopped by {{}} after step {progress.step}, which is saved", stopping)
     log.close()
     return manifest
+
+
+def place(stage: Stage, config: TrainConfig, device: torch.device) -> tuple[nn.Module, nn.Module, nn.Module]:
+    """The model and its moving average, which starts as the model, on the device; and the objective, in its engine."""
+    shared = config.shard and runtime.world_size() > 1
+    if not shared:
+        stage.model.to(device, memory_format=torch.channels_last)  # convolutions are faster so
+        stage.objective.to(device)
+    average = copy.deepcopy(stage.model).requires_grad_(False).eval()
+    objective = sharding.shard(stage.objective, device) if shared else runtime.distributed(stage.objective)
+    if shared:
+        sharding.share_out(average, stage.model)
+    return stage.model, average, objective
 
 
 def go_on(progress: Progress, config: TrainConfig, run: str, folder: Path) -> None:
@@ -248,17 +270,28 @@ def take_step(
     rows = shuffled_rows(step, config.batch_size, stage.size, config.seed)
     batch = stage.batch(rows, batch_generator(config.seed, step))
     batch = batch.share(runtime.rank(), runtime.world_size()).to(device)
-    with runtime.autocast(device, config.precision):
-        loss = objective(batch)
     objective.zero_grad()
-    loss.backward()
+    loss = backward(objective, batch.split(config.accumulate), device, config.precision)
     norm = nn.utils.clip_grad_norm_(objective.parameters(), config.clip_grad)
     factor = cosine_warmup(step, config.steps, config.warmup)
     for optimizer in optimizers:
         for group in optimizer.param_groups:
             group["lr"] = group["peak"] * (peak / config.lr) * factor
         optimizer.step()
-    return {"loss": loss.detach(), **stage.figures(batch), "grad_norm": norm.detach(), "lr": peak * factor}
+    figures = {"loss": loss, **stage.figures(batch), "grad_norm": norm.detach(), "lr": peak * factor}
+    return {name: sharding.whole(figure) for name, figure in figures.items()}
+
+
+def backward(objective: nn.Module, parts: list[Rows], device: torch.device, precision: runtime.Precision) -> Tensor:
+    """Add the gradient of a batch's loss, part after part, to that of the weights. Returns the loss."""
+    size, total = sum(len(part) for part in parts), torch.zeros((), device=device)
+    for i, part in enumerate(parts, 1):
+        with runtime.gradients_meet(objective, now=i == len(parts)):
+            with runtime.autocast(device, precision):
+                loss = objective(part) * (len(part) / size)
+            loss.backward()
+        total = total + loss.detach()
+    return total
 
 
 @torch.inference_mode()

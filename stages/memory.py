@@ -8,6 +8,7 @@ import torch
 from torch import nn
 from torch.utils.checkpoint import checkpoint
 
+from stages import runtime
 from unclip.decoder.unet import UNetLayer
 from unclip.errors import UserError
 from unclip.layers import Block
@@ -18,11 +19,14 @@ COPIES = 5
 """Of each weight while it is trained, in float32: itself, its average, its gradient and the optimiser's two moments."""
 
 
-def check_fits(build: Callable[[], nn.Module], device: torch.device) -> None:
-    """Raise UserError if what `build` makes, here without memory, cannot be trained in the device's."""
+def check_fits(build: Callable[[], nn.Module], device: torch.device, shared: bool = False) -> None:
+    """Raise UserError if what `build` makes, here without memory, cannot be trained in the device's.
+
+    Where the weights are `shared` out, each rank holds a part of them.
+    """
     with torch.device("meta"):
         count = sum(parameter.numel() for parameter in build().parameters())
-    needed, there = 4 * COPIES * count, memory(device)
+    needed, there = 4 * COPIES * count / (runtime.world_size() if shared else 1), memory(device)
     if needed > there:
         raise UserError(
             f"a model of {count:.2g} parameters takes at least {needed / 1e9:.3g} GB to train, but {device} has "

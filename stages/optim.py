@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from stages.runtime import fast_bfloat16
+from stages.sharding import alike, whole
 from unclip.layers import StackedLinear
 
 
@@ -26,7 +27,7 @@ def make_optimizers(
 
     Vectors (norms, biases, tokens) and tables that are looked up (embeddings, positions) are not decayed: pulling them
     to zero regularises nothing. Nor are they Muon's: a table's rows are unrelated vectors, no linear map. Each
-    parameter group keeps its peak learning rate in "peak".
+    parameter group keeps its peak learning rate in "peak". After each step modules that have bounds keep them.
     """
     tables = {id(m.weight) for m in model.modules() if isinstance(m, nn.Embedding)}
     tables |= {id(p) for name, p in model.named_parameters() if name.endswith("positions")}
@@ -42,6 +43,9 @@ def make_optimizers(
     optimizers.append(torch.optim.AdamW(groups, lr=lr, betas=betas, fused=True))
     for group in (group for optimizer in optimizers for group in optimizer.param_groups):
         group["peak"] = group["lr"]
+    for module in model.modules():
+        if hasattr(module, "keep_in_bounds"):
+            optimizers[-1].register_step_post_hook(lambda *_, module=module: module.keep_in_bounds())
     return optimizers
 
 
@@ -51,7 +55,8 @@ class Muon(torch.optim.Optimizer):
     Jordan et al. 2024; the step has the root mean square of AdamW's (Liu et al. 2025, arXiv 2502.16982, eq. 4).
     torch.optim.Muon computes in bfloat16, which a CPU emulates, and takes no convolutions; this one computes in float32
     and flattens their kernels. Maps that a weight stacks, such as queries, keys and values, are orthogonalised each by
-    itself; `stacks` says how many there are in each parameter.
+    itself; `stacks` says how many there are in each parameter. Of weights that are shared out among ranks each rank
+    orthogonalises the whole, as a part would come out otherwise, and keeps its rows of the step.
     """
 
     def __init__(
@@ -81,7 +86,7 @@ class Muon(torch.optim.Optimizer):
             remaining = iter(parts)
             for weight in weights:
                 step = torch.cat([next(remaining) for _ in range(self.stacks[weight])]).view_as(weight)
-                weight.mul_(1 - group["lr"] * group["weight_decay"]).add_(step, alpha=-group["lr"])
+                weight.mul_(1 - group["lr"] * group["weight_decay"]).add_(alike(step, weight), alpha=-group["lr"])
 
     def _update(self, weight: nn.Parameter, momentum: float) -> tuple[Tensor, ...]:
         """The momentum with Nesterov's look ahead, as the matrices that are orthogonalised each by itself."""
@@ -89,7 +94,7 @@ class Muon(torch.optim.Optimizer):
         if not state:
             state["momentum"] = torch.zeros_like(weight)
         state["momentum"].lerp_(weight.grad, 1 - momentum)
-        return weight.grad.lerp(state["momentum"], momentum).flatten(1).chunk(self.stacks[weight])
+        return whole(weight.grad.lerp(state["momentum"], momentum)).flatten(1).chunk(self.stacks[weight])
 
 
 def orthogonalised(matrices: Tensor, steps: int = 5) -> Tensor:

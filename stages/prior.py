@@ -25,6 +25,7 @@ from unclip.clip.pretrained import adopt
 from unclip.devices import device_of
 from unclip.fields import bounded, free
 from unclip.images import captioned_grid
+from unclip.layers import at_least_float32
 from unclip.metrics import same_group_cosine
 from unclip.prior import Prior, PriorConfig
 from unclip.rows import Rows
@@ -78,7 +79,8 @@ class PriorObjective(nn.Module):
         """Squared error on the clean, scaled embedding."""
         x0 = self.model.scaler.scale(batch.embeddings)
         noised, target = self.diffusion.training_pair(x0, batch.noise, batch.t)
-        return F.mse_loss(self.model.predict(noised, batch.t, batch.captions).float(), target)
+        predicted = self.model.predict(noised, batch.t, batch.captions)
+        return F.mse_loss(at_least_float32(predicted), target)
 
 
 class PriorStage:
@@ -172,7 +174,7 @@ def pair_cosines(model: nn.Module, images: EmbeddedImages, count: int, settings:
 def train(run: PriorRun) -> Manifest:
     """Train a prior on the CLIP in run.out. Returns the manifest of the trained prior."""
     device = runtime.start(run.train.device)
-    check_fits(lambda: Prior(replace(run.model, **WIDTHS)), device)
+    check_fits(lambda: Prior(replace(run.model, **WIDTHS)), device, shared=run.train.shard)
     if run.clip:
         with runtime.main_first():
             adopt(run.clip, run.out, run.clip_revision)

@@ -1,17 +1,20 @@
-"""Where we run: device, precision, and ranks. Everything that knows of torch.distributed is in this file."""
+"""Where we run: device, precision, and ranks. With sharding.py and heartbeat.py all that knows of torch.distributed."""
 
 import contextlib
 import ctypes
+import inspect
 import os
 import sys
+from collections.abc import Callable
 from datetime import timedelta
 from typing import Literal
 
 import torch
 import torch.distributed as dist
-from torch import nn
+from torch import Tensor, nn
+from torch.distributed import _functional_collectives as collectives
 
-from unclip import cli
+from stages import heartbeat
 from unclip.devices import Device, pick_device
 from unclip.errors import UserError
 
@@ -44,7 +47,7 @@ def start(wanted: Device) -> torch.device:
     if "RANK" in os.environ and not dist.is_initialized():
         backend = "nccl" if device.type == "cuda" else "gloo"
         dist.init_process_group(backend, timeout=timedelta(hours=2))  # the others wait while one downloads and embeds
-        cli.is_first = is_first_to_tell
+        heartbeat.start()
     return device
 
 
@@ -70,14 +73,6 @@ def world_size() -> int:
 
 def is_main() -> bool:
     return rank() == 0
-
-
-def is_first_to_tell() -> bool:
-    """Whether no other rank has named an error yet: what goes wrong on one rank ends them all."""
-    try:
-        return dist.distributed_c10d._get_default_store().add("errors told", 1) == 1
-    except RuntimeError:  # the store is gone too
-        return rank() == 0
 
 
 def end() -> None:
@@ -114,7 +109,41 @@ def distributed(objective: nn.Module) -> nn.Module:
     """The objective such that its gradients are the mean over all ranks; a lone rank's as it is."""
     if world_size() == 1:
         return objective
-    return nn.parallel.DistributedDataParallel(objective, broadcast_buffers=False)
+    engine = nn.parallel.DistributedDataParallel
+    options = ("forward_sync_buffers", "broadcast_buffers")  # the second is what PyTorch called it before 2.13
+    known = inspect.signature(engine).parameters
+    return engine(objective, **{next(option for option in options if option in known): False})
+
+
+def gradients_meet(objective: nn.Module, now: bool):
+    """Whether the ranks average the gradients in the block, or DistributedDataParallel leaves them to a later one."""
+    waits = isinstance(objective, nn.parallel.DistributedDataParallel) and not now
+    return objective.no_sync() if waits else contextlib.nullcontext()
+
+
+def gather(rows: Tensor) -> Tensor:
+    """The rows (n, ...) of all ranks, (ranks * n, ...), the first rank's first; a gradient goes back to each its own.
+
+    The gradient that a rank gets is the sum of what all ranks' losses say of its rows. All ranks must call it.
+    """
+    if world_size() == 1:
+        return rows
+    # the second is its name before PyTorch 2.13
+    function = getattr(collectives, "all_gather_single_autograd", None) or collectives.all_gather_tensor_autograd
+    gathered = function(rows.contiguous(), 0, dist.group.WORLD)
+    if gathered.requires_grad:  # the collective reads a gradient's memory in order, whatever its strides
+        gathered.register_hook(Tensor.contiguous)
+    return gathered
+
+
+def in_shares(function: Callable[[Tensor], tuple[Tensor, ...]], rows: Tensor) -> list[Tensor]:
+    """What function(rows) gives, a row for each of some indices (N,), of which each rank computes a share.
+
+    Every rank takes as many, the last some of them twice, and gets the results of all. All ranks must call it.
+    """
+    share = -(-len(rows) // world_size())
+    own = torch.arange(rank() * share, (rank() + 1) * share).clamp(max=len(rows) - 1)
+    return [gather(result)[: len(rows)] for result in function(rows[own])]
 
 
 def largest(value: int, device: torch.device) -> int:
@@ -130,7 +159,7 @@ def mean_over_ranks(values: list[float], device: torch.device) -> list[float]:
     """The mean over all ranks of numbers that each has of its own. All ranks must call it."""
     if world_size() == 1:
         return values
-    total = torch.tensor(values, device=device)
+    total = torch.tensor(values, dtype=torch.float64, device=device)
     dist.all_reduce(total)
     return (total / world_size()).tolist()
 

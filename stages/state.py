@@ -15,6 +15,7 @@ from safetensors import SafetensorError
 from torch import Tensor, nn
 
 from stages import runtime
+from stages.sharding import alike, fill, made_whole, whole
 from unclip.checkpoint import dump_tensors, load_stage, load_weights
 from unclip.errors import UserError, reason
 from unclip.files import partial_name, write_atomically
@@ -46,13 +47,13 @@ class Progress:
 
 
 def state_tensors(model: nn.Module, average: nn.Module, optimizers: list[torch.optim.Optimizer]) -> dict[str, Tensor]:
-    """All tensors that a run goes on from."""
+    """All tensors that a run goes on from, those of the optimisers made whole. All ranks must call it."""
     tensors = {f"model.{k}": v for k, v in model.state_dict().items()}
     tensors |= {f"average.{k}": v for k, v in average.state_dict().items()}
     for optimizer in optimizers:
         name = type(optimizer).__name__
         for i, moments in optimizer.state_dict()["state"].items():
-            tensors |= {f"{name}.{i}.{k}": v for k, v in moments.items()}
+            tensors |= {f"{name}.{i}.{k}": whole(v) for k, v in moments.items()}
     return tensors
 
 
@@ -150,8 +151,10 @@ def load_state(path: Path, model: nn.Module, average: nn.Module, optimizers: lis
     for key, value in tensors.items():
         part, name = key.split(".", 1)
         parts[part][name] = value
-    load_weights(model, parts["model"], path)
-    load_weights(average, parts["average"], path)
+    plain = made_whole(average, average)
+    for module, name in ((model, "model"), (average, "average")):
+        load_weights(plain, parts[name], path)
+        fill(module, plain)
     for optimizer in optimizers:
         state: dict[int, dict[str, Tensor]] = defaultdict(dict)
         weights = [weight for group in optimizer.param_groups for weight in group["params"]]
@@ -159,7 +162,7 @@ def load_state(path: Path, model: nn.Module, average: nn.Module, optimizers: lis
             index, name = key.split(".", 1)
             weight = weights[int(index)]
             if value.ndim and value.shape == weight.shape:  # in the order in memory that the optimiser gave it
-                value = torch.empty_like(weight, dtype=value.dtype).copy_(value)
+                value = alike(value, weight)
             state[int(index)][name] = value
         optimizer.load_state_dict({"state": state, "param_groups": optimizer.state_dict()["param_groups"]})
     return progress

@@ -147,6 +147,14 @@ def test_the_temperature_is_clamped_at_one_hundred(logit, want):
     assert clip.scale().item() == pytest.approx(want, rel=1e-5)
 
 
+def test_the_logit_scale_is_a_scalar_in_files_and_a_vector_in_the_model():
+    clip, other = tiny_clip(), tiny_clip()
+    tensors = clip.state_dict()
+    assert (clip.logit_scale.shape, tensors["logit_scale"].shape) == ((1,), ())
+    other.load_state_dict(tensors | {"logit_scale": torch.tensor(2.0)})
+    assert other.logit_scale.tolist() == [2.0]
+
+
 def test_the_temperature_starts_at_that_of_clip():
     config = CLIPConfig(text=TextConfig(vocab_size=3, width=8, layers=1), vision=VisionConfig(width=8, layers=1))
     assert CLIP(config).scale().item() == pytest.approx(1 / 0.07, rel=1e-5)

@@ -4,67 +4,22 @@ from dataclasses import replace
 
 import pytest
 import torch
-from conftest import made_up_data
-from runs import CPU, assert_same_run, break_off, train
+from runs import assert_same_run, break_off, train
+from three_stages import clip_stage, decoder_stage, make_inputs, prior_stage, seeded
 from toy import SETTINGS
 
-from data.captions import PLAIN_CAPTIONS
-from data.dataset import ListedCaptions, batch_generator
-from stages.clip import AugmentConfig, CLIPStage, fitting_patch
-from stages.decoder import DecoderObjective, DecoderRun, DecoderStage
-from stages.embed import embed_images
+from data.dataset import batch_generator
+from stages.clip import AugmentConfig, fitting_patch
+from stages.decoder import DecoderObjective
 from stages.inputs import Inputs
-from stages.prior import PriorRun, PriorStage, hide_tokens
+from stages.prior import hide_tokens
 from unclip.checkpoint import Manifest, read_manifest
-from unclip.clip import CLIP, CLIPConfig, EncodedCaptions, Preprocess, TextConfig, Tokenizer, VisionConfig
-from unclip.decoder import Decoder, DecoderConfig
-from unclip.prior import Prior, PriorConfig
+from unclip.clip import CLIP, EncodedCaptions
 
 
 @pytest.fixture(scope="module")
 def inputs(tmp_path_factory) -> Inputs:
-    """A small untrained CLIP, and made-up data as it sees them."""
-    data, validation = made_up_data(40, seed=0), made_up_data(20, seed=1)
-    plain = torch.tensor([[data.captions.index(caption)] for caption in PLAIN_CAPTIONS])
-    once = torch.ones(20, dtype=torch.long)
-    validation.captioner = ListedCaptions(data.captions, plain[validation.labels], once)  # pairs share their captions
-    tokenizer = Tokenizer.train(data.captions, 500)
-    torch.manual_seed(0)
-    text = TextConfig(tokenizer.vocab_size, tokenizer.end_id, width=16, layers=1, heads=2)
-    clip = CLIP(CLIPConfig(16, VisionConfig(patch_size=14, width=16, layers=1, heads=2), text)).eval()
-    cache = tmp_path_factory.mktemp("cache")
-    embedded = (
-        embed_images(part, clip, "c" * 64, tokenizer, Preprocess(28, 1), CPU, cache) for part in (data, validation)
-    )
-    return Inputs(clip.config, "c" * 64, *embedded)
-
-
-def clip_stage(inputs: Inputs) -> CLIPStage:
-    tokenizer = Tokenizer.train(inputs.train.data.captions, 500)
-    torch.manual_seed(0)
-    return CLIPStage(CLIP(inputs.clip), tokenizer, inputs.train.data, inputs.validation.data, AugmentConfig(), CPU)
-
-
-def prior_stage(inputs: Inputs, **options) -> PriorStage:
-    torch.manual_seed(0)
-    model = Prior(PriorConfig(16, 16, inputs.clip.text.context, width=16, layers=1, heads=2))
-    images = inputs.train
-    model.scaler.fit(images.embeddings)
-    captions = images.data.draw(torch.arange(len(images)), torch.Generator().manual_seed(0))
-    model.regression.fit(images.text[captions], model.scaler.scale(images.embeddings))
-    return PriorStage(model, inputs, PriorRun(evaluate_on=10, **options), CPU)
-
-
-def decoder_stage(inputs: Inputs) -> DecoderStage:
-    torch.manual_seed(0)
-    unet = {"width": 8, "multipliers": (1, 2), "blocks": 1, "condition_width": 32, "head_dim": 8}
-    model = Decoder(DecoderConfig(embed_dim=16, text_width=16, **unet))
-    model.image_condition.scaler.fit(inputs.train.embeddings)
-    return DecoderStage(model, inputs, DecoderRun(evaluate_on=10), CPU)
-
-
-def seeded(seed: int = 0) -> torch.Generator:
-    return torch.Generator().manual_seed(seed)
+    return make_inputs(tmp_path_factory.mktemp("cache"))
 
 
 @pytest.mark.parametrize("make", [clip_stage, prior_stage, decoder_stage])
@@ -111,13 +66,20 @@ def test_shares_of_a_batch_are_the_batch(make, inputs):
     torch.testing.assert_close(mean, stage.objective(batch))
 
 
-def test_share_of_clips_batch_has_its_own_captions(inputs):
+@pytest.mark.parametrize("ranks", [2, 3])
+def test_shares_of_clips_batch_have_each_caption_once_and_say_whose_it_is(ranks, inputs):
     stage = clip_stage(inputs)
-    batch = stage.batch(torch.arange(20), seeded())
-    share = batch.share(1, 2)
-    assert torch.equal(share.images, batch.images[1::2])
-    assert torch.equal(share.ids[share.caption], batch.ids[batch.caption][1::2])
-    assert len(share.ids) == len(share.caption.unique())
+    batch = stage.batch(torch.arange(24), seeded())
+    shares = [batch.share(rank, ranks) for rank in range(ranks)]
+    images, ids = (torch.cat([getattr(share, name) for share in shares]) for name in ("images", "ids"))
+    assert torch.equal(shares[1].images, batch.images[1::ranks])
+    assert torch.equal(ids[: len(batch.ids)], batch.ids)
+    assert len(ids) < len(batch.ids) + ranks
+    for share in shares:
+        assert torch.equal(share.caption, shares[0].caption)
+        assert len(share.ids) == len(ids) / ranks
+    of = {tuple(image.flatten().tolist()): row for image, row in zip(batch.images, batch.caption, strict=True)}
+    assert [of[tuple(image.flatten().tolist())] for image in images] == shares[0].caption.tolist()
 
 
 def test_clip_sees_a_share_of_the_patches_in_training_alone(inputs):

@@ -19,7 +19,8 @@ from typing import Any, TypeVar, get_type_hints
 
 import tyro
 
-from unclip.errors import UserError
+from unclip import signals
+from unclip.errors import UserError, reason
 from unclip.fields import as_option, check
 
 C = TypeVar("C")
@@ -32,6 +33,7 @@ HINTS = {
 OTHER_RANK = ("Connection closed by peer", "Connection reset by peer", "Connection refused", "NCCL", "Broken pipe",
               "Socket", "gloo", "DistStore", "recvValue")  # fmt: skip
 """Words by which the backends say that another rank does not answer."""
+RANK_ENDED = "another rank has ended{}, so this one cannot go on; the same command goes on from the last saved state"
 
 REGISTRY = tyro.constructors.ConstructorRegistry()
 
@@ -175,7 +177,7 @@ def _line(error: Exception) -> str | None:
     if isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError" or "can't allocate memory" in text:
         return "out of memory; choose a smaller batch size, or a smaller model"
     if "RANK" in os.environ and any(word in text for word in OTHER_RANK):
-        return "another rank has ended, so this one cannot go on; the same command goes on from the last saved state"
+        return RANK_ENDED.format("")
     return None
 
 
@@ -183,10 +185,12 @@ def _end(line: str | None, error: Exception) -> None:
     """Leave with status 1 and one line; of several ranks only the first says what is wrong, and none waits."""
     if "RANK" not in os.environ:
         sys.exit(f"error: {line}")
-    if is_first():
+    signals.STOP.postponed = True  # a launcher that ends the other ranks too is not to cut this short
+    lost = line == RANK_ENDED.format("") and signals.tell_lost()
+    if not lost and is_first():
         if line is None:
             traceback.print_exception(error)
-        else:
-            print(f"error: {line}", file=sys.stderr)
+            line = f"rank {os.environ['RANK']} has ended: {type(error).__name__}: {reason(error)}"
+        print(f"error: {line}", file=sys.stderr)
     sys.stderr.flush()
     os._exit(1)

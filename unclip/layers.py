@@ -33,6 +33,11 @@ class GroupNorm(nn.GroupNorm):
         return super().forward(wide_on_cpu(x))
 
 
+def at_least_float32(x: Tensor) -> Tensor:
+    """bfloat16 and float16 as float32."""
+    return x.to(torch.promote_types(x.dtype, torch.float32))
+
+
 def wide_on_cpu(x: Tensor) -> Tensor:
     """bfloat16 as float32 where x is on a CPU, which has no fast code for all operations in it."""
     return x.float() if x.dtype == torch.bfloat16 and x.device.type == "cpu" else x

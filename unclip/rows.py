@@ -26,6 +26,10 @@ class Rows:
         """One of several ranks' part of the rows of a training batch."""
         return self[rank::ranks]
 
+    def split(self, parts: int) -> list[Self]:
+        """The rows in so many parts; where a batch is more than its rows, it may decline, and be one part."""
+        return [self[rows] for rows in torch.arange(len(self)).tensor_split(parts)]
+
     def to(self, device: torch.device | str) -> Self:
         return self.map(lambda part: part.to(device))
 

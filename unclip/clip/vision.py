@@ -70,7 +70,8 @@ class VisionTransformer(nn.Module):
 
         Given the numbers of K patches (B, K) for each image, the transformer sees those alone.
         """
-        x = self.patch(images).flatten(2).transpose(1, 2) + self.positions[1:]  # (B, N, W)
+        x = self.patch(images.to(self.patch.weight.dtype)).flatten(2).transpose(1, 2)  # (B, N, W)
+        x = x + self.positions[1:]
         if patches is not None:
             x = x.gather(1, patches[:, :, None].expand(-1, -1, x.shape[2]))  # (B, K, W)
         first = (self.class_token + self.positions[0]).expand(len(x), 1, -1)

@@ -95,7 +95,7 @@ class Decoder(nn.Module):
 
     def forward(self, x: Tensor, t: Tensor, condition: Condition) -> Tensor:
         """Noised images (B, C, H, W) at times t (B,) -> prediction (B, C, H, W), for any H and W."""
-        time = self.time(timestep_embedding(t, self.config.width))  # (B, E)
+        time = self.time(timestep_embedding(t, self.config.width).to(x.dtype))  # (B, E)
         return self.unet(x, time + condition.vector, condition.tokens, condition.mask)
 
     def denoiser(self, embeddings: Tensor | None, captions: EncodedCaptions, settings: DecoderSettings) -> Denoise:

@@ -144,7 +144,7 @@ class Prior(nn.Module):
         The transformer sees and predicts the difference to the text's linear guess.
         """
         noised = noised - self.signal[t, None] * centre
-        time = self.time_in(timestep_embedding(t, self.config.width))  # (B, W)
+        time = self.time_in(timestep_embedding(t, self.config.width).to(noised.dtype))  # (B, W)
         return torch.stack([time, self.image_in(noised), self.query.expand(len(t), -1).to(time.dtype)], dim=1)
 
     @staticmethod

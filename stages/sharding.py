@@ -1,0 +1,89 @@
+"""Weights, their gradients, the optimiser's moments and the average, shared out among the ranks: FSDP2.
+
+A shared-out tensor is a DTensor: each rank holds some of its rows. What needs whole ones, such as files, validation and
+Muon, gathers them here; what is not shared out passes through as it is.
+"""
+
+import copy
+import warnings
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from stages import runtime
+
+
+def shard(objective: nn.Module, device: torch.device) -> nn.Module:
+    """Share the objective's weights out, each member of a module list by itself, and the rest together.
+
+    Of a shared-out block the ranks put the weights together only while it computes.
+    """
+    from torch.distributed.device_mesh import init_device_mesh
+    from torch.distributed.fsdp import fully_shard  # seconds, which other trainings need not wait
+
+    # of keys and values, which a block returns as views; nothing here changes a tensor that a block returned in place
+    warnings.filterwarnings("ignore", "FSDP2-wrapped module .* returned a view tensor")
+    mesh = init_device_mesh(device.type, (runtime.world_size(),))
+    for module in list(objective.modules()):
+        for block in module if isinstance(module, nn.ModuleList) else ():
+            fully_shard(block, mesh=mesh)
+    return fully_shard(objective, mesh=mesh)
+
+
+def is_shared(tensor: Any) -> bool:
+    """Whether it is a DTensor, whose class is imported with FSDP."""
+    return hasattr(tensor, "full_tensor")
+
+
+def whole(tensor: Any) -> Any:
+    """All rows of a tensor; anything else as it is. All ranks must call it."""
+    return tensor.full_tensor() if is_shared(tensor) else tensor
+
+
+def alike(tensor: Tensor, other: Tensor) -> Tensor:
+    """A whole tensor in the other's order in memory, or shared out as the other is."""
+    if is_shared(other):
+        from torch.distributed.tensor import distribute_tensor
+
+        # a source of None: each rank has the whole, so nothing is sent
+        return distribute_tensor(tensor.to(other.device), other.device_mesh, other.placements, src_data_rank=None)
+    return torch.empty_like(other, dtype=tensor.dtype).copy_(tensor)
+
+
+@torch.no_grad()
+def share_out(average: nn.Module, model: nn.Module) -> None:
+    """Share the average's weights out as the model's are. It cannot compute then, but be averaged and made whole."""
+    pairs = zip(average.parameters(), model.parameters(), strict=True)
+    replace_weights(average, [alike(own, other) for own, other in pairs])
+    average.to(next(model.parameters()).device)
+
+
+@torch.no_grad()
+def made_whole(module: nn.Module, like: nn.Module) -> nn.Module:
+    """A copy of the plain module `like` with all of this one's weights; a module that is not shared out itself.
+
+    All ranks must call it.
+    """
+    weights = list(module.parameters())
+    if not any(map(is_shared, weights)):
+        return module
+    copied = copy.deepcopy(like)
+    replace_weights(copied, [whole(weight) for weight in weights])
+    return copied
+
+
+def replace_weights(module: nn.Module, weights: list[Tensor]) -> None:
+    """Put others in the place of a module's parameters, in their order."""
+    for (name, old), new in zip(list(module.named_parameters()), weights, strict=True):
+        owner, _, leaf = name.rpartition(".")
+        setattr(module.get_submodule(owner), leaf, nn.Parameter(new, requires_grad=old.requires_grad))
+
+
+@torch.no_grad()
+def fill(module: nn.Module, plain: nn.Module) -> None:
+    """Take over the values of a plain module."""
+    for own, new in zip(
+        (*module.parameters(), *module.buffers()), (*plain.parameters(), *plain.buffers()), strict=True
+    ):
+        own.copy_(alike(new, own))

@@ -1,0 +1,40 @@
+"""Run work on several ranks: processes of this machine that talk by gloo."""
+
+import multiprocessing
+import tempfile
+from collections.abc import Callable
+from typing import Any
+
+import torch
+import torch._dynamo  # which the engines import: once, not in each process
+import torch.distributed as dist
+import torch.distributed.fsdp
+
+
+def on_ranks(count: int, work: Callable[[], Any]) -> list[Any]:
+    """What work() returns on each rank: anything that pickle takes. The processes are forked, which is quick."""
+    fork = multiprocessing.get_context("fork")
+    with tempfile.TemporaryDirectory() as folder:
+        ends = [fork.Pipe(duplex=False) for _ in range(count)]
+        processes = [
+            fork.Process(target=_rank, args=(rank, count, f"file://{folder}/store", work, ends[rank][1]))
+            for rank in range(count)
+        ]
+        for process in processes:
+            process.start()
+        for _, there in ends:
+            there.close()
+        try:
+            return [here.recv() for here, _ in ends]
+        finally:
+            for process in processes:
+                process.join(20)
+                process.kill()
+
+
+def _rank(rank: int, count: int, store: str, work: Callable[[], Any], result: Any) -> None:
+    torch.set_num_threads(1)
+    dist.init_process_group("gloo", init_method=store, rank=rank, world_size=count)
+    result.send(work())
+    dist.barrier()
+    dist.destroy_process_group()
