@@ -12,6 +12,7 @@ from PIL import Image
 from torch import Tensor, nn
 
 from data.dataset import CaptionedImages, random_flip, random_shift
+from data.remembered import note
 from stages import loop, runtime
 from stages.data import DataConfig
 from stages.identity import settings
@@ -185,6 +186,7 @@ def train(run: CLIPRun) -> Manifest:
     with runtime.seeded(run.train.seed):
         model = CLIP(replace(run.model, vision=vision, text=text))
     parents = {"tokenizer": sha256(tokenizer.to_json().encode()), **start_from(model, run.init_from, "clip")}
-    manifest = Manifest("clip", parents=parents, data=data_entry(data), training=settings(run))
+    source = note(run.data, data.image_size)
+    manifest = Manifest("clip", parents=parents, data=data_entry(data), source=source, training=settings(run))
     stage = CLIPStage(model, tokenizer, data, validation, run.augment, device)
     return loop.train(stage, run.train, device, run.out, manifest, {"tokenizer.json": tokenizer.to_json()})

@@ -17,6 +17,8 @@ if __name__ == "__main__":  # before the other imports, which may take seconds
 
 from pathlib import Path
 
+from data.remembered import default
+from stages.data import DataConfig
 from stages.evaluation.main import EvaluateOptions, evaluate
 from unclip import cli
 from unclip.index import read_sampling
@@ -25,7 +27,8 @@ from unclip.settings import SamplingOptions
 
 def main() -> None:
     checkpoint = Path(cli.argument("checkpoint", str(EvaluateOptions.checkpoint)))
-    own = EvaluateOptions(sampling=SamplingOptions.of(read_sampling(checkpoint)))
+    data = default(checkpoint, DataConfig())
+    own = EvaluateOptions(data=data, sampling=SamplingOptions.of(read_sampling(checkpoint)))
     evaluate(cli.parse(EvaluateOptions, __doc__, own))
 
 

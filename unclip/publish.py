@@ -13,7 +13,7 @@ if __name__ == "__main__":  # before the other imports, which may take seconds
 import shutil
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import torch
 import tyro
@@ -59,10 +59,18 @@ def publish(source: Path, target: Path) -> None:
         halves = {name: t.to(torch.float16) if t.is_floating_point() else t for name, t in tensors.items()}
         content = dump_tensors(halves)
         manifest.sha256 = sha256(content)
+        manifest.source = without_paths(manifest.source)
         manifest.parents |= {parent: manifests[parent].sha256 for parent in STAGES[stage].parents}
         write_atomically(target / stage / "model.safetensors", content)
         write_record(target / stage / "config.json", asdict(manifest))
     write_index(target)
+
+
+def without_paths(source: dict[str, Any]) -> dict[str, Any]:
+    """What a stage notes of its data, without paths of this machine: of the source's the last name."""
+    if Path(source.get("source", "")).is_absolute():
+        source = source | {"source": Path(source["source"]).name}
+    return source | {"root": None} if source else source
 
 
 def main() -> None:

@@ -11,6 +11,7 @@ from typing import Any, Literal
 import torch
 
 from data.dataset import CaptionedImages
+from data.remembered import check_source
 from stages.data import DataConfig
 from stages.embed import embed_images
 from stages.evaluation.attributes import has_attributes, held_out_section
@@ -73,6 +74,7 @@ def evaluate(options: EvaluateOptions) -> dict[str, Any]:
     manifests = read_manifests(options.checkpoint)
     pipe = UnCLIP.from_pretrained(options.checkpoint, device)
     pipe.sampling = pipe.sampling.override(**options.sampling.changed(pipe.sampling))
+    check_source(options.checkpoint, options.data)
     test, _, train = real = real_images(options)
     sections, seconds = measure(pipe, manifests["clip"].sha256, real, options)
     figures = {name: section.figures for name, section in sections.items() if section.figures}
