@@ -30,6 +30,7 @@ from data.records import (
 )
 from unclip.errors import UserError
 from unclip.fields import as_option, bounded, check, free
+from unclip.files import check_fetched
 
 NAMES = ("fashion-mnist", "emoji", "cifar10")
 SHAPE = ("size", "fit", "grey")
@@ -163,13 +164,18 @@ def read(config: SourceConfig, problems: Problems) -> Listing:
     Raises UserError if there is no such source, and for options that it does not know.
     """
     names = tuple(name.strip() for name in config.class_names.split(",") if name.strip())
-    return with_class_names(_listing(config, problems), names, problems)
+    listing = with_class_names(_listing(config, problems), names, problems)
+    if len(listing.records) > 1 and len({record.captions for record in listing.records}) == 1:
+        problems.note("one caption", "all images have the same captions, so that they tell nothing apart")
+    return listing
 
 
 def _listing(config: SourceConfig, problems: Problems) -> Listing:
     source, kind = Path(config.source), _kind(config.source)
     _refuse_others(config, *OPTIONS[kind])
     columns = Columns(config.image_column, config.caption_column)
+    if source.is_file():
+        check_fetched(source)
     if kind == "emoji":
         return emoji.read(config.root, config.skin_tones, problems)
     if kind == "cifar10":

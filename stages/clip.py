@@ -164,7 +164,7 @@ def fitting_patch(wanted: int, image_size: int) -> int:
     if wanted < 1:  # the model refuses it
         return wanted
     choices = [n for n in range(-(-wanted // 2), 2 * wanted + 1) if image_size % n == 0 and 2 * n <= image_size]
-    fitting = min(choices, key=lambda n: abs(math.log(n / wanted)), default=wanted)
+    fitting = min(choices, key=lambda n: abs(math.log(n / wanted)), default=min(wanted, image_size))
     if fitting != wanted and runtime.is_main():
         print(f"clip: patches of {fitting} pixels, as {wanted} does not divide {image_size}")
     return fitting

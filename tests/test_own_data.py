@@ -53,7 +53,7 @@ def pipeline(images, tmp_path_factory):
     return folder, said
 
 
-def test_every_stage_trains_on_a_folder_and_says_what_it_left_out(pipeline):
+def test_every_stage_trains_on_a_folder_and_says_what_it_left_out(pipeline, images):
     folder, said = pipeline
     for stage in STAGES:
         assert "2 rows of" in said[stage]

@@ -11,6 +11,7 @@ from safetensors import SafetensorError
 from torch import Tensor
 
 from unclip.errors import UserError, reason
+from unclip.files import check_fetched
 
 HUB_FILES = ("*.json", "*.txt", "*.safetensors")
 CONVERSIONS = {
@@ -24,14 +25,6 @@ REFUSALS = {
     "LocalEntryNotFoundError": "it cannot be reached, and the local cache has no copy",
 }
 """What huggingface_hub's errors mean."""
-
-
-def check_fetched(path: Path) -> Path:
-    """The path itself. Raises UserError if Git LFS has left a note there, in place of the file."""
-    with open(path, "rb") as file:
-        if file.read(40).startswith(b"version https://git-lfs"):
-            raise UserError(f"{path} is a Git LFS pointer, not the file itself; fetch it with: git lfs pull")
-    return path
 
 
 def read_json(path: Path) -> dict[str, Any]:
