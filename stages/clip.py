@@ -174,7 +174,7 @@ def train(run: CLIPRun) -> Manifest:
     """Train the tokenizer and CLIP into run.out. Returns the manifest of the trained CLIP."""
     device = runtime.start(run.train.device)
     check_fits(lambda: CLIP(replace(run.model, text=replace(run.model.text, vocab_size=run.vocab_size))), device)
-    data, validation = run.data.load("train", "validation")
+    data, validation = run.data.load_as(run.init_from or run.out, "train", "validation")
     if run.init_from:
         read_manifest(run.init_from / "clip")  # one of ours: another project's may lack a tokenizer
         tokenizer = load_bundle(run.init_from).tokenizer

@@ -31,8 +31,9 @@ class DataConfig(SourceConfig):
 
 
 def on_pipeline(presets: dict[str, Any]) -> dict[str, Any]:
-    """A later stage's presets, with the data of the pipeline that the command line names, or of its --clip."""
+    """A trainer's presets, with the data of the pipeline that the command line names: its --clip, --out, or start."""
     preset = next(iter(presets.values()))
-    named = [Path(cli.argument("clip") or ""), Path(cli.argument("out", str(preset.out)))]
-    pipeline = next((path for path in named if recall(path, preset.data)), named[-1])
+    out = Path(cli.argument("out", str(preset.out)))
+    named = [Path(path) for path in (cli.argument("clip"), out, cli.argument("init-from")) if path]
+    pipeline = next((path for path in named if recall(path, preset.data)), out)
     return {name: replace(run, data=default(pipeline, run.data)) for name, run in presets.items()}

@@ -3,7 +3,7 @@
     python -m stages.evaluate                                           # the committed pipeline, 1,000 samples
     python -m stages.evaluate --checkpoint checkpoints/run --samples 10000
     python -m stages.evaluate --checkpoint checkpoints/run --sweep 200  # and a grid of guidance, steps and samplers
-    python -m stages.evaluate --checkpoint checkpoints/emoji --data emoji --split validation
+    python -m stages.evaluate --checkpoint checkpoints/emoji --split validation
 
 Prints a report, and writes it to --out as evaluation.json, as evaluation.md with pictures, and as evaluation.npz with
 every image that the figures were taken on. On two CPU cores 1,000 samples of preset quick take four minutes, and some

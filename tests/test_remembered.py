@@ -107,6 +107,13 @@ def test_a_clip_of_ours_brings_its_data_into_another_pipeline(clip, drawings, sc
     assert read_manifest(tmp_path / "new" / "prior").source == read_manifest(clip / "clip").source
 
 
+def test_fine_tuning_of_a_clip_reads_the_data_of_the_pipeline_that_it_starts_from(clip, drawings, script, tmp_path):
+    done = script("train_clip", *FEW, "--init-from", clip, "--out", tmp_path / "new")
+    assert done.code == 0, done.err
+    assert f"data of {clip}: --data {drawings} --data.size 16" in done.err
+    assert read_manifest(tmp_path / "new" / "clip").source == read_manifest(clip / "clip").source
+
+
 def test_a_published_pipeline_names_no_path(tmp_path):
     copied = build(tmp_path / "pipeline")
     edit(copied / "clip", source=note(SourceConfig(str(tmp_path), root=tmp_path), 32))

@@ -16,6 +16,7 @@ from unclip.files import check_fetched
 HUB_FILES = ("*.json", "*.txt", "*.safetensors")
 CONVERSIONS = {
     ".bin": "torch.load({old!r}, weights_only=True)",
+    **dict.fromkeys((".pth", ".ckpt"), "torch.load({old!r}, weights_only=True)"),
     ".pt": "torch.jit.load({old!r}, 'cpu').state_dict()",  # OpenAI's are TorchScript
 }
 REFUSALS = {
@@ -77,7 +78,9 @@ def weight_files(path: Path) -> list[Path]:
 
 
 def _refuse_pickle(path: Path) -> Path:
-    load = CONVERSIONS.get(path.suffix, CONVERSIONS[".bin"]).format(old=str(path))
+    if path.suffix not in CONVERSIONS:
+        raise UserError(f"{path} is not a file of weights; expected .safetensors, or the folder that they lie in")
+    load = CONVERSIONS[path.suffix].format(old=str(path))
     new = str(path.with_suffix(".safetensors"))
     raise UserError(
         f"{path} could run code when it is read, so only .safetensors files are; if you trust it, convert it with: "
