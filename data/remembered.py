@@ -33,13 +33,13 @@ def recall(pipeline: Path, plain: C) -> C | None:
     A stage of before there were notes names its data all the same: one of `NAMES` is taken, with plain's options. None
     where nothing says it. Raises UserError for a manifest that cannot be read.
     """
-    stages = [pipeline / stage for stage in STAGES if (pipeline / stage / "config.json").is_file()]
-    manifests = {folder: read_manifest(folder) for folder in stages}
-    for folder, manifest in manifests.items():
+    names = []
+    for folder in (pipeline / stage for stage in STAGES if (pipeline / stage / "config.json").is_file()):
+        manifest = read_manifest(folder)
         if noted := manifest.source:
             values = noted | {"root": noted.get("root") and Path(noted["root"])}
             return from_dict(type(plain), values, f"source in {folder / 'config.json'}")
-    names = [str(manifest.data.get("name")).split("/")[0] for manifest in manifests.values()]
+        names.append(str(manifest.data.get("name")).split("/")[0])
     return next((replace(plain, source=name) for name in names if name in NAMES), None)
 
 

@@ -12,7 +12,6 @@ from small_pipeline import build
 from data.remembered import default, note, recall
 from data.sources import SourceConfig
 from unclip.checkpoint import read_manifest
-from unclip.publish import publish
 
 pytestmark = pytest.mark.usefixtures("own_caches")
 FEW = ("--preset", "tiny", "--train.steps", 1)
@@ -114,10 +113,10 @@ def test_fine_tuning_of_a_clip_reads_the_data_of_the_pipeline_that_it_starts_fro
     assert read_manifest(tmp_path / "new" / "clip").source == read_manifest(clip / "clip").source
 
 
-def test_a_published_pipeline_names_no_path(tmp_path):
+def test_a_published_pipeline_names_no_path(script, tmp_path):
     copied = build(tmp_path / "pipeline")
     edit(copied / "clip", source=note(SourceConfig(str(tmp_path), root=tmp_path), 32))
-    publish(copied, tmp_path / "published")
+    assert script("unclip.publish", copied, tmp_path / "published").code == 0
     source = read_manifest(tmp_path / "published" / "clip").source
     assert source["source"] == tmp_path.name
     assert str(tmp_path) not in json.dumps(source)
