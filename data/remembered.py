@@ -1,6 +1,7 @@
 """What a pipeline was trained on: its first stage notes it in its manifest, and all that comes after reads it there."""
 
 import os
+import shlex
 from collections.abc import Callable
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -72,7 +73,7 @@ def check_source(pipeline: Path, config: SourceConfig, tell: Tell = print) -> bo
         )
     ours = _whole(replace(config, size=config.size or noted.size))
     differ = [name for name, value in asdict(ours).items() if value != getattr(noted, name) and name not in ASIDE]
-    here, there = (" ".join(as_options(one, differ)) for one in (ours, noted))
+    here, there = (shlex.join(as_options(one, differ)) for one in (ours, noted))
     tell(f"{pipeline} was trained with {there}; this is with {here}" if differ else f"data of {pipeline}: {here}")
     return not differ
 

@@ -41,7 +41,7 @@ def test_later_stages_and_inspection_read_what_the_first_was_told(clip, drawings
     for stage in ("prior", "decoder"):
         done = script(f"train_{stage}", *FEW, "--out", "run")
         assert done.code == 0, done.err
-        assert f"data of run: --data {drawings} --data.size 16 --data.caption-column what is seen" in done.err
+        assert f"data of run: --data {drawings} --data.size 16 --data.caption-column 'what is seen'" in done.err
         assert "was trained" not in done.err
         assert read_manifest(clip / stage).source == read_manifest(clip / "clip").source
         assert read_manifest(clip / stage).data == read_manifest(clip / "clip").data
