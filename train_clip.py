@@ -18,9 +18,10 @@ from unclip import cli
 def main() -> None:
     from configs.clip import PRESETS
     from stages.clip import train
+    from stages.data import on_pipeline
     from stages.runtime import is_main
 
-    run = cli.parse_run(PRESETS, __doc__)
+    run = cli.parse_run(on_pipeline(PRESETS), __doc__)
     manifest = train(run)
     if is_main():
         figures = ", ".join(f"{key} {value:.4g}" for key, value in manifest.figures.items())

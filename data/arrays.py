@@ -15,7 +15,11 @@ import numpy as np
 from PIL import Image
 
 from data.records import Listing, Problems, Record, as_captions, class_caption
+from data.tables import read_lines
 from unclip.errors import UserError, reason
+
+MAGIC = {".npz": b"PK", ".npy": b"\x93NUMPY"}
+"""How their files begin."""
 
 
 class Arrays(NamedTuple):
@@ -27,8 +31,11 @@ class Arrays(NamedTuple):
 
 def read(path: Path, problems: Problems) -> Listing:
     """The records and the names of the classes. Raises UserError for arrays that do not go together."""
+    with open(path, "rb") as file:
+        if not file.read(len(MAGIC[path.suffix.lower()])) == MAGIC[path.suffix.lower()]:
+            raise UserError(f"{path} is not what numpy writes as {path.suffix}; write it again, or fetch it again")
     try:
-        images, captions, labels, names = (_npz if path.suffix.lower() == ".npz" else _npy)(path)
+        images, captions, labels, names = _npz(path) if path.suffix.lower() == ".npz" else _npy(path, problems)
         images = _pixels(path, images, problems)
         for what, values in (("captions", captions), ("labels", labels)):
             if values is not None and len(values) != len(images):
@@ -38,7 +45,10 @@ def read(path: Path, problems: Problems) -> Listing:
     except UserError:
         raise
     except Exception as error:  # numpy's, of a damaged file, other types, or Python objects, which could run code
-        raise UserError(f"{path} is not readable as arrays of numbers and strings ({reason(error)})") from error
+        why = reason(error)
+        if "allow_pickle" in why:
+            why = "it holds Python objects; save text as np.array(captions, str), images as one array of numbers"
+        raise UserError(f"{path} is not readable as arrays of numbers and strings ({why})") from error
     state, records = path.stat(), []
     version = f"{path.resolve()} {state.st_mtime_ns} {state.st_size}"
     for row, image in enumerate(images):
@@ -47,7 +57,7 @@ def read(path: Path, problems: Problems) -> Listing:
         if text:
             records.append(Record(f"row {row}", partial(Image.fromarray, image), text, label, version=version))
         else:
-            problems.add(f"row {row}", "has no caption")
+            problems.add(f"row {row}", "has no caption that is text")
     height, width = images.shape[1:3]
     return Listing(records, names, height if height == width else None)
 
@@ -56,7 +66,8 @@ def _npz(path: Path) -> Arrays:
     with np.load(path) as file:
         if "images" not in file or not ("captions" in file or "labels" in file):
             raise UserError(
-                f"{path} holds {', '.join(file.files)}; expected images with captions, or with labels and class_names"
+                f"{path} holds {', '.join(file.files) or 'nothing'}; expected images with captions, or with labels and "
+                "class_names"
             )
         captions = _strings(file["captions"]) if "captions" in file else None
         if {"labels", "class_names"} <= set(file.files):
@@ -66,14 +77,14 @@ def _npz(path: Path) -> Arrays:
         return Arrays(file["images"], _numbers(file["labels"]).tolist() if captions is None else captions)
 
 
-def _npy(path: Path) -> Arrays:
+def _npy(path: Path, problems: Problems) -> Arrays:
     captions, labels, names = (path.with_name(path.stem + end) for end in (".txt", "_labels.npy", "_classes.txt"))
     images = np.load(path)
     if captions.is_file():
-        lines = captions.read_text(encoding="utf-8-sig").split("\n")
+        lines = read_lines(captions.read_bytes(), captions.name, problems)
         return Arrays(images, lines[:-1] if lines[-1] == "" else lines)
     if labels.is_file() and names.is_file():
-        lines = names.read_text(encoding="utf-8-sig").split("\n")
+        lines = read_lines(names.read_bytes(), names.name, problems)
         return Arrays(images, None, _numbers(np.load(labels)), tuple(line.strip() for line in lines if line.strip()))
     if labels.is_file():
         return Arrays(images, _numbers(np.load(labels)).tolist())
@@ -107,6 +118,8 @@ def _pixels(path: Path, images: np.ndarray, problems: Problems) -> np.ndarray:
         raise UserError(f"{path} has images of shape {given}; expected (N, H, W), or with 1, 3 or 4 channels")
     low, high = images.min(), images.max()
     floats = np.issubdtype(images.dtype, np.floating)
+    if floats and not np.isfinite([low, high]).all():
+        raise UserError(f"{path} has images with NaN or infinity in them; replace those, or leave such images out")
     if not (low >= 0 and high <= 255) or images.dtype.kind not in "buif":
         raise UserError(
             f"{path} has images of {images.dtype} in {low} .. {high}; expected 0 .. 255, or floats in 0 .. 1"

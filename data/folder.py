@@ -11,11 +11,12 @@ the splits, if there are any.
 """
 
 import os
+import unicodedata
 from functools import partial
 from pathlib import Path
 from typing import NamedTuple
 
-from PIL import Image
+from PIL import Image, UnidentifiedImageError
 
 from data import tables
 from data.records import (
@@ -30,6 +31,7 @@ from data.records import (
     printable,
 )
 from unclip.errors import UserError
+from unclip.files import check_fetched
 
 METADATA = tuple(f"metadata{suffix}" for suffix in tables.SUFFIXES)
 SUFFIXES = {
@@ -66,7 +68,9 @@ def read(folder: Path, columns: Columns, problems: Problems) -> Listing:
     for table in contents.metadata:
         _add_rows(captions, table, folder, columns, problems)
     rest = [image for image in contents.images if image not in captions]
-    labels = {} if contents.metadata or any(map(contents.has_text, rest)) else _classes(rest, folder)
+    if passed := next((image for image in captions if contents.has_text(image)), None):
+        problems.note("texts", f"of images in tables no text file is read, such as {_name(passed, folder)}'s")
+    labels = {} if contents.metadata or any(map(contents.has_text, rest)) else _classes(rest, folder, problems)
     for image in rest:
         name = _name(image, folder)
         if image in labels:
@@ -114,7 +118,7 @@ def is_one(folder: Path) -> bool:
 
 
 def _contents(folder: Path) -> Contents:
-    files = sorted(path for path in folder.rglob("*") if not path.name.startswith("."))
+    files = sorted(path for path in folder.rglob("*") if not _is_hidden(path, folder))
     images = [file for file in files if file.suffix.lower() in SUFFIXES]
     texts = {file.with_suffix(""): file for file in files if file.suffix.lower() == ".txt"}
     contents = Contents(images, texts, [])
@@ -122,9 +126,14 @@ def _contents(folder: Path) -> Contents:
     metadata: dict[Path, Path] = {}
     for name in METADATA:
         for file in files:
-            if file.name == name and not (paired and file.suffix == ".json"):
+            if file.name.lower() == name and not (paired and file.suffix == ".json"):
                 metadata.setdefault(file.parent, file)
     return contents._replace(metadata=list(metadata.values()))
+
+
+def _is_hidden(path: Path, folder: Path) -> bool:
+    """Whether a path is one of those that programs keep to themselves, as .git, or macOS in an archive."""
+    return any(part.startswith(".") or part == "__MACOSX" for part in path.relative_to(folder).parts)
 
 
 def _contents_of_splits(folder: Path, problems: Problems) -> Contents:
@@ -165,9 +174,18 @@ def _records(captions: Captions, folder: Path, labels: dict[Path, str], problems
             continue
         state, label = file.stat(), numbers.get(labels.get(file))
         split = SPLIT_NAMES.get(name.split(os.sep)[0])
-        opened, version = partial(Image.open, file), f"{state.st_mtime_ns} {state.st_size}"
+        opened, version = partial(_open, file), f"{state.st_mtime_ns} {state.st_size}"
         records.append(Record(name, opened, tuple(dict.fromkeys(several)), label, split, version))
     return records
+
+
+def _open(file: Path) -> Image.Image:
+    """Raises what Pillow raises, and UserError for a pointer of Git LFS."""
+    try:
+        return Image.open(file)
+    except UnidentifiedImageError:
+        check_fetched(file)
+        raise
 
 
 def _explain(folder: Path, columns: Columns, problems: Problems) -> None:
@@ -191,13 +209,15 @@ def _add_rows(captions: Captions, table: Path, root: Path | None, columns: Colum
     rows = tables.rows(table, table_name, problems)
     known = dict.fromkeys(column for _, row in rows for column in row if column is not None)
     image = next((column for column in (columns.image, "file_name") if column in known), "file_name")
+    if not rows and root:
+        problems.add(table_name, "holds no rows")
     if rows:
         source = table if table.suffix.startswith(".json") else f"{table}, by its first line,"
         check_column(source, image, known, "image-column")
         check_column(source, columns.caption, known, "caption-column")
     for where, row in rows:
         name = str(row.get(image, "")).strip()
-        file = Path(os.path.normpath(table.parent / name))  # links are followed wherever they lead
+        file = _named(table.parent, name)
         if name:
             captions.setdefault(file, [])
         if None in row:
@@ -205,6 +225,9 @@ def _add_rows(captions: Captions, table: Path, root: Path | None, columns: Colum
             continue
         if lacking := [column for column in (image, columns.caption) if column not in row]:
             problems.add(where, f"has no {lacking[0]}; its columns are {', '.join(map(str, row))}")
+            continue
+        if not name:
+            problems.add(where, f"has an empty {image}")
             continue
         where, found = f"{where} ({name})", as_captions(row[columns.caption], problems)
         if not found:
@@ -219,6 +242,16 @@ def _add_rows(captions: Captions, table: Path, root: Path | None, columns: Colum
             captions[file].extend(found)
 
 
+def _named(folder: Path, name: str) -> Path:
+    """The file that a table means: as it is written, with Windows' separators, or in Unicode's other forms.
+
+    Links are followed wherever they lead.
+    """
+    forms = (name, name.replace("\\", "/"), *(unicodedata.normalize(form, name) for form in ("NFC", "NFD")))
+    files = [Path(os.path.normpath(folder / form)) for form in forms]
+    return next(filter(_is_file, files), files[0])
+
+
 def _is_file(path: Path) -> bool:
     try:
         return path.is_file()
@@ -229,7 +262,10 @@ def _is_file(path: Path) -> bool:
 def _from_text(file: Path, text: Path, name: str, problems: Problems) -> list[str]:
     """The captions in the text file beside an image."""
     try:
-        lines = tables.read_lines(text.read_bytes(), "text beside images", problems)
+        lines = tables.read_lines(check_fetched(text).read_bytes(), "text beside images", problems)
+    except UserError as error:
+        problems.add(name, str(error))
+        return []
     except UnicodeDecodeError as error:
         problems.add(name, f"{text.name} is not readable as text ({error.reason} at byte {error.start})")
         return []
@@ -245,8 +281,10 @@ def _from_text(file: Path, text: Path, name: str, problems: Problems) -> list[st
     return list(captions)
 
 
-def _classes(images: list[Path], folder: Path) -> dict[Path, str]:
+def _classes(images: list[Path], folder: Path, problems: Problems) -> dict[Path, str]:
     """The class of each image: the folder that it lies in, if there are two such folders at least."""
     not_classes = [folder, *(folder / name for name in SPLIT_NAMES)]
     labels = {image: image.parent.name.replace("_", " ") for image in images if image.parent not in not_classes}
+    if len(set(labels.values())) == 1:
+        problems.note("one class", "the names of folders can serve as captions, if there are two or more")
     return labels if len(set(labels.values())) > 1 else {}

@@ -3,7 +3,9 @@
 The tables stay on disk, memory-mapped; only the images that are asked for are read.
 """
 
+import glob
 import io
+import logging
 import os
 from collections.abc import Iterable
 from functools import partial
@@ -24,8 +26,11 @@ from data.records import (
     counted,
 )
 from unclip.errors import UserError, reason
+from unclip.files import check_fetched
 
 FORMATS = {".parquet": "parquet", ".arrow": "arrow"}
+PLAIN = {"corresponds to no data": "it has no rows", "Couldn't cast": "its files have different columns"}
+"""What errors of `datasets` mean."""
 
 
 def read(source: str, columns: Columns, split: str | None, problems: Problems) -> Listing:
@@ -64,7 +69,8 @@ def read(source: str, columns: Columns, split: str | None, problems: Problems) -
                 own = SPLIT_NAMES[name] if len(tables) > 1 else None
                 records.append(Record(f"{name} {row}", opened, captions, label, own, version))
             else:
-                problems.add(f"{name} {row}", "has no caption" if known else f"has the unknown class {label}")
+                why = "has no caption that is text" if known else f"has the unknown class {label}"
+                problems.add(f"{name} {row}", why)
     return Listing(records, classes)
 
 
@@ -80,24 +86,42 @@ def _open(source: str, split: str | None, problems: Problems) -> dict[str, Any]:
 
     path = Path(source)
     datasets.disable_progress_bars()
+    datasets.logging.set_verbosity(logging.CRITICAL)  # what it logs of an error is in the error
     try:
         if any((path / name).is_file() for name in ("state.json", "dataset_dict.json")):
             found = datasets.load_from_disk(source)
         elif path.is_file():
-            found = datasets.load_dataset(FORMATS[path.suffix.lower()], data_files=source)
+            found = datasets.load_dataset(FORMATS[path.suffix.lower()], data_files=_checked([source]))
         elif path.is_dir():
             suffix, files = files_by_split(path, FORMATS, problems)
+            files = {split: _checked(names) for split, names in files.items()}
             found = datasets.load_dataset(FORMATS[suffix], data_files=files)
         else:
             found = datasets.load_dataset(source)
+    except UserError:
+        raise
     except Exception as error:  # it raises what its readers and its network library raise
-        raise UserError(f"{source} cannot be opened as a data set ({reason(error.__cause__ or error)})") from error
+        why = reason(error.__cause__ or error)
+        why = next((plain for words, plain in PLAIN.items() if words in why), why)
+        raise UserError(f"{source} cannot be opened as a data set ({why})") from error
     tables = found if isinstance(found, dict) else {"train": found}
     if split is None:
         return tables
     if split not in tables:
         raise UserError(f"{source} has no split {split}; name one of {', '.join(tables)} with --data.split")
     return {"train": tables[split]}
+
+
+def _checked(files: list[str]) -> list[str]:
+    """Names of files such that `datasets` takes them as they are, not for patterns.
+
+    Raises UserError for the first that is not what its name says.
+    """
+    for file in files:
+        with open(check_fetched(Path(file)), "rb") as content:
+            if file.lower().endswith(".parquet") and content.read(4) != b"PAR1":
+                raise UserError(f"{file} is not a parquet file, though its name says so; fetch or write it again")
+    return list(map(glob.escape, files))
 
 
 def files_by_split(folder: Path, suffixes: Iterable[str], problems: Problems) -> tuple[str, dict[str, list[str]]]:
@@ -113,7 +137,8 @@ def files_by_split(folder: Path, suffixes: Iterable[str], problems: Problems) ->
     end = next(end for end in suffixes if files[end])
     own = {os.path.realpath(file): str(file) for file in files[end]}
     base = os.path.realpath(folder)
-    by_name = DataFilesDict.from_patterns(get_data_patterns(base), base_path=base)
+    pattern = glob.escape(base)
+    by_name = DataFilesDict.from_patterns(get_data_patterns(pattern), base_path=pattern)
     splits = {str(name): [own[f] for f in map(os.path.realpath, some) if f in own] for name, some in by_name.items()}
     splits = {name: chosen for name, chosen in splits.items() if chosen} or {"train": list(own.values())}
     used = {file for chosen in splits.values() for file in chosen}
@@ -132,6 +157,8 @@ def _image(table: Any, row: int, source: Path) -> Image.Image:
         value = value.get("bytes") or value.get("path")
     if isinstance(value, bytes):
         return Image.open(io.BytesIO(value))
+    if isinstance(value, str) and "://" in value:
+        raise UserError(f"{value} is a web address; download the image, and name its file")
     if isinstance(value, str):
         return Image.open((source if source.is_dir() else source.parent) / value)
     if value is None:

@@ -2,6 +2,7 @@
 
     python -m data.inspect emoji
     python -m data.inspect path/to/folder --out outputs/inspect
+    python -m data.inspect --checkpoint checkpoints/run         # what that pipeline was trained on
 
 Prints counts, sizes, caption statistics, duplicates, what cannot be used, and the commands to train on it with the time
 that they take; draws images over their captions (grid.png), and the captions' lengths and words (captions.png).
@@ -41,6 +42,7 @@ from data.records import (
     split_records,
     unreadable,
 )
+from data.remembered import check_source, default
 from data.sources import SourceConfig, image_size, read, too_few
 from unclip import cli
 from unclip.errors import UserError
@@ -54,8 +56,10 @@ WORDS = 20
 
 @dataclass(frozen=True)
 class InspectOptions:
-    source: Annotated[str, tyro.conf.Positional]
+    source: Annotated[str, tyro.conf.Positional] = ""
     """What --data takes: fashion-mnist, emoji, cifar10, a folder, a table, an array or tar file, or a Hub set."""
+    checkpoint: Path | None = None
+    """Look at what the pipeline in this folder was trained on, in place of a source."""
     out: Path = Path("outputs/inspect")
     """Folder for the pictures."""
     data: SourceConfig = field(default_factory=SourceConfig)
@@ -66,7 +70,12 @@ def inspect(options: InspectOptions) -> None:
 
     Raises UserError if there is no such source, if nothing of it can be used, or, if strict, if something cannot.
     """
-    config, problems = replace(options.data, source=options.source), Problems(options.source)
+    if bool(options.source) == bool(options.checkpoint):
+        raise UserError("give a source, such as emoji or a folder, or else --checkpoint DIR")
+    config = replace(options.data, source=options.source or options.data.source)
+    if options.checkpoint:
+        check_source(options.checkpoint, config)
+    problems = Problems(config.source)
     listing = garments(config) if config.source == "fashion-mnist" else read(config, problems)
     classes = f", classes {', '.join(listing.classes)}" if listing.classes else ""
     print(f"{counted(len(listing.records), 'image')} with captions{classes}")
@@ -76,14 +85,14 @@ def inspect(options: InspectOptions) -> None:
         _captions([caption for record in usable for caption in record.captions], len(usable))
     problems.report(config.strict)
     if not usable:
-        raise UserError(f"{options.source} holds nothing that can be used")
+        raise UserError(f"{config.source} holds nothing that can be used")
     size, channels = image_size(config, listing), 1 if grey else 3
     _draw(options.out, usable, size, channels, config)
     counts = {split: len(split_records(usable, split)) for split in SPLITS}
     print("splits: " + ", ".join(f"{count} for {split}" for split, count in counts.items()))
     for split, count in counts.items():
         if why := too_few(usable, split, count):
-            print(f"{options.source} cannot be trained on: {why}")
+            print(f"{config.source} cannot be trained on: {why}")
             return
     print(f"training uses {size}x{size} {'grey' if grey else 'colour'} images: {cost(size)}")
     proposals = propose(min(counts["train"], config.limit or counts["train"]), seconds_per_step(size))
@@ -165,5 +174,11 @@ def most_common(counts: Counter, show: Callable[[object], str]) -> str:
     return ", ".join(shown) + (f", and {counted(len(counts) - SHOWN, 'other')}" if len(counts) > SHOWN else "")
 
 
+def main() -> None:
+    checkpoint = cli.argument("checkpoint")
+    data = default(Path(checkpoint), SourceConfig()) if checkpoint else SourceConfig()
+    inspect(cli.parse(InspectOptions, __doc__, InspectOptions(data=data)))
+
+
 if __name__ == "__main__":
-    cli.run(lambda: inspect(cli.parse(InspectOptions, __doc__)))
+    cli.run(main)

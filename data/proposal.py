@@ -3,10 +3,10 @@
 import re
 import shlex
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, replace
 from pathlib import Path
 
-from data.sources import SourceConfig
+from data.sources import SourceConfig, as_options
 
 BUDGET = 30 * 60
 """Seconds that the proposed trainings take together."""
@@ -64,13 +64,8 @@ def _pixels(size: int) -> float:
 
 def commands(config: SourceConfig, size: int, proposals: Iterable[Proposal]) -> list[str]:
     """The command lines of the trainers, with those options of the source that are set."""
-    options = ["--data", config.source]
-    if config.source != "fashion-mnist":  # which is used as it is
-        options += ["--data.size", str(size)]
-    for item in fields(config):
-        value = getattr(config, item.name)
-        if item.name not in ("source", "size", "strict") and value != item.default:
-            options += [f"--data.{item.name.replace('_', '-')}", *([] if value is True else [str(value)])]
+    size = None if config.source == "fashion-mnist" else size  # which is used as it is
+    options = as_options(replace(config, size=size, strict=False))
     named = config.source != "fashion-mnist" and re.sub(r"\W+", "-", Path(config.source).stem).strip("-").lower()
     name = named or "run"  # of Fashion-MNIST a pipeline is committed under its name
     return [

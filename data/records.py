@@ -9,6 +9,7 @@ import hashlib
 import json
 import os
 import re
+import warnings
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -55,6 +56,8 @@ SPLIT_NAMES = {name: name for name in SPLITS} | dict.fromkeys(("val", "valid", "
 
 CONTROL = re.compile(r"[\x00-\x08\x0e-\x1f]")
 """What text does not hold."""
+
+warnings.filterwarnings("ignore", module=r"PIL\.")  # of large images, and of notes in them: what is broken is reported
 
 Fit = Literal["crop", "pad", "stretch"]
 
@@ -152,7 +155,12 @@ def as_captions(value: object, problems: Problems) -> tuple[str, ...]:
         if listed is not None:
             problems.note("lists", f"text such as {one[:60]} is read as a list of captions")
         text += [one] if listed is None else listed
-    return tuple(dict.fromkeys(one for one in text if one and one == printable(one) and not CONTROL.search(one)))
+    return tuple(dict.fromkeys(one for one in text if _says_something(one)))
+
+
+def _says_something(text: str) -> bool:
+    """Whether text is Unicode without control characters, and not of blanks alone, some of which have no width."""
+    return text == printable(text) and not CONTROL.search(text) and any(one.isprintable() for one in text if one != " ")
 
 
 def _listed(text: str) -> list[str] | None:
@@ -260,6 +268,8 @@ def unreadable(error: Exception) -> str:
     """Why an image is left out, from what opening it raised."""
     if isinstance(error, UnidentifiedImageError):  # whose own words are an object's address, or the path again
         return "cannot be read as an image (it is in no format that Pillow knows)"
+    if isinstance(error, Image.DecompressionBombError):
+        return "has more pixels than are safe to decode; scale it down"
     return f"cannot be read as an image ({reason(error)})"
 
 

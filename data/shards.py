@@ -23,6 +23,7 @@ from data import folder, hub
 from data.records import SPLIT_NAMES, Columns, Listing, Problems, Record, as_captions
 from data.tables import read_lines
 from unclip.errors import UserError, reason
+from unclip.files import check_fetched
 
 SUFFIX = ".tar"
 
@@ -75,7 +76,7 @@ def _samples(shard: Path, problems: Problems) -> dict[str, dict[str, Place]]:
     """The files of a shard by name up to the first dot, and by what follows it."""
     samples: dict[str, dict[str, Place]] = {}
     try:
-        with tarfile.open(shard, "r:") as file:
+        with tarfile.open(check_fetched(shard), "r:") as file:
             for member in _members(file, shard, problems):
                 path = PurePosixPath(member.name)
                 if path.name in folder.METADATA:
@@ -107,7 +108,10 @@ def _image_of(members: dict[str, Place], name: str, columns: Columns, problems: 
         problems.add(name, f"has no image, only {', '.join(members)}")
     for other in images:
         if other != chosen and columns.image not in members:
-            problems.add(f"{name}.{other}", f"is a second image, beside {chosen}; choose with --data.image-column")
+            problems.add(
+                f"{name}.{other}",
+                f"is a second image, beside {chosen}, as names end at their first dot; choose with --data.image-column",
+            )
     return chosen
 
 

@@ -2,8 +2,8 @@
 
 import re
 import shlex
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Annotated, NoReturn
 
@@ -30,8 +30,11 @@ from data.records import (
 )
 from unclip.errors import UserError
 from unclip.fields import as_option, bounded, check, free
+from unclip.files import check_fetched
 
 NAMES = ("fashion-mnist", "emoji", "cifar10")
+SHAPE = ("size", "fit", "grey")
+"""The options that fashion-mnist alone does not read."""
 SIZE = 64
 """Pixels per side of images that differ in size, or are all larger."""
 HUB_NAME = re.compile(r"[\w.-]+/[\w.-]+")
@@ -161,13 +164,18 @@ def read(config: SourceConfig, problems: Problems) -> Listing:
     Raises UserError if there is no such source, and for options that it does not know.
     """
     names = tuple(name.strip() for name in config.class_names.split(",") if name.strip())
-    return with_class_names(_listing(config, problems), names, problems)
+    listing = with_class_names(_listing(config, problems), names, problems)
+    if len(listing.records) > 1 and len({record.captions for record in listing.records}) == 1:
+        problems.note("one caption", "all images have the same captions, so that they tell nothing apart")
+    return listing
 
 
 def _listing(config: SourceConfig, problems: Problems) -> Listing:
     source, kind = Path(config.source), _kind(config.source)
     _refuse_others(config, *OPTIONS[kind])
     columns = Columns(config.image_column, config.caption_column)
+    if source.is_file():
+        check_fetched(source)
     if kind == "emoji":
         return emoji.read(config.root, config.skin_tones, problems)
     if kind == "cifar10":
@@ -196,12 +204,29 @@ def _kind(source: str) -> str:
         if path.suffix.lower() in FILES:
             return FILES[path.suffix.lower()]
         raise UserError(f"{path} is a file of another kind than {files}; unpack it, or convert it to one of these")
-    if HUB_NAME.fullmatch(source) and path.suffix.lower() not in FILES:
+    if is_there(source):
         return "hub"
     raise UserError(
         f"there is no data set {source!r}; give one of {', '.join(NAMES)}, a folder, a file ({files}), or a data set "
         "of the Hugging Face Hub as owner/name"
     )
+
+
+def is_there(source: str) -> bool:
+    """Whether a source can be looked for: not a path to nothing."""
+    hub_name = HUB_NAME.fullmatch(source) and Path(source).suffix.lower() not in FILES
+    return source in NAMES or Path(source).exists() or bool(hub_name)
+
+
+def as_options(config: SourceConfig, names: Iterable[str] = ()) -> list[str]:
+    """The command-line options for a config: of these names, or the source and all that is not as it is by default."""
+    options = []
+    for item in fields(config):
+        value, option = getattr(config, item.name), as_option(f"data.{item.name}")
+        if item.name in names or (not names and (item.name == "source" or value != item.default)):
+            option = "--data" if item.name == "source" else option
+            options += [option] if value is True else [option, str(value)]
+    return options
 
 
 def _refuse_others(config: SourceConfig, *read: str) -> None:

@@ -10,6 +10,7 @@ from typing import Any
 
 from data.records import CONTROL, Problems
 from unclip.errors import UserError
+from unclip.files import check_fetched
 
 SUFFIXES = (".jsonl", ".csv", ".tsv", ".json")
 SEPARATORS = ",;\t|"
@@ -23,6 +24,7 @@ def rows(path: Path, name: str, problems: Problems) -> list[Row]:
 
     Raises UserError for a file that is not text.
     """
+    check_fetched(path)
     try:
         lines = read_lines(path.read_bytes(), name, problems)
     except UnicodeDecodeError as error:
@@ -30,7 +32,7 @@ def rows(path: Path, name: str, problems: Problems) -> list[Row]:
         return []
     if CONTROL.search(lines[0]):
         raise UserError(f"{path} is not text; expected a table, or another suffix")
-    if path.suffix.lower() == ".json":
+    if path.suffix.lower() == ".json" or (path.suffix.lower() == ".jsonl" and _starts_a_list(lines)):
         return list(_json("\n".join(lines), name, problems))
     return list((_jsonl if path.suffix.lower() == ".jsonl" else _csv)(lines, name, problems))
 
@@ -64,7 +66,9 @@ def _csv(lines: list[str], name: str, problems: Problems) -> Iterator[Row]:
         skipinitialspace=True,
         strict=True,  # which minds a quote that is not closed
     )
-    reader.fieldnames = [column.strip() for column in reader.fieldnames or ()]
+    reader.fieldnames = columns = [column.strip() for column in reader.fieldnames or ()]
+    if twice := next((column for column in columns if column and columns.count(column) > 1), None):
+        raise UserError(f"{name} has two columns {twice}; rename one")
     while True:
         begins = reader.line_num + 1
         try:
@@ -91,6 +95,12 @@ def _jsonl(lines: list[str], name: str, problems: Problems) -> Iterator[Row]:
             yield where, row
         else:
             problems.add(where, "is not a JSON object")
+
+
+def _starts_a_list(lines: list[str]) -> bool:
+    """Whether JSON lines are none, but one list of all rows, as some programs name it."""
+    first = next(filter(None, map(str.strip, lines)), "")
+    return first in ("[", "[{") or (first.startswith("[{") and first.endswith((",", "]")))
 
 
 def _json(text: str, name: str, problems: Problems) -> Iterator[Row]:

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from data.dataset import CaptionedImages, random_flip, random_shift
+from data.remembered import note
 from stages import loop, runtime
 from stages.data import DataConfig
 from stages.identity import settings
@@ -203,7 +204,7 @@ def fitting_patch(wanted: int, image_size: int) -> int:
     if wanted < 1:  # the model refuses it
         return wanted
     choices = [n for n in range(-(-wanted // 2), 2 * wanted + 1) if image_size % n == 0 and 2 * n <= image_size]
-    fitting = min(choices, key=lambda n: abs(math.log(n / wanted)), default=wanted)
+    fitting = min(choices, key=lambda n: abs(math.log(n / wanted)), default=min(wanted, image_size))
     if fitting != wanted and runtime.is_main():
         print(f"clip: patches of {fitting} pixels, as {wanted} does not divide {image_size}")
     return fitting
@@ -214,11 +215,11 @@ def train(run: CLIPRun) -> Manifest:
     device = runtime.start(run.train.device)
     sized = replace(run.model, text=replace(run.model.text, vocab_size=run.vocab_size))
     check_fits(lambda: CLIP(sized), device, shared=run.train.shard)
-    data, validation = run.data.load("train", "validation")
-    if run.init_from:
-        folder = find_pipeline(run.init_from)
-        read_manifest(folder / "clip")  # one of ours: another project's may lack a tokenizer
-        tokenizer = load_bundle(folder).tokenizer
+    start = find_pipeline(run.init_from) if run.init_from else None
+    data, validation = run.data.load_as(start or run.out, "train", "validation")
+    if start:
+        read_manifest(start / "clip")  # one of ours: another project's may lack a tokenizer
+        tokenizer = load_bundle(start).tokenizer
     else:
         tokenizer = Tokenizer.train(data.captions, run.vocab_size)
     patch_size = fitting_patch(run.model.vision.patch_size, data.image_size)
@@ -227,6 +228,7 @@ def train(run: CLIPRun) -> Manifest:
     with runtime.seeded(run.train.seed):
         model = CLIP(replace(run.model, vision=vision, text=text))
     parents = {"tokenizer": sha256(tokenizer.to_json().encode()), **start_from(model, run.init_from, "clip")}
-    manifest = Manifest("clip", parents=parents, data=data_entry(data), training=settings(run))
+    source = note(run.data, data.image_size)
+    manifest = Manifest("clip", parents=parents, data=data_entry(data), source=source, training=settings(run))
     stage = CLIPStage(model, tokenizer, data, validation, run.augment, device, run.train.accumulate)
     return loop.train(stage, run.train, device, run.out, manifest, {"tokenizer.json": tokenizer.to_json()})

@@ -1,10 +1,14 @@
 """Which data to train on."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
 
 from data.dataset import CaptionedImages
+from data.remembered import check_content, check_source, default, recall
 from data.sources import SourceConfig, load
-from stages.runtime import main_first
+from stages.runtime import main_first, print0
+from unclip import cli
 
 
 @dataclass(frozen=True)
@@ -13,3 +17,23 @@ class DataConfig(SourceConfig):
         """The splits, as `data.sources.load` gives them; one rank fetches and decodes what the others then find."""
         with main_first():
             return load(self, splits, held_out)
+
+    def load_as(self, pipeline: Path, *splits: str) -> list[CaptionedImages]:
+        """The same, the training images first; a line says whether they are those that a pipeline was trained on.
+
+        Raises UserError if they should be, but are not on this machine.
+        """
+        same = check_source(pipeline, self, print0)
+        found = self.load(*splits)
+        if same:
+            check_content(pipeline, found[0], print0)
+        return found
+
+
+def on_pipeline(presets: dict[str, Any]) -> dict[str, Any]:
+    """A trainer's presets, with the data of the pipeline that the command line names: its --clip, --out, or start."""
+    preset = next(iter(presets.values()))
+    out = Path(cli.argument("out", str(preset.out)))
+    named = [Path(path) for path in (cli.argument("clip"), out, cli.argument("init-from")) if path]
+    pipeline = next((path for path in named if recall(path, preset.data)), out)
+    return {name: replace(run, data=default(pipeline, run.data)) for name, run in presets.items()}

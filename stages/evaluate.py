@@ -3,7 +3,7 @@
     python -m stages.evaluate                                           # the committed pipeline, 1,000 samples
     python -m stages.evaluate --checkpoint checkpoints/run --samples 10000
     python -m stages.evaluate --checkpoint checkpoints/run --sweep 200  # and a grid of guidance, steps and samplers
-    python -m stages.evaluate --checkpoint checkpoints/emoji --data emoji --split validation
+    python -m stages.evaluate --checkpoint checkpoints/emoji --split validation
 
 Prints a report, and writes it to --out as evaluation.json, as evaluation.md with pictures, and as evaluation.npz with
 every image that the figures were taken on. On two CPU cores 1,000 samples of preset quick take four minutes, and some
@@ -15,6 +15,8 @@ if __name__ == "__main__":  # before the other imports, which may take seconds
 
     signals.install()
 
+from data.remembered import default
+from stages.data import DataConfig
 from stages.evaluation.main import EvaluateOptions, evaluate
 from unclip import cli
 from unclip.hub import find_pipeline
@@ -25,7 +27,8 @@ from unclip.settings import SamplingOptions
 def main() -> None:
     checkpoint = find_pipeline(cli.argument("checkpoint", str(EvaluateOptions.checkpoint)))
     style = cli.argument("sampling.style", "clear")
-    own = EvaluateOptions(sampling=SamplingOptions.of(read_sampling(checkpoint), style))
+    sampling = SamplingOptions.of(read_sampling(checkpoint), style)
+    own = EvaluateOptions(data=default(checkpoint, DataConfig()), sampling=sampling)
     evaluate(cli.parse(EvaluateOptions, __doc__, own))
 
 

@@ -63,7 +63,7 @@ OTHERWISE = {
     "train.lr": "to change it from the last saved state on, leave --train.lr as it was and give --resume-with {value}; "
     "or choose another --out",
     "train.steps": "its learning rate was planned for that many. To train on from its weights, choose another --out, "
-    "with --init-from {pipeline}",
+    "with --init-from {pipeline}; --train.steps then counts the steps to come, and --train.warmup the first of them",
 }
 """What to do about a run with another value, where there is something better than a new folder."""
 

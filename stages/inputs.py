@@ -6,6 +6,7 @@ from typing import Any
 
 import torch
 
+from data.remembered import note
 from stages.data import DataConfig
 from stages.embed import EmbeddedImages, embed_images
 from unclip.checkpoint import Manifest, read_manifest
@@ -17,6 +18,8 @@ from unclip.errors import UserError
 class Inputs:
     clip: CLIPConfig
     clip_sha256: str
+    source: dict[str, Any]
+    """Where the images are from, as a manifest notes it."""
     train: EmbeddedImages
     validation: EmbeddedImages
 
@@ -25,7 +28,7 @@ class Inputs:
     ) -> Manifest:
         """A new stage's manifest, which names its parents (`start` is that of `start_from`) and its data."""
         data, parents = data_entry(self.train.data), {"clip": self.clip_sha256} | start
-        return Manifest(stage, parents=parents, data=data, training=training, sampling=sampling)
+        return Manifest(stage, parents=parents, data=data, source=self.source, training=training, sampling=sampling)
 
 
 def data_entry(data) -> dict[str, str]:
@@ -45,6 +48,6 @@ def open_inputs(out: Path, data: DataConfig, device: torch.device) -> Inputs:
             f"finish it with: python train_clip.py --out {out}"
         )
     clip, tokenizer, preprocess = load_clip(out)
-    splits = data.load("train", "validation")
+    splits = data.load_as(out, "train", "validation")
     train, validation = (embed_images(split, clip, manifest.sha256, tokenizer, preprocess, device) for split in splits)
-    return Inputs(clip.config, manifest.sha256, train, validation)
+    return Inputs(clip.config, manifest.sha256, note(data, splits[0].image_size), train, validation)

@@ -168,6 +168,12 @@ def test_pickled_weights_are_never_opened_but_their_conversion_is_told(named, tm
     assert all(torch.equal(a, b) for a, b in zip(found.parameters(), expected.parameters(), strict=True))
 
 
+def test_a_file_of_another_kind_is_no_weights(tmp_path):
+    (tmp_path / "notes.txt").write_text("x")
+    with pytest.raises(UserError, match=r"notes\.txt is not a file of weights; expected \.safetensors"):
+        load_clip(tmp_path / "notes.txt")
+
+
 def test_a_config_of_which_no_clip_can_be_built_is_named(tmp_path):
     huggingface_clip(tmp_path)
     edit(tmp_path / "config.json", vision_config__patch_size=99)

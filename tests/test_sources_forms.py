@@ -393,7 +393,8 @@ def test_shards_with_faults(tmp_path):
         "x.tar/a/031": "has no .txt, .json or .cls with a caption",
         "x.tar/a/032": "has no image, only txt",
         "x.tar/a/033": "its caption is not readable (Expecting value: line 1 column 2 (char 1))",
-        "x.tar/a/034.seg.png": "is a second image, beside png; choose with --data.image-column",
+        "x.tar/a/034.seg.png":
+            "is a second image, beside png, as names end at their first dot; choose with --data.image-column",
     }  # fmt: skip
     content = (tmp_path / "x.tar").read_bytes()
     (tmp_path / "cut.tar").write_bytes(content[: len(content) // 2])

@@ -195,7 +195,7 @@ REFUSED = {
     "a table that is not text": (lambda path: path.write_bytes(b"\x00\xff\x01"), "x.csv", {}, "x.csv is not text"),
     "a table without rows": (lambda path: path.write_text("file_name,text\n"), "x.csv", {}, "x.csv holds no rows"),
     "no parquet": (lambda path: path.write_bytes(b"PAR1 no"), "x.parquet", {}, "cannot be opened"),
-    "no arrays": (lambda path: path.write_bytes(b"no"), "x.npz", {}, "not readable as arrays"),
+    "no arrays": (lambda path: path.write_bytes(b"no"), "x.npz", {}, "not what numpy writes as .npz"),
     "arrays of another length": (
         lambda path: np.savez(path, images=np.zeros((3, 4, 4), np.uint8), captions=np.array(["a"])), "x.npz", {},
         "3 images, but 1 captions"),

@@ -31,7 +31,7 @@ def make_inputs(cache: Path) -> Inputs:
     embedded = (
         embed_images(part, clip, "c" * 64, tokenizer, Preprocess(28, 1), CPU, cache) for part in (data, validation)
     )
-    return Inputs(clip.config, "c" * 64, *embedded)
+    return Inputs(clip.config, "c" * 64, {}, *embedded)
 
 
 def clip_stage(inputs: Inputs) -> CLIPStage:

@@ -43,6 +43,8 @@ class Manifest:
     """SHA-256 of what this stage was trained on: CLIP's tokenizer; the prior's and the decoder's CLIP."""
     data: dict[str, Any] = field(default_factory=dict)
     """Name and fingerprint of the training data, and one of its captions."""
+    source: dict[str, Any] = field(default_factory=dict)
+    """Where that data is from, and how it is read; what comes after this stage takes it from here."""
     training: dict[str, Any] = field(default_factory=dict)
     """The trainer's settings."""
     sampling: dict[str, Any] = field(default_factory=dict)

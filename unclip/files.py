@@ -127,6 +127,14 @@ def _holder(lock: Path) -> str:
     return "another process"
 
 
+def check_fetched(path: Path) -> Path:
+    """The path itself. Raises UserError if Git LFS has left a note there, in place of the file."""
+    with open(path, "rb") as file:
+        if file.read(40).startswith(b"version https://git-lfs"):
+            raise UserError(f"{path} is a Git LFS pointer, not the file itself; fetch it with: git lfs pull")
+    return path
+
+
 def write_json(path: Path, content: Any) -> None:
     write_atomically(path, json.dumps(content, indent=2) + "\n")
 

@@ -93,6 +93,7 @@ def publish(source: Path, target: Path, name: str, licence: str | None = None, e
         halves = {name: t.to(torch.float16) if t.is_floating_point() else t for name, t in tensors.items()}
         content = dump_tensors(halves)
         manifest.sha256 = sha256(content)
+        manifest.source = without_paths(manifest.source)
         manifest.parents |= {parent: manifests[parent].sha256 for parent in STAGES[stage].parents}
         write_atomically(target / stage / "model.safetensors", content)
         write_record(target / stage / "config.json", asdict(manifest))
@@ -125,6 +126,13 @@ def draw_samples(pipe: UnCLIP, path: Path) -> tuple[int, int, int]:
     rows = images.reshape(len(shown), n, *images.shape[1:])
     save_png(path, captioned_grid(list(zip(shown, rows, strict=True))))
     return images.shape[1:]
+
+
+def without_paths(source: dict[str, Any]) -> dict[str, Any]:
+    """What a stage notes of its data, without paths of this machine: of the source's the last name."""
+    if Path(source.get("source", "")).is_absolute():
+        source = source | {"source": Path(source["source"]).name}
+    return source | {"root": None} if source else source
 
 
 def main() -> None:

@@ -99,5 +99,6 @@ def adopt(source: str, pipeline: Path, revision: str | None = None) -> None:
         return
     if "pretrained" in manifest.training:
         manifest.training |= {"pretrained": source, "revision": revision}
+    manifest.source = {}  # the first stage that is trained here says what on
     write_atomically(pipeline / "tokenizer.json", tokenizer.to_json())
     save_stage(pipeline / "clip", clip, manifest)

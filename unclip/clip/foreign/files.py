@@ -10,21 +10,15 @@ from safetensors import SafetensorError
 from torch import Tensor
 
 from unclip.errors import UserError
+from unclip.files import check_fetched
 
 HUB_FILES = ("*.json", "*.txt", "*.safetensors")
 """What is fetched of a CLIP on the Hugging Face Hub."""
 CONVERSIONS = {
     ".bin": "torch.load({old!r}, weights_only=True)",
+    **dict.fromkeys((".pth", ".ckpt"), "torch.load({old!r}, weights_only=True)"),
     ".pt": "torch.jit.load({old!r}, 'cpu').state_dict()",  # OpenAI's are TorchScript
 }
-
-
-def check_fetched(path: Path) -> Path:
-    """The path itself. Raises UserError if Git LFS has left a note there, in place of the file."""
-    with open(path, "rb") as file:
-        if file.read(40).startswith(b"version https://git-lfs"):
-            raise UserError(f"{path} is a Git LFS pointer, not the file itself; fetch it with: git lfs pull")
-    return path
 
 
 def read_json(path: Path) -> dict[str, Any]:
@@ -77,7 +71,9 @@ def weight_files(path: Path) -> list[Path]:
 
 
 def _refuse_pickle(path: Path) -> Path:
-    load = CONVERSIONS.get(path.suffix, CONVERSIONS[".bin"]).format(old=str(path))
+    if path.suffix not in CONVERSIONS:
+        raise UserError(f"{path} is not a file of weights; expected .safetensors, or the folder that they lie in")
+    load = CONVERSIONS[path.suffix].format(old=str(path))
     new = str(path.with_suffix(".safetensors"))
     raise UserError(
         f"{path} could run code when it is read, so only .safetensors files are; if you trust it, convert it with: "

@@ -1,0 +1,140 @@
+"""A pipeline remembers its data: what the first stage was told, those that follow need not be told again."""
+
+import json
+import shutil
+
+import pytest
+from conftest import ROOT, assert_one_error_line, edit
+from foreign import huggingface_clip
+from own_images import picture, with_csv, with_jsonl
+from small_pipeline import build
+
+from data.remembered import default, note, recall
+from data.sources import SourceConfig
+from unclip.checkpoint import read_manifest
+
+pytestmark = pytest.mark.usefixtures("own_caches")
+FEW = ("--preset", "tiny", "--train.steps", 1)
+
+
+@pytest.fixture
+def drawings(tmp_path):
+    """A table with a column of its own for the captions, whose images have several sizes."""
+    with_csv(tmp_path / "drawings", 40)
+    picture(0, (30, 24)).save(tmp_path / "drawings" / "000.png")
+    table = tmp_path / "drawings" / "metadata.csv"
+    table.write_text(table.read_text().replace("text", "what is seen", 1))
+    return tmp_path / "drawings"
+
+
+@pytest.fixture
+def clip(drawings, script, tmp_path):
+    """A pipeline with a CLIP that was told of a size and a column."""
+    options = ("--data", drawings, "--data.size", 16, "--data.caption-column", "what is seen")
+    done = script("train_clip", *FEW, *options, "--out", tmp_path / "run")
+    assert done.code == 0, done.err
+    return tmp_path / "run"
+
+
+def test_later_stages_and_inspection_read_what_the_first_was_told(clip, drawings, script, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    for stage in ("prior", "decoder"):
+        done = script(f"train_{stage}", *FEW, "--out", "run")
+        assert done.code == 0, done.err
+        assert f"data of run: --data {drawings} --data.size 16 --data.caption-column 'what is seen'" in done.err
+        assert "was trained" not in done.err
+        assert read_manifest(clip / stage).source == read_manifest(clip / "clip").source
+        assert read_manifest(clip / stage).data == read_manifest(clip / "clip").data
+    assert read_manifest(clip / "decoder").model["image_size"] == 16
+    done = script("data.inspect", "--checkpoint", clip, "--out", tmp_path / "out")
+    assert done.code == 0, done.err
+    assert "40 images with captions" in done.out
+    assert "training uses 16x16 colour images" in done.out
+
+
+def test_what_differs_must_be_given_and_is_said_in_a_line(clip, drawings, script, tmp_path):
+    done = script("train_decoder", *FEW, "--out", clip, "--data.size", 24)
+    assert done.code == 0, done.err
+    assert f"{clip} was trained with --data.size 16; this is with --data.size 24\n" in done.err
+    assert read_manifest(clip / "decoder").model["image_size"] == 24
+    shutil.rmtree(clip / "decoder")
+    with_jsonl(tmp_path / "others", 40)
+    done = script("train_decoder", *FEW, "--out", clip, "--data", tmp_path / "others")
+    assert done.code == 0, "its captions are in the default column"
+    assert f"this is with --data {tmp_path / 'others'} --data.caption-column text\n" in done.err
+    assert read_manifest(clip / "decoder").model["image_size"] == 16
+
+
+def test_data_that_has_changed_since_is_said(clip, drawings, script):
+    for number in range(40):
+        picture(number + 1).save(drawings / f"{number:03d}.png")
+    done = script("train_prior", *FEW, "--out", clip)
+    assert done.code == 0, done.err
+    assert f"drawings/train is not, or no longer, drawings/train that the clip in {clip} was" in done.err
+
+
+def test_a_source_that_is_gone_is_one_line_and_one_that_moved_keeps_its_options(clip, drawings, script, tmp_path):
+    drawings.rename(tmp_path / "elsewhere")
+    missing = script("train_prior", *FEW, "--out", clip)
+    assert_one_error_line(missing, f"{clip} was trained on {drawings}, which is not on this machine", "--data PATH")
+    missing = script("data.inspect", "--checkpoint", clip, "--out", tmp_path / "out")
+    assert_one_error_line(missing, f"{clip} was trained on {drawings}, which is not on this machine")
+    missing = script("stages.evaluate", "--checkpoint", clip)
+    assert missing.code == 1
+    (tmp_path / "new place").mkdir()
+    (tmp_path / "elsewhere").rename(moved := tmp_path / "new place" / "drawings")
+    done = script("train_prior", *FEW, "--out", clip, "--data", moved)
+    assert done.code == 0, done.err
+    assert f"{clip} was trained with --data {drawings}; this is with --data {moved}\n" in done.err
+    assert read_manifest(clip / "prior").source["size"] == 16
+
+
+def test_with_a_pretrained_clip_the_prior_is_the_first_stage(drawings, script, tmp_path):
+    huggingface_clip(tmp_path / "foreign")
+    options = ("--data", drawings, "--data.size", 16, "--data.caption-column", "what is seen")
+    done = script("train_prior", *FEW, "--clip", tmp_path / "foreign", *options, "--out", tmp_path / "run")
+    assert done.code == 0, done.err
+    assert read_manifest(tmp_path / "run" / "clip").source == {}
+    done = script("train_decoder", *FEW, "--out", tmp_path / "run")
+    assert done.code == 0, done.err
+    assert read_manifest(tmp_path / "run" / "decoder").source["source"] == str(drawings)
+
+
+def test_a_clip_of_ours_brings_its_data_into_another_pipeline(clip, drawings, script, tmp_path):
+    done = script("train_prior", *FEW, "--clip", clip, "--out", tmp_path / "new")
+    assert done.code == 0, done.err
+    assert read_manifest(tmp_path / "new" / "prior").source == read_manifest(clip / "clip").source
+
+
+def test_fine_tuning_of_a_clip_reads_the_data_of_the_pipeline_that_it_starts_from(clip, drawings, script, tmp_path):
+    done = script("train_clip", *FEW, "--init-from", clip, "--out", tmp_path / "new")
+    assert done.code == 0, done.err
+    assert f"data of {clip}: --data {drawings} --data.size 16" in done.err
+    assert read_manifest(tmp_path / "new" / "clip").source == read_manifest(clip / "clip").source
+
+
+def test_a_published_pipeline_names_no_path(script, tmp_path):
+    copied = build(tmp_path / "pipeline")
+    edit(copied / "clip", source=note(SourceConfig(str(tmp_path), root=tmp_path), 32))
+    assert script("unclip.publish", copied, tmp_path / "published").code == 0
+    source = read_manifest(tmp_path / "published" / "clip").source
+    assert source["source"] == tmp_path.name
+    assert str(tmp_path) not in json.dumps(source)
+    assert recall(tmp_path / "published", SourceConfig()).size == 32
+
+
+def test_pipelines_without_a_note_are_read_as_before(tmp_path, monkeypatch):
+    monkeypatch.setattr("sys.argv", ["x"])
+    plain, copied = SourceConfig(limit=50), build(tmp_path / "pipeline")
+    assert recall(ROOT / "checkpoints" / "fashion-mnist", plain) == plain
+    edit(copied / "clip", data={"name": "emoji/train"})
+    assert default(copied, plain) == SourceConfig("emoji", limit=50)
+    edit(copied / "clip", data={"name": "drawings/train"})
+    assert recall(copied, plain) is None
+    assert default(copied, plain) == plain
+    assert recall(tmp_path / "nothing", plain) is None
+
+
+def test_inspection_of_a_source_or_of_a_pipeline_not_of_both_or_neither(script):
+    for arguments in ((), ("emoji", "--checkpoint", "checkpoints/fashion-mnist")):
+        assert_one_error_line(script("data.inspect", *arguments), "give a source", "or else --checkpoint DIR")

@@ -1,0 +1,235 @@
+"""Faults of one's own data that are easily made: each is read as it was meant, or told in one plain line."""
+
+import json
+import unicodedata
+
+import datasets
+import numpy as np
+import pytest
+from own_images import caption, everything, fill, picture, table, with_csv, with_jsonl, with_npz, with_text_files
+from PIL import Image
+
+from data.records import Problems, as_captions, unreadable
+from data.sources import SourceConfig, load, read
+from stages.clip import fitting_patch
+from unclip.errors import UserError
+
+pytestmark = pytest.mark.usefixtures("own_caches")
+
+EVERY = {caption(n) for n in range(40)}
+POINTER = "version https://git-lfs.github.com/spec/v1\noid sha256:4d7a\nsize 12345\n"
+
+
+def problems_of(source, **options) -> Problems:
+    problems = Problems("x")
+    read(SourceConfig(str(source), **options), problems)
+    return problems
+
+
+def replace_text(path, old: str, new: str) -> None:
+    path.write_text(path.read_text().replace(old, new))
+
+
+# --- read as it was meant ---------------------------------------------------------------------------------------------
+
+
+def upper_case(folder):
+    with_csv(folder)
+    (folder / "metadata.csv").rename(folder / "Metadata.CSV")
+
+
+def one_list(folder):
+    fill(folder, 40)
+    rows = [{"file_name": f"{n:03d}.png", "text": caption(n)} for n in range(40)]
+    (folder / "metadata.jsonl").write_text(json.dumps(rows, indent=2))
+
+
+def one_list_on_one_line(folder):
+    one_list(folder)
+    (folder / "metadata.jsonl").write_text(json.dumps(json.loads((folder / "metadata.jsonl").read_text())))
+
+
+def of_windows(folder):
+    fill(folder / "images", 40)
+    with_csv(folder / "x")
+    table = folder / "metadata.csv"
+    (folder / "x" / "metadata.csv").rename(table)
+    for file in (folder / "x").glob("*.png"):
+        file.unlink()
+    for number in range(40):
+        replace_text(table, f"{number:03d}.png", f"images\\{number:03d}.png")
+
+
+def other_form(folder):
+    with_csv(folder)
+    (folder / "003.png").rename(folder / unicodedata.normalize("NFD", "café.png"))
+    replace_text(folder / "metadata.csv", "003.png", unicodedata.normalize("NFC", "café.png"))
+
+
+def hidden(folder):
+    with_text_files(folder)
+    for name in (".git", ".ipynb_checkpoints", "__MACOSX"):
+        with_text_files(folder / name, 3)
+    for name in (".DS_Store", "Thumbs.db", "._001.jpg", "desktop.ini"):
+        (folder / name).write_bytes(b"\0\5")
+
+
+def loops(folder):
+    with_text_files(folder)
+    (folder / "again").symlink_to(folder)
+    (folder / "itself").symlink_to("itself")
+
+
+def brackets(folder):
+    folder = folder / "my [best] set {1} *"
+    folder.mkdir(parents=True)
+    table().to_parquet(folder / "x[1].parquet")
+
+
+@pytest.mark.parametrize(
+    "plant", [upper_case, one_list, one_list_on_one_line, of_windows, other_form, hidden, loops, brackets]
+)
+def test_what_can_only_be_meant_in_one_way_is_read_so(plant, tmp_path):
+    plant(tmp_path / "it")
+    source = next((tmp_path / "it").iterdir()) if plant is brackets else tmp_path / "it"
+    assert set(everything(source)) == EVERY
+    assert not problems_of(source).found
+    if plant is brackets:
+        assert set(everything(source / "x[1].parquet")) == EVERY
+
+
+def test_text_beside_an_array_may_be_in_latin_1(tmp_path):
+    with_npz(tmp_path / "x.npz")
+    np.save(tmp_path / "y.npy", np.load(tmp_path / "x.npz")["images"])
+    (tmp_path / "y.txt").write_bytes("\r\n".join(f"carré {n}" for n in range(40)).encode("latin-1"))
+    assert set(everything(tmp_path / "y.npy")) == {f"carré {n}" for n in range(40)}
+    assert "y.txt is not UTF-8 throughout" in " ".join(problems_of(tmp_path / "y.npy").notes.values())
+
+
+@pytest.mark.parametrize("size", range(1, 10))
+def test_tiny_images_are_cut_into_patches_that_fit(size):
+    assert 1 <= fitting_patch(7, size) <= size
+
+
+# --- left out, and told -----------------------------------------------------------------------------------------------
+
+
+def test_images_and_texts_that_are_pointers_of_git_lfs(tmp_path, capsys):
+    with_text_files(tmp_path)
+    (tmp_path / "003.jpg").write_text(POINTER)
+    (tmp_path / "004.txt").write_text(POINTER)
+    assert len(everything(tmp_path)) == 38
+    said = capsys.readouterr().out
+    assert f"003.jpg: cannot be read as an image ({tmp_path / '003.jpg'} is a Git LFS pointer" in said
+    assert f"004.jpg: {tmp_path / '004.txt'} is a Git LFS pointer, not the file itself; fetch it with" in said
+
+
+@pytest.mark.parametrize("text", ["", " \t", "\u200b\u00a0", "a\0b", "\x1b[31mred", "\ud83d", []])
+def test_captions_that_say_nothing_or_are_no_text(text):
+    assert as_captions(text, Problems("x")) == ()
+
+
+@pytest.mark.parametrize("text", ["!", "😀", "שלום", "é\u0301", "a\nb\tc", "<|endoftext|>"])
+def test_captions_in_any_script_stay_as_they_are(text):
+    assert as_captions(text, Problems("x")) == (text,)
+
+
+def test_rows_of_parquet_that_hold_other_things(tmp_path):
+    columns = {"image": ["https://example.org/a.png"] * 40, "text": [b"bytes"] * 3 + [b""] * 37}
+    datasets.Dataset.from_dict(columns).to_parquet(tmp_path / "x.parquet")
+    assert set(dict(problems_of(tmp_path / "x.parquet").found.keys()).values()) == {"has no caption that is text"}
+    columns["text"] = [caption(n) for n in range(40)]
+    datasets.Dataset.from_dict(columns).to_parquet(tmp_path / "y.parquet")
+    record, *_ = read(SourceConfig(str(tmp_path / "y.parquet")), Problems("x")).records
+    with pytest.raises(UserError, match="is a web address; download the image"):
+        record.open()
+
+
+def test_an_image_of_too_many_pixels_is_told_in_plain_words():
+    assert unreadable(Image.DecompressionBombError("DOS")) == "has more pixels than are safe to decode; scale it down"
+
+
+def test_tables_with_an_empty_name_or_without_rows(tmp_path):
+    with_csv(tmp_path)
+    with open(tmp_path / "metadata.csv", "a") as file:
+        file.write(",nothing\n")
+    assert dict(problems_of(tmp_path).found.keys()) == {"metadata.csv:42": "has an empty file_name"}
+    (tmp_path / "metadata.csv").write_text("")
+    assert ("metadata.csv", "holds no rows") in problems_of(tmp_path).found
+
+
+# --- noted ------------------------------------------------------------------------------------------------------------
+
+
+def test_what_is_used_but_may_not_be_meant_is_noted(tmp_path):
+    with_csv(tmp_path / "both")
+    (tmp_path / "both" / "003.txt").write_text("another caption")
+    assert (
+        "of images in tables no text file is read, such as 003.png's" in problems_of(tmp_path / "both").notes.values()
+    )
+    fill(tmp_path / "one" / "cat", 40)
+    assert "if there are two or more" in " ".join(problems_of(tmp_path / "one").notes.values())
+    fill(tmp_path / "same", 40)
+    for number in range(40):
+        (tmp_path / "same" / f"{number:03d}.txt").write_text("a thing")
+    assert "they tell nothing apart" in " ".join(problems_of(tmp_path / "same").notes.values())
+    with_jsonl(tmp_path / "fine")
+    assert not problems_of(tmp_path / "fine").notes
+
+
+# --- refused ----------------------------------------------------------------------------------------------------------
+
+
+def arrays(path, **changed) -> None:
+    content = {"images": np.zeros((40, 8, 8), np.uint8), "captions": np.array([caption(n) for n in range(40)])}
+    np.savez(path, **content | changed)
+
+
+def two_tables(path) -> None:
+    path.mkdir()
+    table().to_parquet(path / "a.parquet")
+    datasets.Dataset.from_dict({"other": [1]}).to_parquet(path / "b.parquet")
+
+
+def a_broken_one(path) -> None:
+    path.mkdir()
+    table().to_parquet(path / "a.parquet")
+    (path / "b.parquet").write_bytes(b"<html>")
+
+
+REFUSED = {
+    "not a number": ("x.npz", lambda p: arrays(p, images=np.full((40, 8, 8), np.nan)), "NaN or infinity in them"),
+    "infinite": ("x.npz", lambda p: arrays(p, images=np.full((40, 8, 8), np.inf)), "NaN or infinity in them"),
+    "objects": ("x.npz", lambda p: arrays(p, captions=np.array(["a"] * 40, object)), "np.array(captions, str)"),
+    "nothing": ("x.npz", np.savez, "holds nothing; expected images"),
+    "no arrays": ("x.npy", lambda p: p.write_bytes(b"<html>"), "is not what numpy writes as .npy"),
+    "two columns of a name": ("x.csv", lambda p: p.write_text("file_name,text,text\na,b,c\n"), "two columns text"),
+    "no rows": ("x.parquet", lambda p: table(1).select([]).to_parquet(p), "(it has no rows)"),
+    "no parquet": ("x.parquet", lambda p: p.write_bytes(b""), "x.parquet is not a parquet file"),
+    "one that is no parquet": ("x", a_broken_one, "b.parquet is not a parquet file"),
+    "tables of other columns": ("x", two_tables, "its files have different columns"),
+    **{
+        f"a pointer named {suffix}": (f"x{suffix}", lambda p: p.write_text(POINTER), "is a Git LFS pointer")
+        for suffix in (".npz", ".npy", ".csv", ".tsv", ".jsonl", ".json", ".tar", ".parquet", ".arrow")
+    },
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("kind", REFUSED)
+def test_what_cannot_be_used_is_told_in_one_plain_line(kind, tmp_path, caplog):
+    name, plant, words = REFUSED[kind]
+    plant(tmp_path / name)
+    with pytest.raises(UserError) as refusal:
+        load(SourceConfig(str(tmp_path / name)), ["train"])
+    assert words in str(refusal.value)
+    assert "\n" not in str(refusal.value)
+    assert not caplog.messages
+
+
+@pytest.mark.parametrize("name", ["metadata.jsonl", "data.parquet", "x.tar"])
+def test_pointers_of_git_lfs_inside_a_folder(name, tmp_path):
+    (tmp_path / "it").mkdir()
+    (tmp_path / "it" / name).write_text(POINTER)
+    picture(0).save(tmp_path / "it" / "000.png") if name.startswith("metadata") else None
+    with pytest.raises(UserError, match="is a Git LFS pointer, not the file itself; fetch it with: git lfs pull"):
+        load(SourceConfig(str(tmp_path / "it")), ["train"])
