@@ -1,6 +1,7 @@
 # make demo      train the three stages on Fashion-MNIST and draw outputs/demo.png
 # make evaluate  measure the pipeline in RUN, stage by stage
 # make page      serve the page at http://127.0.0.1:7860: draw, vary, blend, edit, mix, inpaint in the browser
+# make bench     time every stage beside other projects' code; QUICK=--quick in three minutes
 # make test      lint and test; with chromium and its driver the page too, in the browser
 # make torture   the tests of reliability with their full counts, and a table
 # All set up .venv first. PYTHON names the interpreter to build it with.
@@ -9,7 +10,7 @@ PYTHON ?= python3
 PY := .venv/bin/python
 RUN ?= checkpoints/run
 
-.PHONY: setup data demo evaluate page test torture lint clean
+.PHONY: setup data demo evaluate page bench test torture lint clean
 
 setup: .venv/.installed
 
@@ -35,6 +36,17 @@ evaluate: data
 
 page: setup
 	$(PY) -m unclip.page
+
+bench: .venv/bench/.installed
+	.venv/bench/bin/python -m stages.bench $(QUICK)
+
+# Beside .venv, whose PyTorch it sees: the other projects need older versions of what the tests compare with.
+.venv/bench/.installed: .venv/.installed
+	$(PY) -m venv .venv/bench
+	$(PY) -c "import sysconfig; print(sysconfig.get_path('purelib'))" \
+		> $$(.venv/bench/bin/python -c "import sysconfig; print(sysconfig.get_path('purelib'))")/beside.pth
+	.venv/bench/bin/python -m pip install --quiet --disable-pip-version-check --editable '.[bench]'
+	touch $@
 
 lint: setup
 	.venv/bin/ruff check .

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 from conftest import ROOT, run_python
+from small_pipeline import build
 
 LAYERS = ("unclip", "data", "stages", "configs")
 SCRIPTS = ("train_clip", "train_prior", "train_decoder", "sample")
@@ -200,3 +201,24 @@ def test_help_of_the_trainers_imports_no_torchvision_and_fetches_nothing():
 
 def test_help_check_would_notice_torch():
     assert "imported ['argparse']" in run_help(("argparse",), "sample").err
+
+
+DRAW = """
+import runpy, sys
+sys.argv = ["sample.py", "a bag", "--checkpoint", sys.argv[1], "--out", sys.argv[2]]
+runpy.run_path("sample.py", run_name="__main__")
+slow = {"datasets", "transformers", "torchvision", "pandas", "scipy", "sympy", "matplotlib", "torch._dynamo"}
+sys.exit(f"imported {sorted(slow & sys.modules.keys())}" if slow & sys.modules.keys() else 0)
+"""
+
+
+def test_drawing_imports_neither_data_sets_nor_other_models_nor_the_compiler(tmp_path):
+    """What a first picture waits for: sympy and torch._dynamo alone would take longer than the rest."""
+    finished = run_python("-c", DRAW, build(tmp_path / "pipeline"), tmp_path / "out")
+    assert finished.code == 0, finished.err
+    assert (tmp_path / "out" / "grid.png").is_file()
+
+
+def test_draw_check_would_notice_an_import(tmp_path):
+    source = DRAW.replace("runpy.run_path", "import sympy; runpy.run_path")
+    assert "imported ['sympy']" in run_python("-c", source, build(tmp_path / "pipeline"), tmp_path / "out").err

@@ -20,6 +20,7 @@ import safetensors.torch
 import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
 
 from unclip.errors import UserError, reason
 from unclip.fields import from_dict
@@ -198,15 +199,31 @@ def load_stage(folder: Path, model: type[nn.Module] | None = None) -> tuple[nn.M
     path = folder / "model.safetensors"
     try:
         config = from_dict(model.config_class, manifest.model, str(folder / "config.json"))
-        with torch.device("meta"):  # without memory: a config may ask for any size, the file is as large as it is
+        with torch.device("meta"), WithoutDraws():  # no memory: a config may ask for any size, the file has its own
             check_shapes(model(config), tensors, path)
-        built = model(config)
+        with WithoutDraws():
+            built = model(config)
     except (TypeError, AttributeError, ValueError, ArithmeticError, LookupError, RuntimeError) as error:
         if isinstance(error, UserError):
             raise
         raise UserError(f"{folder / 'config.json'} does not describe a {manifest.stage} ({reason(error)})") from error
     load_weights(built, tensors, path)
     return built.eval().requires_grad_(False), manifest
+
+
+class WithoutDraws(TorchFunctionMode):
+    """Models that are built within draw no initial weights: they are about to be read.
+
+    On the meta device a draw would also import torch's compiler, which takes longer than opening a pipeline itself.
+    """
+
+    draws = (nn.init.normal_, nn.init.uniform_, nn.init.kaiming_uniform_)
+
+    def __torch_function__(self, function, types, args=(), kwargs=None):
+        kwargs = kwargs or {}
+        if function in self.draws:
+            return args[0] if args else kwargs["tensor"]
+        return function(*args, **kwargs)
 
 
 def _read_pair(folder: Path) -> tuple[Manifest, dict[str, Tensor]]:

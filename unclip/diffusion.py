@@ -25,17 +25,20 @@ def cosine_alphas_cumprod(u: Tensor, s: float = 0.008) -> Tensor:
 
 def sigmoid_alphas_cumprod(u: Tensor, start: float = -3.0, end: float = 3.0, tau: float = 1.0) -> Tensor:
     """Jabri et al. 2022, algorithm 2, at times u in [0, 1], before the clipping of beta."""
-    v_start, v_end = torch.tensor([start / tau, end / tau], dtype=u.dtype).sigmoid()
+    v_start, v_end = torch.tensor([start / tau, end / tau], dtype=u.dtype, device=u.device).sigmoid()
     return (v_end - ((u * (end - start) + start) / tau).sigmoid()) / (v_end - v_start)
 
 
 def make_betas(schedule: Schedule, timesteps: int) -> Tensor:
-    """The forward variances (T,) in float64, each in (0, 0.999]. Raises UserError for an unknown schedule."""
+    """The forward variances (T,) in float64, each in (0, 0.999]. Raises UserError for an unknown schedule.
+
+    They lie on the CPU, also while a model is built on the meta device, where they would import torch's compiler.
+    """
     if schedule == "linear":  # Ho et al. 2020, section 4; rescaled so that other T end at the same noise
         scale = 1000 / timesteps
-        betas = torch.linspace(1e-4 * scale, 0.02 * scale, timesteps, dtype=torch.float64)
+        betas = torch.linspace(1e-4 * scale, 0.02 * scale, timesteps, dtype=torch.float64, device="cpu")
     elif schedule in ("cosine", "sigmoid"):
-        u = torch.linspace(0, 1, timesteps + 1, dtype=torch.float64)
+        u = torch.linspace(0, 1, timesteps + 1, dtype=torch.float64, device="cpu")
         alphas_cumprod = cosine_alphas_cumprod(u) if schedule == "cosine" else sigmoid_alphas_cumprod(u)
         betas = 1 - alphas_cumprod[1:] / alphas_cumprod[:-1]
     else:

@@ -26,7 +26,7 @@ class ImageCondition(nn.Module):
         super().__init__()
         self.tokens = tokens
         self.scaler = EmbeddingScaler(embed_dim)
-        self.null = nn.Parameter(torch.randn(embed_dim) * 0.02)
+        self.null = nn.Parameter(nn.init.normal_(torch.empty(embed_dim), std=0.02))
         self.to_vector = nn.Linear(embed_dim, vector)
         self.to_tokens = nn.Linear(embed_dim, tokens * width)
 
@@ -43,7 +43,7 @@ class TextCondition(nn.Module):
     def __init__(self, text_width: int, width: int, layers: int):
         super().__init__()
         self.project = nn.Linear(text_width, width)
-        self.null = nn.Parameter(torch.randn(width) * 0.02)
+        self.null = nn.Parameter(nn.init.normal_(torch.empty(width), std=0.02))
         self.blocks = nn.ModuleList(Block(width, max(1, width // 32)) for _ in range(layers))
         self.norm = nn.LayerNorm(width)
         init_transformer(self.blocks)
