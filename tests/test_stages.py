@@ -164,8 +164,8 @@ def test_prior_learns_from_captions_with_hidden_tokens_that_keep_their_first():
 def test_hidden_tokens_do_not_reach_the_prior_and_none_are_hidden_in_evaluation(inputs, monkeypatch):
     def gaps(stage) -> list[bool]:
         """Whether a token follows a hidden one, in what the prior reads of a step and of a validation."""
-        seen, prefix = [], stage.model.prefix
-        monkeypatch.setattr(stage.model, "prefix", lambda captions: (seen.append(captions.mask), prefix(captions))[1])
+        seen, text = [], stage.model._text
+        monkeypatch.setattr(stage.model, "_text", lambda captions: (seen.append(captions.mask), text(captions))[1])
         stage.objective(stage.batch(torch.arange(20), seeded()))
         stage.evaluate(stage.model)
         return [bool((mask.int().diff(dim=1) > 0).any()) for mask in seen]
