@@ -71,6 +71,11 @@ class DecoderObjective(nn.Module):
         error = (self.model(noised, batch.t, condition).float() - target).square().mean(dim=(1, 2, 3))
         return (error * self.diffusion.loss_weight(batch.t)).mean()
 
+    def chance(self, batch: DecoderBatch) -> Tensor:
+        """The loss of a decoder that answers nothing but zeros."""
+        _, target = self.diffusion.training_pair(to_float(batch.pixels), batch.noise, batch.t)
+        return (target.square().mean(dim=(1, 2, 3)) * self.diffusion.loss_weight(batch.t)).mean()
+
 
 class DecoderStage:
     """Gives the loop the diffusion loss on true image embeddings, and the same on validation images."""
@@ -104,7 +109,7 @@ class DecoderStage:
         )
 
     def figures(self, batch: DecoderBatch) -> dict[str, float | Tensor]:
-        return {}
+        return {"chance_loss": self.objective.chance(batch)}
 
     def evaluate(self, model: Decoder) -> dict[str, float]:
         """The loss on validation images with nothing dropped; times and noise are the same at every call."""

@@ -18,6 +18,7 @@ import torch
 from torch import Tensor
 
 from data.dataset import CaptionedImages
+from data.records import CACHE
 from stages.runtime import print0
 from unclip.checkpoint import sha256
 from unclip.clip import CLIP, EncodedCaptions, Preprocess, Tokenizer, encode_ids
@@ -32,7 +33,6 @@ from unclip.files import (
     write_record,
 )
 
-CACHE = Path(__file__).resolve().parent.parent / "data" / "cache"
 BATCH = 256
 ARRAYS = ("embeddings", "text", "encodings", "starts")
 

@@ -80,6 +80,10 @@ class PriorObjective(nn.Module):
         noised, target = self.diffusion.training_pair(x0, batch.noise, batch.t)
         return F.mse_loss(self.model(noised, batch.t, self.model.prefix(batch.captions)).float(), target)
 
+    def chance(self, batch: PriorBatch) -> Tensor:
+        """The loss of a prior that answers the mean of all images to everything."""
+        return self.model.scaler.scale(batch.embeddings).square().mean()
+
 
 class PriorStage:
     """Gives the loop the squared error on the clean embedding, and the same and cosines on validation pairs."""
@@ -111,7 +115,7 @@ class PriorStage:
         )
 
     def figures(self, batch: PriorBatch) -> dict[str, float | Tensor]:
-        return {}
+        return {"chance_loss": self.objective.chance(batch)}
 
     def evaluate(self, model: Prior) -> dict[str, float]:
         """The loss on validation pairs, at the same times and noise at every call, and the means of `pair_cosines`."""

@@ -8,7 +8,7 @@ import pytest
 from conftest import ROOT, run_python
 
 LAYERS = ("unclip", "data", "stages", "configs")
-SCRIPTS = ("train_clip", "train_prior", "train_decoder", "sample")
+SCRIPTS = ("train_clip", "train_prior", "train_decoder", "sample", "demo")
 ORDER = {name: rank for rank, name in enumerate((*LAYERS, *SCRIPTS))}
 FILES = sorted([*(p for layer in LAYERS for p in (ROOT / layer).rglob("*.py")), *(ROOT / f"{s}.py" for s in SCRIPTS)])
 NAMES = [str(path.relative_to(ROOT)) for path in FILES]
