@@ -97,7 +97,7 @@ def propose(count: int, speeds: Mapping[str, Speed], budget: float = BUDGET) -> 
 
 
 def measure(config: SourceConfig, size: int, count: int, reading: float) -> dict[str, Speed]:
-    """The speed of each stage on this data, of which `count` images are trained on and all are read in `reading` seconds.
+    """The speed of each stage on `count` training images of this data, which takes `reading` seconds to read.
 
     Each trainer takes a few steps in a folder that is thrown away. Raises UserError, with its words, if one fails.
     """
@@ -114,8 +114,8 @@ def measure(config: SourceConfig, size: int, count: int, reading: float) -> dict
             if done.returncode:
                 said = (done.stderr.strip().splitlines() or [f"exit status {done.returncode}"])[-1]
                 raise UserError(f"a trial of train_{stage}.py on this data failed: {said.removeprefix('error: ')}")
-            log = Path(folder) / stage / "train" / "metrics.jsonl"
-            rates = [line["images_per_second"] for line in map(json.loads, open(log)) if "images_per_second" in line]
+            lines = (Path(folder) / stage / "train" / "metrics.jsonl").read_text().splitlines()
+            rates = [line["images_per_second"] for line in map(json.loads, lines) if "images_per_second" in line]
             step = batch / statistics.median(rates[1:])
             rest = time.perf_counter() - began - batch / statistics.mean(rates) * TRIAL_STEPS
             speeds[stage] = Speed(step, VALIDATIONS / 2 * rest + reading)

@@ -3,8 +3,8 @@
     python -m stages.curves checkpoints/run                          # outputs/curves/clip.png, prior.png, decoder.png
     python -m stages.curves checkpoints/run checkpoints/wide         # two pipelines over each other, stage by stage
 
-A run is a pipeline's folder, one stage's folder in it, or a metrics.jsonl. While a stage trains, it draws its own curves
-beside its previews: train/curves.png.
+A run is a pipeline's folder, one stage's folder in it, or a metrics.jsonl. While a stage trains, its own curves are
+drawn beside its previews: train/curves.png.
 """
 
 if __name__ == "__main__":  # before the other imports, which may take seconds
@@ -61,7 +61,7 @@ def read_log(path: Path) -> list[Line]:
 
 
 def series(log: Sequence[Line]) -> dict[str, tuple[list[int], list[float]]]:
-    """Steps and values of each figure that is drawn; those that are not finite, where a stage has none, are left out."""
+    """Steps and values of each figure that is drawn; those that are not finite are left out."""
     found = defaultdict(lambda: ([], []))
     for line in log:
         for name, value in line.items():

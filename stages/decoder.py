@@ -132,7 +132,8 @@ class DecoderStage:
         drawn = model.draw(validation.embeddings[rows].to(self.device), captions, list(range(7)) * count, settings)
         drawn = to_uint8(drawn).cpu().unflatten(0, (count, 7))
         grid = torch.cat([validation.data.images[:count, None], drawn], dim=1).permute(0, 1, 3, 4, 2).numpy()
-        return captioned_grid([(validation.data.captions[c], row) for c, row in zip(ids, grid, strict=True)])
+        rows = [(validation.data.captions[c], row) for c, row in zip(ids, grid, strict=True)]
+        return captioned_grid(rows, columns=["the image", "drawn from its embedding and caption", *[""] * 6])
 
 
 def train(run: DecoderRun) -> Manifest:

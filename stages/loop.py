@@ -118,8 +118,8 @@ def train(
     """Train a stage into `pipeline`/NAME, going on from where an earlier call was interrupted.
 
     Writes model.safetensors (the moving average that did best in validation) and config.json; in train/ the last state,
-    metrics.jsonl, its curves, and preview grids. `manifest` holds the stage's parents and data; `files` are put into the pipeline's
-    folder. Returns the manifest of the saved weights.
+    metrics.jsonl, its curves, and preview grids. `manifest` holds the stage's parents and data; `files` are put into
+    the pipeline's folder. Returns the manifest of the saved weights.
 
     A signal ends the training after the step that it is at, saved; see unclip/signals.py.
 
