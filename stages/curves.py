@@ -32,7 +32,11 @@ PANELS = ("loss", "accuracy", "recall", "cosine", "distance")
 """Figures whose names hold one of these words are drawn over each other; any other has a panel of its own."""
 TRAINING = ("loss", "chance_loss", "lr", "images_per_second")
 """What is drawn of the training's own figures; of the validation's all is."""
-TITLES = {"lr": "learning rate", "images_per_second": "images per second"}
+TITLES = {
+    "lr": "learning rate",
+    "images_per_second": "images per second",
+    "distance": "distance (0: as images, 1: collapse)",
+}
 LINES = ("-", "--", ":", "-.")
 
 Line = Mapping[str, float]
@@ -75,7 +79,8 @@ def series(log: Sequence[Line]) -> dict[str, tuple[list[int], list[float]]]:
 def panel(name: str) -> str:
     """The title of the panel that a figure is drawn in."""
     plain = name.removeprefix("validation/")
-    return next((word for word in PANELS if word in plain), TITLES.get(plain, plain.replace("_", " ")))
+    word = next((word for word in PANELS if word in plain), plain)
+    return TITLES.get(word, word.replace("_", " "))
 
 
 def draw_curves(path: Path, logs: Mapping[str, Sequence[Line]], title: str) -> None:
@@ -103,6 +108,8 @@ def draw_curves(path: Path, logs: Mapping[str, Sequence[Line]], title: str) -> N
             style = {"color": f"C{kind}", "label": label}
             if len(drawn) > 1:  # a colour for each run, and a kind of line for each figure
                 style = {"color": f"C{number}", "label": f"{run}: {label}", "ls": LINES[kind % len(LINES)]}
+            if name == "chance_loss" and len(drawn) == 1:
+                style |= {"color": "0.5", "ls": "--"}
             axes.plot(*drawn[run][name], marker="." if name.startswith("validation/") else None, **style)
         axes.grid(alpha=0.3)
         axes.set_xlim(left=0)

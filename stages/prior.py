@@ -150,12 +150,15 @@ class PriorStage:
             nearest = (drawn @ train.embeddings.T).argmax(dim=1)
             shown = [*validation.data.images[own[:4]], *[blank] * (5 - len(own[:4])), *train.data.images[nearest]]
             rows.append((caption, torch.stack(shown).permute(0, 2, 3, 1).numpy()))
-            among = [
-                same_group_cosine(e, torch.zeros(len(e), dtype=torch.long)) for e in (validation.embeddings[own], drawn)
-            ]
-            notes.append("cosines {} | {}".format(*("-" if len(c) < 2 else f"{c.mean():.2f}" for c in among)))
-        columns = ["images of it", *[""] * 4, "nearest training images to eight draws", *[""] * 7]
-        return captioned_grid(rows, columns=columns, notes=notes)
+            notes.append(f"images {_alike(validation.embeddings[own])}, draws {_alike(drawn)}")
+        headings = {0: "its images; numbers: mean cosine of any two", 5: "training images nearest to eight draws"}
+        return captioned_grid(rows, columns=[headings.get(i, "") for i in range(13)], notes=notes)
+
+
+def _alike(embeddings: Tensor) -> str:
+    """The mean cosine of any two of unit embeddings (N, D); "-" of a single one."""
+    cosines = same_group_cosine(embeddings, torch.zeros(len(embeddings), dtype=torch.long))
+    return f"{cosines.mean():.2f}" if len(embeddings) > 1 else "-"
 
 
 def hide_tokens(captions: EncodedCaptions, generator: torch.Generator) -> EncodedCaptions:

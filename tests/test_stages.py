@@ -146,7 +146,9 @@ def test_prior_reports_cosines_and_distances_side_by_side(inputs):
     stage = prior_stage(inputs)
     figures = stage.evaluate(stage.model)
     cosines = {f"cosine_{name}" for name in ("sample", "redrawn", "text", "unrelated", "ceiling")}
-    assert set(figures) == {"loss", *cosines, "embedding_std"}, "to an untrained CLIP all images are nearly the same"
+    assert set(figures) - {"gap_closed"} == {"loss", *cosines, "embedding_std"}, (
+        "to an untrained CLIP all images are nearly the same"
+    )
     assert all(-1 <= figures[name] <= 1.0001 for name in cosines), figures
 
 
