@@ -41,12 +41,14 @@ BUDGET = 24 * 60
 """Seconds that the proposed trainings take together."""
 LEAST_STEPS = 100
 """Of each stage, however slow the machine is."""
+WARM_UP = 0.08
+"""The share of a training's steps that the learning rate rises."""
 VALIDATIONS = 4
 """Of each training; every second one draws previews too."""
 SMALLEST = 28
 """Pixels per side of the images that the presets are made for."""
 
-TRIAL_STEPS, TRIAL_EVERY = 15, 3
+TRIAL_STEPS, TRIAL_EVERY = 12, 3
 """Steps that are measured, and how many of them are timed together; the first of these, which warm up, do not count."""
 TRIAL_IMAGES = 320
 """Images that a trial is trained on at most: to read and to embed more takes longer, but no step does."""
@@ -106,8 +108,8 @@ def measure(config: SourceConfig, size: int, count: int, reading: float) -> dict
         for stage in RECIPES:
             batch, began = batch_size(stage, count), time.perf_counter()
             trial = trainer(stage, config, size, Path(folder), min(count, TRIAL_IMAGES))
-            trial += training(TRIAL_STEPS, batch, TRIAL_STEPS, TRIAL_STEPS)
-            trial += ["--train.log-every", str(TRIAL_EVERY), "--train.warmup", "1"]
+            trial += ["--train.steps", str(TRIAL_STEPS), "--train.batch-size", str(batch)]
+            trial += ["--train.log-every", str(TRIAL_EVERY)]
             environment = os.environ | {"UNCLIP_CACHE": folder}
             run = [sys.executable, str(ROOT / trial[0]), *trial[1:]]
             done = subprocess.run(run, env=environment, capture_output=True, text=True, errors="replace")
@@ -138,19 +140,18 @@ def trainer(stage: str, config: SourceConfig, size: int, out: Path, limit: int |
     return [f"train_{stage}.py", "--out", str(out), *options, *RECIPES[stage].options]
 
 
-def training(steps: int, batch: int, evaluate_every: int, preview_every: int) -> list[str]:
-    """The end of a trainer's command: how long to train."""
-    return [
-        *("--train.steps", str(steps), "--train.batch-size", str(batch)),
-        *("--train.evaluate-every", str(evaluate_every), "--train.preview-every", str(preview_every)),
-    ]
-
-
 def command(proposal: Proposal, config: SourceConfig, size: int, out: Path) -> list[str]:
-    """What to give to the Python interpreter."""
-    every = -(-proposal.steps // VALIDATIONS)
-    start = trainer(proposal.stage, config, size, out)
-    return start + training(proposal.steps, proposal.batch_size, every, 2 * every)
+    """What to give to the Python interpreter. Warm-up, validations and previews keep pace with the steps."""
+    steps, every = proposal.steps, -(-proposal.steps // VALIDATIONS)
+    options = {
+        "steps": steps,
+        "batch-size": proposal.batch_size,
+        "warmup": round(WARM_UP * steps),
+        "evaluate-every": every,
+        "preview-every": 2 * every,
+    }
+    given = [word for name, value in options.items() for word in (f"--train.{name}", str(value))]
+    return trainer(proposal.stage, config, size, out) + given
 
 
 def shown(arguments: list[str]) -> str:
