@@ -20,7 +20,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import product
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import tyro
 
@@ -37,7 +37,7 @@ TITLES = {
     "images_per_second": "images per second",
     "distance": "distance (0: as images, 1: collapse)",
 }
-LINES = ("-", "--", ":", "-.")
+LINES = ("-", "--", ":", "-.", (0, (6, 2, 1, 2, 1, 2)))
 
 Line = Mapping[str, float]
 """A line of metrics.jsonl."""
@@ -83,6 +83,18 @@ def panel(name: str) -> str:
     return TITLES.get(word, word.replace("_", " "))
 
 
+def _label(name: str) -> str:
+    return name.replace("validation/", "validation ").replace("_", " ")
+
+
+def _style(name: str, kind: int, several: bool) -> dict[str, Any]:
+    """How a panel's figure of that number is drawn, as matplotlib says it."""
+    style = {"color": f"C{kind}", "label": _label(name), "marker": "." if name.startswith("validation/") else None}
+    if several:
+        return style | {"color": "black", "ls": LINES[kind % len(LINES)]}
+    return style | {"color": "0.5", "ls": "--"} if name == "chance_loss" else style
+
+
 def draw_curves(path: Path, logs: Mapping[str, Sequence[Line]], title: str) -> None:
     """Draw the logs of one or several runs, by their names, over each other into a PNG file.
 
@@ -90,8 +102,10 @@ def draw_curves(path: Path, logs: Mapping[str, Sequence[Line]], title: str) -> N
     """
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
+    from matplotlib.lines import Line2D
 
     drawn = {run: series(log) for run, log in logs.items()}
+    several = len(drawn) > 1  # then each run has a colour, and each figure a kind of line
     names = list(dict.fromkeys(name for own in drawn.values() for name in own))
     last = [TITLES["lr"], TITLES["images_per_second"]]
     headings = sorted(dict.fromkeys(map(panel, names)), key=lambda heading: (heading != "loss", heading in last))
@@ -101,22 +115,20 @@ def draw_curves(path: Path, logs: Mapping[str, Sequence[Line]], title: str) -> N
     for place, heading in enumerate(headings, 1):
         axes = figure.add_subplot(rows, columns, place, title=heading, xlabel="step")
         own = [name for name in names if panel(name) == heading]
-        for (number, run), (kind, name) in product(enumerate(drawn), enumerate(own)):
-            if name not in drawn[run]:
-                continue
-            label = name.replace("validation/", "validation ").replace("_", " ")
-            style = {"color": f"C{kind}", "label": label}
-            if len(drawn) > 1:  # a colour for each run, and a kind of line for each figure
-                style = {"color": f"C{number}", "label": f"{run}: {label}", "ls": LINES[kind % len(LINES)]}
-            if name == "chance_loss" and len(drawn) == 1:
-                style |= {"color": "0.5", "ls": "--"}
-            axes.plot(*drawn[run][name], marker="." if name.startswith("validation/") else None, **style)
+        styles = {name: _style(name, kind, several) for kind, name in enumerate(own)}
+        for (number, run), name in product(enumerate(drawn), own):
+            if name in drawn[run]:
+                colour = {"color": f"C{number}", "label": f"{run}: {_label(name)}"} if several else {}
+                axes.plot(*drawn[run][name], **styles[name] | colour)
         axes.grid(alpha=0.3)
         axes.set_xlim(left=0)
         if heading == TITLES["images_per_second"]:
             axes.set_ylim(bottom=0)
-        if len(drawn) > 1 or len(own) > 1:
-            axes.legend(fontsize="x-small")
+        if len(own) > 1:
+            axes.legend(handles=[Line2D([], [], **styles[name]) for name in own], fontsize="x-small", handlelength=4)
+    if several:
+        runs = [Line2D([], [], color=f"C{number}", label=run) for number, run in enumerate(drawn)]
+        figure.legend(handles=runs, loc="outside lower center", ncols=3)
     picture = io.BytesIO()
     FigureCanvasAgg(figure).print_png(picture)
     write_atomically(path, picture.getvalue(), durable=False)  # easily drawn again
