@@ -1,5 +1,6 @@
 """The three stages in the one loop: what each gives it, and that a resumed training equals an uninterrupted one."""
 
+import re
 from dataclasses import replace
 
 import pytest
@@ -150,6 +151,22 @@ def test_prior_reports_cosines_and_distances_side_by_side(inputs):
         "to an untrained CLIP all images are nearly the same"
     )
     assert all(-1 <= figures[name] <= 1.0001 for name in cosines), figures
+
+
+def test_prior_preview_shows_images_of_a_caption_beside_those_nearest_to_its_draws(inputs, monkeypatch):
+    drawn = {}
+    monkeypatch.setattr("stages.prior.captioned_grid", lambda rows, **others: drawn.update(others, rows=rows))
+    stage, validation = prior_stage(inputs), inputs.validation.data
+    stage.preview(stage.model)
+    assert [caption for caption, _ in drawn["rows"]] == sorted(PLAIN_CAPTIONS, key=[c for c, _ in drawn["rows"]].index)
+    for (caption, images), note in zip(drawn["rows"], drawn["notes"], strict=True):
+        own = validation.images[validation.labels == PLAIN_CAPTIONS.index(caption)].permute(0, 2, 3, 1).numpy()
+        assert (images[:2] == own).all()
+        assert (images[2:5] == 255).all(), "each caption has two images here"
+        everything = inputs.train.data.images.permute(0, 2, 3, 1).numpy()
+        assert all((image == everything).all(axis=(1, 2, 3)).any() for image in images[5:])
+        assert re.fullmatch(r"images \d\.\d\d, draws \d\.\d\d", note)
+    assert len(drawn["columns"]) == 13
 
 
 class Drawn(torch.nn.Module):
