@@ -118,9 +118,9 @@ def measure(config: SourceConfig, size: int, count: int, reading: float) -> dict
                 raise UserError(f"a trial of train_{stage}.py on this data failed: {said.removeprefix('error: ')}")
             lines = (Path(folder) / stage / "train" / "metrics.jsonl").read_text().splitlines()
             rates = [line["images_per_second"] for line in map(json.loads, lines) if "images_per_second" in line]
-            step = batch / statistics.median(rates[1:])
-            rest = time.perf_counter() - began - batch / statistics.mean(rates) * TRIAL_STEPS
-            speeds[stage] = Speed(step, VALIDATIONS / 2 * rest + reading)
+            steps = sum(batch * TRIAL_EVERY / rate for rate in rates)
+            rest = time.perf_counter() - began - steps  # with one validation and one preview
+            speeds[stage] = Speed(batch / statistics.median(rates[1:]), VALIDATIONS / 2 * rest + reading)
     embedding = count * speeds["clip"].step / batch_size("clip", count)  # less: a step also goes backwards
     speeds["prior"] = Speed(speeds["prior"].step, speeds["prior"].rest + embedding)
     return speeds

@@ -1,7 +1,11 @@
 """Looking at a source before training on it."""
 
+import json
 import shlex
+import subprocess
+import time
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -141,6 +145,35 @@ def test_propositions_keep_to_the_budget_and_do_not_pass_over_few_images_too_oft
     assert propose(50_000, SPEEDS, 3600)[2].steps > propose(50_000, SPEEDS, 1440)[2].steps
     rest = {stage: speed for stage, speed in SPEEDS.items() if stage != "clip"}
     assert sum(one.seconds for one in propose(50_000, rest, 1000)) == pytest.approx(1000, abs=20)
+
+
+def test_speeds_are_those_that_the_trials_log(monkeypatch):
+    """The steps that warm up do not count; all that is no step is counted twice, as trainings validate four times."""
+    clock, trials = [0.0], []
+
+    def trial(command, env, **_):
+        trials.append(command)
+        folder = Path(command[command.index("--out") + 1])
+        assert env["UNCLIP_CACHE"] == str(folder)
+        stage = Path(command[1]).stem.removeprefix("train_")
+        log = folder / stage / "train" / "metrics.jsonl"
+        log.parent.mkdir(parents=True)
+        batch = int(command[command.index("--train.batch-size") + 1])
+        seconds = [2.0, 0.5, 0.4, 0.5]  # per step, of three steps each
+        lines = [{"step": 3, "images_per_second": batch / one} for one in seconds] + [
+            {"step": 12, "validation/loss": 1}
+        ]
+        log.write_text("".join(json.dumps(line) + "\n" for line in lines))
+        clock[0] += 3 * sum(seconds) + 5
+        return subprocess.CompletedProcess(command, 0, "", "")
+
+    monkeypatch.setattr(subprocess, "run", trial)
+    monkeypatch.setattr(time, "perf_counter", lambda: clock[0])
+    speeds = measure(SourceConfig("x"), 32, 3200, 1.5)
+    assert [speed.step for speed in speeds.values()] == pytest.approx([0.5] * 3)
+    embedding = 3200 / 64 * 0.5
+    assert [speed.rest for speed in speeds.values()] == pytest.approx([11.5, 11.5 + embedding, 11.5])
+    assert all(command[command.index("--data.limit") + 1] == "320" for command in trials)
 
 
 def test_a_trial_that_fails_says_why(tmp_path):
