@@ -1,4 +1,5 @@
 # make demo      train the three stages on Fashion-MNIST and draw outputs/demo.png
+# make demo DATA=FOLDER  the same on captioned images of your own, or on whatever else --data takes
 # make evaluate  measure the pipeline in RUN, stage by stage
 # make page      serve the page at http://127.0.0.1:7860: draw, vary, blend, edit, mix, inpaint in the browser
 # make bench     time every stage beside other projects' code; QUICK=--quick in three minutes
@@ -23,6 +24,10 @@ setup: .venv/.installed
 data: setup
 	$(PY) -m data.fashion_mnist
 
+ifdef DATA
+demo: setup
+	$(PY) -m stages.demo '$(DATA)'
+else
 demo: data
 	$(PY) train_clip.py --out $(RUN)
 	$(PY) train_prior.py --out $(RUN)
@@ -30,6 +35,7 @@ demo: data
 	$(PY) sample.py --checkpoint $(RUN) --captions-file data/ten_captions.txt --n 8 --out outputs/demo
 	cp outputs/demo/grid.png outputs/demo.png
 	@echo "Look at outputs/demo.png"
+endif
 
 evaluate: data
 	$(PY) -m stages.evaluate --checkpoint $(RUN)

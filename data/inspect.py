@@ -5,7 +5,8 @@
     python -m data.inspect --checkpoint checkpoints/run         # what that pipeline was trained on
 
 Prints counts, sizes, caption statistics, duplicates, what cannot be used, and the commands to train on it with the time
-that they take; draws images over their captions (grid.png), and the captions' lengths and words (captions.png).
+that they take, from a few steps of each that are taken here; draws images over their captions (grid.png), and the
+captions' lengths and words (captions.png).
 """
 
 if __name__ == "__main__":  # before the other imports, which may take seconds
@@ -15,6 +16,7 @@ if __name__ == "__main__":  # before the other imports, which may take seconds
 
 import hashlib
 import re
+import time
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field, replace
@@ -29,7 +31,7 @@ from tqdm import tqdm
 
 from data import fashion_mnist
 from data.charts import bars, binned, contact_sheet, side_by_side
-from data.proposal import commands, cost, propose, seconds_per_step
+from data.proposal import Speed, command, cost, measure, pipeline, propose, shown
 from data.records import (
     SHOWN,
     SPLITS,
@@ -65,10 +67,22 @@ class InspectOptions:
     data: SourceConfig = field(default_factory=SourceConfig)
 
 
-def inspect(options: InspectOptions) -> None:
+@dataclass(frozen=True)
+class Found:
+    """What training on a source depends on."""
+
+    count: int
+    """Training images."""
+    size: int
+    """Their height and width."""
+    speeds: dict[str, Speed]
+
+
+def inspect(options: InspectOptions) -> Found | None:
     """Print what a source holds and how to train on it, and write OUT/grid.png and OUT/captions.png.
 
-    Raises UserError if there is no such source, if nothing of it can be used, or, if strict, if something cannot.
+    Returns None for a source that is too small to train on. Raises UserError if there is no such source, if nothing of
+    it can be used, or, if strict, if something cannot.
     """
     if bool(options.source) == bool(options.checkpoint):
         raise UserError("give a source, such as emoji or a folder, or else --checkpoint DIR")
@@ -80,7 +94,9 @@ def inspect(options: InspectOptions) -> None:
     classes = f", classes {', '.join(listing.classes)}" if listing.classes else ""
     print(f"{counted(len(listing.records), 'image')} with captions{classes}")
     grey = config.grey or config.source == "fashion-mnist"
+    began = time.perf_counter()
     usable = _images(listing.records, grey, problems)
+    reading = time.perf_counter() - began
     if usable:
         _captions([caption for record in usable for caption in record.captions], len(usable))
     problems.report(config.strict)
@@ -93,12 +109,24 @@ def inspect(options: InspectOptions) -> None:
     for split, count in counts.items():
         if why := too_few(usable, split, count):
             print(f"{config.source} cannot be trained on: {why}")
-            return
+            return None
     print(f"training uses {size}x{size} {'grey' if grey else 'colour'} images: {cost(size)}")
-    proposals = propose(min(counts["train"], config.limit or counts["train"]), seconds_per_step(size))
-    minutes = round(sum(proposal.seconds for proposal in proposals) / 60)
-    print(f"to train on them, in about {counted(minutes, 'minute')} on two CPU cores:")
-    print("".join(f"  {line}\n" for line in commands(config, size, proposals)), end="")
+    count = min(counts["train"], config.limit or counts["train"])
+    print("measuring a few steps of each stage on them", flush=True)
+    found = Found(count, size, measure(config, size, count, reading))
+    _propose(found, config)
+    return found
+
+
+def _propose(found: Found, config: SourceConfig) -> None:
+    """Print how fast this machine trains on a source, and the commands to do so."""
+    rates = ", ".join(f"{stage} {speed.step:.2g} s" for stage, speed in found.speeds.items())
+    proposals = propose(found.count, found.speeds)
+    minutes = [round(proposal.seconds / 60) for proposal in proposals]
+    print(f"seconds per step here: {rates}")
+    print(f"to train on them, in about {' + '.join(map(str, minutes))} minutes here, some more or less as it is busy:")
+    for proposal in proposals:
+        print(shown(command(proposal, config, found.size, pipeline(config))))
 
 
 def garments(config: SourceConfig) -> Listing:

@@ -1,19 +1,69 @@
-"""How long to train each stage on a data set, and the commands for it."""
+"""Trainings that suit a data set and this machine, planned from a few steps that each trainer really takes here."""
 
+import json
+import os
 import re
 import shlex
-from collections.abc import Iterable, Mapping
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 from data.sources import SourceConfig, as_options
+from unclip.errors import UserError
 
-BUDGET = 30 * 60
+ROOT = Path(__file__).resolve().parent.parent
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """How a stage is trained on a data set of one's own. What is not said here, its preset says."""
+
+    share: float
+    """Of the time of all stages."""
+    batch_size: int
+    passes: int
+    """Over the images, at most: after so many the stage learns no more from them."""
+    options: tuple[str, ...] = ()
+    """Of the trainer."""
+
+
+RECIPES = {
+    "clip": Recipe(share=0.2, batch_size=64, passes=40),
+    "prior": Recipe(share=0.2, batch_size=64, passes=100),
+    "decoder": Recipe(share=0.6, batch_size=32, passes=200),
+}
+BUDGET = 24 * 60
 """Seconds that the proposed trainings take together."""
-SHARES = {"clip": (0.2, 64, 40), "prior": (0.2, 64, 100), "decoder": (0.6, 32, 200)}
-"""Of each stage its share of the time, its batch size, and the passes over the images after which it learns no more."""
+LEAST_STEPS = 100
+"""Of each stage, however slow the machine is."""
+WARM_UP = 0.08
+"""The share of a training's steps that the learning rate rises."""
+VALIDATIONS = 4
+"""Of each training; every second one draws previews too."""
 SMALLEST = 28
 """Pixels per side of the images that the presets are made for."""
+
+TRIAL_STEPS, TRIAL_EVERY = 12, 3
+"""Steps that are measured, and how many of them are timed together; the first of these, which warm up, do not count."""
+TRIAL_IMAGES = 320
+"""Images that a trial is trained on at most: to read and to embed more takes longer, but no step does."""
+
+
+@dataclass(frozen=True)
+class Speed:
+    """What a stage takes on this machine, in seconds."""
+
+    step: float
+    rest: float
+    """All that is no step: to start, to read the data, to validate, and to draw."""
+
+    def times(self, factor: float) -> "Speed":
+        return Speed(self.step * factor, self.rest * factor)
 
 
 @dataclass(frozen=True)
@@ -24,52 +74,102 @@ class Proposal:
     steps: int
     batch_size: int
     seconds: float
+    """That it is expected to take."""
 
 
-def propose(count: int, step_seconds: Mapping[str, float], budget: float = BUDGET) -> list[Proposal]:
-    """Steps and batch size of each stage for `count` training images.
+def batch_size(stage: str, count: int) -> int:
+    """No batch holds one of `count` images twice."""
+    return min(RECIPES[stage].batch_size, 2 ** (count.bit_length() - 1))
 
-    `step_seconds` are what a step of each stage takes on this machine, at the size and the batch size of this data. The
-    stages share the budget (seconds), but none passes over few images more often than it learns from them.
+
+def propose(count: int, speeds: Mapping[str, Speed], budget: float = BUDGET) -> list[Proposal]:
+    """Steps of each of these stages for `count` training images.
+
+    The stages share the budget (seconds), but none passes over few images more often than it learns from them.
     """
+    budget -= sum(speed.rest for speed in speeds.values())
+    shares = sum(RECIPES[stage].share for stage in speeds)
     proposals = []
-    for stage, (share, batch_size, passes) in SHARES.items():
-        batch_size = min(batch_size, 2 ** (count.bit_length() - 1))  # no batch holds an image twice
-        steps = min(share * budget / step_seconds[stage], passes * count / batch_size)
-        steps = max(100, round(steps / 50) * 50)
-        proposals.append(Proposal(stage, steps, batch_size, steps * step_seconds[stage]))
+    for stage, speed in speeds.items():
+        recipe, batch = RECIPES[stage], batch_size(stage, count)
+        steps = min(recipe.share / shares * budget / speed.step, recipe.passes * count / batch)
+        steps = max(LEAST_STEPS, round(steps / 50) * 50)
+        proposals.append(Proposal(stage, steps, batch, steps * speed.step + speed.rest))
     return proposals
 
 
-def seconds_per_step(size: int) -> dict[str, float]:
-    """What a step of each stage takes on two CPU cores with preset "quick", from the README's times at 28x28 pixels.
+def measure(config: SourceConfig, size: int, count: int, reading: float) -> dict[str, Speed]:
+    """The speed of each stage on `count` training images of this data, which takes `reading` seconds to read.
 
-    CLIP and the decoder work on every pixel, the prior on none.
+    Each trainer takes a few steps in a folder that is thrown away. Raises UserError, with its words, if one fails.
     """
-    return {"clip": 0.14 * _pixels(size), "prior": 0.16, "decoder": 0.31 * _pixels(size)}
+    speeds = {}
+    with tempfile.TemporaryDirectory() as folder:
+        for stage in RECIPES:
+            batch, began = batch_size(stage, count), time.perf_counter()
+            trial = trainer(stage, config, size, Path(folder), min(count, TRIAL_IMAGES))
+            trial += ["--train.steps", str(TRIAL_STEPS), "--train.batch-size", str(batch)]
+            trial += ["--train.log-every", str(TRIAL_EVERY)]
+            environment = os.environ | {"UNCLIP_CACHE": folder}
+            run = [sys.executable, str(ROOT / trial[0]), *trial[1:]]
+            done = subprocess.run(run, env=environment, capture_output=True, text=True, errors="replace")
+            if done.returncode:
+                said = (done.stderr.strip().splitlines() or [f"exit status {done.returncode}"])[-1]
+                raise UserError(f"a trial of train_{stage}.py on this data failed: {said.removeprefix('error: ')}")
+            lines = (Path(folder) / stage / "train" / "metrics.jsonl").read_text().splitlines()
+            rates = [line["images_per_second"] for line in map(json.loads, lines) if "images_per_second" in line]
+            steps = sum(batch * TRIAL_EVERY / rate for rate in rates)
+            rest = time.perf_counter() - began - steps  # with one validation and one preview
+            speeds[stage] = Speed(batch / statistics.median(rates[1:]), VALIDATIONS / 2 * rest + reading)
+    embedding = count * speeds["clip"].step / batch_size("clip", count)  # less: a step also goes backwards
+    speeds["prior"] = Speed(speeds["prior"].step, speeds["prior"].rest + embedding)
+    return speeds
+
+
+def trainer(stage: str, config: SourceConfig, size: int, out: Path, limit: int | None = None) -> list[str]:
+    """The start of a trainer's command: those options of the source that are set, and where to train."""
+    size = None if config.source == "fashion-mnist" else size  # which is used as it is
+    options = as_options(replace(config, size=size, limit=limit or config.limit, strict=False))
+    return [f"train_{stage}.py", "--out", str(out), *options, *RECIPES[stage].options]
+
+
+def command(proposal: Proposal, config: SourceConfig, size: int, out: Path) -> list[str]:
+    """What to give to the Python interpreter. Warm-up, validations and previews keep pace with the steps."""
+    steps, every = proposal.steps, -(-proposal.steps // VALIDATIONS)
+    options = {
+        "steps": steps,
+        "batch-size": proposal.batch_size,
+        "warmup": round(WARM_UP * steps),
+        "evaluate-every": every,
+        "preview-every": 2 * every,
+    }
+    given = [word for name, value in options.items() for word in (f"--train.{name}", str(value))]
+    return trainer(proposal.stage, config, size, out) + given
+
+
+def shown(arguments: list[str]) -> str:
+    """A command as one types it, on several lines, no option apart from its value."""
+    words = shlex.join(["python", *arguments]).split(" --")
+    lines = [words[0]]
+    for word in words[1:]:
+        if len(lines[-1]) + len(word) > 100:
+            lines[-1] += " \\"
+            lines.append("    ")
+        lines[-1] += f" --{word}" if lines[-1].strip() else f"--{word}"
+    return "\n".join(lines)
+
+
+def pipeline(config: SourceConfig) -> Path:
+    """Where to train on a source."""
+    named = config.source != "fashion-mnist" and re.sub(r"\W+", "-", Path(config.source).stem).strip("-").lower()
+    return Path("checkpoints") / (named or "run")  # of Fashion-MNIST a pipeline is committed under its name
 
 
 def cost(size: int) -> str:
-    """What a size costs, and how half of it is had."""
+    """What a size costs, and how half of it is had: CLIP and the decoder work on every pixel, the prior on none."""
     if size <= SMALLEST:
         return f"no more work than the {SMALLEST}x{SMALLEST} that the presets are made for"
-    said = f"a step of CLIP or of the decoder takes {_pixels(size):.1f} times as long as at {SMALLEST}x{SMALLEST}"
+    more = size**2 / SMALLEST**2
+    said = f"a step of CLIP or of the decoder takes about {more:.1f} times as long as at {SMALLEST}x{SMALLEST}"
     half = size // 2
     return f"{said}, a quarter of that with --data.size {half}" if half >= SMALLEST else said
-
-
-def _pixels(size: int) -> float:
-    return size**2 / SMALLEST**2
-
-
-def commands(config: SourceConfig, size: int, proposals: Iterable[Proposal]) -> list[str]:
-    """The command lines of the trainers, with those options of the source that are set."""
-    size = None if config.source == "fashion-mnist" else size  # which is used as it is
-    options = as_options(replace(config, size=size, strict=False))
-    named = config.source != "fashion-mnist" and re.sub(r"\W+", "-", Path(config.source).stem).strip("-").lower()
-    name = named or "run"  # of Fashion-MNIST a pipeline is committed under its name
-    return [
-        f"python train_{one.stage}.py --out checkpoints/{name} {shlex.join(options)} "
-        f"--train.steps {one.steps} --train.batch-size {one.batch_size}"
-        for one in proposals
-    ]

@@ -45,7 +45,8 @@ FEWEST = 10
 """Images of a split at least: the preview grids show so many."""
 SHOWN = 5
 """Problems that are printed; the others are written to a file."""
-CACHE = Path(__file__).resolve().parent / "cache"
+CACHE = Path(os.environ.get("UNCLIP_CACHE") or Path(__file__).resolve().parent / "cache")
+"""What is decoded or embedded once."""
 MEMORY = 2**30
 """Bytes of decoded images that are kept in memory; more are kept in a file, which is read as it is needed."""
 WAITING = 64

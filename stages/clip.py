@@ -14,6 +14,7 @@ from torch.utils.checkpoint import checkpoint
 
 from data.dataset import CaptionedImages, random_flip, random_shift
 from data.remembered import note
+from data.variety import varied
 from stages import loop, runtime
 from stages.data import DataConfig
 from stages.identity import settings
@@ -163,12 +164,13 @@ class CLIPStage:
         return {**figures, **recall, "logit_scale": model.scale().item()}
 
     def preview(self, model: CLIP) -> Image.Image:
-        """For each plain caption, or for the first ten, the validation images that match it best."""
-        captions = self.validation.class_captions or self.validation.captions[:10]
+        """For each plain caption, or for ten varied ones, the validation images that match it best."""
+        captions = self.validation.class_captions or varied(self.validation.captions, 10)
         text = self._encode(model, self.tokenizer.encode(captions, model.config.text.context))
         best = (text @ self._embed(model, self.validation.images).T).topk(min(8, len(self.validation))).indices
         images = self.validation.images.permute(0, 2, 3, 1).numpy()
-        return captioned_grid([(c, images[i]) for c, i in zip(captions, best, strict=True)])
+        rows = [(c, images[i]) for c, i in zip(captions, best, strict=True)]
+        return captioned_grid(rows, columns=["validation images that match the caption best"])
 
     def _embed(self, model: CLIP, images: Tensor) -> Tensor:
         return torch.cat([model.encode_image(self.preprocess(p.to(self.device))).cpu() for p in images.split(500)])

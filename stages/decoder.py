@@ -80,6 +80,11 @@ class DecoderObjective(nn.Module):
         error = (at_least_float32(self.model(noised, batch.t, condition)) - target).square().mean(dim=(1, 2, 3))
         return (error if self.min_snr is None else error * self.diffusion.loss_weight(batch.t, self.min_snr)).mean()
 
+    def chance(self, batch: DecoderBatch) -> Tensor:
+        """The loss of a decoder that answers nothing but zeros."""
+        _, target = self.diffusion.training_pair(to_float(batch.pixels), batch.noise, batch.t)
+        return (target.square().mean(dim=(1, 2, 3)) * self.diffusion.loss_weight(batch.t)).mean()
+
 
 class DecoderStage:
     """Gives the loop the diffusion loss on true image embeddings, and the same on validation images."""
@@ -120,7 +125,7 @@ class DecoderStage:
         )
 
     def figures(self, batch: DecoderBatch) -> dict[str, float | Tensor]:
-        return {}
+        return {"chance_loss": self.objective.chance(batch)}
 
     def evaluate(self, model: Decoder) -> dict[str, float]:
         """The loss on validation images with nothing dropped; times and noise are the same at every call."""
@@ -143,7 +148,8 @@ class DecoderStage:
         drawn = model.draw(validation.embeddings[rows].to(self.device), captions, list(range(7)) * count, settings)
         drawn = to_uint8(drawn).cpu().unflatten(0, (count, 7))
         grid = torch.cat([validation.data.images[:count, None], drawn], dim=1).permute(0, 1, 3, 4, 2).numpy()
-        return captioned_grid([(validation.data.captions[c], row) for c, row in zip(ids, grid, strict=True)])
+        rows = [(validation.data.captions[c], row) for c, row in zip(ids, grid, strict=True)]
+        return captioned_grid(rows, columns=["the image", "drawn from its embedding and caption", *[""] * 6])
 
 
 def train(run: DecoderRun) -> Manifest:

@@ -18,6 +18,7 @@ import torch
 from torch import Tensor
 
 from data.dataset import CaptionedImages
+from data.records import CACHE
 from stages import runtime
 from stages.runtime import print0
 from unclip.checkpoint import sha256
@@ -33,7 +34,6 @@ from unclip.files import (
     write_record,
 )
 
-CACHE = Path(__file__).resolve().parent.parent / "data" / "cache"
 BATCH = 256
 ARRAYS = ("embeddings", "text", "encodings", "starts")
 

@@ -1,4 +1,4 @@
-"""What a training tells: to people a bar on a terminal or plain lines, to programs metrics.jsonl."""
+"""What a training tells: to people a bar or plain lines, curves and previews; to programs metrics.jsonl."""
 
 import json
 import math
@@ -6,22 +6,26 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+from PIL import Image
 from torch import Tensor
 from tqdm import tqdm
 
 from stages import runtime
+from stages.curves import draw_curves, read_log
 from stages.state import Progress, has_state, not_finite
-from unclip.errors import UserError
+from unclip.errors import UserError, reason
 from unclip.files import write_atomically
+from unclip.images import save_png
 
 
 class Log:
-    """Progress for people (a bar on a terminal, plain lines elsewhere) and for programs (metrics.jsonl)."""
+    """Progress for people (a bar on a terminal, plain lines elsewhere; pictures) and for programs (metrics.jsonl)."""
 
     def __init__(self, path: Path, stage: Any, config: Any, progress: Progress):
         self.path, self.stage, self.config, self.progress = path, stage, config, progress
         self.mark = (progress.step, progress.seconds)
-        self.bar = None
+        self.bar = self.board = None
         if runtime.is_main():
             path.parent.mkdir(parents=True, exist_ok=True)
             self._drop_lines_after(progress.step)
@@ -33,6 +37,11 @@ class Log:
             )
             if sys.stderr.isatty():
                 self.bar = tqdm(total=config.steps, initial=progress.step, desc=stage.name, unit="step")
+            if config.tensorboard:
+                from torch.utils.tensorboard import SummaryWriter  # which is slow to import
+
+                # what an interrupted run logged after its last saved state is not shown
+                self.board = SummaryWriter(path.with_name("tensorboard"), purge_step=progress.step + 1)
 
     def _drop_lines_after(self, step: int) -> None:
         """Lines that an interrupted run wrote after its last saved state will be written again.
@@ -110,6 +119,20 @@ class Log:
     def validation(self, figures: dict[str, float]) -> None:
         self._write({f"validation/{key}": value for key, value in figures.items()})
         self._say("validation: " + ", ".join(f"{key} {value:.4g}" for key, value in figures.items()), keep=True)
+        self.draw()
+
+    def draw(self) -> None:
+        """Draw curves.png anew. Nothing depends on it, so that a failure to do so stops no training."""
+        try:
+            draw_curves(self.path.with_name("curves.png"), {self.stage.name: read_log(self.path)}, self.stage.name)
+        except Exception as error:  # of a drawing library, or of the disk
+            self._say(f"curves.png is not drawn ({reason(error)})", keep=True)
+
+    def preview(self, picture: Image.Image) -> None:
+        save_png(self.path.with_name(f"preview-{self.progress.step:06d}.png"), picture)
+        if self.board is not None:
+            pixels = np.asarray(picture.convert("RGB"))
+            self.board.add_image("preview", pixels, self.progress.step, dataformats="HWC")
 
     def _say(self, message: str, keep: bool = False) -> None:
         if self.bar is not None and not keep:
@@ -122,10 +145,15 @@ class Log:
             line = {"step": self.progress.step, "seconds": round(self.progress.seconds, 2), **figures}
             with open(self.path, "a") as file:
                 file.write(json.dumps(line) + "\n")
+            if self.board is not None:
+                for name, value in figures.items():
+                    self.board.add_scalar(name, value, self.progress.step)
 
     def close(self) -> None:
         if self.bar is not None:
             self.bar.close()
+        if self.board is not None:
+            self.board.close()
 
 
 def _step_of(line: bytes) -> int | None:

@@ -6,6 +6,7 @@ drawn anew from (seed, step). A run that was interrupted therefore goes on exact
 
 import contextlib
 import copy
+import importlib.util
 import math
 import sys
 import time
@@ -31,7 +32,6 @@ from unclip.devices import Device
 from unclip.errors import UserError
 from unclip.fields import as_option, bounded, check, free
 from unclip.files import checksum, only_writer, remove_leftovers, write_atomically, write_record
-from unclip.images import save_png
 from unclip.rows import Rows
 
 
@@ -69,6 +69,8 @@ class TrainConfig:
     """Steps between preview grids."""
     log_every: int = free(50, 1, 10**9)
     """Steps between lines of metrics.jsonl."""
+    tensorboard: bool = free(False)
+    """Also log the figures and the previews for TensorBoard, into the stage's train/tensorboard."""
     seed: int = bounded(0, 0, 2**31 - 1)
     """Seed of initialisation, batches and noise."""
     device: Device = free("auto")
@@ -82,6 +84,8 @@ class TrainConfig:
 
     def __post_init__(self):
         check(self, "train.", as_option)
+        if self.tensorboard and importlib.util.find_spec("tensorboard") is None:
+            raise UserError("--train.tensorboard needs a package that is not installed: pip install '.[tensorboard]'")
 
 
 class Stage(Protocol):
@@ -122,8 +126,8 @@ def train(
     """Train a stage into `pipeline`/NAME, going on from where an earlier call was interrupted.
 
     Writes model.safetensors (the moving average that did best in validation) and config.json; in train/ the last state,
-    metrics.jsonl, and preview grids. `manifest` holds the stage's parents and data; `files` are put into the pipeline's
-    folder. Returns the manifest of the saved weights.
+    metrics.jsonl, its curves, and preview grids. `manifest` holds the stage's parents and data; `files` are put into
+    the pipeline's folder. Returns the manifest of the saved weights.
 
     A signal ends the training after the step that it is at, saved; see unclip/signals.py.
 
@@ -201,12 +205,13 @@ def run_steps(stage: Stage, config: TrainConfig, device: torch.device, folder: P
                 log.check(tensors := state_tensors(sharding.made_whole(model, average), whole, optimizers))
             if runtime.is_main():
                 if previewed:
-                    save_png(folder / "train" / f"preview-{progress.step:06d}.png", preview(stage, whole))
+                    log.preview(preview(stage, whole))
                 if evaluated:
                     log.validation(validate(stage, whole, folder, manifest, progress))
                 if saved:
                     save_state(state, tensors, progress)
             if stopping:
+                log.close()
                 stop_here(f"{stage.name}: stopped by {{}} after step {progress.step}, which is saved", stopping)
     log.close()
     return manifest

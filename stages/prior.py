@@ -1,5 +1,6 @@
 """Train the diffusion prior: captions -> the frozen CLIP's image embeddings."""
 
+import math
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
@@ -12,6 +13,7 @@ import tyro
 from PIL import Image
 from torch import Tensor, nn
 
+from data.variety import varied
 from stages import loop, runtime
 from stages.data import DataConfig
 from stages.embed import EmbeddedImages
@@ -26,7 +28,7 @@ from unclip.devices import device_of
 from unclip.fields import bounded, free
 from unclip.images import captioned_grid
 from unclip.layers import at_least_float32
-from unclip.metrics import same_group_cosine
+from unclip.metrics import distance_of_draws, same_group_cosine, share_of_gap
 from unclip.prior import Prior, PriorConfig
 from unclip.rows import Rows
 from unclip.settings import PriorSettings
@@ -82,6 +84,10 @@ class PriorObjective(nn.Module):
         predicted = self.model.predict(noised, batch.t, batch.captions)
         return F.mse_loss(at_least_float32(predicted), target)
 
+    def chance(self, batch: PriorBatch) -> Tensor:
+        """The loss of a prior that answers the mean of all images to everything."""
+        return self.model.scaler.scale(batch.embeddings).square().mean()
+
 
 class PriorStage:
     """Gives the loop the squared error on the clean embedding, and the same and cosines on validation pairs."""
@@ -113,28 +119,48 @@ class PriorStage:
         )
 
     def figures(self, batch: PriorBatch) -> dict[str, float | Tensor]:
-        return {}
+        return {"chance_loss": self.objective.chance(batch)}
 
     def evaluate(self, model: Prior) -> dict[str, float]:
-        """The loss on validation pairs, at the same times and noise at every call, and the means of `pair_cosines`."""
+        """The loss on validation pairs, at the same times and noise at every call, and `pair_figures` of them.
+
+        What is not known of this data, as where no two images share a caption, is left out.
+        """
         validation = self.inputs.validation
         rows = torch.arange(len(validation))[: self.run.evaluate_on]
         batch = self._examples(validation, rows, torch.Generator().manual_seed(0))
         loss = PriorObjective(model)(batch.to(self.device)).item()
-        cosines = pair_cosines(model, validation, self.run.evaluate_on, replace(self.sampling, draws=1))
-        figures = {f"cosine_{name}": values.nanmean().item() for name, values in cosines.items()}
-        return {"loss": loss, **figures, "embedding_std": model.scaler.std.mean().item()}
+        figures = pair_figures(pair_cosines(model, validation, len(rows), replace(self.sampling, draws=1)))
+        figures |= {"loss": loss, "embedding_std": model.scaler.std.mean().item()}
+        return {name: value for name, value in figures.items() if not math.isnan(value)}
 
     def preview(self, model: Prior) -> Image.Image:
-        """For some captions, the validation images whose embeddings are nearest to eight draws of the prior."""
-        validation = self.inputs.validation
-        count = min(10, len(validation))
-        ids = validation.data.draw(torch.arange(count), torch.Generator().manual_seed(0))
-        captions = validation.captions(ids.repeat_interleave(8)).to(self.device)
-        drawn = model.draw(captions, list(range(8)) * count, self.sampling).cpu()
-        nearest = (drawn @ validation.embeddings.T).argmax(dim=1).view(count, 8)
-        pixels = validation.data.images.permute(0, 2, 3, 1).numpy()
-        return captioned_grid([(validation.data.captions[c], pixels[i]) for c, i in zip(ids, nearest, strict=True)])
+        """For ten varied captions four of their images, and the training images nearest to eight draws of the prior.
+
+        Under each caption stand the mean cosines between its images and between the draws. Where the prior has
+        collapsed, the draws' is near 1, and its eight images are the same one.
+        """
+        validation, train = self.inputs.validation, self.inputs.train
+        ids = validation.data.draw(torch.arange(len(validation)), torch.Generator().manual_seed(0), one_phrasing=True)
+        number = {validation.data.captions[i]: i for i in ids.unique().tolist()}
+        blank = torch.full_like(validation.data.images[0], 255)
+        rows, notes = [], []
+        for caption in varied(list(number), 10):
+            own = (ids == number[caption]).nonzero()[:, 0]
+            encoded = validation.captions(torch.tensor([number[caption]] * 8)).to(self.device)
+            drawn = model.draw(encoded, range(8), self.sampling).cpu()
+            nearest = (drawn @ train.embeddings.T).argmax(dim=1)
+            shown = [*validation.data.images[own[:4]], *[blank] * (5 - len(own[:4])), *train.data.images[nearest]]
+            rows.append((caption, torch.stack(shown).permute(0, 2, 3, 1).numpy()))
+            notes.append(f"images {_alike(validation.embeddings[own])}, draws {_alike(drawn)}")
+        headings = {0: "its images; numbers: mean cosine of any two", 5: "training images nearest to eight draws"}
+        return captioned_grid(rows, columns=[headings.get(i, "") for i in range(13)], notes=notes)
+
+
+def _alike(embeddings: Tensor) -> str:
+    """The mean cosine of any two of unit embeddings (N, D); "-" of a single one."""
+    cosines = same_group_cosine(embeddings, torch.zeros(len(embeddings), dtype=torch.long))
+    return f"{cosines.mean():.2f}" if len(embeddings) > 1 else "-"
 
 
 def hide_tokens(captions: EncodedCaptions, generator: torch.Generator) -> EncodedCaptions:
@@ -152,23 +178,43 @@ def hide_tokens(captions: EncodedCaptions, generator: torch.Generator) -> Encode
 def pair_cosines(model: nn.Module, images: EmbeddedImages, count: int, settings: PriorSettings) -> dict[str, Tensor]:
     """Cosines (count,) to the true image embedding of each of a data set's first `count` images, side by side.
 
-    "sample", of what the prior draws for the image's caption, should be well above "text", of the caption's text
-    embedding, and near "ceiling", of the other images of that caption (NaN where there are none); "unrelated", of the
-    sample and the image of another caption (NaN where it is the same), far below. The images are shared among a few
+    "sample", of what the prior draws for the image's caption, should be near "ceiling", of the other images of that
+    caption (NaN where there are none), and so should be "redrawn", of the sample and a second one, which near 1 means
+    that all draws are the same. "text", of the caption's text embedding, needs no prior; "unrelated", of the sample and
+    the image of another caption (NaN where it is the same), should be far below. The images are shared among a few
     phrasings; within one, captions of one meaning are one string, so that another caption has another meaning.
     """
-    cosines: dict[str, list[Tensor]] = {name: [] for name in ("sample", "text", "unrelated", "ceiling")}
+    cosines: dict[str, list[Tensor]] = {name: [] for name in ("sample", "redrawn", "text", "unrelated", "ceiling")}
     for phrasing, rows in enumerate(torch.arange(len(images))[:count].chunk(PHRASINGS)):
         generator = torch.Generator().manual_seed(phrasing)
         groups = images.data.draw(torch.arange(len(images)), generator, one_phrasing=True)
         captions = images.captions(groups[rows])
-        sample = model.draw(captions.to(device_of(model)), rows.tolist(), settings).cpu()
+        sample, other = (
+            model.draw(captions.to(device_of(model)), (rows + first).tolist(), settings).cpu()
+            for first in (0, len(images))
+        )
         true, same = images.embeddings[rows], groups[rows] == groups[rows].roll(1)
         cosines["sample"].append((sample * true).sum(dim=1))
+        cosines["redrawn"].append((sample * other).sum(dim=1))
         cosines["text"].append((captions.text * true).sum(dim=1))
         cosines["unrelated"].append((sample * true.roll(1, dims=0)).sum(dim=1).masked_fill(same, torch.nan))
         cosines["ceiling"].append(same_group_cosine(images.embeddings, groups)[rows])
     return {name: torch.cat(values) for name, values in cosines.items()}
+
+
+def pair_figures(cosines: dict[str, Tensor]) -> dict[str, float]:
+    """What `pair_cosines` tells of a prior: means, the share of the gap closed, and distances to the true images.
+
+    The gap from text to ceiling is nearly none where captions say nearly all, and its share then NaN; the distance of
+    the draws, beside 1 for collapse and that of the text embedding taken as a draw, tells there too.
+    """
+    sample, text, ceiling = cosines["sample"], cosines["text"], cosines["ceiling"]
+    return {
+        **{f"cosine_{name}": values.nanmean().item() for name, values in cosines.items()},
+        "gap_closed": share_of_gap(sample, text, ceiling)["value"],
+        "distance_sample": distance_of_draws(sample, cosines["redrawn"], ceiling),
+        "distance_text": distance_of_draws(text, torch.ones_like(text), ceiling),
+    }
 
 
 def train(run: PriorRun) -> Manifest:

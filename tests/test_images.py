@@ -11,6 +11,15 @@ from unclip.errors import UserError
 from unclip.images import INK, PAPER, captioned_grid, from_pil, save_gif, save_png, to_float, to_pil, to_uint8, wrap
 
 
+def test_notes_stand_beneath_captions_of_any_length():
+    images = np.zeros((1, 28, 28, 1), np.uint8)
+    for caption in ("", "a bag", "word " * 99):
+        plain, noted = (np.asarray(captioned_grid([(caption, images)], notes=n)) for n in ((), ("draws 0.9",)))
+        assert plain.shape == noted.shape
+        assert (plain[:, :200] != noted[:, :200]).any()
+        assert (plain[:, 200:] == noted[:, 200:]).all()
+
+
 def test_every_pixel_value_survives_the_round_trip():
     values = torch.arange(256, dtype=torch.uint8)
     floats = to_float(values)

@@ -1,7 +1,11 @@
 """Looking at a source before training on it."""
 
+import json
 import shlex
-from dataclasses import dataclass, replace
+import subprocess
+import time
+from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -9,21 +13,25 @@ from conftest import assert_one_error_line, run_python
 from own_images import fill, picture, table, with_faults, with_jsonl, with_npz, with_text_files
 from PIL import Image
 
+from configs.clip import PRESETS as CLIP
+from configs.decoder import PRESETS as DECODER
+from configs.prior import PRESETS as PRIOR
 from data.charts import bars, binned, contact_sheet
 from data.inspect import InspectOptions, inspect
-from data.proposal import commands, propose, seconds_per_step
+from data.proposal import RECIPES, Speed, command, measure, pipeline, propose, shown
 from data.records import Problems
 from data.sources import SourceConfig, image_size, read
 from unclip import cli
 from unclip.errors import UserError
 
-
-@dataclass
-class Trainer:
-    data: SourceConfig
+pytestmark = pytest.mark.usefixtures("own_caches", "measured")
+SPEEDS = {"clip": Speed(0.14, 10), "prior": Speed(0.16, 12), "decoder": Speed(0.31, 20)}
 
 
-pytestmark = pytest.mark.usefixtures("own_caches")
+@pytest.fixture
+def measured(monkeypatch) -> None:
+    """No training steps are measured in this process, which takes half a minute."""
+    monkeypatch.setattr("data.inspect.measure", lambda *_: SPEEDS)
 
 
 def test_inspect_prints_what_a_source_holds_and_what_is_wrong_with_it(tmp_path, capsys):
@@ -90,18 +98,14 @@ def test_inspect_says_the_size_its_cost_and_commands_that_train_on_it(tmp_path, 
     said = capsys.readouterr().out
     assert "training uses 60x60 grey images" in said
     assert "4.6 times as long as at 28x28, a quarter of that with --data.size 30" in said
-    lines = [shlex.split(line) for line in said.splitlines() if line.startswith("  python ")]
-    assert [line[1] for line in lines] == ["train_clip.py", "train_prior.py", "train_decoder.py"]
+    assert "clip 0.14 s, prior 0.16 s, decoder 0.31 s" in said
+    told = said[said.index("python train_clip") :].replace("\\\n", " ").splitlines()
+    lines = [shlex.split(line) for line in told]
+    assert [line[:2] for line in lines] == [["python", f"train_{stage}.py"] for stage in RECIPES]
     for line in lines:
         assert line[line.index("--out") + 1] == "checkpoints/my-drawings"
-        assert line[line.index("--data") + 1 :][:6] == [
-            str(folder),
-            "--data.size",
-            "60",
-            "--data.fit",
-            "pad",
-            "--data.grey",
-        ]
+        source = ["--data", str(folder), "--data.size", "60", "--data.fit", "pad", "--data.grey"]
+        assert line[line.index("--data") :][:7] == source
 
 
 def test_inspect_of_too_few_images_says_how_many_there_are(tmp_path, capsys):
@@ -112,22 +116,70 @@ def test_inspect_of_too_few_images_says_how_many_there_are(tmp_path, capsys):
     assert "python train" not in said
 
 
-def test_proposed_commands_set_the_options_of_the_source(monkeypatch):
+def test_proposed_commands_set_the_options_of_the_source_and_are_what_the_trainers_take(monkeypatch):
     config = SourceConfig("x.csv", caption_column="what is seen", class_names="cat,dog", grey=True, limit=50)
-    line = shlex.split(commands(config, 32, propose(50, seconds_per_step(32)))[0])
-    monkeypatch.setattr("sys.argv", ["x", *line[line.index("--data") : line.index("--train.steps")]])
-    assert cli.parse(Trainer, "").data == replace(config, size=32)
+    presets = {"clip": CLIP, "prior": PRIOR, "decoder": DECODER}
+    for proposal in propose(50, SPEEDS):
+        line = command(proposal, config, 32, pipeline(config))
+        monkeypatch.setattr("sys.argv", line)
+        run = cli.parse_run(presets[proposal.stage], "")
+        assert SourceConfig(**vars(run.data)) == replace(config, size=32)
+        assert (run.train.steps, run.train.batch_size) == (proposal.steps, 32)
+        assert run.out == pipeline(config)
+        assert run.train.warmup < run.train.steps / 5
+        assert run.train.evaluate_every * 4 >= run.train.steps > run.train.evaluate_every * 3
+        assert shlex.split(shown(line).replace("\\\n", " ")) == ["python", *line]
 
 
 def test_propositions_keep_to_the_budget_and_do_not_pass_over_few_images_too_often():
-    for seconds in (seconds_per_step(28), seconds_per_step(64), {"clip": 1e-3, "prior": 1e-3, "decoder": 1e-2}):
-        many, few = propose(50_000, seconds), propose(60, seconds)
-        assert sum(one.seconds for one in many) < 1.1 * 30 * 60
-        assert all(one.seconds == one.steps * seconds[one.stage] for one in many)
+    fast, slow = ({stage: speed.times(factor) for stage, speed in SPEEDS.items()} for factor in (0.01, 3))
+    for speeds in (SPEEDS, fast, slow):
+        many, few = propose(50_000, speeds, 1440), propose(60, speeds, 1440)
+        assert 0.9 * 1440 < sum(one.seconds for one in many) < 1.1 * 1440 or speeds is fast
+        for one in many:
+            assert one.seconds == one.steps * speeds[one.stage].step + speeds[one.stage].rest
         assert all(a.steps >= b.steps for a, b in zip(many, few, strict=True))
+        assert all(one.steps * one.batch_size <= 1.1 * RECIPES[one.stage].passes * 60 + 6400 for one in few)
         assert [one.batch_size for one in many] == [64, 64, 32]
         assert max(one.batch_size for one in few) <= 60
-    assert propose(50_000, seconds_per_step(28), budget=3600)[2].steps > propose(50_000, seconds_per_step(28))[2].steps
+    assert propose(50_000, SPEEDS, 3600)[2].steps > propose(50_000, SPEEDS, 1440)[2].steps
+    rest = {stage: speed for stage, speed in SPEEDS.items() if stage != "clip"}
+    assert sum(one.seconds for one in propose(50_000, rest, 1000)) == pytest.approx(1000, abs=20)
+
+
+def test_speeds_are_those_that_the_trials_log(monkeypatch):
+    """The steps that warm up do not count; all that is no step is counted twice, as trainings validate four times."""
+    clock, trials = [0.0], []
+
+    def trial(command, env, **_):
+        trials.append(command)
+        folder = Path(command[command.index("--out") + 1])
+        assert env["UNCLIP_CACHE"] == str(folder)
+        stage = Path(command[1]).stem.removeprefix("train_")
+        log = folder / stage / "train" / "metrics.jsonl"
+        log.parent.mkdir(parents=True)
+        batch = int(command[command.index("--train.batch-size") + 1])
+        seconds = [2.0, 0.5, 0.4, 0.5]  # per step, of three steps each
+        lines = [{"step": 3, "images_per_second": batch / one} for one in seconds] + [
+            {"step": 12, "validation/loss": 1}
+        ]
+        log.write_text("".join(json.dumps(line) + "\n" for line in lines))
+        clock[0] += 3 * sum(seconds) + 5
+        return subprocess.CompletedProcess(command, 0, "", "")
+
+    monkeypatch.setattr(subprocess, "run", trial)
+    monkeypatch.setattr(time, "perf_counter", lambda: clock[0])
+    speeds = measure(SourceConfig("x"), 32, 3200, 1.5)
+    assert [speed.step for speed in speeds.values()] == pytest.approx([0.5] * 3)
+    embedding = 3200 / 64 * 0.5
+    assert [speed.rest for speed in speeds.values()] == pytest.approx([11.5, 11.5 + embedding, 11.5])
+    assert all(command[command.index("--data.limit") + 1] == "320" for command in trials)
+
+
+def test_a_trial_that_fails_says_why(tmp_path):
+    with_npz(tmp_path / "x.npz")
+    with pytest.raises(UserError, match=r"a trial of train_clip.py on this data failed: --data.root has no meaning"):
+        measure(SourceConfig(str(tmp_path / "x.npz"), root=tmp_path), 20, 20, 0.0)
 
 
 def test_contact_sheet_is_compact_and_shows_each_image_once():
@@ -169,8 +221,9 @@ def test_images_of_one_size_up_to_64_are_used_at_that_size(sizes, fit, expected,
 
 
 def test_inspect_from_the_command_line(tmp_path):
-    with_npz(tmp_path / "sprites.npz")
+    with_npz(tmp_path / "sprites.npz", 20)
     done = run_python("-m", "data.inspect", tmp_path / "sprites.npz", "--out", tmp_path / "out")
     assert done.code == 0, done.err
-    assert "40 images with captions" in done.out
+    assert "20 images with captions" in done.out
+    assert "cannot be trained on" in done.out
     assert_one_error_line(run_python("-m", "data.inspect", tmp_path / "missing"), "there is no data set")

@@ -28,8 +28,9 @@ def test_loop_fits_a_line_without_knowing_what_a_stage_is(tmp_path):
     assert asdict_equal(found, result)
     torch.testing.assert_close(model.linear.weight, torch.tensor([[1.0, 2.0, 3.0]]), atol=0.05, rtol=0)
     assert files_under(tmp_path) == [
-        "line/config.json", "line/model.safetensors", "line/train/lock", "line/train/metrics.jsonl",
-        "line/train/preview-000150.png", "line/train/preview-000300.png", "line/train/run.json",
+        "line/config.json", "line/model.safetensors", "line/train/curves.png", "line/train/lock",
+        "line/train/metrics.jsonl", "line/train/preview-000150.png", "line/train/preview-000300.png",
+        "line/train/run.json",
         "line/train/state-before.safetensors", "line/train/state.safetensors",
     ]  # fmt: skip
 

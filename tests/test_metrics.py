@@ -12,9 +12,11 @@ from hypothesis import strategies as st
 from unclip.metrics import (
     confusion,
     coverage,
+    distance_of_draws,
     frechet_distance,
     mean,
     modality_gap,
+    moments,
     nearest,
     recall_at_k,
     same_group_cosine,
@@ -87,6 +89,31 @@ def test_the_share_of_a_gap_and_its_interval_are_those_of_resampled_pairs():
     low, high = np.quantile(gained[rows].mean(axis=1) / gap[rows].mean(axis=1), (0.025, 0.975))
     assert got["low"] == pytest.approx(low, abs=0.01)
     assert got["high"] == pytest.approx(high, abs=0.01)
+
+
+@pytest.mark.parametrize(("shift", "noise"), [(0.0, 0.2), (0.0, 0.1), (0.3, 0.2), (1.0, 0.4)])
+def test_distance_of_draws_is_the_frechet_distance_over_the_images_variance(shift, noise):
+    centre = torch.zeros(16).index_fill(0, torch.tensor([0]), 1.0)
+    off = centre + shift * torch.ones(16) / 4
+    images = F.normalize(centre + 0.2 * random(20_000, 16, seed=1), dim=-1)
+    draws = F.normalize(off + noise * random(20_000, 16, seed=2), dim=-1)
+    cosines = [
+        (draws * images).sum(dim=1),
+        (draws * draws.roll(1, 0)).sum(dim=1),
+        (images * images.roll(1, 0)).sum(dim=1),
+    ]
+    expected = frechet_distance(draws, images) / moments(images)[1].trace().item()
+    assert distance_of_draws(*cosines) == pytest.approx(expected, abs=0.03)
+    cosines[2][::3] = torch.nan
+    assert distance_of_draws(*cosines) == pytest.approx(expected, abs=0.03)
+
+
+def test_distance_of_draws_is_1_for_the_mean_and_nothing_where_images_do_not_differ():
+    ceiling = torch.full((5,), 0.9)
+    assert distance_of_draws(ceiling, ceiling, ceiling) == pytest.approx(0)
+    assert distance_of_draws(ceiling.sqrt(), torch.ones(5), ceiling) == pytest.approx(1, abs=0.03)
+    assert math.isnan(distance_of_draws(ceiling, ceiling, torch.ones(5)))
+    assert math.isnan(distance_of_draws(ceiling, ceiling, torch.full((5,), torch.nan)))
 
 
 @pytest.mark.parametrize("gap", [0.0, 0.004, -0.1, math.nan])

@@ -1,5 +1,6 @@
 """The three stages in the one loop: what each gives it, and that a resumed training equals an uninterrupted one."""
 
+import re
 from dataclasses import replace
 
 import pytest
@@ -8,13 +9,15 @@ from runs import assert_same_run, break_off, train
 from three_stages import clip_stage, decoder_stage, make_inputs, prior_stage, seeded
 from toy import SETTINGS
 
-from data.dataset import batch_generator
+from data.dataset import ListedCaptions, batch_generator
 from stages.clip import AugmentConfig, fitting_patch
 from stages.decoder import DecoderObjective
+from stages.embed import EmbeddedImages
 from stages.inputs import Inputs
-from stages.prior import hide_tokens
+from stages.prior import hide_tokens, pair_cosines, pair_figures
 from unclip.checkpoint import Manifest, read_manifest
 from unclip.clip import CLIP, EncodedCaptions
+from unclip.settings import PriorSettings
 
 
 @pytest.fixture(scope="module")
@@ -141,12 +144,60 @@ def test_prior_is_chosen_by_its_loss_as_the_cosine_favours_collapse(inputs):
     assert first == again > 0
 
 
-def test_prior_reports_four_cosines_side_by_side(inputs):
+def test_prior_reports_cosines_and_distances_side_by_side(inputs):
     stage = prior_stage(inputs)
     figures = stage.evaluate(stage.model)
-    cosines = {"cosine_sample", "cosine_text", "cosine_unrelated", "cosine_ceiling"}
-    assert set(figures) == {"loss", *cosines, "embedding_std"}
+    cosines = {f"cosine_{name}" for name in ("sample", "redrawn", "text", "unrelated", "ceiling")}
+    assert set(figures) - {"gap_closed"} == {"loss", *cosines, "embedding_std"}, (
+        "to an untrained CLIP all images are nearly the same"
+    )
     assert all(-1 <= figures[name] <= 1.0001 for name in cosines), figures
+
+
+def test_prior_preview_shows_images_of_a_caption_beside_those_nearest_to_its_draws(inputs, monkeypatch):
+    drawn = {}
+    monkeypatch.setattr("stages.prior.captioned_grid", lambda rows, **others: drawn.update(others, rows=rows))
+    stage, validation = prior_stage(inputs), inputs.validation.data
+    stage.preview(stage.model)
+    assert [caption for caption, _ in drawn["rows"]] == sorted(PLAIN_CAPTIONS, key=[c for c, _ in drawn["rows"]].index)
+    for (caption, images), note in zip(drawn["rows"], drawn["notes"], strict=True):
+        own = validation.images[validation.labels == PLAIN_CAPTIONS.index(caption)].permute(0, 2, 3, 1).numpy()
+        assert (images[:2] == own).all()
+        assert (images[2:5] == 255).all(), "each caption has two images here"
+        everything = inputs.train.data.images.permute(0, 2, 3, 1).numpy()
+        assert all((image == everything).all(axis=(1, 2, 3)).any() for image in images[5:])
+        assert re.fullmatch(r"images \d\.\d\d, draws \d\.\d\d", note)
+    assert len(drawn["columns"]) == 13
+
+
+class Drawn(torch.nn.Module):
+    """In place of a prior: draws each caption's text embedding, moved by some noise."""
+
+    def __init__(self, noise: float):
+        super().__init__()
+        self.noise, self.weight = noise, torch.nn.Parameter(torch.zeros(1))
+
+    def draw(self, captions: EncodedCaptions, seeds, settings) -> torch.Tensor:
+        noise = [torch.randn(captions.text.shape[1], generator=seeded(seed)) for seed in seeds]
+        return torch.nn.functional.normalize(captions.text + self.noise * torch.stack(noise), dim=-1)
+
+
+def test_distance_tells_collapse_from_success_where_the_gap_does_not():
+    """Of captions that say nearly all, there is next to no gap from the text embedding to the ceiling."""
+    count, data = 600, made_up_data(600, seed=0)
+    data.captioner = ListedCaptions(list(PLAIN_CAPTIONS), data.labels[:, None], torch.ones(count, dtype=torch.long))
+    text = torch.nn.functional.normalize(torch.randn(10, 32, generator=seeded(1)), dim=-1)
+    noise = 0.06 * torch.randn(count, 32, generator=seeded(2))
+    embeddings = torch.nn.functional.normalize(text[data.labels] + noise, dim=-1)
+    images = EmbeddedImages(data, embeddings, text, torch.zeros(10, 4), torch.arange(11))
+    good, collapsed = (
+        pair_figures(pair_cosines(Drawn(noise), images, count, PriorSettings())) for noise in (0.06, 0.0)
+    )
+    distance_text = 2 * (1 - good["cosine_text"]) / (1 - good["cosine_ceiling"])
+    assert good["distance_text"] == pytest.approx(distance_text, rel=1e-4)
+    assert good["distance_sample"] == pytest.approx(0, abs=0.1)
+    assert collapsed["distance_sample"] == pytest.approx(1, abs=0.1)
+    assert collapsed["cosine_sample"] > good["cosine_sample"], "by the cosine alone collapse is better"
 
 
 def test_prior_learns_from_captions_with_hidden_tokens_that_keep_their_first():

@@ -84,11 +84,15 @@ def wrap(text: str, width: int, font: ImageFont.FreeTypeFont) -> list[str]:
 
 
 def captioned_grid(
-    rows: Sequence[tuple[str, np.ndarray]], cell: int = 84, margin: int = 200, columns: Sequence[str] = ()
+    rows: Sequence[tuple[str, np.ndarray]],
+    cell: int = 84,
+    margin: int = 200,
+    columns: Sequence[str] = (),
+    notes: Sequence[str] = (),
 ) -> Image.Image:
     """One row per caption: the caption on the left, then its images uint8 (n, H, W, C), enlarged.
 
-    `columns` are headings, each over an equal share of the images.
+    `columns` are headings, each over an equal share of the images; `notes` stand beneath the captions, one line each.
     """
     font = ImageFont.load_default(15)
     cells = [[to_pil(image, cell) for image in images] for _, images in rows]
@@ -102,6 +106,7 @@ def captioned_grid(
     for r, ((caption, _), pictures) in enumerate(zip(rows, cells, strict=True)):
         top = head + gap + r * row_height
         lines = wrap(caption, margin - 16, font)
+        lines = [*lines[:3], notes[r]] if notes else lines
         y = top + (row_height - gap - 19 * len(lines)) // 2
         for i, line in enumerate(lines):
             draw.text((8, y + 19 * i), line, fill=INK, font=font)

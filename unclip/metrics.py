@@ -72,6 +72,24 @@ def share_of_gap(values: Tensor, floors: Tensor, ceilings: Tensor) -> dict[str, 
     return mean(ratio + (gained - ratio * gap)[known] / size["value"])
 
 
+def distance_of_draws(sample: Tensor, redrawn: Tensor, ceiling: Tensor) -> float:
+    """How far the draws for a caption lie from its images, as distributions, on average over captions.
+
+    About 0 for draws that vary as the images do, around the same mean; 1 for a prior that draws nothing but the mean
+    image of a caption; more for one that is far off. It is the Frechet distance of two distributions of unit vectors
+    whose covariances differ in scale alone, |m_a - m_b|^2 + (s_a - s_b)^2, over the images' s_b^2. All of it follows
+    from mean cosines: `sample` of a draw and an image of the caption is m_a m_b, `redrawn` of two draws |m_a|^2,
+    `ceiling` of two images |m_b|^2, each (N,), and s^2 = 1 - |m|^2. Rows in which one is NaN are left out. NaN where
+    the images of a caption hardly differ.
+    """
+    known = ~(sample + redrawn + ceiling).isnan()
+    both, a, b = (values[known].double().mean().item() for values in (sample, redrawn, ceiling))
+    if not 1 - b >= LEAST_GAP:
+        return math.nan
+    spread_a, spread_b = math.sqrt(max(0.0, 1 - a)), math.sqrt(1 - b)
+    return (a + b - 2 * both + (spread_a - spread_b) ** 2) / spread_b**2
+
+
 def confusion(truth: Tensor, predicted: Tensor, classes: int) -> Tensor:
     """Counts (classes, classes): row = true class, column = predicted class, of labels (N,) each."""
     return torch.bincount(truth * classes + predicted, minlength=classes**2).view(classes, classes)

@@ -11,7 +11,7 @@ from stages.evaluation.attributes import has_attributes, told_apart
 from stages.evaluation.reference import Section
 from stages.prior import pair_cosines
 from unclip import UnCLIP
-from unclip.metrics import mean, modality_gap, same_group_cosine, share, share_of_gap
+from unclip.metrics import distance_of_draws, mean, modality_gap, same_group_cosine, share, share_of_gap
 
 GUIDANCE = (1.0, 1.5, 2.0, 4.0)
 BATCH = 500
@@ -47,7 +47,8 @@ def prior_section(pipe: UnCLIP, embedded: EmbeddedImages, samples: int, seed: in
     for draws, scale in settings:
         cosines = pair_cosines(pipe.prior, embedded, count, replace(own, draws=draws, guidance=scale))
         row = {"draws": draws, "prior_guidance": scale, **{name: mean(values) for name, values in cosines.items()}}
-        rows.append(row | {"gap_closed": share_of_gap(cosines["sample"], cosines["text"], cosines["ceiling"])})
+        row["gap_closed"] = share_of_gap(cosines["sample"], cosines["text"], cosines["ceiling"])
+        rows.append(row | {"distance": distance_of_draws(cosines["sample"], cosines["redrawn"], cosines["ceiling"])})
     classes = len(test.classes)
     n = max(2, count // classes)
     drawn = pipe.embed(test.class_captions, n, seed, draws=1, batch_size=BATCH).cpu()

@@ -202,7 +202,7 @@ class JudgeStage:
         best = scores.log_softmax(dim=1).T.topk(min(8, len(scores)), dim=1).indices
         images = self.held_out.images.permute(0, 2, 3, 1).numpy()
         rows = [(name, images[i]) for name, i in zip(self.held_out.classes, best, strict=True)]
-        return captioned_grid(rows[:20])
+        return captioned_grid(rows[:20], columns=["held-out images that are most surely taken for it"])
 
 
 def trained_judge(

@@ -1,5 +1,6 @@
 """The evaluation as Markdown: tables that say how each figure was taken, and the pictures."""
 
+import math
 from typing import Any
 
 TITLES = {
@@ -101,17 +102,24 @@ Recall is over the distinct captions of the test images, each with one of its ow
 
 def _prior(figures: dict[str, Any], word: str) -> str:
     names = {"sample": "drawn", "ceiling": "another image of the caption", "text": "its text embedding",
-             "unrelated": "drawn for another caption"}  # fmt: skip
+             "unrelated": "drawn for another caption", "redrawn": "two draws for the caption"}  # fmt: skip
     rows = [
-        [r["draws"], r["prior_guidance"], *(number(r[name]) for name in names), number(r["gap_closed"], 0.01, 0)]
+        [
+            *(r["draws"], r["prior_guidance"], *(number(r[name]) for name in names)),
+            *("-" if math.isnan(r["distance"]) else f"{r['distance']:.2f}", number(r["gap_closed"], 0.01, 0)),
+        ]
         for r in figures["cosines"]
     ]
     plain = "its plain caption" if word == "class" else "it"
     return f"""## Prior, on {figures["cosines"][0]["sample"]["n"]} test pairs
 
-Cosine to the true image embedding:
+Cosine to the true image embedding, and of two draws for a caption with each other:
 
-{table(["draws", "guidance", *names.values(), "share of the gap closed (%)"], rows)}
+{table(["draws", "guidance", *names.values(), "distance", "share of the gap closed (%)"], rows)}
+The distance is that of the draws for a caption from its images, as distributions: 0 if they vary alike around the same
+mean, 1 for a prior that draws nothing but each caption's mean image, more for one that is far off. It tells collapse
+from success where captions say nearly all, too.
+
 The gap lies between the text embedding, which needs no prior, and another real image of the caption. A prior that
 draws as real images vary closes 100% of it; guidance, and the better of two draws, may close more, at the price of
 variety. At 0% the prior is of no use. "-": there is no gap to speak of, as captions say nearly all that images show.

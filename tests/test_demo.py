@@ -1,0 +1,116 @@
+"""make demo DATA=...: all of it on a folder of one's own, with the smallest models and a few steps."""
+
+import signal
+import subprocess
+import sys
+import time
+from dataclasses import replace
+
+import pytest
+from conftest import ROOT, files_under
+from own_images import with_jsonl
+from PIL import Image
+
+from data import proposal
+from data.sources import SourceConfig, load
+from data.variety import varied
+from stages import demo
+from unclip import UnCLIP
+from unclip.errors import UserError
+
+pytestmark = pytest.mark.usefixtures("own_caches")
+STEPS = 12
+
+
+def test_demo_looks_measures_trains_and_draws(tmp_path, monkeypatch, capfd):
+    with_jsonl(tmp_path / "My Squares", 60)
+    monkeypatch.chdir(tmp_path)
+    tiny = {stage: replace(r, options=("--preset", "tiny")) for stage, r in proposal.RECIPES.items()}
+    monkeypatch.setattr(proposal, "RECIPES", tiny)
+    monkeypatch.setattr(proposal, "LEAST_STEPS", STEPS)
+    monkeypatch.setattr(demo, "BUDGET", 1)
+    before = files_under(ROOT / "data" / "cache")
+    demo.demo(demo.DemoOptions("My Squares"))
+    said, cached = capfd.readouterr().out, files_under(ROOT / "data" / "cache")
+    assert said.index("60 images with captions") < said.index("clip in checkpoints/my-squares/clip")
+    assert "Look at outputs/demo.png" in said
+    out = tmp_path / "checkpoints" / "my-squares"
+    assert len({name.split("/")[0] for name in cached} - {name.split("/")[0] for name in before}) <= 2, "but for trials"
+    for stage in proposal.RECIPES:
+        assert demo.begun(out, stage) == proposal.Proposal(stage, STEPS, 32, 0)
+        assert (out / stage / "train" / "curves.png").exists()
+    captions = (tmp_path / "outputs" / "demo" / "captions.txt").read_text().splitlines()
+    [validation] = load(SourceConfig("My Squares"), ["validation"])
+    assert captions == varied(validation.captions, 10)
+    assert Image.open("outputs/demo.png").size == Image.open("outputs/demo/grid.png").size
+    assert UnCLIP.from_pretrained(out)("a red square").images.shape == (1, 20, 20, 3)
+
+
+def test_what_has_begun_goes_on_as_planned_and_the_rest_takes_the_time_that_is_left(tmp_path, monkeypatch):
+    clock, ran = [0.0], []
+    speeds = {stage: proposal.Speed(0.1, 10) for stage in proposal.RECIPES}
+
+    def run(arguments):
+        ran.append(arguments)
+        clock[0] += 500  # slower than was measured
+
+    monkeypatch.setattr(demo, "run", run)
+    monkeypatch.setattr(time, "monotonic", lambda: clock[0])
+    begun = proposal.Proposal("clip", 777, 16, 0)
+    monkeypatch.setattr(demo, "begun", lambda out, stage: begun if stage == "clip" else None)
+    demo.train(demo.Found(100_000, 32, speeds), SourceConfig("x"), tmp_path)
+    steps = [int(line[line.index("--train.steps") + 1]) for line in ran]
+    assert [line[0] for line in ran] == [f"train_{stage}.py" for stage in proposal.RECIPES]
+    assert steps[0] == 777
+    assert steps[1] == pytest.approx((demo.BUDGET - 500 - 20) / 4 / 0.1, abs=50)
+    slower = 500 / (steps[1] * 0.1 + 10)
+    assert steps[2] == pytest.approx((demo.BUDGET - 1000 - 10 * slower) / (0.1 * slower), abs=50)
+
+
+def test_too_few_images_end_the_demo_with_one_line(tmp_path, monkeypatch):
+    with_jsonl(tmp_path / "few", 12)
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(UserError, match="few has too few images to train on"):
+        demo.demo(demo.DemoOptions("few"))
+
+
+PROGRAM = """
+import sys, time
+from unclip import signals
+signals.install()
+with signals.postponed() as stop:
+    open("started", "w").close()
+    while not stop.number:
+        time.sleep(0.01)
+    time.sleep(0.5)
+    open("saved", "w").close()
+    stop.number, number = 0, stop.number
+sys.exit(128 + number)
+"""
+PARENT = "import sys; from stages import demo; from unclip import signals; signals.install(); demo.run([sys.argv[1]]); print('went on')"
+
+
+def test_a_signal_lets_what_runs_save_and_ends_the_demo(tmp_path):
+    (tmp_path / "program.py").write_text(f"import sys; sys.path.insert(0, {str(ROOT)!r})\n{PROGRAM}")
+    path = f"import sys; sys.path.insert(0, {str(ROOT)!r}); {PARENT}"
+    command = [sys.executable, "-c", path, str(tmp_path / "program.py")]
+    parent = subprocess.Popen(command, cwd=tmp_path, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    until = time.monotonic() + 100
+    while not (tmp_path / "started").exists() and time.monotonic() < until:
+        time.sleep(0.05)
+    parent.send_signal(signal.SIGTERM)
+    out, err = parent.communicate(timeout=100)
+    assert parent.returncode == 128 + signal.SIGTERM
+    assert (tmp_path / "saved").exists()
+    assert "went on" not in out
+    assert "stopped by SIGTERM; the same command again goes on" in err
+
+
+def test_varied_captions_use_as_many_words_as_they_can():
+    colours, shapes = ("red", "green", "blue"), ("circle", "square")
+    captions = [f"a {colour} {shape}" for colour in colours for shape in shapes]
+    chosen = varied(captions, 3)
+    assert {word for caption in chosen for word in caption.split()} == {"a", *colours, *shapes}
+    assert sorted(varied(captions, 100)) == sorted(captions)
+    assert varied([*captions[:1] * 9, ""], 5) == [captions[0], ""]
+    assert varied([], 5) == []
