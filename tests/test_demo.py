@@ -87,12 +87,18 @@ with signals.postponed() as stop:
     stop.number, number = 0, stop.number
 sys.exit(128 + number)
 """
-PARENT = "import sys; from stages import demo; from unclip import signals; signals.install(); demo.run([sys.argv[1]]); print('went on')"
+PARENT = """
+from stages import demo
+from unclip import signals
+signals.install()
+demo.run([sys.argv[1]])
+print("went on")
+"""
 
 
 def test_a_signal_lets_what_runs_save_and_ends_the_demo(tmp_path):
     (tmp_path / "program.py").write_text(f"import sys; sys.path.insert(0, {str(ROOT)!r})\n{PROGRAM}")
-    path = f"import sys; sys.path.insert(0, {str(ROOT)!r}); {PARENT}"
+    path = f"import sys; sys.path.insert(0, {str(ROOT)!r})\n{PARENT}"
     command = [sys.executable, "-c", path, str(tmp_path / "program.py")]
     parent = subprocess.Popen(command, cwd=tmp_path, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
     until = time.monotonic() + 100

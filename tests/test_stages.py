@@ -5,10 +5,12 @@ from dataclasses import replace
 
 import pytest
 import torch
+from conftest import made_up_data
 from runs import assert_same_run, break_off, train
 from three_stages import clip_stage, decoder_stage, make_inputs, prior_stage, seeded
 from toy import SETTINGS
 
+from data.captions import PLAIN_CAPTIONS
 from data.dataset import ListedCaptions, batch_generator
 from stages.clip import AugmentConfig, fitting_patch
 from stages.decoder import DecoderObjective

@@ -15,7 +15,6 @@ from torch import Tensor
 
 from unclip.diffusion import GaussianDiffusion
 from unclip.errors import UserError
-from unclip.settings import DecoderSettings
 
 Denoise = Callable[[Tensor, int], Tensor]
 OnStep = Callable[[int, Tensor, Tensor], None]
@@ -41,12 +40,6 @@ def karras_timesteps(diffusion: GaussianDiffusion, steps: int, rho: float = 7.0)
     for i in range(1, steps):
         times[i] = min(times[i], times[i - 1] - 1)
     return [max(time, steps - 1 - i) for i, time in enumerate(times)]
-
-
-def times_to_visit(diffusion: GaussianDiffusion, settings: DecoderSettings) -> list[int]:
-    if settings.spacing == "even":
-        return spaced_timesteps(diffusion.timesteps, settings.steps)
-    return karras_timesteps(diffusion, settings.steps)
 
 
 SIGMA_RANGE = (80.0, 0.02)

@@ -25,8 +25,9 @@ from unclip.samplers import (
     ddim_invert,
     ddpm_inpaint,
     guided,
+    karras_timesteps,
     on_interval,
-    times_to_visit,
+    spaced_timesteps,
     watch,
 )
 from unclip.settings import DecoderSettings
@@ -182,3 +183,9 @@ class Decoder(nn.Module):
         start, source = self._noise_source(seeds)
         denoise = self.denoiser(embeddings, captions, settings)
         return ddpm_inpaint(denoise, start, diffusion, timesteps, source, images, mask)
+
+
+def times_to_visit(diffusion: GaussianDiffusion, settings: DecoderSettings) -> list[int]:
+    if settings.spacing == "even":
+        return spaced_timesteps(diffusion.timesteps, settings.steps)
+    return karras_timesteps(diffusion, settings.steps)
