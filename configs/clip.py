@@ -38,20 +38,19 @@ PRESETS = {
         preset="small",
         model=CLIPConfig(
             embed_dim=128,
-            vision=VisionConfig(patch_size=4, width=128, layers=6, heads=4),
+            vision=VisionConfig(patch_size=7, width=128, layers=6, heads=4),
             text=TextConfig(width=128, layers=2, heads=4),
         ),
-        augment=AugmentConfig(flip=False, shift=2, keep_patches=0.5),
-        # 11 epochs of the 51,374 training images
+        augment=AugmentConfig(flip=False, shift=1),
+        # 10 epochs of the 51,374 training images
         train=TrainConfig(
-            steps=4_600,
-            batch_size=128,
+            steps=8_000,
+            batch_size=64,
             lr=1e-3,
             muon_lr=3e-3,
             warmup=200,
-            evaluate_every=400,
-            save_every=200,
-            preview_every=4_600,
+            evaluate_every=1_000,
+            preview_every=4_000,
             ema=0.999,
         ),
     ),

@@ -32,18 +32,16 @@ PRESETS = {
         preset="small",
         drop_text=0.2,
         embedding_noise=0.15,
-        model=DecoderConfig(
-            space_to_depth=2, width=64, multipliers=(1, 2), blocks=1, attention_levels=(1,), text_layers=2
-        ),
-        # 5 epochs of the 51,374 training images
+        model=DecoderConfig(space_to_depth=2, width=48, multipliers=(1, 2), blocks=1, attention_levels=(1,)),
+        # 6 epochs of the 51,374 training images
         train=TrainConfig(
-            steps=4_000,
+            steps=4_800,
             batch_size=64,
             lr=1e-3,
             muon_lr=5e-3,
             warmup=200,
-            evaluate_every=500,
-            preview_every=1_000,
+            evaluate_every=800,
+            preview_every=2_400,
             ema=0.999,
         ),
     ),
