@@ -4,6 +4,7 @@ import signal
 import subprocess
 import sys
 import time
+from functools import partial
 
 import numpy as np
 import pytest
@@ -64,10 +65,14 @@ def test_the_lesson_is_three_pictures(tmp_path):
 
 def test_ctrl_c_is_told_in_one_line(tmp_path):
     command = [sys.executable, "-m", "unclip.edit", "lesson", "--out", str(tmp_path)]
-    program = subprocess.Popen(command, cwd=ROOT, stderr=subprocess.PIPE, text=True)
-    time.sleep(1.5)  # it imports, or draws for much longer
-    program.send_signal(signal.SIGINT)
-    _, said = program.communicate(timeout=60)
+    heard = partial(signal.signal, signal.SIGINT, signal.SIG_DFL)  # which a shell's background jobs ignore
+    with subprocess.Popen(command, cwd=ROOT, stderr=subprocess.PIPE, text=True, preexec_fn=heard) as program:
+        time.sleep(1.5)  # it imports, or draws for much longer
+        program.send_signal(signal.SIGINT)
+        try:
+            _, said = program.communicate(timeout=60)
+        finally:
+            program.kill()
     assert program.returncode == 130
     assert said.startswith("stopped by SIGINT; ")
     assert said.count("\n") == 1
