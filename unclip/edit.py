@@ -53,6 +53,9 @@ DEFAULTS = {
     "corrupt": {},
 }
 """What each kind of edit sets otherwise than the pipeline, where it is not told how to draw."""
+LEAN = 0.3
+"""How far the direction of a change leans towards what it leads to. On validation images made wide, 0.3 against 0 raised
+the share that keeps its class from 85% to 93% and took 4 points from the share that became wide."""
 AXES_FROM = {"n": 512, "draws": 1, "prior_steps": 10, "prior_guidance": 1.0}
 """The unconditional draws of the prior that principal axes are taken from."""
 
@@ -205,16 +208,19 @@ def text_difference(pipe: UnCLIP, before: str, after: str, space: Space = "image
 
     In "text" it is the plain difference of the text embeddings (section 3.3). But texts and images lie in two regions
     of CLIP's space (Liang et al. 2022), and an image that is moved along a direction of texts loses its class. In
-    "image" the difference is first carried over by the prior's linear map from text to image embeddings, where the
-    prior has one.
+    "image" both texts are first carried over by the prior's linear map from text to image embeddings, where the prior
+    has one, and the difference leans towards `after` itself: the further an image turns, the less is left of what it
+    was, and what `after` says of that too takes its place.
     """
     text = pipe.encode_text(caption_list([before, after]))
-    if space == "image" and hasattr(pipe.prior, "regression"):
-        text = pipe.prior.scaler.std * pipe.prior.regression(text)
+    carried = space == "image" and hasattr(pipe.prior, "regression")
+    if carried:
+        text = pipe.prior.scaler.std * pipe.prior.regression(text) + pipe.prior.scaler.mean
     difference = text[1:] - text[:1]
     if difference.norm() < 1e-6:
         raise UserError(f"{before!r} and {after!r} are the same to CLIP, so there is nothing to change")
-    return F.normalize(difference, dim=1)
+    direction = F.normalize(difference, dim=1)
+    return F.normalize(direction + LEAN * F.normalize(text[1:], dim=1), dim=1) if carried else direction
 
 
 def change(
