@@ -212,6 +212,16 @@ def test_change_turns_the_embedding_towards_the_difference_of_the_texts(pipe, bo
     torch.testing.assert_close(given[0].double(), torch.stack([z, middle]), atol=1e-5, rtol=0)
 
 
+def test_among_images_the_direction_of_a_change_leans_towards_what_it_leads_to(pipe):
+    prior, text = pipe.prior, pipe.encode_text(["a narrow shoe", "a wide shoe"])
+    before, after = prior.scaler.std * prior.regression(text) + prior.scaler.mean
+    one, other = (after - before) / (after - before).norm(), after / after.norm()
+    leaning = edit.text_difference(pipe, "a narrow shoe", "a wide shoe")[0]
+    torch.testing.assert_close(leaning, (one + edit.LEAN * other) / (one + edit.LEAN * other).norm())
+    assert 0.8 < leaning @ one < 1
+    assert leaning @ other > one @ other + 0.1
+
+
 def test_a_dark_coat_becomes_light(pipe):
     images = edit.change(pipe, EXAMPLES / "coat.png", "a dark coat", "a light coat", amounts=(0, 0.5), steps=20)
     assert psnr(images[0, 0], edit.prepare(pipe, EXAMPLES / "coat.png")[0]) > 30

@@ -171,6 +171,13 @@ def test_blend_goes_from_the_one_image_to_the_other(opened, coat):
     assert linked(film, "gif").n_frames == answers.FRAMES
 
 
+def test_an_edit_shows_the_position_that_is_asked_for_before_all_others(opened, coat):
+    (none, first, _), (frames, large, film) = answers.change(opened, coat, "a dark coat", "a light coat", 0.5)
+    assert none is None
+    assert len(frames) == len(pictures(film)) == answers.FRAMES
+    np.testing.assert_allclose(pictures(first)[0], pictures(large)[0], atol=1)
+
+
 def test_mix_adds_up_the_weights_of_a_prompt_that_is_given_twice(opened):
     (once,) = last(answers.mix(opened, 2, 0, "a sneaker", 0.5, "a bag", 0.5, "", 0.7))
     (twice,) = last(answers.mix(opened, 2, 0, "a sneaker", 0.2, "a bag", 0.5, "a sneaker", 0.3))

@@ -21,23 +21,20 @@ import math
 import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
 import torch
 import torch.nn.functional as F
-from PIL import Image, ImageOps
 from torch import Tensor
 
-from unclip.errors import UserError, reason
-from unclip.images import to_float, upright
+from unclip.errors import UserError
+from unclip.images import to_float
+from unclip.pictures import OneImage, Pictures, is_one, prepare, prepare_mask
 from unclip.pipeline import Captions, Output, UnCLIP, as_array, batches, caption_list
 from unclip.samplers import RowNoise
 from unclip.settings import MAX_SEED, PRIOR_OPTIONS, Sampling, seed_list
 
-OneImage = Image.Image | str | Path | np.ndarray | Tensor
-Pictures = OneImage | Sequence[OneImage]
 Space = Literal["image", "text"]
 
 BACKWARDS = {"sampler": "ddim", "eta": 0.0, "guidance": 1.0, "steps": 50}
@@ -46,6 +43,19 @@ PAINTING = {"sampler": "ddpm", "eta": 0.0, "guidance": 1.0, "steps": 25}
 CANDIDATES, OWN = 16, 1 / 3
 """Of so many embeddings that the prior draws for a painting the one closest to the image's own is taken, and moved by
 this share towards it, so that what is painted goes with what is not."""
+DEFAULTS = {
+    "vary": {},
+    "blend": BACKWARDS,
+    "change": {name: value for name, value in BACKWARDS.items() if name != "guidance"},
+    "mix": {},
+    "inpaint": PAINTING,
+    "probe": {},
+    "corrupt": {},
+}
+"""What each kind of edit sets otherwise than the pipeline, where it is not told how to draw."""
+LEAN = 0.3
+"""How far the direction of a change leans towards what it leads to: more keeps the class in more images, and fewer show
+the change."""
 AXES_FROM = {"n": 512, "draws": 1, "prior_steps": 10, "prior_guidance": 1.0}
 """The unconditional draws of the prior that principal axes are taken from."""
 
@@ -63,102 +73,6 @@ class Latent:
     steps: int = 100
     """Of DDIM."""
     guidance: float = 1.0
-
-
-# --- images and masks -------------------------------------------------------------------------------------------------
-
-
-def prepare(pipe: UnCLIP, images: Pictures) -> np.ndarray:
-    """Images as the decoder was trained on them: uint8 (N, H, W, C) of its size and channels.
-
-    The middle square is taken and resized, transparent parts become white, photographs are turned upright: what
-    `data/records.py` does. An image that has the decoder's size stays as it is.
-    """
-    size, channels = pipe.decoder.config.image_size, pipe.decoder.config.channels
-    flat = [upright(picture, channels) for picture in _opened(images)]
-    fitted = [picture if picture.size == (size, size) else ImageOps.fit(picture, (size, size)) for picture in flat]
-    return np.stack([np.array(picture).reshape(size, size, channels) for picture in fitted])
-
-
-def _opened(images: Pictures) -> list[Image.Image]:
-    """Images of any form as upright PIL images of any mode, at least one."""
-    several = [image for part in _listed(images) for image in _split(part)]
-    if not several:
-        raise UserError("the list of images is empty; give at least one")
-    return several
-
-
-def _listed(images: Pictures) -> list[OneImage]:
-    return [images] if isinstance(images, (Image.Image, str, Path, np.ndarray, Tensor)) else list(images)
-
-
-def _split(image: OneImage) -> list[Image.Image]:
-    """One image as a list of one, an array (N, H, W, C) as a list of N."""
-    if isinstance(image, (str, Path)):
-        return [_upright(_read(Path(image)))]
-    if isinstance(image, Image.Image):
-        return [_upright(image)]
-    array = image.cpu().numpy() if isinstance(image, Tensor) else np.asarray(image)
-    if array.dtype != np.uint8 or array.ndim not in (2, 3, 4) or 0 in array.shape[-3:]:
-        raise UserError(f"images must be uint8 (H, W), (H, W, C) or (N, H, W, C), not {array.dtype} {array.shape}")
-    if array.ndim == 4:
-        return [picture for one in array for picture in _split(one)]
-    if array.ndim == 3 and array.shape[-1] not in (1, 3, 4):
-        raise UserError(f"an image has 1, 3 or 4 channels, in the last place, not {array.shape[-1]}")
-    return [Image.fromarray(np.ascontiguousarray(array[..., 0] if array.shape[2:] == (1,) else array))]
-
-
-def _upright(image: Image.Image) -> Image.Image:
-    return ImageOps.exif_transpose(image)
-
-
-def _read(path: Path) -> Image.Image:
-    try:
-        with Image.open(path) as image:
-            image.load()
-            return image
-    except FileNotFoundError:
-        raise UserError(f"there is no image {path}") from None
-    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:  # Pillow raises all of these
-        raise UserError(f"{path} is not an image that can be read ({reason(error)})") from error
-
-
-def prepare_mask(pipe: UnCLIP, images: Pictures, mask: OneImage) -> Tensor:
-    """Where to paint, bool (N, 1, H, W) of the decoder's size, cut and resized as the images are.
-
-    Args:
-        mask: one for all images, or an array (N, H, W) or a list with one for each; of the size of its image or of the
-            decoder's. True, or brighter than half of its brightest, is where to paint. A pixel of the decoder that
-            holds any such one is painted.
-    """
-    pictures, size = _opened(images), pipe.decoder.config.image_size
-    several = isinstance(mask, (list, tuple)) or getattr(mask, "ndim", 2) == 3
-    masks = [_mask_array(one) for one in mask] if several else [_mask_array(mask)] * len(pictures)
-    if len(masks) != len(pictures):
-        raise UserError(f"{len(masks)} masks do not go with {len(pictures)} images")
-    fitted = []
-    for one, picture in zip(masks, pictures, strict=True):
-        if one.shape[::-1] not in (picture.size, (size, size)):
-            sizes = f"{picture.width}x{picture.height} as its image, or {size}x{size} as the decoder"
-            raise UserError(f"a mask must be {sizes}, not {one.shape[1]}x{one.shape[0]}")
-        side = min(one.shape)
-        top, left = (one.shape[0] - side) // 2, (one.shape[1] - side) // 2
-        square = torch.from_numpy(one[top : top + side, left : left + side].copy())
-        fitted.append(F.adaptive_max_pool2d(square[None].float(), size) > 0)
-    return torch.stack(fitted)
-
-
-def _mask_array(mask: OneImage) -> np.ndarray:
-    """A mask of any form as bool (H, W)."""
-    if isinstance(mask, (str, Path)):
-        mask = _read(Path(mask))
-    if isinstance(mask, Image.Image):
-        mask = _upright(mask).convert("RGBA")
-        mask = np.asarray(Image.alpha_composite(Image.new("RGBA", mask.size, "black"), mask).convert("L"))
-    mask = mask.cpu().numpy() if isinstance(mask, Tensor) else np.asarray(mask)
-    if mask.ndim != 2 or mask.dtype not in (bool, np.uint8) or mask.size == 0:
-        raise UserError(f"a mask must be bool or uint8 (H, W), not {mask.dtype} {mask.shape}")
-    return mask > mask.max() / 2
 
 
 # --- an image as embedding and noise ----------------------------------------------------------------------------------
@@ -285,7 +199,7 @@ def blend(pipe: UnCLIP, a: Pictures, b: Pictures, frames: int = 8, **settings: A
     amounts = torch.linspace(0, 1, frames)
     embeddings, noise = (slerp(*whole.chunk(2), amounts) for whole in (both.embeddings, both.noise))
     drawn = _redraw(pipe, both, embeddings, noise)
-    return drawn[0] if _is_one(a) and _is_one(b) else drawn
+    return drawn[0] if is_one(a) and is_one(b) else drawn
 
 
 @torch.inference_mode()
@@ -294,16 +208,19 @@ def text_difference(pipe: UnCLIP, before: str, after: str, space: Space = "image
 
     In "text" it is the plain difference of the text embeddings (section 3.3). But texts and images lie in two regions
     of CLIP's space (Liang et al. 2022), and an image that is moved along a direction of texts loses its class. In
-    "image" the difference is first carried over by the prior's linear map from text to image embeddings, where the
-    prior has one.
+    "image" both texts are first carried over by the prior's linear map from text to image embeddings, where the prior
+    has one, and the difference leans towards `after` itself: the further an image turns, the less is left of what it
+    was, and what `after` says of that too takes its place.
     """
     text = pipe.encode_text(caption_list([before, after]))
-    if space == "image" and hasattr(pipe.prior, "regression"):
-        text = pipe.prior.scaler.std * pipe.prior.regression(text)
+    carried = space == "image" and hasattr(pipe.prior, "regression")
+    if carried:
+        text = pipe.prior.scaler.std * pipe.prior.regression(text) + pipe.prior.scaler.mean
     difference = text[1:] - text[:1]
     if difference.norm() < 1e-6:
         raise UserError(f"{before!r} and {after!r} are the same to CLIP, so there is nothing to change")
-    return F.normalize(difference, dim=1)
+    direction = F.normalize(difference, dim=1)
+    return F.normalize(direction + LEAN * F.normalize(text[1:], dim=1), dim=1) if carried else direction
 
 
 def change(
@@ -330,7 +247,8 @@ def change(
     if len(amounts) == 0 or not ((amounts >= 0) & (amounts <= 1)).all():
         raise UserError(f"amounts must lie between 0 and 1, not {amounts.tolist()}")
     direction = text_difference(pipe, before, after, space)
-    decoder = _backwards(pipe, "change", **{"guidance": pipe.sampling.decoder.guidance} | settings).decoder
+    guidance = pipe.sampling.override(**settings).decoder.guidance
+    decoder = _backwards(pipe, "change", **settings | {"guidance": guidance}).decoder
     latent = invert(pipe, images, steps=decoder.steps, guidance=decoder.guidance)
     embeddings = slerp(latent.embeddings, direction.expand_as(latent.embeddings), amounts)
     return _redraw(pipe, latent, embeddings, latent.noise[:, None])
@@ -487,11 +405,6 @@ def _seeds(seed: int, n: int) -> list[int]:
     if n < 1:
         raise UserError(f"n must be at least 1, not {n}")
     return seed_list(seed, n)
-
-
-def _is_one(images: Pictures) -> bool:
-    """Whether one image was given, and not a list or an array of several."""
-    return isinstance(images, (Image.Image, str, Path)) or getattr(images, "ndim", 4) < 4
 
 
 if __name__ == "__main__":

@@ -14,9 +14,10 @@ size; the middle square is taken. On two CPU cores a command takes some seconds,
 """
 
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Union
 
 import numpy as np
 import tyro
@@ -25,17 +26,18 @@ from unclip import cli, edit
 from unclip.devices import pick_device
 from unclip.errors import UserError
 from unclip.files import write_arrays
+from unclip.hub import find_pipeline
 from unclip.images import captioned_grid, save_gif, save_png, to_pil
-from unclip.index import newest_pipeline
+from unclip.index import newest_pipeline, read_sampling
 from unclip.lesson import lesson
 from unclip.pipeline import Output, UnCLIP
-from unclip.settings import SAMPLING_OPTIONS, Device, SamplingOptions
+from unclip.settings import Device, Sampling, SamplingOptions
 
 Images = Annotated[tuple[Path, ...], tyro.conf.Positional]
 
 
 @dataclass(frozen=True)
-class Options(SamplingOptions):
+class Options:
     checkpoint: Path | None = None
     """Folder of a trained pipeline, or its name OWNER/NAME on the Hugging Face Hub (default: the newest complete one
     under checkpoints/)."""
@@ -48,7 +50,12 @@ class Options(SamplingOptions):
 
 
 @dataclass(frozen=True)
-class VaryOptions(Options):
+class DrawingOptions(SamplingOptions, Options):
+    """Of commands that can be told how to draw."""
+
+
+@dataclass(frozen=True)
+class VaryOptions(DrawingOptions):
     images: Images = ()
     """Files of images."""
     n: int = 8
@@ -60,7 +67,7 @@ class VaryOptions(Options):
 
 
 @dataclass(frozen=True)
-class BlendOptions(Options):
+class BlendOptions(DrawingOptions):
     images: Images = ()
     """Two files of images."""
     frames: int = 8
@@ -68,7 +75,7 @@ class BlendOptions(Options):
 
 
 @dataclass(frozen=True)
-class ChangeOptions(Options):
+class ChangeOptions(DrawingOptions):
     images: Images = ()
     """Files of images."""
     before: str = ""
@@ -82,7 +89,7 @@ class ChangeOptions(Options):
 
 
 @dataclass(frozen=True)
-class MixOptions(Options):
+class MixOptions(DrawingOptions):
     prompts: tuple[str, ...] = ()
     """Captions to mix."""
     weights: tuple[float, ...] = ()
@@ -94,7 +101,7 @@ class MixOptions(Options):
 
 
 @dataclass(frozen=True)
-class InpaintOptions(Options):
+class InpaintOptions(DrawingOptions):
     images: Images = ()
     """Files of images."""
     mask: Path | None = None
@@ -108,7 +115,7 @@ class InpaintOptions(Options):
 
 
 @dataclass(frozen=True)
-class ProbeOptions(Options):
+class ProbeOptions(DrawingOptions):
     images: Images = ()
     """Files of images."""
     components: tuple[int, ...] = (0, 5, 20, 80)
@@ -137,64 +144,53 @@ class LessonOptions(Options):
     """Image i of every row uses seed + i."""
 
 
-Command = (
-    Annotated[VaryOptions, tyro.conf.subcommand("vary", description="Draw anew what an embedding leaves open.")]
-    | Annotated[BlendOptions, tyro.conf.subcommand("blend", description="From one image to another, step by step.")]
-    | Annotated[ChangeOptions, tyro.conf.subcommand("change", description="Move images from one text to another.")]
-    | Annotated[MixOptions, tyro.conf.subcommand("mix", description="Part one prompt, part another.")]
-    | Annotated[InpaintOptions, tyro.conf.subcommand("inpaint", description="Paint a part of images anew.")]
-    | Annotated[ProbeOptions, tyro.conf.subcommand("probe", description="Draw from few components of an embedding.")]
-    | Annotated[CorruptOptions, tyro.conf.subcommand("corrupt", description="Watch images drown in noise.")]
-    | Annotated[LessonOptions, tyro.conf.subcommand("lesson", description="Three pictures that teach sampling.")]
-)
-
 Rows = list[tuple[str, np.ndarray]]
+Drawn = tuple[Rows, dict[str, np.ndarray]]
+"""Labelled rows of images, and the arrays for --npz."""
 
 
-def vary(pipe: UnCLIP, o: VaryOptions) -> tuple[Rows, dict[str, Any]]:
-    output = edit.vary(pipe, o.images, o.n, o.seed, o.keep, **given(o))
+def vary(pipe: UnCLIP, o: VaryOptions, settings: dict[str, Any]) -> Drawn:
+    output = edit.vary(pipe, o.images, o.n, o.seed, o.keep, **settings)
     return with_originals(pipe, o.images, per_image(output, o.n)), arrays_of(output)
 
 
-def blend(pipe: UnCLIP, o: BlendOptions) -> tuple[Rows, dict[str, Any]]:
+def blend(pipe: UnCLIP, o: BlendOptions, settings: dict[str, Any]) -> Drawn:
     if len(o.images) != 2:
         raise UserError(f"blend takes two images, not {len(o.images)}")
-    frames = edit.blend(pipe, *o.images, o.frames, **given(o))
+    frames = edit.blend(pipe, *o.images, o.frames, **settings)
     there_and_back = [*frames, *frames[-2::-1]]
     save_gif(o.out / "blend.gif", [to_pil(frame, 168) for frame in there_and_back], 120)
     return [(" to ".join(image.stem for image in o.images), frames)], {"images": frames}
 
 
-def change(pipe: UnCLIP, o: ChangeOptions) -> tuple[Rows, dict[str, Any]]:
+def change(pipe: UnCLIP, o: ChangeOptions, settings: dict[str, Any]) -> Drawn:
     if not o.before or not o.after:
         raise UserError("change needs --before and --after, two captions")
-    images = edit.change(pipe, o.images, o.before, o.after, o.amounts, o.space, **given(o))
+    images = edit.change(pipe, o.images, o.before, o.after, o.amounts, o.space, **settings)
     return with_originals(pipe, o.images, images), {"images": images, "amounts": np.array(o.amounts)}
 
 
-def mix(pipe: UnCLIP, o: MixOptions) -> tuple[Rows, dict[str, Any]]:
+def mix(pipe: UnCLIP, o: MixOptions, settings: dict[str, Any]) -> Drawn:
     weights = o.weights or (1.0,) * len(o.prompts)
     if len(weights) != len(o.prompts):
         raise UserError(f"{len(weights)} weights do not go with {len(o.prompts)} prompts")
-    output = edit.mix(pipe, dict(zip(o.prompts, weights, strict=True)), o.n, o.seed, **given(o))
+    output = edit.mix(pipe, dict(zip(o.prompts, weights, strict=True)), o.n, o.seed, **settings)
     return [(output.captions[0], output.images)], arrays_of(output)
 
 
-def inpaint(pipe: UnCLIP, o: InpaintOptions) -> tuple[Rows, dict[str, Any]]:
+def inpaint(pipe: UnCLIP, o: InpaintOptions, settings: dict[str, Any]) -> Drawn:
     if o.mask is None:
         raise UserError("inpaint needs --mask, an image that is white where to paint")
-    output = edit.inpaint(pipe, o.images, o.mask, o.caption, o.n, o.seed, **given(o))
+    output = edit.inpaint(pipe, o.images, o.mask, o.caption, o.n, o.seed, **settings)
     return with_originals(pipe, o.images, per_image(output, o.n)), arrays_of(output)
 
 
-def probe(pipe: UnCLIP, o: ProbeOptions) -> tuple[Rows, dict[str, Any]]:
-    images = edit.probe(pipe, o.images, o.components, o.seed, **given(o))
+def probe(pipe: UnCLIP, o: ProbeOptions, settings: dict[str, Any]) -> Drawn:
+    images = edit.probe(pipe, o.images, o.components, o.seed, **settings)
     return with_originals(pipe, o.images, images), {"images": images, "components": np.array(o.components)}
 
 
-def corrupt(pipe: UnCLIP, o: CorruptOptions) -> tuple[Rows, dict[str, Any]]:
-    if settings := given(o):
-        raise UserError(f"corrupt draws nothing and takes no {next(iter(settings))}; leave it out")
+def corrupt(pipe: UnCLIP, o: CorruptOptions) -> Drawn:
     c = edit.corrupt(pipe, o.images, o.times, o.seed)
     rows = []
     for image, noised, predicted in zip(o.images, c.noised, c.predicted, strict=True):
@@ -202,15 +198,26 @@ def corrupt(pipe: UnCLIP, o: CorruptOptions) -> tuple[Rows, dict[str, Any]]:
     return rows, {"times": np.array(c.times), "noised": c.noised, "predicted": c.predicted}
 
 
-COMMANDS = {
-    VaryOptions: vary,
-    BlendOptions: blend,
-    ChangeOptions: change,
-    MixOptions: mix,
-    InpaintOptions: inpaint,
-    ProbeOptions: probe,
-    CorruptOptions: corrupt,
+COMMANDS: dict[str, tuple[type[Options], Callable[..., Drawn] | None, str]] = {
+    "vary": (VaryOptions, vary, "Draw anew what an embedding leaves open."),
+    "blend": (BlendOptions, blend, "From one image to another, step by step."),
+    "change": (ChangeOptions, change, "Move images from one text to another."),
+    "mix": (MixOptions, mix, "Part one prompt, part another."),
+    "inpaint": (InpaintOptions, inpaint, "Paint a part of images anew."),
+    "probe": (ProbeOptions, probe, "Draw from few components of an embedding."),
+    "corrupt": (CorruptOptions, corrupt, "Watch images drown in noise."),
+    "lesson": (LessonOptions, None, "Three pictures that teach sampling."),
 }
+
+
+def command_line(own: dict[str, Sampling]) -> Any:
+    """A type for tyro: one of the commands, whose options have the defaults that it draws with."""
+    style = cli.argument("style", "clear")
+    commands = []
+    for name, (kind, _, text) in COMMANDS.items():
+        default = kind.of(own[name], style) if issubclass(kind, SamplingOptions) else kind()
+        commands.append(Annotated[kind, tyro.conf.subcommand(name, default=default, description=text)])
+    return Union[tuple(commands)]  # noqa: UP007
 
 
 def heads(pipe: UnCLIP, o: Options) -> tuple[str, ...]:
@@ -245,27 +252,24 @@ def arrays_of(output: Output) -> dict[str, np.ndarray]:
     }
 
 
-def given(o: Options) -> dict[str, Any]:
-    """The settings that the command line names: edits have defaults of their own for the others."""
-    named = [
-        name for name in ("style", *SAMPLING_OPTIONS) if cli.argument(name.replace("_", "-")) or cli.argument(name)
-    ]
-    return {name: getattr(o, name) for name in named}
-
-
 def main() -> None:
-    o = cli.parse(Command, __doc__)
+    named = cli.argument("checkpoint")
+    checkpoint = Path(named) if named else newest_pipeline(Path("checkpoints"))
+    sampling = read_sampling(find_pipeline(checkpoint))
+    own = {name: sampling.override(**edit.DEFAULTS.get(name, {})) for name in COMMANDS}
+    o = cli.parse(command_line(own), __doc__)
     if getattr(o, "images", None) == ():
         raise UserError("no image; give the files of some, like: python -m unclip.edit vary shoe.png")
-    checkpoint = o.checkpoint or newest_pipeline(Path("checkpoints"))
     pipe = UnCLIP.from_pretrained(checkpoint, pick_device(o.device))
     o.out.mkdir(parents=True, exist_ok=True)
     if isinstance(o, LessonOptions):
         for path in lesson(pipe, o.caption, o.n, o.seed, o.out):
             print(path)
         return
-    name, began = COMMANDS[type(o)].__name__, time.perf_counter()
-    rows, arrays = COMMANDS[type(o)](pipe, o)
+    name, work = next((name, work) for name, (kind, work, _) in COMMANDS.items() if isinstance(o, kind))
+    settings = [o.changed(own[name])] if isinstance(o, DrawingOptions) else []
+    began = time.perf_counter()
+    rows, arrays = work(pipe, o, *settings)
     seconds = time.perf_counter() - began
     save_png(o.out / f"{name}.png", captioned_grid(rows, margin=150, columns=heads(pipe, o)))
     if o.npz:

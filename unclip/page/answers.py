@@ -85,11 +85,15 @@ def blend(opened: OpenPipeline, first: Picked, second: Picked, position: float) 
 
 
 def change(opened: OpenPipeline, image: Picked, before: str, after: str, position: float) -> Shown:
-    """The image moved from what one caption says towards what another says, by more and more."""
+    """The image moved from what one caption says towards what another says: to `position`, which is soon there, then by
+    more and more."""
     if not before.strip() or not after.strip():
         raise UserError("an edit needs two captions: what the image shows before, and what it shall show after")
+    given = picked(image)
+    moved = edit.change(opened.pipe, given, before, after, [position], **INVERSION)[0]
+    yield None, frame_at(moved, position, FURTHEST), ""
     amounts = np.linspace(0, FURTHEST, FRAMES).tolist()
-    frames = edit.change(opened.pipe, picked(image), before, after, amounts, **INVERSION)[0]
+    frames = edit.change(opened.pipe, given, before, after, amounts, **INVERSION)[0]
     yield frames, frame_at(frames, position, FURTHEST), film(after, frames, FURTHEST)
 
 
