@@ -7,7 +7,7 @@ from typing import Any
 from data.dataset import CaptionedImages
 from data.remembered import check_content, check_source, default, recall
 from data.sources import SourceConfig, load
-from stages.runtime import main_first, print0
+from stages.runtime import is_main, main_first
 from unclip import cli
 
 
@@ -23,10 +23,10 @@ class DataConfig(SourceConfig):
 
         Raises UserError if they should be, but are not on this machine.
         """
-        same = check_source(pipeline, self, print0)
+        same = check_source(pipeline, self, _tell)
         found = self.load(*splits)
         if same:
-            check_content(pipeline, found[0], print0)
+            check_content(pipeline, found[0], _tell)
         return found
 
 
@@ -37,3 +37,9 @@ def on_pipeline(presets: dict[str, Any]) -> dict[str, Any]:
     named = [Path(path) for path in (cli.argument("clip"), out, cli.argument("init-from")) if path]
     pipeline = next((path for path in named if recall(path, preset.data)), out)
     return {name: replace(run, data=default(pipeline, run.data)) for name, run in presets.items()}
+
+
+def _tell(line: str) -> None:
+    """What is read is no error: it goes to standard output, once for all ranks."""
+    if is_main():
+        print(line, flush=True)

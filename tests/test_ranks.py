@@ -110,7 +110,7 @@ def test_clip_in_parts_keeps_the_activations_of_one(inputs):
             stage.objective(stage.batch(torch.arange(BATCH), seeded()))
         return sum(sizes)
 
-    assert kept(4) < kept(1) / 10
+    assert kept(4) < kept(1) / 5  # the parts' inputs, and the loss's own tables
 
 
 # --- whole trainings --------------------------------------------------------------------------------------------------

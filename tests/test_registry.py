@@ -108,7 +108,7 @@ def test_another_kind_is_noted_indexed_and_published_like_the_first(echoed, tmp_
     index = read_json(echoed / "model_index.json")
     assert (index["stages"]["prior"]["kind"], index["stages"]["decoder"]["kind"]) == ("echo", "diffusion")
     assert index["sampling"]["prior"] == {"draws": 1}
-    publish(echoed, tmp_path / "published")
+    publish(echoed, tmp_path / "published", "echoed")
     assert type(UnCLIP.from_pretrained(tmp_path / "published").prior) is Echo
 
 
@@ -201,7 +201,7 @@ def test_an_optional_stage_of_another_decoder_is_refused(enlarged):
 
 
 def test_an_optional_stage_is_published_with_the_hash_of_its_new_parent(enlarged, tmp_path):
-    publish(enlarged, tmp_path / "out")
+    publish(enlarged, tmp_path / "out", "enlarged")
     manifests = read_manifests(tmp_path / "out")
     assert manifests["upsampler"].parents == {"decoder": manifests["decoder"].sha256}
     assert torch.equal(UnCLIP.from_pretrained(tmp_path / "out").stages["upsampler"].weight, torch.arange(4.0))

@@ -41,8 +41,8 @@ def test_later_stages_and_inspection_read_what_the_first_was_told(clip, drawings
     for stage in ("prior", "decoder"):
         done = script(f"train_{stage}", *FEW, "--out", "run")
         assert done.code == 0, done.err
-        assert f"data of run: --data {drawings} --data.size 16 --data.caption-column 'what is seen'" in done.err
-        assert "was trained" not in done.err
+        assert f"data of run: --data {drawings} --data.size 16 --data.caption-column 'what is seen'" in done.out
+        assert "was trained" not in done.out
         assert read_manifest(clip / stage).source == read_manifest(clip / "clip").source
         assert read_manifest(clip / stage).data == read_manifest(clip / "clip").data
     assert read_manifest(clip / "decoder").model["image_size"] == 16
@@ -55,13 +55,13 @@ def test_later_stages_and_inspection_read_what_the_first_was_told(clip, drawings
 def test_what_differs_must_be_given_and_is_said_in_a_line(clip, drawings, script, tmp_path):
     done = script("train_decoder", *FEW, "--out", clip, "--data.size", 24)
     assert done.code == 0, done.err
-    assert f"{clip} was trained with --data.size 16; this is with --data.size 24\n" in done.err
+    assert f"{clip} was trained with --data.size 16; this is with --data.size 24\n" in done.out
     assert read_manifest(clip / "decoder").model["image_size"] == 24
     shutil.rmtree(clip / "decoder")
     with_jsonl(tmp_path / "others", 40)
     done = script("train_decoder", *FEW, "--out", clip, "--data", tmp_path / "others")
     assert done.code == 0, "its captions are in the default column"
-    assert f"this is with --data {tmp_path / 'others'} --data.caption-column text\n" in done.err
+    assert f"this is with --data {tmp_path / 'others'} --data.caption-column text\n" in done.out
     assert read_manifest(clip / "decoder").model["image_size"] == 16
 
 
@@ -70,7 +70,7 @@ def test_data_that_has_changed_since_is_said(clip, drawings, script):
         picture(number + 1).save(drawings / f"{number:03d}.png")
     done = script("train_prior", *FEW, "--out", clip)
     assert done.code == 0, done.err
-    assert f"drawings/train is not, or no longer, drawings/train that the clip in {clip} was" in done.err
+    assert f"drawings/train is not, or no longer, drawings/train that the clip in {clip} was" in done.out
 
 
 def test_a_source_that_is_gone_is_one_line_and_one_that_moved_keeps_its_options(clip, drawings, script, tmp_path):
@@ -85,7 +85,7 @@ def test_a_source_that_is_gone_is_one_line_and_one_that_moved_keeps_its_options(
     (tmp_path / "elsewhere").rename(moved := tmp_path / "new place" / "drawings")
     done = script("train_prior", *FEW, "--out", clip, "--data", moved)
     assert done.code == 0, done.err
-    assert f"{clip} was trained with --data {drawings}; this is with --data {moved}\n" in done.err
+    assert f"{clip} was trained with --data {drawings}; this is with --data {moved}\n" in done.out
     assert read_manifest(clip / "prior").source["size"] == 16
 
 
@@ -109,7 +109,7 @@ def test_a_clip_of_ours_brings_its_data_into_another_pipeline(clip, drawings, sc
 def test_fine_tuning_of_a_clip_reads_the_data_of_the_pipeline_that_it_starts_from(clip, drawings, script, tmp_path):
     done = script("train_clip", *FEW, "--init-from", clip, "--out", tmp_path / "new")
     assert done.code == 0, done.err
-    assert f"data of {clip}: --data {drawings} --data.size 16" in done.err
+    assert f"data of {clip}: --data {drawings} --data.size 16" in done.out
     assert read_manifest(tmp_path / "new" / "clip").source == read_manifest(clip / "clip").source
 
 

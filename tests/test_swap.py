@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -136,7 +137,8 @@ def test_a_pipeline_keeps_the_clip_that_it_has(trained, tmp_path):
     assert opened.manifest.complete
     assert opened.manifest.training["pretrained"] == str(tmp_path / "one")
     adopt(str(trained.folder), tmp_path / "ours")
-    assert load_bundle(tmp_path / "ours").manifest == load_bundle(trained.folder).manifest
+    without_data = replace(load_bundle(trained.folder).manifest, source={})  # what is trained on it says it anew
+    assert load_bundle(tmp_path / "ours").manifest == without_data
 
 
 def test_clip_that_is_nowhere_is_one_line_that_says_so(tmp_path):

@@ -26,4 +26,4 @@ def test_walkthrough_runs_and_each_stage_learns(tmp_path):
     figures = {line.rsplit(maxsplit=1)[0]: float(line.split()[-1]) for line in told.splitlines() if line[-1:].isdigit()}
     assert figures["zero-shot accuracy on validation images:"] > 0.12
     assert figures["cosine_sample"] > figures["cosine_text"] + 0.2
-    assert figures["validation loss:"] < 0.5
+    assert figures["validation loss:"] < 0.75  # of a decoder that answers zeros: 0.9

@@ -142,8 +142,8 @@ def clip(config: CLIPConfig, tokens: int) -> ModelCost:
 
 
 def contrastive(images: float, captions: float) -> float:
-    """Bytes that the contrastive loss keeps of so many images against so many captions: three times their table."""
-    return 4 * 3 * images * captions
+    """Bytes that the contrastive loss keeps of so many images against so many captions: three times their table, and a mask."""
+    return (4 * 3 + 1) * images * captions
 
 
 def prior(config: PriorConfig, tokens: int) -> ModelCost:
