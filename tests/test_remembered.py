@@ -1,6 +1,7 @@
 """A pipeline remembers its data: what the first stage was told, those that follow need not be told again."""
 
 import json
+import shlex
 import shutil
 
 import pytest
@@ -85,7 +86,7 @@ def test_a_source_that_is_gone_is_one_line_and_one_that_moved_keeps_its_options(
     (tmp_path / "elsewhere").rename(moved := tmp_path / "new place" / "drawings")
     done = script("train_prior", *FEW, "--out", clip, "--data", moved)
     assert done.code == 0, done.err
-    assert f"{clip} was trained with --data {drawings}; this is with --data {moved}\n" in done.out
+    assert f"{clip} was trained with --data {drawings}; this is with --data {shlex.quote(str(moved))}\n" in done.out
     assert read_manifest(clip / "prior").source["size"] == 16
 
 

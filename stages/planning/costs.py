@@ -142,7 +142,7 @@ def clip(config: CLIPConfig, tokens: int) -> ModelCost:
 
 
 def contrastive(images: float, captions: float) -> float:
-    """Bytes that the contrastive loss keeps of so many images against so many captions: three times their table, and a mask."""
+    """Bytes that the contrastive loss keeps of so many images against so many captions: three tables and a mask."""
     return (4 * 3 + 1) * images * captions
 
 
