@@ -37,8 +37,9 @@ from unclip.settings import MAX_SEED, PRIOR_OPTIONS, Sampling, seed_list
 
 Space = Literal["image", "text"]
 
-BACKWARDS = {"sampler": "ddim", "eta": 0.0, "guidance": 1.0, "steps": 50}
-"""How edits draw that need an image's own noise: the one sampler that can be run backwards, unguided if not asked."""
+BACKWARDS = {"sampler": "ddim", "eta": 0.0, "spacing": "even", "guidance": 1.0, "steps": 50}
+"""How edits draw that need an image's own noise: the one sampler that can be run backwards, at the times by which few
+steps lead back closest to the image, unguided if not asked."""
 PAINTING = {"sampler": "ddpm", "eta": 0.0, "guidance": 1.0, "steps": 25}
 CANDIDATES, OWN = 16, 1 / 3
 """Of so many embeddings that the prior draws for a painting the one closest to the image's own is taken, and moved by
@@ -116,7 +117,7 @@ def _redraw(pipe: UnCLIP, latent: Latent, embeddings: Tensor, noise: Tensor) -> 
 
 def _backwards(pipe: UnCLIP, name: str, **settings: Any) -> Sampling:
     """The settings for what needs an image's own noise. Raises UserError for a sampler that cannot run backwards."""
-    if others := set(settings) & {"guidance_interval", *PRIOR_OPTIONS}:
+    if others := set(settings) & {"guidance_interval", "spacing", *PRIOR_OPTIONS}:
         raise UserError(f"{name} takes steps and guidance; leave {min(others)} out")
     sampling = pipe.sampling.override(**BACKWARDS | settings)
     if sampling.decoder.sampler != "ddim" or sampling.decoder.eta:

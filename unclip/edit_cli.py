@@ -63,7 +63,8 @@ class VaryOptions(DrawingOptions):
     seed: int = 0
     """Variation i of every image uses seed + i."""
     keep: float = 0.0
-    """How much of the image's own noise stays: 0 none, 1 all of it."""
+    """How much of the image's own noise stays: 0 none, 1 all of it. Above 0, steps and guidance are by default those of
+    blend."""
 
 
 @dataclass(frozen=True)
@@ -150,6 +151,8 @@ Drawn = tuple[Rows, dict[str, np.ndarray]]
 
 
 def vary(pipe: UnCLIP, o: VaryOptions, settings: dict[str, Any]) -> Drawn:
+    if o.keep:  # a value that is given is meant, also where it is the pipeline's own
+        settings |= {name: getattr(o, name) for name in ("steps", "guidance") if cli.argument(name)}
     output = edit.vary(pipe, o.images, o.n, o.seed, o.keep, **settings)
     return with_originals(pipe, o.images, per_image(output, o.n)), arrays_of(output)
 
