@@ -42,6 +42,7 @@ def test_a_report_holds_every_measure_and_is_the_same_again(trained, few_steps, 
     assert reports[0] == reports[1]
     assert json.loads((tmp_path / "0" / "edits.json").read_text()) == json.loads(json.dumps(reports[0]))
     figures = reports[0]["figures"]
+    assert len(figures) == 17
     for name in (
         "inversion",
         "variations",

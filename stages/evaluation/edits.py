@@ -143,14 +143,14 @@ def psnr(one: np.ndarray, other: np.ndarray) -> Tensor:
 
 def real_images(bench: Bench) -> Kind:
     right = bench.seen(bench.images) == bench.labels
-    return [told("the images themselves: class seen", "", right)], bench.images
+    return [told("real images: class seen", "", right)], bench.images
 
 
 def inversion(bench: Bench) -> Kind:
     quality = psnr(bench.reconstructed, bench.images)
     return [
         told(f"inversion, {STEPS} steps: PSNR in dB, mean", "at least 40", quality),
-        told("... worst", "at least 28", quality.min().item()),
+        told(f"inversion, {STEPS} steps: PSNR in dB, worst", "at least 28", quality.min().item()),
     ], bench.reconstructed
 
 
@@ -165,7 +165,7 @@ def variations(bench: Bench) -> Kind:
         told(
             "variations: the image's class seen", "at least 85%", (bench.labels[:, None] == bench.seen(drawn)).flatten()
         ),
-        told(f"... distance among {VARIATIONS}, over that of real ones of the class", "at least 0.30", ours / real),
+        told(f"variations: distance among {VARIATIONS}, over that of real ones", "at least 0.30", ours / real),
     ], drawn
 
 
@@ -188,8 +188,8 @@ def blends(bench: Bench) -> Kind:
     right = (seen[:, 0] == labels[a]) & (seen[:, -1] == labels[b])
     return [
         told("blend: ends against the reconstructions, PSNR in dB, mean", "at least 40", quality),
-        told("... at most one change of the class seen", "at least 70%", steady),
-        told("... and that from the one's true class to the other's", "", steady & right),
+        told("blend: at most one change of the class seen", "at least 70%", steady),
+        told("blend: ... from the one's true class to the other's", "", steady & right),
     ], frames
 
 
@@ -208,7 +208,7 @@ def changes(bench: Bench, measure: int) -> Kind:
     low, high = (asked[0, measure, code].word for code in (1, 2))
     return [
         told(f"change, {low} to {high}, amount {AMOUNT}: {high} by the rule", "at least 85%", codes[:, measure] == 2),
-        told("... class kept", "at least 85%", bench.seen(drawn) == labels),
+        told(f"change, {low} to {high}, amount {AMOUNT}: class kept", "at least 85%", bench.seen(drawn) == labels),
     ], drawn
 
 
@@ -223,8 +223,8 @@ def mixes(bench: Bench) -> Kind:
     one, other = (seen == torch.arange(len(captions))[:, None]), (seen == torch.tensor(nearest)[:, None])
     rarer = torch.minimum(one.double().mean(), other.double().mean()).item()
     return [
-        told("mix, half and half of neighbouring classes: either is seen", "at least 90%", (one | other).flatten()),
-        told("... the rarer of the two, as a share of 1", "at least 0.20", rarer),
+        told("mix, half and half of neighbouring classes: either class seen", "at least 90%", (one | other).flatten()),
+        told("mix, half and half of neighbouring classes: share of the rarer", "at least 0.20", rarer),
     ], np.concatenate(drawn)
 
 
@@ -236,11 +236,16 @@ def paintings(bench: Bench) -> Kind:
     mask[middle:] = True
     drawn = edit.inpaint(bench.pipe, given, mask, bench.captions, seed=bench.seed).images
     across = [np.abs(images[:, middle].astype(float) - images[:, middle - 1]).mean() for images in (drawn, given)]
+    seam = float(across[0] / across[1])
     outside = torch.from_numpy((drawn == given)[:, :middle].all(axis=(1, 2, 3)))
     return [
         told("inpaint, lower half: outside identical", "100%", outside),
-        told("... class seen", "at least 90%", bench.seen(drawn) == bench.labels),
-        told("... gradient across the border over that of the images", "at most 1.3", float(across[0] / across[1])),
+        told("inpaint, lower half: class seen", "at least 90%", bench.seen(drawn) == bench.labels),
+        told(
+            "inpaint, lower half: gradient across the border, over the images'",
+            "at most 1.3",
+            float(across[0] / across[1]),
+        ),
     ], drawn
 
 
@@ -267,11 +272,9 @@ def evaluate_edits(options: EditsOptions) -> dict[str, Any]:
     """
     device = pick_device(options.device)
     pipe = UnCLIP.from_pretrained(options.checkpoint, device)
-    test, validation, train = options.data.load(options.split, "validation", "train", held_out=True)
-    if not train.classes:
-        raise UserError(
-            f"{train.name} has no classes that a classifier could see in edited images; choose other --data"
-        )
+    test, validation, train = splits = options.data.load(options.split, "validation", "train", held_out=True)
+    if not all(data.classes and len(data.labels.unique()) == len(data.classes) for data in splits):
+        raise UserError(f"{test.name} has no images of classes that a classifier could tell apart; choose other --data")
     classifier = trained_judge(train, validation, options.judge, device)
     everything = Bench(pipe, classifier, test, torch.arange(len(test)), options.seed)
     bench = Bench(pipe, classifier, test, everything.shuffled(everything.rows)[: options.images], options.seed)
