@@ -247,10 +247,7 @@ def arrays_of(output: Output) -> dict[str, np.ndarray]:
 
 def given(o: Options) -> dict[str, Any]:
     """The settings that the command line names: edits have defaults of their own for the others."""
-    named = [
-        name for name in ("style", *SAMPLING_OPTIONS) if cli.argument(name.replace("_", "-")) or cli.argument(name)
-    ]
-    return {name: getattr(o, name) for name in named}
+    return {name: getattr(o, name) for name in ("style", *SAMPLING_OPTIONS) if cli.argument(name)}
 
 
 def main() -> None:
