@@ -63,10 +63,10 @@ PRESETS = {
         ),
     ),
     # Ramesh et al. 2022, appendix C, table 3: GLIDE's 64x64 model with its text transformer; theirs also learns the
-    # variance, and has upsamplers to 256x256 and 1024x1024, which this project does not
+    # variance, draws its noise levels evenly in time, and has upsamplers to 256x256 and 1024x1024, which are not here
     "paper": DecoderRun(
         preset="paper",
-        sampling=DecoderSettings(steps=250, sampler="ddpm"),
+        sampling=DecoderSettings(steps=250, sampler="ddpm", spacing="even"),
         data=DataConfig(size=64),
         model=DecoderConfig(
             image_size=64,

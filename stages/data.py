@@ -9,6 +9,7 @@ from data.remembered import check_content, check_source, default, recall
 from data.sources import SourceConfig, load
 from stages.runtime import is_main, main_first
 from unclip import cli
+from unclip.hub import find_pipeline
 
 
 @dataclass(frozen=True)
@@ -34,7 +35,8 @@ def on_pipeline(presets: dict[str, Any]) -> dict[str, Any]:
     """A trainer's presets, with the data of the pipeline that the command line names: its --clip, --out, or start."""
     preset = next(iter(presets.values()))
     out = Path(cli.argument("out", str(preset.out)))
-    named = [Path(path) for path in (cli.argument("clip"), out, cli.argument("init-from")) if path]
+    start = cli.argument("init-from")
+    named = [Path(path) for path in (cli.argument("clip"), out, start and find_pipeline(start)) if path]
     pipeline = next((path for path in named if recall(path, preset.data)), out)
     return {name: replace(run, data=default(pipeline, run.data)) for name, run in presets.items()}
 

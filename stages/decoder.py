@@ -1,5 +1,6 @@
 """Train the decoder: the frozen CLIP's image embeddings, and captions -> pixels."""
 
+from collections.abc import Iterator
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 
@@ -14,7 +15,6 @@ from stages.embed import EmbeddedImages
 from stages.identity import settings
 from stages.inputs import Inputs, open_inputs
 from stages.memory import WIDTHS, check_fits
-from stages.state import start_from
 from unclip.checkpoint import Manifest
 from unclip.clip import EncodedCaptions
 from unclip.decoder import Decoder, DecoderConfig
@@ -52,6 +52,10 @@ class DecoderRun:
     model: DecoderConfig = free(DecoderConfig())
     train: loop.TrainConfig = field(default_factory=loop.TrainConfig)
 
+    def conflicts(self) -> Iterator[tuple[str, str]]:
+        if self.log_sigma[1] <= 0:
+            yield "log_sigma", "be a mean and a deviation above 0"
+
 
 @dataclass(frozen=True)
 class DecoderBatch(Rows):
@@ -77,13 +81,16 @@ class DecoderObjective(nn.Module):
         """Squared error on the target, averaged over the batch: noise levels alike, or as `min_snr` weighs them."""
         noised, target = self.diffusion.training_pair(to_float(batch.pixels), batch.noise, batch.t)
         condition = self.model.condition(batch.embeddings, batch.captions, batch.drop)
-        error = (at_least_float32(self.model(noised, batch.t, condition)) - target).square().mean(dim=(1, 2, 3))
-        return (error if self.min_snr is None else error * self.diffusion.loss_weight(batch.t, self.min_snr)).mean()
+        return self._loss(at_least_float32(self.model(noised, batch.t, condition)) - target, batch.t)
 
     def chance(self, batch: DecoderBatch) -> Tensor:
         """The loss of a decoder that answers nothing but zeros."""
         _, target = self.diffusion.training_pair(to_float(batch.pixels), batch.noise, batch.t)
-        return (target.square().mean(dim=(1, 2, 3)) * self.diffusion.loss_weight(batch.t)).mean()
+        return self._loss(target, batch.t)
+
+    def _loss(self, error: Tensor, t: Tensor) -> Tensor:
+        squared = error.square().mean(dim=(1, 2, 3))  # (B,)
+        return (squared if self.min_snr is None else squared * self.diffusion.loss_weight(t, self.min_snr)).mean()
 
 
 class DecoderStage:
@@ -152,6 +159,11 @@ class DecoderStage:
         return captioned_grid(rows, columns=["the image", "drawn from its embedding and caption", *[""] * 6])
 
 
+def fit(model: Decoder, images: EmbeddedImages) -> None:
+    """Take the statistics of the embeddings that the decoder reads."""
+    model.image_condition.scaler.fit(images.embeddings)
+
+
 def train(run: DecoderRun) -> Manifest:
     """Train a decoder on the CLIP in run.out. Returns the manifest of the trained decoder."""
     device = runtime.start(run.train.device)
@@ -162,7 +174,6 @@ def train(run: DecoderRun) -> Manifest:
     shapes |= {"image_size": data.image_size, "channels": data.channels}
     with runtime.seeded(run.train.seed):
         model = Decoder(replace(run.model, **shapes))
-    model.image_condition.scaler.fit(inputs.train.embeddings)
-    start = start_from(model, run.init_from, "decoder")
+    start = inputs.start(model, run.init_from, "decoder", lambda: fit(model, inputs.train))
     manifest = inputs.manifest("decoder", settings(run), asdict(run.sampling), start)
     return loop.train(DecoderStage(model, inputs, run, device), run.train, device, run.out, manifest)

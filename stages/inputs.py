@@ -1,17 +1,22 @@
 """What the prior and the decoder are trained on: a frozen CLIP, and captioned images as it sees them."""
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
+from torch import nn
 
 from data.remembered import note
 from stages.data import DataConfig
 from stages.embed import EmbeddedImages, embed_images
+from stages.runtime import print0
+from stages.state import start_from
 from unclip.checkpoint import Manifest, read_manifest
 from unclip.clip import CLIPConfig, load_clip
 from unclip.errors import UserError
+from unclip.hub import find_pipeline
 
 
 @dataclass
@@ -23,10 +28,26 @@ class Inputs:
     train: EmbeddedImages
     validation: EmbeddedImages
 
+    def start(self, model: nn.Module, pipeline: Path | None, stage: str, fit: Callable[[], None]) -> dict[str, str]:
+        """`start_from` for a model with statistics of embeddings, which `fit` takes of these ones.
+
+        Those of another pipeline's stage are kept, as its weights are used to them, but not if they are of another
+        CLIP's embeddings: these may lie elsewhere by many deviations.
+        """
+        fit()
+        if pipeline is None:
+            return {}
+        folder = find_pipeline(pipeline)
+        start = start_from(model, folder, stage)
+        if read_manifest(folder / stage).parents.get("clip") != self.clip_sha256:
+            print0(f"{stage}: {pipeline} has another CLIP; the statistics of the embeddings are taken anew")
+            fit()
+        return start
+
     def manifest(
         self, stage: str, training: dict[str, Any], sampling: dict[str, Any], start: dict[str, str]
     ) -> Manifest:
-        """A new stage's manifest, which names its parents (`start` is that of `start_from`) and its data."""
+        """A new stage's manifest, which names its parents (`start` is that of `self.start`) and its data."""
         data, parents = data_entry(self.train.data), {"clip": self.clip_sha256} | start
         return Manifest(stage, parents=parents, data=data, source=self.source, training=training, sampling=sampling)
 

@@ -20,7 +20,6 @@ from stages.embed import EmbeddedImages
 from stages.identity import settings
 from stages.inputs import Inputs, open_inputs
 from stages.memory import WIDTHS, check_fits
-from stages.state import start_from
 from unclip.checkpoint import Manifest
 from unclip.clip import EncodedCaptions
 from unclip.clip.pretrained import adopt
@@ -217,6 +216,13 @@ def pair_figures(cosines: dict[str, Tensor]) -> dict[str, float]:
     }
 
 
+def fit(model: Prior, images: EmbeddedImages, seed: int) -> None:
+    """Take the statistics of the embeddings that are diffused, and the linear guess of them from captions' texts."""
+    model.scaler.fit(images.embeddings)
+    captions = images.data.draw(torch.arange(len(images)), torch.Generator().manual_seed(seed))
+    model.regression.fit(images.text[captions], model.scaler.scale(images.embeddings))
+
+
 def train(run: PriorRun) -> Manifest:
     """Train a prior on the CLIP in run.out. Returns the manifest of the trained prior."""
     device = runtime.start(run.train.device)
@@ -229,11 +235,7 @@ def train(run: PriorRun) -> Manifest:
     shapes = {"embed_dim": clip.embed_dim, "text_width": clip.text.width, "context": clip.text.context}
     with runtime.seeded(run.train.seed):
         model = Prior(replace(run.model, **shapes))
-    model.scaler.fit(images.embeddings)
-    generator = torch.Generator().manual_seed(run.train.seed)
-    captions = images.data.draw(torch.arange(len(images)), generator)
-    model.regression.fit(images.text[captions], model.scaler.scale(images.embeddings))
-    start = start_from(model, run.init_from, "prior")
+    start = inputs.start(model, run.init_from, "prior", lambda: fit(model, images, run.train.seed))
     manifest = inputs.manifest("prior", settings(run), asdict(run.sampling), start)
     files = {"captions.txt": some_captions(images.data.captions)}
     return loop.train(PriorStage(model, inputs, run, device), run.train, device, run.out, manifest, files)

@@ -346,3 +346,12 @@ def test_what_a_user_can_mend_becomes_one_line(error, message):
 def test_a_defect_of_ours_keeps_its_traceback():
     with pytest.raises(ZeroDivisionError):
         cli.run(failing(ZeroDivisionError()))
+
+
+@pytest.mark.parametrize(
+    "given", [["--init-from", "a_b"], ["--init_from", "a_b"], ["--init-from=a_b"], ["--init_from=a_b"]]
+)
+def test_options_are_looked_up_before_they_are_parsed_as_the_parser_spells_them(given, monkeypatch):
+    monkeypatch.setattr("sys.argv", ["train.py", "--init-fro", "x", *given])
+    assert cli.argument("init-from") == cli.argument("init_from") == "a_b"
+    assert cli.argument("from", "none") == "none"

@@ -123,6 +123,8 @@ BLACK = np.zeros((28, 28), np.uint8)
         (lambda p: edit.mix(p, {"a bag": 1}, n=0), "n must be at least 1"),
         (lambda p: edit.vary(p, BLACK, keep=1.5), "keep must lie between 0 and 1"),
         (lambda p: edit.vary(p, BLACK, keep=0.5, sampler="dpmpp"), "leave sampler and eta out"),
+        (lambda p: edit.vary(p, BLACK, keep=0.5, spacing="even"), "leave spacing out"),
+        (lambda p: edit.change(p, BLACK, "a bag", "a boot", style="faithful"), "leave style out"),
         (lambda p: edit.vary(p, BLACK, seed=-1), "seed"),
         (lambda p: edit.blend(p, BLACK, BLACK, frames=1), "at least 2 frames"),
         (lambda p: edit.blend(p, BLACK, BLACK, spacing="karras"), "leave spacing out"),

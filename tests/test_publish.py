@@ -76,6 +76,8 @@ def test_command_says_the_size_or_one_line_of_error(trained, script, tmp_path):
     assert finished.code == 0, finished.err
     assert "MB" in finished.out
     assert_one_error_line(script("unclip.publish", tmp_path / "none", tmp_path / "x"), "none does not exist")
+    without = script("unclip.publish", trained.folder, tmp_path / "x", "--evaluation", tmp_path / "none")
+    assert_one_error_line(without, "none holds no evaluation.json")
     assert_one_error_line(script("unclip.publish", trained.folder), "nowhere to publish to", "--to-hub OWNER/NAME")
 
 

@@ -1,7 +1,7 @@
 """The three stages in the one loop: what each gives it, and that a resumed training equals an uninterrupted one."""
 
 import re
-from dataclasses import replace
+from dataclasses import asdict, replace
 
 import pytest
 import torch
@@ -13,12 +13,14 @@ from toy import SETTINGS
 from data.captions import PLAIN_CAPTIONS
 from data.dataset import ListedCaptions, batch_generator
 from stages.clip import AugmentConfig, fitting_patch
-from stages.decoder import DecoderObjective
+from stages.decoder import DecoderObjective, DecoderRun
 from stages.embed import EmbeddedImages
 from stages.inputs import Inputs
 from stages.prior import hide_tokens, pair_cosines, pair_figures
-from unclip.checkpoint import Manifest, read_manifest
+from unclip.checkpoint import Manifest, read_manifest, save_stage
 from unclip.clip import CLIP, EncodedCaptions
+from unclip.errors import UserError
+from unclip.fields import as_option, check
 from unclip.settings import PriorSettings
 
 
@@ -123,6 +125,35 @@ def test_the_decoder_s_loss_can_weigh_noise_levels_as_min_snr(inputs):
     torch.testing.assert_close(plain(batch), each.mean())
     weight = stage.diffusion.loss_weight(batch.t, 2.0)
     torch.testing.assert_close(DecoderObjective(stage.model, 2.0)(batch), (weight * each).mean())
+
+
+@pytest.mark.parametrize("min_snr", [None, 2.0])
+def test_decoder_reports_its_loss_beside_that_of_answering_zeros(min_snr, inputs):
+    stage = decoder_stage(inputs)
+    objective, batch = DecoderObjective(stage.model, min_snr), stage.batch(torch.arange(16), seeded())
+    torch.testing.assert_close(objective(batch), objective.chance(batch))  # a new decoder answers zeros
+
+
+@pytest.mark.parametrize("deviation", [0.0, -0.8])
+def test_noise_levels_without_a_deviation_are_refused(deviation):
+    with pytest.raises(UserError, match="--log-sigma must be a mean and a deviation above 0, not "):
+        check(DecoderRun(log_sigma=(1.4, deviation)), spell=as_option)
+
+
+@pytest.mark.parametrize("stage", ["prior", "decoder"])
+@pytest.mark.parametrize("clip", ["c" * 64, "d" * 64])
+def test_fine_tuning_on_another_clip_takes_the_statistics_of_its_embeddings(stage, clip, inputs, tmp_path):
+    make, scaler = {
+        "prior": (prior_stage, lambda model: model.scaler),
+        "decoder": (decoder_stage, lambda model: model.image_condition.scaler),
+    }[stage]
+    earlier, model = make(inputs).model, make(inputs).model
+    scaler(earlier).mean.fill_(5.0)
+    save_stage(tmp_path / stage, earlier, Manifest(stage, model=asdict(earlier.config), parents={"clip": clip}))
+    start = inputs.start(model, tmp_path, stage, lambda: scaler(model).fit(inputs.train.embeddings))
+    assert start == {"start": read_manifest(tmp_path / stage).sha256}
+    kept = scaler(earlier).mean if clip == inputs.clip_sha256 else inputs.train.embeddings.mean(dim=0)
+    torch.testing.assert_close(scaler(model).mean, kept)
 
 
 def test_clip_reports_its_loss_beside_chance(inputs):

@@ -8,6 +8,7 @@ from runs import CPU
 
 from data.captions import PLAIN_CAPTIONS
 from data.dataset import ListedCaptions
+from stages import decoder, prior
 from stages.clip import AugmentConfig, CLIPStage
 from stages.decoder import DecoderRun, DecoderStage
 from stages.embed import embed_images
@@ -43,10 +44,7 @@ def clip_stage(inputs: Inputs) -> CLIPStage:
 def prior_stage(inputs: Inputs, **options) -> PriorStage:
     torch.manual_seed(0)
     model = Prior(PriorConfig(16, 16, inputs.clip.text.context, width=16, layers=1, heads=2))
-    images = inputs.train
-    model.scaler.fit(images.embeddings)
-    captions = images.data.draw(torch.arange(len(images)), torch.Generator().manual_seed(0))
-    model.regression.fit(images.text[captions], model.scaler.scale(images.embeddings))
+    prior.fit(model, inputs.train, seed=0)
     return PriorStage(model, inputs, PriorRun(evaluate_on=10, **options), CPU)
 
 
@@ -54,7 +52,7 @@ def decoder_stage(inputs: Inputs) -> DecoderStage:
     torch.manual_seed(0)
     unet = {"width": 8, "multipliers": (1, 2), "blocks": 1, "condition_width": 32, "head_dim": 8}
     model = Decoder(DecoderConfig(embed_dim=16, text_width=16, **unet))
-    model.image_condition.scaler.fit(inputs.train.embeddings)
+    decoder.fit(model, inputs.train)
     return DecoderStage(model, inputs, DecoderRun(evaluate_on=10), CPU)
 
 

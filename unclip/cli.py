@@ -125,12 +125,14 @@ def parse_run(presets: dict[str, C], description: str) -> C:
 
 
 def argument(name: str, default: str | None = None) -> str | None:
-    """The value that the command line gives --name, before it is parsed: other options' defaults depend on it."""
+    """The value that the command line gives --name, before it is parsed: other options' defaults depend on it.
+
+    As in the parser, a name may be spelled with underscores too.
+    """
     for given, after in zip(sys.argv, [*sys.argv[1:], ""], strict=True):
-        if given == f"--{name}":
-            default = after
-        elif given.startswith(f"--{name}="):
-            default = given.removeprefix(f"--{name}=")
+        option, equals, value = given.partition("=")
+        if option.replace("_", "-") == as_option(name):
+            default = value if equals else after
     return default
 
 

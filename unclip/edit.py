@@ -117,7 +117,7 @@ def _redraw(pipe: UnCLIP, latent: Latent, embeddings: Tensor, noise: Tensor) -> 
 
 def _backwards(pipe: UnCLIP, name: str, **settings: Any) -> Sampling:
     """The settings for what needs an image's own noise. Raises UserError for a sampler that cannot run backwards."""
-    if others := set(settings) & {"guidance_interval", "spacing", *PRIOR_OPTIONS}:
+    if others := set(settings) & {"style", "guidance_interval", "spacing", *PRIOR_OPTIONS}:
         raise UserError(f"{name} takes steps and guidance; leave {min(others)} out")
     sampling = pipe.sampling.override(**BACKWARDS | settings)
     if sampling.decoder.sampler != "ddim" or sampling.decoder.eta:

@@ -86,8 +86,9 @@ def publish(source: Path, target: Path, name: str, licence: str | None = None, e
     if report:
         for path in (path for pattern in REPORT for path in evaluation.glob(pattern)):
             shutil.copy(path, target / path.name)
-    if Path(manifests["clip"].training.get("pretrained", "")).is_absolute():  # whose place on this machine is no one's
-        manifests["clip"].training["pretrained"] = Path(manifests["clip"].training["pretrained"]).name
+    pretrained = Path(manifests["clip"].training.get("pretrained", ""))
+    if pretrained.is_absolute():  # where it lies on this machine concerns nobody else
+        manifests["clip"].training["pretrained"] = pretrained.name
     for stage, manifest in manifests.items():
         tensors = read_weights(source / stage, manifest)
         halves = {name: t.to(torch.float16) if t.is_floating_point() else t for name, t in tensors.items()}
@@ -142,6 +143,8 @@ def main() -> None:
         raise UserError("nowhere to publish to; name a folder, or --to-hub OWNER/NAME, or both")
     if options.to_hub:
         check_upload(options.to_hub)
+    if options.evaluation and not (options.evaluation / "evaluation.json").is_file():
+        raise UserError(f"{options.evaluation} holds no evaluation.json; make one with: python -m stages.evaluate")
     evaluation = options.evaluation or Path("outputs") / "evaluation" / options.source.resolve().name
     with tempfile.TemporaryDirectory() as temporary:
         target = options.target or Path(temporary)

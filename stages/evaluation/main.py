@@ -76,7 +76,7 @@ def evaluate(options: EvaluateOptions) -> dict[str, Any]:
     manifests = read_manifests(folder)
     pipe = UnCLIP.from_pretrained(folder, device)
     pipe.sampling = pipe.sampling.override(**options.sampling.changed(pipe.sampling))
-    check_source(options.checkpoint, options.data)
+    check_source(folder, options.data)
     test, _, train = real = real_images(options)
     sections, seconds = measure(pipe, manifests["clip"].sha256, real, options)
     figures = {name: section.figures for name, section in sections.items() if section.figures}

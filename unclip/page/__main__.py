@@ -14,7 +14,6 @@ from pathlib import Path
 
 from unclip import cli
 from unclip.errors import UserError
-from unclip.hub import find_pipeline
 from unclip.settings import Device
 
 
@@ -39,18 +38,19 @@ class PageOptions:
 
 def main() -> None:
     options = cli.parse(PageOptions, __doc__)
-    find_pipeline(options.checkpoints)  # fetched now, if need be: from here on the Hub is not asked
+    from unclip.devices import pick_device
+    from unclip.page.shelf import Shelf
+
+    shelf = Shelf(options.checkpoints, pick_device(options.device))  # fetched now, if need be, and the Hub asked once
     os.environ.update(GRADIO_ANALYTICS_ENABLED="False", HF_HUB_OFFLINE="1")  # before gradio is imported, which reads it
     try:
         import gradio  # noqa: F401
     except ImportError:
         raise UserError("the page needs gradio; install it with: pip install '.[page]'") from None
 
-    from unclip.devices import pick_device
-    from unclip.page.shelf import Shelf
     from unclip.page.tabs import serve
 
-    serve(Shelf(options.checkpoints, pick_device(options.device)), options.host, options.port, options.show)
+    serve(shelf, options.host, options.port, options.show)
 
 
 if __name__ == "__main__":
