@@ -16,6 +16,8 @@ PRESETS = {
     ),
     "quick": DecoderRun(
         evaluate_on=500,
+        log_sigma=None,  # with min-SNR, as its figures were taken; the new weights are untried in so few steps
+        min_snr=5.0,
         model=DecoderConfig(space_to_depth=2, width=40, multipliers=(1, 2), blocks=1, attention_levels=(1,)),
         train=TrainConfig(
             steps=1250,

@@ -39,8 +39,8 @@ class DecoderRun:
     """Share of the captions that are replaced by the learned null."""
     embedding_noise: float = bounded(0.0, 0, 2)
     """Deviation of the noise on the scaled image embeddings, so that the decoder forgives the prior's errors."""
-    log_sigma: tuple[float, float] = bounded((-0.8, 1.4), -10, 10)
-    """Mean and deviation of the logarithm of the noise over the signal that it is trained at."""
+    log_sigma: tuple[float, float] | None = bounded((-0.8, 1.4), -10, 10)
+    """Mean and deviation of the logarithm of the noise over the signal in training; None for uniform times."""
     min_snr: float | None = bounded(None, 1e-6, 1e6)
     """Weigh noise levels as min-SNR does with this gamma (Hang et al. 2023, arXiv 2303.09556); without it all alike. It
     gives the lowest levels little weight, which leaves grain where images are flat."""
@@ -53,7 +53,7 @@ class DecoderRun:
     train: loop.TrainConfig = field(default_factory=loop.TrainConfig)
 
     def conflicts(self) -> Iterator[tuple[str, str]]:
-        if self.log_sigma[1] <= 0:
+        if self.log_sigma and self.log_sigma[1] <= 0:
             yield "log_sigma", "be a mean and a deviation above 0"
 
 

@@ -137,7 +137,7 @@ def inception_fid(generated: np.ndarray, real: Tensor, device: torch.device) -> 
         return {"missing": "torch-fidelity is not installed"}
     weights = Path(torch.hub.get_dir()) / "checkpoints" / Path(URL_INCEPTION_V3).name
     if not weights.is_file():
-        return {"missing": f"torch-fidelity's weights are not at {weights}"}
+        return {"missing": f"torch-fidelity's weights, {weights.name}, are not in PyTorch's cache"}
     pair = (images.expand(-1, 3, -1, -1) for images in (torch.from_numpy(generated).permute(0, 3, 1, 2), real))
     first, second = (Subset(images, range(len(images))) for images in pair)  # torch-fidelity takes data sets alone
     on_gpu = device.type == "cuda"
