@@ -40,8 +40,9 @@ OneImage = Image.Image | str | Path | np.ndarray | Tensor
 Pictures = OneImage | Sequence[OneImage]
 Space = Literal["image", "text"]
 
-BACKWARDS = {"sampler": "ddim", "eta": 0.0, "guidance": 1.0, "steps": 50}
-"""How edits draw that need an image's own noise: the one sampler that can be run backwards, unguided if not asked."""
+BACKWARDS = {"sampler": "ddim", "eta": 0.0, "guidance": 1.0, "steps": 50, "spacing": "even"}
+"""How edits draw that need an image's own noise: the one sampler that can be run backwards, unguided if not asked.
+Of few steps only even ones lead back to the image: karras' strides are long where there is much noise."""
 PAINTING = {"sampler": "ddpm", "eta": 0.0, "guidance": 1.0, "steps": 25}
 CANDIDATES, OWN = 16, 1 / 3
 """Of so many embeddings that the prior draws for a painting the one closest to the image's own is taken, and moved by
