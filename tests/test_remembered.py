@@ -127,7 +127,8 @@ def test_a_published_pipeline_names_no_path(script, tmp_path):
 def test_pipelines_without_a_note_are_read_as_before(tmp_path, monkeypatch):
     monkeypatch.setattr("sys.argv", ["x"])
     plain, copied = SourceConfig(limit=50), build(tmp_path / "pipeline")
-    assert recall(ROOT / "checkpoints" / "fashion-mnist", plain) == plain
+    edit(copied / "clip", data={"name": "fashion-mnist/train"})
+    assert recall(copied, plain) == plain
     edit(copied / "clip", data={"name": "emoji/train"})
     assert default(copied, plain) == SourceConfig("emoji", limit=50)
     edit(copied / "clip", data={"name": "drawings/train"})
