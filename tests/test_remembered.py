@@ -5,7 +5,7 @@ import shlex
 import shutil
 
 import pytest
-from conftest import ROOT, assert_one_error_line, edit
+from conftest import assert_one_error_line, edit
 from foreign import huggingface_clip
 from own_images import picture, with_csv, with_jsonl
 from small_pipeline import build
