@@ -7,6 +7,7 @@ connection to another machine and notes it; so does the browser's own log of req
 import base64
 import io
 import json
+import os
 import shutil
 import socket
 import subprocess
@@ -56,12 +57,15 @@ def free_port() -> int:
 
 @contextmanager
 def served(log: Path, *arguments: str) -> Iterator[str]:
-    """The page's address, while it is served; what it prints goes to a file."""
+    """The page's address, while it is served; what it prints goes to a file.
+
+    It computes with one thread, as the tests do, since the number of threads changes how sums are rounded.
+    """
     port = free_port()
     with log.open("w") as out:
         server = subprocess.Popen(
             [sys.executable, "-c", GUARDED, "--port", str(port), "--device", "cpu", *arguments],
-            cwd=ROOT, stdout=out, stderr=subprocess.STDOUT,
+            cwd=ROOT, stdout=out, stderr=subprocess.STDOUT, env=os.environ | {"OMP_NUM_THREADS": "1"},
         )  # fmt: skip
     try:
         for _ in range(600):

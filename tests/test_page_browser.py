@@ -11,6 +11,7 @@ from PIL import Image
 
 from data.captions import attributes
 from unclip import UnCLIP
+from unclip.files import read_json
 
 if browser.MISSING:
     pytest.skip(
@@ -70,8 +71,9 @@ def test_draw_is_live_and_ends_with_what_was_asked_for(page):
     assert page.pictures()[0].std() > 30
     pictures = page.results(8)
     assert tones(pictures[:4]).max() < tones(pictures[4:]).min()
-    expected = UnCLIP.from_pretrained(COMMITTED)(["a dark coat", "a light coat"], n=4, seed=0).images[..., 0]
-    np.testing.assert_array_equal(pictures, expected)
+    pipe = UnCLIP.from_pretrained(COMMITTED)
+    expected = [pipe(caption, n=4, seed=0).images[..., 0] for caption in ("a dark coat", "a light coat")]
+    np.testing.assert_array_equal(pictures, np.concatenate(expected))
 
 
 def test_what_is_drawn_can_be_saved_and_copied_as_a_command(page):
@@ -84,7 +86,8 @@ def test_what_is_drawn_can_be_saved_and_copied_as_a_command(page):
     assert np.asarray(page.saved("figure a")).shape == (28, 28)
     command = page.copied()
     assert command.startswith("python sample.py --checkpoint")
-    assert command.endswith("--n 4 --seed 0 --guidance 2.5 --steps 10 'a bag'")
+    sampling = read_json(COMMITTED / "model_index.json")["sampling"]["decoder"]
+    assert command.endswith(f"--n 4 --seed 0 --guidance {sampling['guidance']} --steps {sampling['steps']} 'a bag'")
 
 
 def test_vary(page):
