@@ -1,5 +1,6 @@
 """What `python -m stages.plan` says, against counted operations, measured memory, and published sizes."""
 
+import gc
 import weakref
 from dataclasses import replace
 
@@ -218,6 +219,7 @@ def test_contrastive_loss_keeps_three_tables():
 
 def peak(work) -> int:
     """The most bytes that work() holds at a time beyond those that were there."""
+    gc.collect()  # what earlier tests left must not be freed in between
     with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as profiled:
         work()
     events = [e for e in profiled.profiler.kineto_results.events() if e.name() == "[memory]"]

@@ -179,12 +179,15 @@ def test_open_clip_that_pools_at_its_own_end_token(tmp_path):
 
 
 def test_openai_state_dict_of_the_shape_of_vit_l_14(tmp_path):
-    """open_clip with quick_gelu is OpenAI's model: its state dict alone, without a config, says everything."""
+    """open_clip with quick_gelu is OpenAI's model: its state dict alone, without a config, says everything.
+
+    Widths and patches are ViT-L/14's; of its blocks a few.
+    """
     config = {
         "embed_dim": 768,
         "quick_gelu": True,
-        "vision_cfg": {"image_size": 224, "layers": 24, "width": 1024, "patch_size": 14},
-        "text_cfg": {"context_length": 77, "width": 768, "heads": 12, "layers": 12},
+        "vision_cfg": {"image_size": 224, "layers": 3, "width": 1024, "patch_size": 14},
+        "text_cfg": {"context_length": 77, "width": 768, "heads": 12, "layers": 2},
     }
     model = open_clip_files(tmp_path, config)
     (tmp_path / "open_clip_config.json").unlink()

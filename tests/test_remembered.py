@@ -10,6 +10,7 @@ from foreign import huggingface_clip
 from own_images import picture, with_csv, with_jsonl
 from small_pipeline import build
 
+from data.proposal import RECIPES, Speed
 from data.remembered import default, note, recall
 from data.sources import SourceConfig
 from unclip.checkpoint import read_manifest
@@ -47,6 +48,7 @@ def test_later_stages_and_inspection_read_what_the_first_was_told(clip, drawings
         assert read_manifest(clip / stage).source == read_manifest(clip / "clip").source
         assert read_manifest(clip / stage).data == read_manifest(clip / "clip").data
     assert read_manifest(clip / "decoder").model["image_size"] == 16
+    monkeypatch.setattr("data.inspect.measure", lambda *_: dict.fromkeys(RECIPES, Speed(1, 1)))
     done = script("data.inspect", "--checkpoint", clip, "--out", tmp_path / "out")
     assert done.code == 0, done.err
     assert "40 images with captions" in done.out
