@@ -44,6 +44,10 @@ class AugmentConfig:
     """Share of its patches that an image is seen by, drawn anew at each step: faster, and less is learned by
     heart (Li et al. 2022, arXiv 2212.00794)."""
 
+    def patches(self, total: int) -> int:
+        """How many of so many patches are kept."""
+        return max(1, round(self.keep_patches * total))
+
 
 @dataclass(frozen=True)
 class CLIPRun:
@@ -142,7 +146,7 @@ class CLIPStage:
 
     def _patches(self, count: int, generator: torch.Generator) -> Tensor | None:
         total = len(self.model.vision.positions) - 1
-        kept = max(1, round(self.augment.keep_patches * total))
+        kept = self.augment.patches(total)
         if kept == total:
             return None
         return torch.rand(count, total, generator=generator).topk(kept).indices

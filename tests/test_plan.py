@@ -17,7 +17,7 @@ from torch.utils.flop_counter import FlopCounterMode
 import unclip.layers
 from configs import clip, decoder, prior
 from data.dataset import ListedCaptions
-from stages.clip import CLIPBatch, CLIPObjective
+from stages.clip import AugmentConfig, CLIPBatch, CLIPObjective
 from stages.decoder import DecoderBatch, DecoderObjective
 from stages.embed import embed_images
 from stages.memory import recompute
@@ -26,7 +26,7 @@ from stages.planning import costs
 from stages.planning.budget import Budget, Way
 from stages.planning.limits import cached
 from stages.planning.machine import DEVICES, count, duration, short
-from stages.planning.main import PlanOptions, budgets, configs
+from stages.planning.main import CLIPOptions, PlanOptions, budgets, configs
 from stages.prior import PriorBatch, PriorObjective
 from unclip.clip import CLIP, CLIPConfig, EncodedCaptions, Preprocess, TextConfig, Tokenizer, VisionConfig
 from unclip.clip.model import contrastive_loss
@@ -55,6 +55,11 @@ def options(preset: str, **others) -> PlanOptions:
 
 def budget(preset: str, stage: str, **others) -> Budget:
     return budgets(options(preset, **others))[STAGES.index(stage)]
+
+
+def sparse(preset: str, keep_patches: float) -> CLIPOptions:
+    run = clip.PRESETS[preset]
+    return CLIPOptions.of(replace(run, augment=replace(run.augment, keep_patches=keep_patches)))
 
 
 def objective(preset: str, stage: str) -> nn.Module:
@@ -133,6 +138,23 @@ def test_operations_are_those_that_are_counted(preset, stage):
         loss.backward()
     assert cost.operations == pytest.approx(forward, rel=0.02)
     assert cost.training == pytest.approx(counter.get_total_flops(), rel=0.02)
+
+
+@pytest.mark.parametrize("share", [0.5, 0.01])
+def test_patches_that_are_left_out_take_no_operations_and_no_memory(share):
+    plan, model, augment = (
+        budget("base", "clip", clip=sparse("base", share)),
+        objective("base", "clip"),
+        AugmentConfig(keep_patches=share),
+    )
+    drawn = torch.rand(8, 49).topk(augment.patches(49)).indices
+    examples = replace(batch("base", "clip", 8), patches=drawn)
+    with sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter:
+        model(examples).backward()
+    assert plan.model.total.training == pytest.approx(counter.get_total_flops() / 8, rel=0.02)
+    measured = kept(model, examples, weights(model)) / 8
+    assert plan.model.total.kept(4) == pytest.approx(measured, rel=0.1)
+    assert plan.model.total.parameters == budget("base", "clip").model.total.parameters
 
 
 # --- memory -----------------------------------------------------------------------------------------------------------
@@ -324,6 +346,17 @@ def test_own_sizes_are_planned(script):
     finished = script("stages.plan", "--preset", "base", *wide)
     assert finished.code == 0, finished.err
     assert "93750" in finished.out, "the decoder's steps: 2 x 3M / 64"
+
+
+def test_fewer_patches_shorten_training_but_not_the_cache_whose_images_are_seen_whole(script):
+    whole, half = (
+        script("stages.plan", "--preset", "base", "--clip.keep-patches", share).out.splitlines() for share in (1, 0.5)
+    )
+    times = [next(line for line in lines if line.startswith("time")).split() for lines in (whole, half)]
+    assert times[0] != times[1]
+    cache = [line for line in whole if "cache of embeddings, before" in line]
+    assert cache
+    assert cache == [line for line in half if "cache of embeddings, before" in line]
 
 
 @pytest.mark.parametrize(

@@ -107,16 +107,21 @@ def transformer(
     return ModelCost([*[all_out] * (layers - 1), last][:layers], [tokens * width] * layers)
 
 
-def vision(config: VisionConfig, embed_dim: int) -> ModelCost:
-    """The image tower, per image."""
-    patches, pixels = (config.image_size // config.patch_size) ** 2, config.channels * config.patch_size**2
-    tokens, width = patches + 1, config.width
+def patches(config: VisionConfig) -> int:
+    """Of an image."""
+    return (config.image_size // config.patch_size) ** 2
+
+
+def vision(config: VisionConfig, embed_dim: int, kept: int | None = None) -> ModelCost:
+    """The image tower, per image, of which the transformer sees so many patches; None for all."""
+    places, pixels = patches(config), config.channels * config.patch_size**2
+    tokens, width = (places if kept is None else kept) + 1, config.width
     rest = [
-        linear(patches, pixels, width, bias=False),
+        linear(places, pixels, width, bias=False),
         norm(width),
         norm(width),
         linear(1, width, embed_dim, bias=False),
-        Cost(parameters=(1 + tokens) * width),  # the class token and the positions
+        Cost(parameters=(2 + places) * width),  # the class token and the positions
         Cost(wide=tokens * width, narrow=config.channels * config.image_size**2),  # what norm_pre and the patches read
     ]
     kind = {"mlp_ratio": config.mlp_ratio, "activation": config.activation}
@@ -135,9 +140,10 @@ def text(config: TextConfig, embed_dim: int, tokens: int) -> ModelCost:
     return transformer(config.layers, tokens, width, one_out=True, **kind) + ModelCost([], [], total(rest))
 
 
-def clip(config: CLIPConfig, tokens: int) -> ModelCost:
-    """Both towers, per pair of an image and a caption of so many tokens, with the scale of the logits."""
-    towers = vision(config.vision, config.embed_dim) + text(config.text, config.embed_dim, tokens)
+def clip(config: CLIPConfig, tokens: int, kept: int | None = None) -> ModelCost:
+    """Both towers, per pair of an image, seen by `kept` patches or all, and a caption of so many tokens, with the scale
+    of the logits."""
+    towers = vision(config.vision, config.embed_dim, kept) + text(config.text, config.embed_dim, tokens)
     return towers + ModelCost([], [], Cost(parameters=1))
 
 

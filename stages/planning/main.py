@@ -4,14 +4,14 @@ import math
 from dataclasses import dataclass, replace
 from typing import Any, Generic, Literal, Self, TypeVar
 
-from stages.clip import CLIPRun, fitting_patch
+from stages.clip import AugmentConfig, CLIPRun, fitting_patch
 from stages.decoder import DecoderRun
 from stages.planning import costs
 from stages.planning.budget import Budget, Way, layouts
 from stages.planning.limits import Example, Limit, Surroundings, cached, limits
 from stages.planning.machine import DEVICES, count, duration, short
 from stages.prior import PriorRun
-from unclip.clip import CLIPConfig
+from unclip.clip import CLIPConfig, VisionConfig
 from unclip.decoder import DecoderConfig
 from unclip.errors import UserError
 from unclip.fields import bounded, check
@@ -37,8 +37,22 @@ class StageOptions(Generic[C]):
 
 
 @dataclass(frozen=True)
+class CLIPOptions(StageOptions[CLIPConfig]):
+    keep_patches: float = bounded(1.0, 0.01, 1)
+    """Share of its patches that an image is seen by in training: --augment.keep-patches of train_clip.py."""
+
+    @classmethod
+    def of(cls, run: CLIPRun) -> Self:
+        return replace(super().of(run), keep_patches=run.augment.keep_patches)
+
+    def kept(self, vision: VisionConfig) -> int:
+        """Patches that an image is seen by."""
+        return AugmentConfig(keep_patches=self.keep_patches).patches(costs.patches(vision))
+
+
+@dataclass(frozen=True)
 class PlanOptions:
-    clip: StageOptions[CLIPConfig]
+    clip: CLIPOptions
     """Sizes of CLIP, and likewise below."""
     prior: StageOptions[PriorConfig]
     decoder: StageOptions[DecoderConfig]
@@ -70,7 +84,7 @@ class PlanOptions:
     @classmethod
     def of(cls, clip: CLIPRun, prior: PriorRun, decoder: DecoderRun) -> Self:
         """The trainers' presets of one name."""
-        stages = map(StageOptions.of, (clip, prior, decoder))
+        stages = CLIPOptions.of(clip), StageOptions.of(prior), StageOptions.of(decoder)
         return cls(*stages, preset=clip.preset, vocab_size=clip.vocab_size)
 
 
@@ -95,7 +109,7 @@ def budgets(options: PlanOptions) -> list[Budget]:
     clip, prior, decoder = configs(options)
     tokens, device = caption_tokens(options), DEVICES[options.device]
     models = {
-        "clip": costs.clip(clip, tokens),
+        "clip": costs.clip(clip, tokens, options.clip.kept(clip.vision)),
         "prior": costs.prior(prior, tokens),
         "decoder": costs.decoder(decoder, tokens),
     }
@@ -139,7 +153,7 @@ def plan(options: PlanOptions) -> str:
     stages = budgets(options)
     found = [limit for pair in zip(stages, examples(options), strict=True) for limit in limits(*pair, images, around)]
     found.sort(key=lambda limit: limit.ratio, reverse=True)
-    sections = [heading(options, images), table(stages, images), advice(stages, options.preset, images), verdict(found)]
+    sections = [heading(options, images), table(stages, images), advice(stages, options, images), verdict(found)]
     return "\n\n".join(sections)
 
 
@@ -188,7 +202,7 @@ def cell(stage: Budget, way: Way) -> str:
     return f"{needed} (K={parts.accumulate} fits)" if parts else f"{needed} (no K fits)"
 
 
-def advice(stages: list[Budget], preset: str, images: float) -> str:
+def advice(stages: list[Budget], options: PlanOptions, images: float) -> str:
     """The commands that train in the fewest operations."""
     lines = ["What fits, in the fewest operations (K in the table is --train.accumulate):"]
     for stage in stages:
@@ -199,9 +213,12 @@ def advice(stages: list[Budget], preset: str, images: float) -> str:
         torchrun = f"torchrun {f'--nnodes {nodes} ' * (nodes > 1)}--nproc-per-node {each}"
         launch = "python" if stage.devices == 1 else torchrun
         figures = f"{short(stage.memory(way), 'B')}, {stage.duration(way)}"
-        lines.append(f"  {launch} train_{stage.name}.py --preset {preset} {way.options}".rstrip() + f"    # {figures}")
-    clip = stages[0]
-    embedding = images * clip.model.total.operations / (clip.device.peak * clip.mfu)
+        lines.append(
+            f"  {launch} train_{stage.name}.py --preset {options.preset} {way.options}".rstrip() + f"    # {figures}"
+        )
+    config, clip = configs(options)[0], stages[0]
+    whole = costs.clip(config, caption_tokens(options)).total.operations  # all patches of an image
+    embedding = images * whole / (clip.device.peak * clip.mfu)
     lines.append(f"The cache of embeddings, before the prior, takes {duration(embedding)} of one device's time.")
     return "\n".join(lines)
 
