@@ -4,7 +4,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from unclip.layers import GroupNorm, StackedLinear, attend
+from unclip.layers import GroupNorm, StackedLinear, attend, split_heads
 
 
 def group_norm(channels: int) -> nn.GroupNorm:
@@ -63,9 +63,9 @@ class ConditionedAttention(nn.Module):
         """(B, C, H, W), condition tokens (B, K, E) and their mask (B, K), False for padding -> (B, C, H, W)."""
         height, width = x.shape[-2:]
         pixels = self.norm(x).flatten(2).transpose(1, 2)  # (B, H W, C)
-        q, k, v = self.qkv(pixels).unflatten(-1, (3, self.heads, -1)).permute(2, 0, 3, 1, 4)  # 3 of (B, heads, H W, d)
+        q, k, v = split_heads(self.qkv(pixels), 3, self.heads)  # (B, heads, H W, d)
         if tokens is not None:
-            ck, cv = self.condition_kv(tokens).unflatten(-1, (2, self.heads, -1)).permute(2, 0, 3, 1, 4)
+            ck, cv = split_heads(self.condition_kv(tokens), 2, self.heads)  # (B, heads, K, d)
             k, v = torch.cat([ck, k], dim=2), torch.cat([cv, v], dim=2)  # (B, heads, K + H W, d)
             mask = F.pad(mask, (0, height * width), value=True)[:, None, None]  # (B, 1, 1, K + H W)
         h = attend(q, k, v, mask)  # (B, heads, H W, d)
