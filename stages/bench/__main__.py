@@ -6,6 +6,7 @@
 
 Prints a table, and writes it to --out as bench.md and, with every round's seconds, as bench.json. All are timed in
 turns in this process, each beside a product of large matrices, so that a busy machine changes ratios and shares little.
+glibc is told to keep freed memory, as our trainers tell it: that is the process's, so all profit from it alike.
 Operations are counted, not estimated. A training is the whole step: loss, gradients, clipping, AdamW, moving average.
 "plain code" is each stage as tutorials write it; see stages/bench/naive.py. On two CPU cores it takes ten minutes.
 """
@@ -20,7 +21,7 @@ from stages.bench.contender import Contender, matrix_rate
 from stages.bench.inputs import Inputs, Shapes
 from stages.bench.report import Row, markdown, quartiles
 from stages.bench.works import Build, Work, is_missing, works
-from stages.runtime import print0, seeded
+from stages.runtime import keep_freed_memory, print0, seeded
 from unclip import cli
 from unclip.files import write_atomically, write_json
 
@@ -79,6 +80,7 @@ def timed(group: list[Work], inputs: Inputs, rounds: int) -> list[Row]:
 
 def main() -> None:
     options = cli.parse(BenchOptions, __doc__)
+    keep_freed_memory()
     shapes = replace(Shapes(), batch=32, decoder_batch=8, samples=4) if options.quick else Shapes()
     print(bench(options.out, Inputs(shapes), rounds=3 if options.quick else 7))
 
