@@ -4,7 +4,7 @@
                                            list, and the table may lie in a folder below
     name.jpg with name.txt                 one caption per line
     cat/name.jpg                           where there is neither: the names of the folders, "an image of a cat"
-    NAME.csv, and so on                    the same rows, given as the source itself
+    NAME.csv, and so on                    the same rows, given as the source itself; JSON may be COCO's captions
 
 Several rows about one image are several captions of it. Folders train, validation (or val) and test inside a folder are
 the splits, if there are any.
@@ -215,9 +215,14 @@ def _add_rows(captions: Captions, table: Path, root: Path | None, columns: Colum
         source = table if table.suffix.startswith(".json") else f"{table}, by its first line,"
         check_column(source, image, known, "image-column")
         check_column(source, columns.caption, known, "caption-column")
+    folders = _beside(table)
     for where, row in rows:
         name = str(row.get(image, "")).strip()
         file = _named(table.parent, name)
+        others = [] if _is_file(file) else list(filter(_is_file, (_named(folder, name) for folder in folders)))
+        if name and len(others) == 1:
+            file = others[0]
+            problems.note("beside", f"files that {table.name} names are found in {_name(file.parent, table.parent)}")
         if name:
             captions.setdefault(file, [])
         if None in row:
@@ -234,12 +239,21 @@ def _add_rows(captions: Captions, table: Path, root: Path | None, columns: Colum
             problems.add(where, "has no caption that is text")
         elif "://" in name:
             problems.add(where, "is a web address; download the image, and name its file")
+        elif len(others) > 1:
+            places = " and ".join(_name(other.parent, table.parent) for other in others)
+            problems.add(where, f"the file is not beside the table, and lies in {places}; name its folder too")
         elif root and not file.is_relative_to(root):
             problems.add(where, "the file lies outside of the folder")
         elif not _is_file(file):
             problems.add(where, "the file is missing")
         else:
             captions[file].extend(found)
+
+
+def _beside(table: Path) -> list[Path]:
+    """The folders beside a table, in which the files may lie that it names without; of COCO's those beside its own."""
+    around = table.parent.parent if table.parent.name == "annotations" else table.parent
+    return sorted(path for path in around.iterdir() if path.is_dir() and not _is_hidden(path, around))
 
 
 def _named(folder: Path, name: str) -> Path:

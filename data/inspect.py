@@ -86,6 +86,7 @@ def inspect(options: InspectOptions) -> Found | None:
     """
     if bool(options.source) == bool(options.checkpoint):
         raise UserError("give a source, such as emoji or a folder, or else --checkpoint DIR")
+    named_once(options.source)
     config = replace(options.data, source=options.source or options.data.source)
     if options.checkpoint:
         check_source(options.checkpoint, config)
@@ -116,6 +117,12 @@ def inspect(options: InspectOptions) -> Found | None:
     found = Found(count, size, measure(config, size, count, reading))
     _propose(found, config)
     return found
+
+
+def named_once(source: str) -> None:
+    """Raise UserError if the command line names a source with --data, too."""
+    if source and (other := cli.argument("data")) is not None:
+        raise UserError(f"two sources are named, {source} and --data {other}; leave --data out")
 
 
 def _propose(found: Found, config: SourceConfig) -> None:

@@ -28,8 +28,6 @@ class Recipe:
     batch_size: int
     passes: int
     """Over the images, at most: after so many the stage learns no more from them."""
-    options: tuple[str, ...] = ()
-    """Of the trainer."""
 
 
 RECIPES = {
@@ -130,7 +128,7 @@ def trainer(stage: str, config: SourceConfig, size: int, out: Path, limit: int |
     """The start of a trainer's command: those options of the source that are set, and where to train."""
     size = None if config.source == "fashion-mnist" else size  # which is used as it is
     options = as_options(replace(config, size=size, limit=limit or config.limit, strict=False))
-    return [f"train_{stage}.py", "--out", str(out), *options, *RECIPES[stage].options]
+    return [f"train_{stage}.py", "--out", str(out), *options]
 
 
 def command(proposal: Proposal, config: SourceConfig, size: int, out: Path) -> list[str]:

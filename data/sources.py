@@ -9,7 +9,7 @@ from typing import Annotated, NoReturn
 
 import tyro
 
-from data import arrays, cifar10, emoji, fashion_mnist, folder, hub, shards, tables
+from data import archives, arrays, cifar10, emoji, fashion_mnist, folder, hub, shards, tables
 from data.dataset import CaptionedImages
 from data.records import (
     FEWEST,
@@ -40,6 +40,7 @@ SIZE = 64
 HUB_NAME = re.compile(r"[\w.-]+/[\w.-]+")
 FILES = {".npz": "arrays", ".npy": "arrays", shards.SUFFIX: "shards"}
 FILES |= dict.fromkeys(tables.SUFFIXES, "table") | dict.fromkeys(hub.FORMATS, "hub")
+FILES |= dict.fromkeys(archives.SUFFIXES, "archive")
 """What files mean, by their suffix."""
 IN_TABLES = ("image_column", "caption_column", "class_names")
 OPTIONS = {
@@ -58,7 +59,8 @@ OPTIONS = {
 class SourceConfig:
     source: Annotated[str, tyro.conf.arg(name="")] = free("fashion-mnist")
     """fashion-mnist, emoji, cifar10, a folder of captioned images, a table of their names and captions (.csv, .tsv,
-    .jsonl, .json), an .npz or .npy file, webdataset shards (.tar), or a Hugging Face data set."""
+    .jsonl, .json), an .npz or .npy file, webdataset shards (.tar, .tar.gz), a folder as .zip, or a Hugging Face data
+    set."""
     root: Path | None = free(None)
     """Folder with the files of fashion-mnist, emoji or cifar10; without it they are downloaded to data/raw."""
     size: int | None = bounded(None, 1, 1024)
@@ -172,6 +174,9 @@ def read(config: SourceConfig, problems: Problems) -> Listing:
 
 def _listing(config: SourceConfig, problems: Problems) -> Listing:
     source, kind = Path(config.source), _kind(config.source)
+    if kind == "archive":
+        source = archives.unpacked(check_fetched(source))
+        kind = _kind(str(source))
     _refuse_others(config, *OPTIONS[kind])
     columns = Columns(config.image_column, config.caption_column)
     if source.is_file():
@@ -183,7 +188,7 @@ def _listing(config: SourceConfig, problems: Problems) -> Listing:
     if kind == "arrays":
         return arrays.read(source, problems)
     if kind == "hub":
-        return hub.read(config.source, columns, config.split, problems)
+        return hub.read(str(source), columns, config.split, problems)
     reader = {"folder": folder.read, "table": folder.read_table, "shards": shards.read}[kind]
     return reader(source, columns, problems)
 
@@ -201,8 +206,8 @@ def _kind(source: str) -> str:
         return "shards" if shards.is_one(path) else "folder"
     files = ", ".join(FILES)
     if path.exists():
-        if path.suffix.lower() in FILES:
-            return FILES[path.suffix.lower()]
+        if suffix := _suffix(source):
+            return FILES[suffix]
         raise UserError(f"{path} is a file of another kind than {files}; unpack it, or convert it to one of these")
     if is_there(source):
         return "hub"
@@ -212,9 +217,14 @@ def _kind(source: str) -> str:
     )
 
 
+def _suffix(source: str) -> str | None:
+    """That of `FILES` which a name ends in."""
+    return next((suffix for suffix in FILES if source.lower().endswith(suffix)), None)
+
+
 def is_there(source: str) -> bool:
     """Whether a source can be looked for: not a path to nothing."""
-    hub_name = HUB_NAME.fullmatch(source) and Path(source).suffix.lower() not in FILES
+    hub_name = HUB_NAME.fullmatch(source) and not _suffix(source)
     return source in NAMES or Path(source).exists() or bool(hub_name)
 
 

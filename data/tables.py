@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from data.records import CONTROL, Problems
-from unclip.errors import UserError
+from unclip.errors import UserError, reason
 from unclip.files import check_fetched
 
 SUFFIXES = (".jsonl", ".csv", ".tsv", ".json")
@@ -104,13 +104,16 @@ def _starts_a_list(lines: list[str]) -> bool:
 
 
 def _json(text: str, name: str, problems: Problems) -> Iterator[Row]:
-    """Of a list of objects each; of an object of captions, or of objects, by file name, the same."""
+    """Of a list of objects each; of an object of captions, or of objects, by file name, the same; of COCO's its
+    annotations."""
     try:
         found = json.loads(text)
     except (ValueError, RecursionError) as error:
         problems.add(name, f"is not JSON ({error})")
         return
-    if isinstance(found, dict):
+    if isinstance(found, dict) and isinstance(found.get("annotations"), list):
+        found = _annotations(found, name)
+    elif isinstance(found, dict):
         found = [
             {"file_name": file, **(row if isinstance(row, dict) else {"text": row})} for file, row in found.items()
         ]
@@ -119,3 +122,22 @@ def _json(text: str, name: str, problems: Problems) -> Iterator[Row]:
             yield f"{name}, row {number}", row
         else:
             problems.add(f"{name}, row {number}", "is not a JSON object")
+
+
+def _annotations(found: dict[str, Any], name: str) -> list[Any]:
+    """The rows of a file of captions in COCO's form, each annotation with the name of its image's file.
+
+    Raises UserError for other annotations, such as those of boxes.
+    """
+    try:
+        files = {image["id"]: image["file_name"] for image in found["images"]}
+        rows = [
+            {**row, "file_name": files.get(row["image_id"], ""), "text": row["caption"]} for row in found["annotations"]
+        ]
+    except (LookupError, TypeError) as error:
+        raise UserError(
+            f"{name} is not a file of captions in COCO's form: it lacks {reason(error)}; expected images with id and "
+            "file_name, and annotations with image_id and caption"
+        ) from None
+    said = {row["file_name"] for row in rows}
+    return rows + [{"file_name": file, "text": ""} for file in files.values() if file not in said]

@@ -23,7 +23,7 @@ from typing import Annotated
 
 import tyro
 
-from data.inspect import Found, InspectOptions, inspect
+from data.inspect import Found, InspectOptions, inspect, named_once
 from data.proposal import BUDGET, Proposal, command, pipeline, propose, shown
 from data.sources import SourceConfig, load
 from data.variety import varied
@@ -87,6 +87,7 @@ def train(found: Found, config: SourceConfig, out: Path) -> None:
 
 
 def demo(options: DemoOptions) -> None:
+    named_once(options.source)
     config = replace(options.data, source=options.source)
     out = options.out or pipeline(config)
     found = inspect(InspectOptions(options.source, out=PICTURES / "data", data=config))

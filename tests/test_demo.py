@@ -4,7 +4,6 @@ import signal
 import subprocess
 import sys
 import time
-from dataclasses import replace
 
 import pytest
 from conftest import ROOT, files_under
@@ -25,8 +24,8 @@ STEPS = 12
 def test_demo_looks_measures_trains_and_draws(tmp_path, monkeypatch, capfd):
     with_jsonl(tmp_path / "My Squares", 60)
     monkeypatch.chdir(tmp_path)
-    tiny = {stage: replace(r, options=("--preset", "tiny")) for stage, r in proposal.RECIPES.items()}
-    monkeypatch.setattr(proposal, "RECIPES", tiny)
+    trainer = proposal.trainer
+    monkeypatch.setattr(proposal, "trainer", lambda *given: [*trainer(*given), "--preset", "tiny"])
     monkeypatch.setattr(proposal, "LEAST_STEPS", STEPS)
     monkeypatch.setattr(demo, "BUDGET", 1)
     before = files_under(ROOT / "data" / "cache")

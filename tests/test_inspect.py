@@ -18,9 +18,11 @@ from configs.decoder import PRESETS as DECODER
 from configs.prior import PRESETS as PRIOR
 from data.charts import bars, binned, contact_sheet
 from data.inspect import InspectOptions, inspect
+from data.inspect import main as inspect_main
 from data.proposal import RECIPES, Speed, command, measure, pipeline, propose, shown
 from data.records import Problems
 from data.sources import SourceConfig, image_size, read
+from stages.demo import main as demo_main
 from unclip import cli
 from unclip.errors import UserError
 
@@ -227,3 +229,12 @@ def test_inspect_from_the_command_line(tmp_path):
     assert "20 images with captions" in done.out
     assert "cannot be trained on" in done.out
     assert_one_error_line(run_python("-m", "data.inspect", tmp_path / "missing"), "there is no data set")
+
+
+def test_two_sources_are_refused(tmp_path, monkeypatch):
+    with_npz(tmp_path / "x.npz", 20)
+    for given in (["--data", "emoji"], ["--data=fashion-mnist"]):
+        monkeypatch.setattr("sys.argv", ["inspect", str(tmp_path / "x.npz"), *given])
+        for run in (inspect_main, demo_main):
+            with pytest.raises(UserError, match=r"two sources are named, .*x.npz and --data .*; leave --data out"):
+                run()

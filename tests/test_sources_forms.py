@@ -186,6 +186,37 @@ def test_a_table_may_name_files_anywhere_and_says_what_is_wrong_with_each(tmp_pa
     }
 
 
+@pytest.mark.parametrize("place", ["x.json", "annotations/x.json", "metadata.json"])
+def test_captions_in_the_form_of_coco(place, tmp_path):
+    fill(tmp_path / "train2017", 40)
+    images = [{"id": 7 * n, "file_name": f"{n:03d}.png", "width": 20} for n in range(41)]
+    said = [{"image_id": 7 * n, "caption": prefix + caption(n)} for prefix in ("", "again ") for n in range(40)]
+    (tmp_path / place).parent.mkdir(exist_ok=True)
+    (tmp_path / place).write_text(json.dumps({"info": {}, "images": images, "annotations": said}))
+    found, problems = listed(tmp_path if place == "metadata.json" else tmp_path / place)
+    assert {r.name.rpartition("/")[2]: r.captions for r in found} == {
+        f"{n:03d}.png": (caption(n), f"again {caption(n)}") for n in range(40)
+    }
+    assert list(reasons(problems).values()) == ["has no caption that is text"], "of the image without annotations"
+    assert "are found in" in problems.notes["beside"]
+
+
+def test_boxes_in_the_form_of_coco_are_refused(tmp_path):
+    content = {"images": [{"id": 1, "file_name": "a.png"}], "annotations": [{"image_id": 1, "bbox": [1, 2, 3, 4]}]}
+    (tmp_path / "x.json").write_text(json.dumps(content))
+    with pytest.raises(UserError, match="not a file of captions in COCO's form: it lacks 'caption'; expected images"):
+        listed(tmp_path / "x.json")
+
+
+def test_a_file_in_several_folders_beside_a_table_is_not_guessed(tmp_path):
+    fill(tmp_path / "a", 2)
+    fill(tmp_path / "b", 1)
+    (tmp_path / "x.csv").write_text("file_name,text\n000.png,first\n001.png,second\n")
+    found, problems = listed(tmp_path / "x.csv")
+    assert [(r.name, r.captions) for r in found] == [("a/001.png", ("second",))]
+    assert "lies in a and b; name its folder too" in reasons(problems)["x.csv:2 (000.png)"]
+
+
 def test_a_folder_whose_captions_are_in_another_table_says_how_to_name_it(tmp_path):
     with_csv(tmp_path)
     (tmp_path / "metadata.csv").rename(tmp_path / "captions.csv")
@@ -409,7 +440,7 @@ def test_shards_with_faults(tmp_path):
         ("x.tar", None, "is not an uncompressed tar file"),
         ("x.tar", {"notes.md": b"x"}, "holds no images; expected 000.jpg with 000.txt"),
         ("x.tar", {"a/metadata.csv": b"x"}, "is a packed folder with metadata.csv; unpack it, and give the folder"),
-        ("x.zip", None, "is a file of another kind than .npz, .npy, .tar"),
+        ("x.rar", None, "is a file of another kind than .npz, .npy, .tar"),
     ],
 )
 def test_archives_that_cannot_be_used(name, members, words, tmp_path):

@@ -126,7 +126,7 @@ def test_stages_and_pipeline_on_a_clip_of_other_sizes(tmp_path):
     assert origin["training"]["sha256"] == {"model.safetensors": sha256(weights)}
 
 
-def test_a_pipeline_keeps_the_clip_that_it_has(trained, tmp_path):
+def test_a_pipeline_keeps_the_clip_that_it_has(trained, tmp_path, monkeypatch):
     huggingface_clip(tmp_path / "one")
     huggingface_clip(tmp_path / "two", {"num_hidden_layers": 1})
     adopt(str(tmp_path / "one"), tmp_path / "run")
@@ -136,6 +136,9 @@ def test_a_pipeline_keeps_the_clip_that_it_has(trained, tmp_path):
     opened = load_bundle(tmp_path / "run")
     assert opened.manifest.complete
     assert opened.manifest.training["pretrained"] == str(tmp_path / "one")
+    monkeypatch.chdir(tmp_path / "two")
+    adopt("../one", tmp_path / "run two")
+    assert load_bundle(tmp_path / "run two").manifest.training["pretrained"] == str(tmp_path / "one")
     adopt(str(trained.folder), tmp_path / "ours")
     without_data = replace(load_bundle(trained.folder).manifest, source={})  # what is trained on it says it anew
     assert load_bundle(tmp_path / "ours").manifest == without_data

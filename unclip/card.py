@@ -2,9 +2,11 @@
 
 import json
 import shlex
+from pathlib import Path
 from typing import Any
 
 from unclip.checkpoint import Manifest
+from unclip.errors import UserError
 from unclip.hub import is_name
 from unclip.pipeline import UnCLIP
 
@@ -76,6 +78,18 @@ Every setting is in the stage's `config.json`. The weights are stored in float16
 ## Figures
 
 {_figures(manifests, report)}"""
+
+
+def evaluated_weights(report: Any, path: Path) -> dict[str, str]:
+    """The SHA-256 of each stage that a report is of. Raises UserError for one without what the card shows of it."""
+    try:
+        _figures({}, report)
+        return {name: stage["sha256"] for name, stage in report["stages"].items()}
+    except (LookupError, TypeError, ValueError, AttributeError):
+        raise UserError(
+            f"{path} is not a whole report of this version; make it again with: python -m stages.evaluate --checkpoint "
+            "DIR, or delete it"
+        ) from None
 
 
 def _head(name: str, licence: str | None, manifests: dict[str, Manifest], report: dict[str, Any]) -> str:

@@ -25,7 +25,7 @@ import torch
 import tyro
 
 from unclip import cli
-from unclip.card import model_card
+from unclip.card import evaluated_weights, model_card
 from unclip.checkpoint import (
     Manifest,
     dump_tensors,
@@ -38,7 +38,7 @@ from unclip.checkpoint import (
 from unclip.devices import pick_device
 from unclip.errors import UserError
 from unclip.files import read_json, write_atomically, write_record
-from unclip.hub import check_upload, upload
+from unclip.hub import check_upload, is_name, upload
 from unclip.images import captioned_grid, save_png
 from unclip.pipeline import UnCLIP
 from unclip.registry import STAGES
@@ -86,9 +86,9 @@ def publish(source: Path, target: Path, name: str, licence: str | None = None, e
     if report:
         for path in (path for pattern in REPORT for path in evaluation.glob(pattern)):
             shutil.copy(path, target / path.name)
-    pretrained = Path(manifests["clip"].training.get("pretrained", ""))
-    if pretrained.is_absolute():  # where it lies on this machine concerns nobody else
-        manifests["clip"].training["pretrained"] = pretrained.name
+    pretrained = manifests["clip"].training.get("pretrained")
+    if pretrained and not is_name(pretrained):  # where it lies on this machine concerns nobody else
+        manifests["clip"].training["pretrained"] = Path(pretrained).name
     for stage, manifest in manifests.items():
         tensors = read_weights(source / stage, manifest)
         halves = {name: t.to(torch.float16) if t.is_floating_point() else t for name, t in tensors.items()}
@@ -105,15 +105,16 @@ def publish(source: Path, target: Path, name: str, licence: str | None = None, e
 
 
 def read_report(folder: Path | None, manifests: dict[str, Manifest]) -> dict[str, Any]:
-    """The evaluation in a folder, if there is one of just these weights; else nothing, which is said."""
+    """The evaluation in a folder, if there is one of just these weights; else nothing, which is said.
+
+    Raises UserError for a file that is no such report.
+    """
     path = folder / "evaluation.json" if folder else None
     if path is None or not path.is_file():
         print("the card has no evaluation; make one first with: python -m stages.evaluate --checkpoint DIR")
         return {}
     report = read_json(path)
-    if {name: stage["sha256"] for name, stage in report["stages"].items()} != {
-        n: m.sha256 for n, m in manifests.items()
-    }:
+    if evaluated_weights(report, path) != {stage: manifest.sha256 for stage, manifest in manifests.items()}:
         print(f"{path} is of other weights, and is left out")
         return {}
     return report

@@ -3,6 +3,7 @@
 Ours is checkpoints/NAME, or the `clip` folder in it; for other projects' see `unclip.clip.foreign`.
 """
 
+import os
 from pathlib import Path
 from typing import NamedTuple
 
@@ -16,7 +17,7 @@ from unclip.clip.tokenizer import Tokenizer
 from unclip.errors import UserError
 from unclip.fields import from_dict
 from unclip.files import write_atomically
-from unclip.hub import find
+from unclip.hub import find, is_name
 
 
 class Bundle(NamedTuple):
@@ -98,7 +99,8 @@ def adopt(source: str, pipeline: Path, revision: str | None = None) -> None:
             )
         return
     if "pretrained" in manifest.training:
-        manifest.training |= {"pretrained": source, "revision": revision}
+        place = source if is_name(source) else os.path.abspath(source)
+        manifest.training |= {"pretrained": place, "revision": revision}
     manifest.source = {}  # the first stage that is trained here says what on
     write_atomically(pipeline / "tokenizer.json", tokenizer.to_json())
     save_stage(pipeline / "clip", clip, manifest)

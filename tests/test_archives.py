@@ -1,0 +1,104 @@
+"""Sources that are compressed archives."""
+
+import gzip
+import shutil
+import zipfile
+
+import numpy as np
+import pytest
+from own_images import COLOURS, caption, everything, fill, with_csv, with_parquet, with_text_files
+from test_sources_forms import EVERY, samples, with_shard
+
+from data import records
+from data.sources import SourceConfig, load
+from unclip.errors import UserError
+
+pytestmark = pytest.mark.usefixtures("own_caches")
+
+
+def of_classes(folder):
+    for number, name in enumerate(COLOURS):
+        fill(folder / name, 20 + number)
+
+
+FOLDERS = {
+    "table": with_csv,
+    "pairs": with_text_files,
+    "in a folder of its name": lambda folder: with_csv(folder / "x"),
+    "parquet": lambda folder: with_parquet(folder / "x.parquet"),
+}
+
+
+@pytest.mark.parametrize("kind", FOLDERS)
+def test_a_zip_of_a_folder_holds_what_the_folder_does(kind, tmp_path):
+    FOLDERS[kind](tmp_path / "folder")
+    shutil.make_archive(str(tmp_path / "x"), "zip", tmp_path / "folder")
+    zipped, folder = everything(tmp_path / "x.zip"), everything(tmp_path / "folder")
+    assert set(zipped) == set(folder) == EVERY
+    assert all(np.array_equal(zipped[text], folder[text]) for text in EVERY)
+
+
+def test_an_archive_is_unpacked_once_and_again_when_it_has_changed(tmp_path, capsys):
+    for count, unpacked in ((40, 1), (40, 0), (50, 1)):
+        if unpacked:
+            with_csv(tmp_path / "folder", count)
+            shutil.make_archive(str(tmp_path / "x"), "zip", tmp_path / "folder")
+        (train,) = load(SourceConfig(str(tmp_path / "x.zip")), ["train"])
+        assert (train.name, len(train)) == ("x.zip/train", count - 20)
+        assert capsys.readouterr().out.count("unpacking") == unpacked
+
+
+def test_a_zip_of_splits_and_classes(tmp_path):
+    for split in ("train", "test"):
+        of_classes(tmp_path / "folder" / "birds" / split)
+    shutil.make_archive(str(tmp_path / "x"), "zip", tmp_path / "folder")
+    train, test = load(SourceConfig(str(tmp_path / "x.zip")), ["train", "test"])
+    assert train.classes == tuple(sorted(COLOURS))
+    assert (len(train), len(test)) == (63, 63)
+
+
+@pytest.mark.parametrize("suffix", [".tar.gz", ".tgz", ".TAR.GZ"])
+def test_a_compressed_shard(suffix, tmp_path):
+    with_shard(tmp_path / "x.tar", samples(range(40), "json"))
+    packed = tmp_path / f"y{suffix}"
+    packed.write_bytes(gzip.compress((tmp_path / "x.tar").read_bytes()))
+    assert set(everything(packed, caption_column="caption")) == EVERY
+
+
+def cut(path):
+    with_shard(path.with_suffix(".tar"), samples(range(40)))
+    path.write_bytes(gzip.compress(path.with_suffix(".tar").read_bytes())[:-100])
+
+
+def zip_of(member):
+    def make(path):
+        with zipfile.ZipFile(path, "w") as file:
+            file.writestr(member, caption(0))
+
+    return make
+
+
+@pytest.mark.parametrize(
+    ("name", "make", "words"),
+    [
+        ("x.zip", lambda path: path.write_bytes(b"<html>" * 100), "cannot be unpacked (File is not a zip file); fetch"),
+        ("x.tar.gz", lambda path: path.write_bytes(b"<html>" * 100), "cannot be unpacked (Not a gzipped file"),
+        ("x.tgz", cut, "cannot be unpacked (Compressed file ended before"),
+        ("x.zip", zip_of("notes.md"), "holds no captioned images"),
+        ("x.tgz", lambda path: path.write_bytes(gzip.compress(b"no tar" * 1000)), "is not an uncompressed tar file"),
+    ],
+)
+def test_an_archive_that_cannot_be_used_is_one_line_and_leaves_nothing_half_unpacked(name, make, words, tmp_path):
+    make(tmp_path / name)
+    with pytest.raises(UserError) as refusal:
+        load(SourceConfig(str(tmp_path / name)), ["train"])
+    assert words in str(refusal.value)
+    assert not list(records.CACHE.glob(".*.partial"))
+
+
+def test_names_that_lead_out_of_an_archive_stay_inside(tmp_path):
+    zip_of("../../outside.txt")(tmp_path / "x.zip")
+    with pytest.raises(UserError, match="has 0 usable images"):
+        load(SourceConfig(str(tmp_path / "x.zip")), ["train"])
+    assert not list(tmp_path.rglob("outside.txt"))
+    assert len(list(records.CACHE.rglob("outside.txt"))) == 1
