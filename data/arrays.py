@@ -66,8 +66,8 @@ def _npz(path: Path) -> Arrays:
     with np.load(path) as file:
         if "images" not in file or not ("captions" in file or "labels" in file):
             raise UserError(
-                f"{path} holds {', '.join(file.files) or 'nothing'}; expected images with captions, or with labels and "
-                "class_names"
+                f"{path} holds {', '.join(file.files[:9]) or 'nothing'}; expected images with captions, or with labels "
+                "and class_names"
             )
         captions = _strings(file["captions"]) if "captions" in file else None
         if {"labels", "class_names"} <= set(file.files):

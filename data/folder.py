@@ -12,6 +12,7 @@ the splits, if there are any.
 
 import os
 import unicodedata
+from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
 from typing import NamedTuple
@@ -36,7 +37,8 @@ from unclip.files import check_fetched
 METADATA = tuple(f"metadata{suffix}" for suffix in tables.SUFFIXES)
 SUFFIXES = {
     ".png", ".apng", ".jpg", ".jpeg", ".jpe", ".jfif", ".webp", ".avif", ".heic", ".heif", ".jxl", ".gif", ".bmp",
-    ".dib", ".tif", ".tiff", ".tga", ".qoi", ".jp2", ".j2k", ".ppm", ".pgm", ".pbm", ".pnm", ".svg",
+    ".dib", ".ico", ".psd", ".pcx", ".tif", ".tiff", ".tga", ".qoi", ".jp2", ".j2k", ".ppm", ".pgm", ".pbm", ".pnm",
+    ".svg",
 }  # fmt: skip
 """What is taken for an image in a folder, whether Pillow can read it or not."""
 
@@ -118,7 +120,7 @@ def is_one(folder: Path) -> bool:
 
 
 def _contents(folder: Path) -> Contents:
-    files = sorted(path for path in folder.rglob("*") if not _is_hidden(path, folder))
+    files = sorted(path for path in _files(folder) if not _is_hidden(path, folder))
     images = [file for file in files if file.suffix.lower() in SUFFIXES]
     texts = {file.with_suffix(""): file for file in files if file.suffix.lower() == ".txt"}
     contents = Contents(images, texts, [])
@@ -131,6 +133,16 @@ def _contents(folder: Path) -> Contents:
     return contents._replace(metadata=list(metadata.values()))
 
 
+def _files(folder: Path) -> Iterator[Path]:
+    """All files at any depth; what links to a folder is one, but none is entered twice."""
+    entered = {os.path.realpath(folder)}
+    for place, folders, names in os.walk(folder, followlinks=True):
+        yield from (Path(place, name) for name in names)
+        real = {name: os.path.realpath(os.path.join(place, name)) for name in folders}
+        folders[:] = [name for name in folders if real[name] not in entered]
+        entered.update(real.values())
+
+
 def _is_hidden(path: Path, folder: Path) -> bool:
     """Whether a path is one of those that programs keep to themselves, as .git, or macOS in an archive."""
     return any(part.startswith(".") or part == "__MACOSX" for part in path.relative_to(folder).parts)
@@ -138,7 +150,7 @@ def _is_hidden(path: Path, folder: Path) -> bool:
 
 def _contents_of_splits(folder: Path, problems: Problems) -> Contents:
     """The contents of the folders train, validation and test where there are any, and no table lies beside them."""
-    contents, parts = _contents(folder), [folder / name for name in SPLIT_NAMES if (folder / name).is_dir()]
+    contents, parts = _contents(folder), _parts(folder)
     if not parts or any(table.parent == folder for table in contents.metadata):
         return contents
 
@@ -153,6 +165,11 @@ def _contents_of_splits(folder: Path, problems: Problems) -> Contents:
         {stem: text for stem, text in contents.texts.items() if inside(text)},
         list(filter(inside, contents.metadata)),
     )
+
+
+def _parts(folder: Path) -> list[Path]:
+    """The folders that are splits, in whatever case."""
+    return [path for path in folder.iterdir() if path.name.lower() in SPLIT_NAMES and path.is_dir()]
 
 
 def _name(file: Path, folder: Path) -> str:
@@ -173,7 +190,7 @@ def _records(captions: Captions, folder: Path, labels: dict[Path, str], problems
             problems.add(name, f"Pillow cannot read {suffix} files here; save the image as PNG or JPEG")
             continue
         state, label = file.stat(), numbers.get(labels.get(file))
-        split = SPLIT_NAMES.get(name.split(os.sep)[0])
+        split = SPLIT_NAMES.get(name.split(os.sep)[0].lower())
         opened, version = partial(_open, file), f"{state.st_mtime_ns} {state.st_size}"
         records.append(Record(name, opened, tuple(dict.fromkeys(several)), label, split, version))
     return records
@@ -191,7 +208,8 @@ def _open(file: Path) -> Image.Image:
 def _explain(folder: Path, columns: Columns, problems: Problems) -> None:
     """Raise UserError where a folder holds nothing to use, if more can be said than what is wrong with each file."""
     tables_inside = [path for suffix in tables.SUFFIXES for path in sorted(folder.glob(f"*{suffix}"))]
-    if others := [path for path in tables_inside if path.name not in METADATA]:
+    stems = {path.stem for path in folder.iterdir() if path.suffix.lower() in SUFFIXES}
+    if others := [path for path in tables_inside if path.name not in METADATA and path.stem not in stems]:
         raise UserError(
             f"{folder} holds no captions where they are looked for; if they are in {others[0].name}, give "
             f"{others[0]} as the source"
@@ -288,7 +306,8 @@ def _from_text(file: Path, text: Path, name: str, problems: Problems) -> list[st
         return []
     captions = as_captions(lines, problems)
     if not captions:
-        problems.add(name, f"{text.name} holds no caption")
+        why = " that is text in UTF-8, UTF-16 or Windows-1252" if any(map(str.strip, lines)) else ""
+        problems.add(name, f"{text.name} holds no caption{why}")
     elif not _is_file(file):
         problems.add(name, "the file is missing")
         return []
@@ -297,7 +316,7 @@ def _from_text(file: Path, text: Path, name: str, problems: Problems) -> list[st
 
 def _classes(images: list[Path], folder: Path, problems: Problems) -> dict[Path, str]:
     """The class of each image: the folder that it lies in, if there are two such folders at least."""
-    not_classes = [folder, *(folder / name for name in SPLIT_NAMES)]
+    not_classes = [folder, *_parts(folder)]
     labels = {image: image.parent.name.replace("_", " ") for image in images if image.parent not in not_classes}
     if len(set(labels.values())) == 1:
         problems.note("one class", "the names of folders can serve as captions, if there are two or more")

@@ -53,6 +53,7 @@ WAITING = 64
 """Images that are decoded ahead, a worker."""
 
 SPLIT_NAMES = {name: name for name in SPLITS} | dict.fromkeys(("val", "valid", "dev"), "validation")
+SPLIT_NAMES |= {"training": "train", "testing": "test"}
 """What sources call their splits."""
 
 CONTROL = re.compile(r"[\x00-\x08\x0e-\x1f]")
@@ -106,7 +107,7 @@ class Problems:
     """By kind, the first case of what is used, but read otherwise than its letters say."""
 
     def add(self, name: str, why: str, rows: int = 1) -> None:
-        self.found[printable(name), printable(why)] = rows
+        self.found[" ".join(printable(name).split("\n")), " ".join(printable(why).split("\n"))] = rows
 
     def note(self, kind: str, text: str) -> None:
         self.notes.setdefault(kind, printable(text))

@@ -40,7 +40,7 @@ SIZE = 64
 HUB_NAME = re.compile(r"[\w.-]+/[\w.-]+")
 FILES = {".npz": "arrays", ".npy": "arrays", shards.SUFFIX: "shards"}
 FILES |= dict.fromkeys(tables.SUFFIXES, "table") | dict.fromkeys(hub.FORMATS, "hub")
-FILES |= dict.fromkeys(archives.SUFFIXES, "archive")
+FILES |= dict.fromkeys(archives.SUFFIXES, "archive") | {".txt": "table"}
 """What files mean, by their suffix."""
 IN_TABLES = ("image_column", "caption_column", "class_names")
 OPTIONS = {

@@ -1,10 +1,12 @@
 """Tables of text: CSV, JSON lines and JSON, as people and their programs write them."""
 
 import codecs
+import contextlib
 import csv
 import json
 import re
 from collections.abc import Iterator
+from itertools import takewhile
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +16,8 @@ from unclip.files import check_fetched
 
 SUFFIXES = (".jsonl", ".csv", ".tsv", ".json")
 SEPARATORS = ",;\t|"
+EXCEL = re.compile(r"sep=.", re.IGNORECASE)
+"""What Excel writes above a table, to say its separator."""
 
 Row = tuple[str, dict[str | None, Any]]
 """Where it stands, for messages, and its values by column; under None are those for which there is no column."""
@@ -32,9 +36,12 @@ def rows(path: Path, name: str, problems: Problems) -> list[Row]:
         return []
     if CONTROL.search(lines[0]):
         raise UserError(f"{path} is not text; expected a table, or another suffix")
-    if path.suffix.lower() == ".json" or (path.suffix.lower() == ".jsonl" and _starts_a_list(lines)):
+    suffix = path.suffix.lower()
+    if suffix not in (".json", ".jsonl"):
+        return list(_csv(lines, name, problems))
+    if _starts_a_list(lines) or (suffix == ".json" and not _are_json(lines)):
         return list(_json("\n".join(lines), name, problems))
-    return list((_jsonl if path.suffix.lower() == ".jsonl" else _csv)(lines, name, problems))
+    return list(_jsonl(lines, name, problems))
 
 
 def read_lines(content: bytes, name: str, problems: Problems) -> list[str]:
@@ -58,10 +65,19 @@ def read_lines(content: bytes, name: str, problems: Problems) -> list[str]:
 
 
 def _csv(lines: list[str], name: str, problems: Problems) -> Iterator[Row]:
-    """Rows by their line. The separator is the one that gives the first line the most columns."""
+    """Rows by their line. The separator is the one that gives the first line with anything in it the most columns."""
+    before = len(list(takewhile(lambda line: not line.strip() or EXCEL.fullmatch(line.strip()), lines)))
+    lines, given = lines[before:], before
+
+    def giving() -> Iterator[str]:
+        nonlocal given
+        for line in lines:  # the reader's own count leaves out lines at which it fails
+            given += 1
+            yield f"{line}\n"
+
     separator = max(SEPARATORS, key=lambda one: len(next(csv.reader(lines[:1], delimiter=one), ())))
     reader = csv.DictReader(
-        [f"{line}\n" for line in lines],
+        giving(),
         delimiter=separator,
         skipinitialspace=True,
         strict=True,  # which minds a quote that is not closed
@@ -70,7 +86,7 @@ def _csv(lines: list[str], name: str, problems: Problems) -> Iterator[Row]:
     if twice := next((column for column in columns if column and columns.count(column) > 1), None):
         raise UserError(f"{name} has two columns {twice}; rename one")
     while True:
-        begins = reader.line_num + 1
+        begins = given + 1
         try:
             row = next(reader)
         except StopIteration:
@@ -78,7 +94,7 @@ def _csv(lines: list[str], name: str, problems: Problems) -> Iterator[Row]:
         except csv.Error as error:  # the next row begins after the line where it gave up
             problems.add(f"{name}:{begins}", f"is not readable as CSV ({error})")
             continue
-        yield f"{name}:{reader.line_num}", {column: value for column, value in row.items() if value is not None}
+        yield f"{name}:{given}", {column: value for column, value in row.items() if value is not None}
 
 
 def _jsonl(lines: list[str], name: str, problems: Problems) -> Iterator[Row]:
@@ -103,9 +119,17 @@ def _starts_a_list(lines: list[str]) -> bool:
     return first in ("[", "[{") or (first.startswith("[{") and first.endswith((",", "]")))
 
 
+def _are_json(lines: list[str]) -> bool:
+    """Whether a file of JSON holds an object on each line, rather than one in all."""
+    first, second, *_ = [*filter(str.strip, lines), "", ""]
+    with contextlib.suppress(ValueError, RecursionError):
+        return bool(second) and isinstance(json.loads(first), dict)
+    return False
+
+
 def _json(text: str, name: str, problems: Problems) -> Iterator[Row]:
-    """Of a list of objects each; of an object of captions, or of objects, by file name, the same; of COCO's its
-    annotations."""
+    """Of a list of objects each, also where an object holds the list; of an object of captions, or of objects, by file
+    name, the same; of COCO's its annotations."""
     try:
         found = json.loads(text)
     except (ValueError, RecursionError) as error:
@@ -113,6 +137,8 @@ def _json(text: str, name: str, problems: Problems) -> Iterator[Row]:
         return
     if isinstance(found, dict) and isinstance(found.get("annotations"), list):
         found = _annotations(found, name)
+    elif isinstance(found, dict) and len(lists := list(filter(_is_list_of_objects, found.values()))) == 1:
+        [found] = lists
     elif isinstance(found, dict):
         found = [
             {"file_name": file, **(row if isinstance(row, dict) else {"text": row})} for file, row in found.items()
@@ -122,6 +148,10 @@ def _json(text: str, name: str, problems: Problems) -> Iterator[Row]:
             yield f"{name}, row {number}", row
         else:
             problems.add(f"{name}, row {number}", "is not a JSON object")
+
+
+def _is_list_of_objects(value: Any) -> bool:
+    return isinstance(value, list) and bool(value) and all(isinstance(one, dict) for one in value)
 
 
 def _annotations(found: dict[str, Any], name: str) -> list[Any]:

@@ -129,12 +129,14 @@ def test_evaluation_joins_the_card_of_its_own_weights_alone(tmp_path, capsys):
     assert not (tmp_path / "two" / "evaluation.md").exists()
 
 
-@pytest.mark.parametrize("report", [[], {}, {"stages": []}, {"samples": 4, "data": {"name": "x"}, "stages": {}}])
-def test_what_is_no_whole_report_is_refused_before_anything_is_written(report, tmp_path):
-    write_json(tmp_path / "report" / "evaluation.json", report)
-    with pytest.raises(UserError, match=r"evaluation.json is not a whole report of this version; make it again"):
-        publish(build(tmp_path / "own"), tmp_path / "out", "out", evaluation=tmp_path / "report")
-    assert not (tmp_path / "out").exists()
+def test_what_is_no_whole_report_is_refused_before_anything_is_written(tmp_path):
+    folder = build(tmp_path / "own")
+    stages = {stage: {"sha256": read_manifest(folder / stage).sha256} for stage in STAGES}
+    for report in ([], {}, {"stages": []}, {"stages": stages}, {"stages": stages, "samples": 4, "data": "x"}):
+        write_json(tmp_path / "report" / "evaluation.json", report)
+        with pytest.raises(UserError, match=r"evaluation.json is not a whole report of this version; make it again"):
+            publish(folder, tmp_path / "out", "out", evaluation=tmp_path / "report")
+        assert not (tmp_path / "out").exists()
 
 
 @pytest.mark.parametrize(

@@ -233,3 +233,91 @@ def test_pointers_of_git_lfs_inside_a_folder(name, tmp_path):
     picture(0).save(tmp_path / "it" / "000.png") if name.startswith("metadata") else None
     with pytest.raises(UserError, match="is a Git LFS pointer, not the file itself; fetch it with: git lfs pull"):
         load(SourceConfig(str(tmp_path / "it")), ["train"])
+
+
+# --- more that can only be meant in one way ---------------------------------------------------------------------------
+
+
+def linked(folder):
+    with_text_files(folder.parent / "elsewhere")
+    folder.mkdir()
+    (folder / "images").symlink_to(folder.parent / "elsewhere")
+
+
+def folders_named_as_files(folder):
+    with_text_files(folder)
+    for name in ("x.png", "x.txt", "metadata.csv"):
+        (folder / name).mkdir()
+
+
+def blank_lines_first(folder):
+    with_csv(folder)
+    table = folder / "metadata.csv"
+    table.write_text(f"\n\nsep=,\n{table.read_text()}")
+
+
+def lines_of_json(folder):
+    with_jsonl(folder)
+    (folder / "metadata.jsonl").rename(folder / "metadata.json")
+
+
+def a_list_in_an_object(folder):
+    one_list(folder)
+    table = folder / "metadata.jsonl"
+    (folder / "metadata.json").write_text(json.dumps({"version": 1, "data": json.loads(table.read_text())}))
+    table.unlink()
+
+
+@pytest.mark.parametrize(
+    "plant", [linked, folders_named_as_files, blank_lines_first, lines_of_json, a_list_in_an_object]
+)
+def test_links_names_and_layouts_that_are_easily_met(plant, tmp_path):
+    plant(tmp_path / "it")
+    assert set(everything(tmp_path / "it")) == EVERY
+    assert not problems_of(tmp_path / "it").found
+
+
+def test_a_table_may_be_a_text_file(tmp_path):
+    with_csv(tmp_path)
+    (tmp_path / "metadata.csv").rename(tmp_path / "captions.txt")
+    assert set(everything(tmp_path / "captions.txt")) == EVERY
+
+
+@pytest.mark.parametrize("names", [("Train", "Test"), ("training", "testing"), ("TRAIN", "Val")])
+def test_splits_are_known_by_their_other_names(names, tmp_path):
+    for count, name in zip((30, 12), names, strict=True):
+        with_text_files(tmp_path / name, count)
+    train, test = load(SourceConfig(str(tmp_path)), ["train", "test"])
+    assert (len(train), len(test)) == (30, 12)
+
+
+def test_each_line_at_which_csv_fails_is_named(tmp_path):
+    with_csv(tmp_path)
+    replace_text(tmp_path / "metadata.csv", "a red square", '"a ""red\\" square"')
+    found = problems_of(tmp_path).found
+    assert [name for name, why in found if "is not readable as CSV" in why] == [
+        f"metadata.csv:{n}" for n in range(2, 42, 3)
+    ]
+
+
+def test_text_in_an_encoding_that_is_not_known_is_told_so(tmp_path):
+    with_text_files(tmp_path)
+    (tmp_path / "003.txt").write_text("a square", encoding="utf-16-le")
+    (tmp_path / "004.txt").write_bytes("赤い四角".encode("shift_jis"))
+    (tmp_path / "005.txt").write_text(" \n")
+    why = dict(problems_of(tmp_path).found.keys())
+    told = "txt holds no caption that is text in UTF-8, UTF-16 or Windows-1252"
+    assert why == {"003.jpg": f"003.{told}", "004.jpg": f"004.{told}", "005.jpg": "005.txt holds no caption"}
+
+
+def test_a_json_file_beside_each_image_is_not_taken_for_a_table_of_all(tmp_path):
+    fill(tmp_path, 3)
+    for number in range(3):
+        (tmp_path / f"{number:03d}.json").write_text(json.dumps({"text": caption(number)}))
+    assert ("000.png", "has no 000.txt beside it") in problems_of(tmp_path).found
+
+
+def test_a_problem_is_one_line_whatever_the_name(tmp_path):
+    with_text_files(tmp_path)
+    picture(0).save(tmp_path / "a\nb.png")
+    assert all("\n" not in name + why for name, why in problems_of(tmp_path).found)

@@ -114,7 +114,7 @@ def test_bytes_that_are_no_text_are_no_captions(tmp_path):
     (tmp_path / "003.txt").write_bytes(encoded(picture(3)))
     found, problems = listed(tmp_path)
     assert len(found) == 39
-    assert reasons(problems) == {"003.jpg": "003.txt holds no caption"}
+    assert reasons(problems) == {"003.jpg": "003.txt holds no caption that is text in UTF-8, UTF-16 or Windows-1252"}
 
 
 @pytest.mark.parametrize("suffix", [".csv", ".jsonl"])

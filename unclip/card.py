@@ -80,11 +80,14 @@ Every setting is in the stage's `config.json`. The weights are stored in float16
 {_figures(manifests, report)}"""
 
 
-def evaluated_weights(report: Any, path: Path) -> dict[str, str]:
-    """The SHA-256 of each stage that a report is of. Raises UserError for one without what the card shows of it."""
+def is_report_of(manifests: dict[str, Manifest], report: Any, path: Path) -> bool:
+    """Whether a report is of just these weights. Raises UserError for one that lacks what the card shows of it."""
     try:
+        evaluated = {name: stage["sha256"] for name, stage in report["stages"].items()}
+        if evaluated != {name: manifest.sha256 for name, manifest in manifests.items()}:
+            return False
         _figures({}, report)
-        return {name: stage["sha256"] for name, stage in report["stages"].items()}
+        return True
     except (LookupError, TypeError, ValueError, AttributeError):
         raise UserError(
             f"{path} is not a whole report of this version; make it again with: python -m stages.evaluate --checkpoint "

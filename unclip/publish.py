@@ -25,7 +25,7 @@ import torch
 import tyro
 
 from unclip import cli
-from unclip.card import evaluated_weights, model_card
+from unclip.card import is_report_of, model_card
 from unclip.checkpoint import (
     Manifest,
     dump_tensors,
@@ -114,7 +114,7 @@ def read_report(folder: Path | None, manifests: dict[str, Manifest]) -> dict[str
         print("the card has no evaluation; make one first with: python -m stages.evaluate --checkpoint DIR")
         return {}
     report = read_json(path)
-    if evaluated_weights(report, path) != {stage: manifest.sha256 for stage, manifest in manifests.items()}:
+    if not is_report_of(manifests, report, path):
         print(f"{path} is of other weights, and is left out")
         return {}
     return report
