@@ -25,6 +25,7 @@ import tyro
 
 from data.inspect import Found, InspectOptions, inspect, named_once
 from data.proposal import BUDGET, Proposal, command, pipeline, propose, shown
+from data.remembered import check_source
 from data.sources import SourceConfig, load
 from data.variety import varied
 from unclip import cli, signals
@@ -89,7 +90,9 @@ def train(found: Found, config: SourceConfig, out: Path) -> None:
 def demo(options: DemoOptions) -> None:
     named_once(options.source)
     config = replace(options.data, source=options.source)
-    out = options.out or pipeline(config)
+    out, told = options.out or pipeline(config), []
+    if not check_source(out, config, told.append):
+        raise UserError(f"{told[0]}; choose another --out, or delete {out}")
     found = inspect(InspectOptions(options.source, out=PICTURES / "data", data=config))
     if found is None:
         raise UserError(f"{options.source} has too few images to train on")

@@ -6,11 +6,13 @@ import sys
 import time
 
 import pytest
-from conftest import ROOT, files_under
+from conftest import ROOT, edit, files_under
 from own_images import with_jsonl
 from PIL import Image
+from small_pipeline import build
 
 from data import proposal
+from data.remembered import note
 from data.sources import SourceConfig, load
 from data.variety import varied
 from stages import demo
@@ -71,6 +73,13 @@ def test_too_few_images_end_the_demo_with_one_line(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     with pytest.raises(UserError, match="few has too few images to train on"):
         demo.demo(demo.DemoOptions("few"))
+
+
+def test_a_pipeline_of_other_data_is_refused_before_anything_is_measured(tmp_path):
+    folder, mine, other = build(tmp_path / "own"), str(tmp_path / "mine"), str(tmp_path / "other")
+    edit(folder / "clip", source=note(SourceConfig(mine), 32))
+    with pytest.raises(UserError, match=f"was trained with --data {mine}; this is with --data {other}; choose another"):
+        demo.demo(demo.DemoOptions(other, out=folder))
 
 
 PROGRAM = """
