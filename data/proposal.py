@@ -1,5 +1,6 @@
 """Trainings that suit a data set and this machine, planned from a few steps that each trainer really takes here."""
 
+import contextlib
 import json
 import os
 import re
@@ -14,6 +15,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from data.sources import SourceConfig, as_options
+from unclip import signals
 from unclip.errors import UserError
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -99,10 +101,11 @@ def propose(count: int, speeds: Mapping[str, Speed], budget: float = BUDGET) -> 
 def measure(config: SourceConfig, size: int, count: int, reading: float) -> dict[str, Speed]:
     """The speed of each stage on `count` training images of this data, which takes `reading` seconds to read.
 
-    Each trainer takes a few steps in a folder that is thrown away. Raises UserError, with its words, if one fails.
+    Each trainer takes a few steps in a folder that is thrown away. Raises UserError, with its words, if one fails. A
+    signal ends the trial too, and then this process.
     """
     speeds = {}
-    with tempfile.TemporaryDirectory() as folder:
+    with signals.postponed() as stop, tempfile.TemporaryDirectory() as folder:
         for stage in RECIPES:
             batch, began = batch_size(stage, count), time.perf_counter()
             trial = trainer(stage, config, size, Path(folder), min(count, TRIAL_IMAGES))
@@ -110,9 +113,11 @@ def measure(config: SourceConfig, size: int, count: int, reading: float) -> dict
             trial += ["--train.log-every", str(TRIAL_EVERY)]
             environment = os.environ | {"UNCLIP_CACHE": folder}
             run = [sys.executable, str(ROOT / trial[0]), *trial[1:]]
-            done = subprocess.run(run, env=environment, capture_output=True, text=True, errors="replace")
-            if done.returncode:
-                said = (done.stderr.strip().splitlines() or [f"exit status {done.returncode}"])[-1]
+            status, errors = run_trial(run, environment, stop)
+            if stop.number:
+                return {}
+            if status:
+                said = (errors.strip().splitlines() or [f"exit status {status}"])[-1]
                 raise UserError(f"a trial of train_{stage}.py on this data failed: {said.removeprefix('error: ')}")
             lines = (Path(folder) / stage / "train" / "metrics.jsonl").read_text().splitlines()
             rates = [line["images_per_second"] for line in map(json.loads, lines) if "images_per_second" in line]
@@ -122,6 +127,18 @@ def measure(config: SourceConfig, size: int, count: int, reading: float) -> dict
     embedding = count * speeds["clip"].step / batch_size("clip", count)  # less: a step also goes backwards
     speeds["prior"] = Speed(speeds["prior"].step, speeds["prior"].rest + embedding)
     return speeds
+
+
+def run_trial(command: list[str], environment: dict[str, str], stop: signals.Stop) -> tuple[int, str]:
+    """The exit status of a program, and what it says of errors. It is killed when this process is asked to end."""
+    quiet = {"stdout": subprocess.DEVNULL, "stderr": subprocess.PIPE}
+    with subprocess.Popen(command, env=environment, text=True, errors="replace", **quiet) as child:
+        while True:
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                errors = child.communicate(timeout=0.2)[1]
+                return child.returncode, errors
+            if stop.number:
+                child.kill()
 
 
 def trainer(stage: str, config: SourceConfig, size: int, out: Path, limit: int | None = None) -> list[str]:

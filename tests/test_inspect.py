@@ -1,8 +1,10 @@
 """Looking at a source before training on it."""
 
 import json
+import os
 import shlex
-import subprocess
+import signal
+import sys
 import time
 from dataclasses import replace
 from pathlib import Path
@@ -19,11 +21,11 @@ from configs.prior import PRESETS as PRIOR
 from data.charts import bars, binned, contact_sheet
 from data.inspect import InspectOptions, inspect
 from data.inspect import main as inspect_main
-from data.proposal import RECIPES, Speed, command, measure, pipeline, propose, shown
+from data.proposal import RECIPES, Speed, command, measure, pipeline, propose, run_trial, shown
 from data.records import Problems
 from data.sources import SourceConfig, image_size, read
 from stages.demo import main as demo_main
-from unclip import cli
+from unclip import cli, signals
 from unclip.errors import UserError
 
 pytestmark = pytest.mark.usefixtures("own_caches", "measured")
@@ -153,7 +155,7 @@ def test_speeds_are_those_that_the_trials_log(monkeypatch):
     """The steps that warm up do not count; all that is no step is counted twice, as trainings validate four times."""
     clock, trials = [0.0], []
 
-    def trial(command, env, **_):
+    def trial(command, env, stop):
         trials.append(command)
         folder = Path(command[command.index("--out") + 1])
         assert env["UNCLIP_CACHE"] == str(folder)
@@ -167,15 +169,22 @@ def test_speeds_are_those_that_the_trials_log(monkeypatch):
         ]
         log.write_text("".join(json.dumps(line) + "\n" for line in lines))
         clock[0] += 3 * sum(seconds) + 5
-        return subprocess.CompletedProcess(command, 0, "", "")
+        return 0, ""
 
-    monkeypatch.setattr(subprocess, "run", trial)
+    monkeypatch.setattr("data.proposal.run_trial", trial)
     monkeypatch.setattr(time, "perf_counter", lambda: clock[0])
     speeds = measure(SourceConfig("x"), 32, 3200, 1.5)
     assert [speed.step for speed in speeds.values()] == pytest.approx([0.5] * 3)
     embedding = 3200 / 64 * 0.5
     assert [speed.rest for speed in speeds.values()] == pytest.approx([11.5, 11.5 + embedding, 11.5])
     assert all(command[command.index("--data.limit") + 1] == "320" for command in trials)
+
+
+def test_a_signal_ends_a_trial_too():
+    stop = signals.Stop()
+    stop.number = signal.SIGTERM
+    sleeping = [sys.executable, "-c", "import time; time.sleep(600)"]
+    assert run_trial(sleeping, dict(os.environ), stop) == (-signal.SIGKILL, "")
 
 
 def test_a_trial_that_fails_says_why(tmp_path):

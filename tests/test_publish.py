@@ -154,6 +154,19 @@ def test_licence_and_data_set_are_named_as_far_as_they_are_known(data, given, li
     assert r"| a \| b: 'c' # " in text
 
 
+def test_what_is_cut_short_leaves_nothing_so_that_the_same_command_goes_on(tmp_path, monkeypatch):
+    folder = build(tmp_path / "own")
+    with monkeypatch.context() as broken:
+        broken.setattr("unclip.publish.model_card", lambda *_: 1 / 0)
+        with pytest.raises(ZeroDivisionError):
+            publish(folder, tmp_path / "out", "out")
+    assert not list((tmp_path / "out").iterdir())
+    publish(folder, tmp_path / "out", "out")
+    assert UnCLIP.from_pretrained(tmp_path / "out")
+    assert (tmp_path / "out" / "README.md").is_file()
+    assert not list((tmp_path / "out").glob(".*"))
+
+
 @pytest.mark.parametrize("place", ["/home/me/clips/vit", "../clips/vit", "~/clips/vit"])
 def test_place_of_a_pretrained_clip_on_this_machine_is_not_told(place, tmp_path):
     folder = build(tmp_path / "own")

@@ -15,6 +15,7 @@ if __name__ == "__main__":  # before the other imports, which may take seconds
 
     signals.install()
 
+import os
 import shutil
 import tempfile
 from dataclasses import asdict, dataclass
@@ -37,7 +38,7 @@ from unclip.checkpoint import (
 )
 from unclip.devices import pick_device
 from unclip.errors import UserError
-from unclip.files import read_json, write_atomically, write_record
+from unclip.files import make_folder, partial_name, read_json, remove_leftovers, write_atomically, write_record
 from unclip.hub import check_upload, is_name, upload
 from unclip.images import captioned_grid, save_png
 from unclip.pipeline import UnCLIP
@@ -79,7 +80,25 @@ def publish(source: Path, target: Path, name: str, licence: str | None = None, e
         if (target / stage).exists():
             raise UserError(f"{target} holds a {stage} already; choose another folder, or delete that one")
     report = read_report(evaluation, manifests)
-    target.mkdir(parents=True, exist_ok=True)
+    make_folder(target)
+    remove_leftovers(target)
+    whole = partial_name(target / "pipeline")  # so that what is cut short is not taken for a pipeline
+    try:
+        whole.mkdir()
+        _write(source, whole, manifests, report, evaluation)
+        pipe = UnCLIP.from_pretrained(whole, pick_device("auto"))
+        shape = draw_samples(pipe, whole / "samples.png")
+        write_atomically(whole / "README.md", model_card(name, licence, manifests, pipe, shape, report))
+        for path in whole.iterdir():
+            os.replace(path, target / path.name)
+    finally:
+        shutil.rmtree(whole, ignore_errors=True)
+
+
+def _write(
+    source: Path, target: Path, manifests: dict[str, Manifest], report: dict[str, Any], evaluation: Path | None
+) -> None:
+    """The pipeline in `source` in float16, with its manifests as they are then, and its report if there is one."""
     shutil.copy(source / "tokenizer.json", target / "tokenizer.json")
     if (source / "captions.txt").is_file():
         shutil.copy(source / "captions.txt", target / "captions.txt")
@@ -99,9 +118,6 @@ def publish(source: Path, target: Path, name: str, licence: str | None = None, e
         write_atomically(target / stage / "model.safetensors", content)
         write_record(target / stage / "config.json", asdict(manifest))
     write_index(target)
-    pipe = UnCLIP.from_pretrained(target, pick_device("auto"))
-    shape = draw_samples(pipe, target / "samples.png")
-    write_atomically(target / "README.md", model_card(name, licence, manifests, pipe, shape, report))
 
 
 def read_report(folder: Path | None, manifests: dict[str, Manifest]) -> dict[str, Any]:
