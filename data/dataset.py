@@ -145,13 +145,12 @@ def random_flip(images: Tensor, generator: torch.Generator) -> Tensor:
 
 
 def random_shift(images: Tensor, pixels: int, generator: torch.Generator) -> Tensor:
-    """Shift each image (B, C, H, W) by up to `pixels` either way, a whole batch at once; what enters is black."""
+    """Shift each image (B, C, H, W) by up to `pixels` either way, a whole batch at once; its edge enters, repeated."""
     if pixels == 0:
         return images
     batch, _, height, width = images.shape
-    padded = torch.nn.functional.pad(images, (pixels,) * 4)
-    dy, dx = torch.randint(2 * pixels + 1, (2, batch, 1), generator=generator)
-    rows = dy + torch.arange(height)  # (B, H)
-    columns = dx + torch.arange(width)  # (B, W)
-    picked = padded[torch.arange(batch)[:, None, None], :, rows[:, :, None], columns[:, None, :]]  # (B, H, W, C)
+    dy, dx = torch.randint(-pixels, pixels + 1, (2, batch, 1), generator=generator)
+    rows = (dy + torch.arange(height)).clamp(0, height - 1)  # (B, H)
+    columns = (dx + torch.arange(width)).clamp(0, width - 1)  # (B, W)
+    picked = images[torch.arange(batch)[:, None, None], :, rows[:, :, None], columns[:, None, :]]  # (B, H, W, C)
     return picked.permute(0, 3, 1, 2)

@@ -33,9 +33,9 @@ class Recipe:
 
 
 RECIPES = {
-    "clip": Recipe(share=0.2, batch_size=64, passes=40),
-    "prior": Recipe(share=0.2, batch_size=64, passes=100),
-    "decoder": Recipe(share=0.6, batch_size=32, passes=200),
+    "clip": Recipe(share=0.2, batch_size=64, passes=16),
+    "prior": Recipe(share=0.15, batch_size=64, passes=60),
+    "decoder": Recipe(share=0.65, batch_size=32, passes=200),
 }
 BUDGET = 24 * 60
 """Seconds that the proposed trainings take together."""
@@ -145,7 +145,17 @@ def trainer(stage: str, config: SourceConfig, size: int, out: Path, limit: int |
     """The start of a trainer's command: those options of the source that are set, and where to train."""
     size = None if config.source == "fashion-mnist" else size  # which is used as it is
     options = as_options(replace(config, size=size, limit=limit or config.limit, strict=False))
-    return [f"train_{stage}.py", "--out", str(out), *options]
+    return [f"train_{stage}.py", "--out", str(out), *options, *suited(stage, size or SMALLEST)]
+
+
+def suited(stage: str, size: int) -> list[str]:
+    """What suits images of one's own better than the presets, which are made for many images of one thing each."""
+    if stage == "clip":  # by larger patches, unshifted, it learns what goes together by heart: a new shape in a known
+        patch, shift = max(1, round(size / 8)), max(1, size // 16)  # colour is to it the colour alone
+        return ["--model.vision.patch-size", str(patch), "--augment.shift", str(shift)]
+    if stage == "decoder":  # how many things there are, and where, is settled in the first steps: they are guided too
+        return ["--sampling.guidance-interval", "0.3", "1.0"]
+    return []
 
 
 def command(proposal: Proposal, config: SourceConfig, size: int, out: Path) -> list[str]:

@@ -260,8 +260,7 @@ def shifted(image: np.ndarray, dy: int, dx: int) -> bytes:
     result = np.zeros_like(image)
     channels, height, width = image.shape
     for c, y, x in itertools.product(range(channels), range(height), range(width)):
-        if 0 <= y + dy < height and 0 <= x + dx < width:
-            result[c, y, x] = image[c, y + dy, x + dx]
+        result[c, y, x] = image[c, min(max(y + dy, 0), height - 1), min(max(x + dx, 0), width - 1)]
     return result.tobytes()
 
 

@@ -47,7 +47,7 @@ this share towards it, so that what is painted goes with what is not."""
 DEFAULTS = {
     "vary": {},
     "blend": BACKWARDS,
-    "change": {name: value for name, value in BACKWARDS.items() if name != "guidance"},
+    "change": BACKWARDS | {"guidance": 2.5},  # with less, what was asked for is not always reached
     "mix": {},
     "inpaint": PAINTING,
     "probe": {},
@@ -239,7 +239,7 @@ def change(
         amounts: K of them, 0 to 1: how far the embedding turns towards the normalised difference of the two texts. At 0
             the image is reconstructed; at 1 nothing is left of its embedding. The paper goes to 0.25 or 0.5.
         space: see `text_difference`.
-        settings: steps and guidance, by default the pipeline's own; the inversion is guided as the drawing is.
+        settings: steps and guidance; the inversion is guided as the drawing is.
 
     Returns:
         uint8 (N, K, H, W, C).
@@ -248,8 +248,7 @@ def change(
     if len(amounts) == 0 or not ((amounts >= 0) & (amounts <= 1)).all():
         raise UserError(f"amounts must lie between 0 and 1, not {amounts.tolist()}")
     direction = text_difference(pipe, before, after, space)
-    guidance = pipe.sampling.override(**settings).decoder.guidance
-    decoder = _backwards(pipe, "change", **settings | {"guidance": guidance}).decoder
+    decoder = _backwards(pipe, "change", **{"guidance": DEFAULTS["change"]["guidance"]} | settings).decoder
     latent = invert(pipe, images, steps=decoder.steps, guidance=decoder.guidance)
     embeddings = slerp(latent.embeddings, direction.expand_as(latent.embeddings), amounts)
     return _redraw(pipe, latent, embeddings, latent.noise[:, None])
