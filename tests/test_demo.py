@@ -63,7 +63,8 @@ def test_what_has_begun_goes_on_as_planned_and_the_rest_takes_the_time_that_is_l
     steps = [int(line[line.index("--train.steps") + 1]) for line in ran]
     assert [line[0] for line in ran] == [f"train_{stage}.py" for stage in proposal.RECIPES]
     assert steps[0] == 777
-    assert steps[1] == pytest.approx((demo.BUDGET - 500 - 20) / 4 / 0.1, abs=50)
+    prior, decoder = (proposal.RECIPES[stage].share for stage in ("prior", "decoder"))
+    assert steps[1] == pytest.approx((demo.BUDGET - 500 - 20) * prior / (prior + decoder) / 0.1, abs=50)
     slower = 500 / (steps[1] * 0.1 + 10)
     assert steps[2] == pytest.approx((demo.BUDGET - 1000 - 10 * slower) / (0.1 * slower), abs=50)
 
