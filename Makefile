@@ -58,8 +58,9 @@ lint: setup
 	.venv/bin/ruff check .
 	.venv/bin/ruff format --check .
 
+# Two modules at a time, as most tests keep one core busy.
 test: lint data
-	$(PY) -m pytest
+	$(PY) -m pytest -n 2 --dist loadscope
 
 torture: setup
 	OMP_NUM_THREADS=1 $(PY) tests/torture.py
