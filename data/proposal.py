@@ -150,8 +150,10 @@ def trainer(stage: str, config: SourceConfig, size: int, out: Path, limit: int |
 
 def suited(stage: str, size: int) -> list[str]:
     """What suits images of one's own better than the presets, which are made for many images of one thing each."""
-    if stage == "clip":  # by larger patches, unshifted, it learns what goes together by heart: a new shape in a known
-        patch, shift = max(1, round(size / 8)), max(1, size // 16)  # colour is to it the colour alone
+    if stage == "clip":
+        # By the presets' larger patches, unshifted, it learns pairs by heart: of a shape in a colour that it has not
+        # seen it in, it knows the colour alone.
+        patch, shift = max(1, round(size / 8)), max(1, size // 16)
         return ["--model.vision.patch-size", str(patch), "--augment.shift", str(shift)]
     if stage == "decoder":  # how many things there are, and where, is settled in the first steps: they are guided too
         return ["--sampling.guidance-interval", "0.3", "1.0"]
