@@ -104,6 +104,7 @@ class DecoderStage:
         self.objective = DecoderObjective(model, run.min_snr)
         self.diffusion = model.diffusion()
         self.size = len(inputs.train)
+        self.std = model.image_condition.scaler.std.cpu()  # now, as later a step would wait for its device
 
     def batch(self, rows: Tensor, generator: torch.Generator) -> DecoderBatch:
         batch = self._examples(self.inputs.train, rows, generator)
@@ -116,8 +117,8 @@ class DecoderStage:
         )
 
     def _perturbed(self, embeddings: Tensor, generator: torch.Generator) -> Tensor:
-        deviation = self.run.embedding_noise * self.model.image_condition.scaler.std.cpu()
-        return F.normalize(embeddings + deviation * torch.randn(embeddings.shape, generator=generator), dim=-1)
+        noise = self.run.embedding_noise * self.std * torch.randn(embeddings.shape, generator=generator)
+        return F.normalize(embeddings + noise, dim=-1)
 
     def _examples(self, images: EmbeddedImages, rows: Tensor, generator: torch.Generator) -> DecoderBatch:
         """Images with their embeddings and a caption each, nothing of them dropped, and the noise to train with."""

@@ -9,7 +9,7 @@ from torch import nn
 from torch.utils.checkpoint import checkpoint
 
 from stages import runtime
-from unclip.decoder.unet import UNetLayer
+from unclip.decoder.unet import UNet, UNetLayer
 from unclip.errors import UserError
 from unclip.layers import Block
 
@@ -39,6 +39,17 @@ def recompute(model: nn.Module) -> None:
     for block in model.modules():
         if isinstance(block, (Block, UNetLayer)):
             block.forward = partial(checkpoint, block.forward, use_reentrant=False, preserve_rng_state=False)
+
+
+def compile_blocks(model: nn.Module, **options) -> None:
+    """Compile each transformer block and each UNet when it is first called, with these options of torch.compile.
+
+    Blocks of one shape share what is compiled, so a tower costs little more than one of its blocks.
+    """
+    torch._dynamo.config.recompile_limit = 64  # widths, lengths, with and without a mask or past: each its own code
+    for block in model.modules():
+        if isinstance(block, (Block, UNet)):
+            block.compile(**options)
 
 
 def memory(device: torch.device) -> int:

@@ -22,9 +22,12 @@ Precision = Literal["auto", "float32", "bfloat16"]
 
 
 def fast_bfloat16(device: torch.device) -> bool:
-    """Whether products in bfloat16 are fast: on CUDA, and on CPUs with AMX. Other CPUs emulate them, far slower."""
-    has_amx = getattr(torch.cpu, "_is_amx_tile_supported", lambda: False)  # private, and not in every version
-    return device.type == "cuda" or (device.type == "cpu" and has_amx())
+    """Whether products in bfloat16 are fast: on CUDA, and on CPUs with AMX or AVX512-BF16. Other CPUs emulate them, far
+    slower."""
+    if device.type != "cpu":
+        return device.type == "cuda"
+    tests = ("_is_amx_tile_supported", "_is_avx512_bf16_supported")  # private, and not in every version
+    return any(getattr(torch.cpu, test, lambda: False)() for test in tests)
 
 
 def autocast(device: torch.device, precision: Precision):
@@ -44,6 +47,8 @@ def start(wanted: Device) -> torch.device:
         if device.index >= torch.cuda.device_count():
             raise UserError(f"rank {device.index} has no GPU of its own: there are {torch.cuda.device_count()}")
         torch.cuda.set_device(device)
+        torch.set_float32_matmul_precision("high")  # TF32 where autocast leaves float32
+        torch.backends.cudnn.benchmark = True  # batches have one shape
     if "RANK" in os.environ and not dist.is_initialized():
         backend = "nccl" if device.type == "cuda" else "gloo"
         dist.init_process_group(backend, timeout=timedelta(hours=2))  # the others wait while one downloads and embeds

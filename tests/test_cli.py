@@ -304,6 +304,13 @@ def test_right_options_are_read_and_typed(monkeypatch):
     assert cli.parse(Options, "", Options(7)) == Options(7)
 
 
+def test_help_of_a_trainer_speaks_of_its_options_alone(script):
+    finished = script("train_clip", "--help")
+    assert finished.code == 0
+    assert "--model.vision.patch-size" in finished.out
+    assert "replac" not in finished.out, "the docstring of dataclasses.replace"
+
+
 def test_preset_gives_the_defaults_that_options_change(monkeypatch):
     presets = {"quick": Preset("quick", 1), "base": Preset("base", 2)}
     for argv, expected in (([], Preset("quick", 1)), (["--preset", "base"], Preset("base", 2)),

@@ -310,12 +310,13 @@ def test_other_settings_out_of_range_are_refused(wrong):
 # --- device, precision, ranks -----------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("amx", [True, False])
-def test_precision_follows_the_device(amx, monkeypatch):
+@pytest.mark.parametrize(("amx", "avx512"), [(True, False), (False, True), (False, False)])
+def test_precision_follows_the_device(amx, avx512, monkeypatch):
     monkeypatch.setattr(torch.cpu, "_is_amx_tile_supported", lambda: amx, raising=False)
+    monkeypatch.setattr(torch.cpu, "_is_avx512_bf16_supported", lambda: avx512, raising=False)
     assert runtime.fast_bfloat16(torch.device("cuda"))
     with runtime.autocast(CPU, "auto"):
-        assert (torch.ones(2, 2) @ torch.ones(2, 2)).dtype == (torch.bfloat16 if amx else torch.float32)
+        assert (torch.ones(2, 2) @ torch.ones(2, 2)).dtype == (torch.bfloat16 if amx or avx512 else torch.float32)
     with runtime.autocast(CPU, "bfloat16"):
         assert (torch.ones(2, 2) @ torch.ones(2, 2)).dtype == torch.bfloat16
     with runtime.autocast(CPU, "float32"):

@@ -3,6 +3,7 @@
 import gc
 import weakref
 from dataclasses import replace
+from functools import partial
 
 import pytest
 import torch
@@ -20,7 +21,7 @@ from data.dataset import ListedCaptions
 from stages.clip import AugmentConfig, CLIPBatch, CLIPObjective
 from stages.decoder import DecoderBatch, DecoderObjective
 from stages.embed import embed_images
-from stages.memory import recompute
+from stages.memory import compile_blocks, recompute
 from stages.optim import make_optimizers
 from stages.planning import costs
 from stages.planning.budget import Budget, Way
@@ -276,9 +277,10 @@ def test_memory_of_a_step_is_what_is_measured(preset, stage, recomputed):
     assert plan.memory(Way(recomputed=recomputed)) == pytest.approx(between + peak(step), rel=0.1)
 
 
+@pytest.mark.parametrize("change", [recompute, partial(compile_blocks, backend="aot_eager")])
 @pytest.mark.parametrize("stage", STAGES)
-def test_recomputed_blocks_change_no_result(stage):
-    """Nor are fewer gradients there; the same operations in the same order give the same bits."""
+def test_recomputed_or_compiled_blocks_change_no_result(stage, change):
+    """Nor are fewer gradients there."""
     model, examples = objective("tiny", stage), batch("tiny", stage, 4)
     for parameter in model.parameters():  # some begin at zero, behind which nothing is seen
         nn.init.normal_(parameter, std=0.1)
@@ -288,7 +290,7 @@ def test_recomputed_blocks_change_no_result(stage):
         loss = model(examples)
         loss.backward()
         results.append([loss.detach(), *(p.grad.clone() for p in model.parameters())])
-        recompute(model)
+        change(model)
     torch.testing.assert_close(results[0], results[1])
 
 

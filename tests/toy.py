@@ -91,4 +91,4 @@ def manifest() -> Manifest:
 if __name__ == "__main__":
     device = runtime.start("cpu")
     loop.train(LineStage(noise=0.0), SETTINGS, device, Path(sys.argv[1]), manifest())
-    print(f"rank {runtime.rank()} of {runtime.world_size()}")
+    sys.stdout.write(f"rank {runtime.rank()} of {runtime.world_size()}\n")  # at once: print writes the line's end apart

@@ -13,7 +13,6 @@ import traceback
 import warnings
 from collections.abc import Callable
 from dataclasses import fields, is_dataclass, replace
-from functools import partial
 from itertools import pairwise
 from typing import Any, TypeVar, get_type_hints
 
@@ -47,7 +46,7 @@ def _only_options(info: tyro.constructors.StructTypeInfo) -> tyro.constructors.S
     default = info.default if is_dataclass(info.default) else info.type()
     options = [item.name for item in fields(info.type) if item.metadata.get("option", True)]
     return tyro.constructors.StructConstructorSpec(
-        instantiate=partial(replace, default),
+        instantiate=lambda **given: replace(default, **given),  # --help would show what `replace` says of itself
         fields=tuple(
             tyro.constructors.StructFieldSpec(name, types[name], getattr(default, name), texts.get(name))
             for name in options

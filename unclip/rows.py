@@ -30,8 +30,12 @@ class Rows:
         """The rows in so many parts; where a batch is more than its rows, it may decline, and be one part."""
         return [self[rows] for rows in torch.arange(len(self)).tensor_split(parts)]
 
-    def to(self, device: torch.device | str) -> Self:
-        return self.map(lambda part: part.to(device))
+    def to(self, device: torch.device | str, non_blocking: bool = False) -> Self:
+        return self.map(lambda part: part.to(device, non_blocking=non_blocking))
+
+    def pin_memory(self) -> Self:
+        """The same in memory that a GPU reads by itself, so that a copy to it, not blocking, is not waited for."""
+        return self.map(lambda part: part.pin_memory())
 
     @classmethod
     def cat(cls, parts: Sequence[Self]) -> Self:

@@ -10,7 +10,7 @@ from unclip.clip import CLIPConfig
 ROW = 1000
 """Bytes of a captioned image in each process beside its pixels and tokens: record, names, strings; about."""
 
-ALONE, SHARED = "draw batches beside the steps", "draw each process's share alone"
+ALONE, SHARED = "more threads that draw", "draw each process's share alone"
 STREAM = "read shards as they come"
 CACHE = "keep it in fewer bytes"
 
@@ -24,7 +24,7 @@ class Surroundings:
     ram: float
     """Bytes of memory for each process, of which every device has one."""
     loader: float
-    """Bytes per second that a process draws of its batches."""
+    """Bytes per second that a thread draws of its batches."""
 
 
 @dataclass(frozen=True)
@@ -74,7 +74,7 @@ def limits(budget: Budget, example: Example, images: float, around: Surroundings
     yield Limit(name, "memory of a device, DDP", plain, device.usable, "B", sizes)
     if table := budget.contrastive():
         yield Limit(name, "table of the contrastive loss", table, device.usable, "B", "more devices")
-    drawn = budget.batch_size * (example.pixels + example.drawn) / around.loader
+    drawn = budget.batch_size * (example.pixels + example.drawn) / (around.loader * device.threads)
     answer = ALONE if budget.devices == 1 else SHARED
     yield Limit(name, "drawing a batch, against its step", drawn, budget.seconds(best or Way()), "s", answer)
     disk = [("decoded images on disk", example.pixels, STREAM), ("cache of embeddings on disk", example.cached, CACHE)]

@@ -4,6 +4,7 @@ import math
 import re
 from dataclasses import dataclass
 
+from stages.batches import AHEAD
 from unclip.errors import UserError, shown
 
 SCALES = {"": 1, "K": 1e3, "M": 1e6, "G": 1e9, "B": 1e9, "T": 1e12, "P": 1e15, "E": 1e18, "Z": 1e21}
@@ -21,6 +22,8 @@ class Accelerator:
     """Share of the peak that training is assumed to reach."""
     width: int = 2
     """Bytes of a number in those products: 2 for bfloat16, 4 for float32."""
+    threads: int = AHEAD
+    """That draw batches at once, beside the steps."""
 
     @property
     def usable(self) -> float:
@@ -29,7 +32,8 @@ class Accelerator:
 
 
 DEVICES = {
-    "cpu": Accelerator(1.5e11, 16e9, mfu=0.7, width=4),  # two cores of a server, which this project is measured on
+    # two cores of a server, which this project is measured on
+    "cpu": Accelerator(1.5e11, 16e9, mfu=0.7, width=4, threads=1),
     "4090": Accelerator(165.2e12, 24e9),
     "a100": Accelerator(312e12, 80e9),
     "h100": Accelerator(989e12, 80e9),

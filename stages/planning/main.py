@@ -79,7 +79,8 @@ class PlanOptions:
     ram: str = "250G"
     """Bytes of main memory per device, each of which has a process of its own."""
     loader: str = "200M"
-    """Bytes of images, cached encodings and noise that a process draws for its batches per second."""
+    """Bytes of images, cached encodings and noise that a thread draws for its batches per second; beside a GPU eight
+    threads draw at once."""
 
     @classmethod
     def of(cls, clip: CLIPRun, prior: PriorRun, decoder: DecoderRun) -> Self:
