@@ -17,6 +17,7 @@ from pathlib import Path
 from data.sources import SourceConfig, as_options
 from unclip import signals
 from unclip.errors import UserError
+from unclip.index import COMMITTED
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -190,8 +191,10 @@ def shown(arguments: list[str]) -> str:
 
 def pipeline(config: SourceConfig) -> Path:
     """Where to train on a source."""
-    named = config.source != "fashion-mnist" and re.sub(r"\W+", "-", Path(config.source).stem).strip("-").lower()
-    return Path("checkpoints") / (named or "run")  # of Fashion-MNIST a pipeline is committed under its name
+    if config.source == "fashion-mnist":
+        return Path("checkpoints") / "run"
+    named = re.sub(r"\W+", "-", Path(config.source).stem).strip("-").lower() or "run"
+    return Path("checkpoints") / (f"my-{named}" if named in COMMITTED else named)
 
 
 def cost(size: int) -> str:

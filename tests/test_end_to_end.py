@@ -258,6 +258,7 @@ def test_newest_complete_run_is_drawn_from_else_the_committed_one(script, tmp_pa
         shutil.copytree(trained.folder, tmp_path / "checkpoints" / name)
         moment = 1_700_000_000 - 1000 * age
         os.utime(tmp_path / "checkpoints" / name / "decoder" / "config.json", (moment, moment))
+    shutil.copytree(trained.folder, tmp_path / "checkpoints" / "emoji")  # as young as a checkout
     assert newest_pipeline(tmp_path / "checkpoints").name == "newer"
     shutil.rmtree(tmp_path / "checkpoints" / "newer" / "decoder")
     assert newest_pipeline(tmp_path / "checkpoints").name == "older"

@@ -120,6 +120,15 @@ def test_inspect_of_too_few_images_says_how_many_there_are(tmp_path, capsys):
     assert "python train" not in said
 
 
+@pytest.mark.parametrize(
+    ("source", "name"),
+    [("fashion-mnist", "run"), ("emoji", "my-emoji"), ("a/Fashion-MNIST", "my-fashion-mnist"), ("b/x.csv", "x"),
+     ("owner/birds", "birds"), ("...", "run")],
+)  # fmt: skip
+def test_no_training_is_proposed_into_a_pipeline_that_comes_with_the_project(source, name):
+    assert pipeline(SourceConfig(source)) == Path("checkpoints") / name
+
+
 def test_proposed_commands_set_the_options_of_the_source_and_are_what_the_trainers_take(monkeypatch):
     config = SourceConfig("x.csv", caption_column="what is seen", class_names="cat,dog", grey=True, limit=50)
     presets = {"clip": CLIP, "prior": PRIOR, "decoder": DECODER}

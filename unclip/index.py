@@ -11,6 +11,9 @@ from unclip.settings import Sampling
 
 RENEW = "delete it, and give the last training command again, which writes it anew"
 
+COMMITTED = ("fashion-mnist", "emoji")
+"""Names of the pipelines that come with the project: as old as its checkout, so they are never the newest."""
+
 
 def read_index(pipeline: Path) -> dict[str, Any]:
     """What model_index.json says, nothing if it is not there. Raises UserError if it has changed."""
@@ -34,12 +37,12 @@ def read_sampling(pipeline: Path) -> Sampling:
 
 
 def newest_pipeline(folder: Path) -> Path:
-    """The newest pipeline in a folder of them whose stages are all complete, else the committed one.
+    """The newest pipeline in a folder of them whose stages are all complete, else the committed one of Fashion-MNIST.
 
     Raises UserError if there is neither.
     """
-    committed = folder / "fashion-mnist"
-    times = {path: finished(path) for path in folder.glob("*/") if path != committed}
+    committed = folder / COMMITTED[0]
+    times = {path: finished(path) for path in folder.glob("*/") if path.name not in COMMITTED}
     newest = max(times, key=times.get, default=committed)
     newest = newest if times.get(newest) else committed
     if not newest.is_dir():
