@@ -7,7 +7,8 @@ import zipfile
 import numpy as np
 import pytest
 from own_images import COLOURS, caption, everything, fill, with_csv, with_parquet, with_text_files
-from test_sources_forms import EVERY, samples, with_shard
+from test_shards import samples, with_shard
+from test_sources_forms import EVERY
 
 from data import records
 from data.sources import SourceConfig, load

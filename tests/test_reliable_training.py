@@ -17,11 +17,11 @@ import torch
 from faults import die_at, flip, forked, listen, one_line, outcome, poisoned, quiet_threads
 from small_stage import SETTINGS, SmallStage, train
 
-from stages.state import keep, load_state, open_state, save_state, unsealed
+from stages.state import open_state
 from unclip import files
 from unclip.checkpoint import load_stage, read_manifest, save_stage
 from unclip.errors import UserError
-from unclip.files import only_writer, partial_name, read_record, remove_leftovers, write_atomically, write_record
+from unclip.files import only_writer
 
 ROOT = Path(__file__).resolve().parents[1]
 MANY = os.environ.get("TORTURE") == "1"
@@ -108,23 +108,6 @@ def test_a_kill_at_any_moment_loses_nothing(tmp_path, expected, monkeypatch):
         assert outcome(folder) == expected, trial
 
 
-def test_file_is_flushed_before_its_name_and_then_the_folder(tmp_path, monkeypatch):
-    calls = []
-
-    def noted(name, original):
-        def call(*arguments, **others):
-            kind = "folder" if name == "fsync" and os.path.isdir(f"/proc/self/fd/{arguments[0]}") else "file"
-            calls.append(f"{name} {kind}" if name == "fsync" else name)
-            return original(*arguments, **others)
-
-        return call
-
-    for name in ("fsync", "replace", "mkdir"):
-        monkeypatch.setattr(os, name, noted(name, getattr(os, name)))
-    write_atomically(tmp_path / "new" / "a", b"content")
-    assert calls == ["mkdir", "fsync folder", "fsync file", "replace", "fsync folder"]
-
-
 def test_weights_wait_until_their_manifest_names_them(tmp_path, monkeypatch):
     model = small_stage.Small(small_stage.SmallConfig())
     save_stage(tmp_path, model, small_stage.manifest())
@@ -140,20 +123,6 @@ def test_weights_wait_until_their_manifest_names_them(tmp_path, monkeypatch):
         found, manifest = load_stage(tmp_path, small_stage.Small)
         assert torch.equal(found.linear.weight, old + step)
         assert manifest == read_manifest(tmp_path)
-
-
-def test_leftovers_of_the_dead_are_removed_and_those_of_the_living_stay(tmp_path):
-    status = subprocess.Popen([sys.executable, "-c", ""])
-    status.wait()
-    dead = tmp_path / partial_name(tmp_path / "a").name.replace(f".{os.getpid()}.", f".{status.pid}.")
-    alive, folder = partial_name(tmp_path / "a"), tmp_path / dead.name.replace(".a.", ".b.")
-    dead.write_text("half")
-    alive.write_text("half")
-    folder.mkdir()
-    (folder / "inside").write_text("half")
-    (tmp_path / ".hidden").write_text("of somebody else")
-    remove_leftovers(tmp_path)
-    assert sorted(path.name for path in tmp_path.iterdir()) == sorted([alive.name, ".hidden"])
 
 
 # --- everything that is read is verified ------------------------------------------------------------------------------
@@ -216,51 +185,6 @@ def test_damaged_log_is_set_aside(damage, tmp_path, expected):
     aside = (log.parent / "metrics-damaged.jsonl").read_bytes()
     assert aside.startswith(damage)
     assert {**outcome(tmp_path), "metrics": None} == {**expected, "metrics": None}
-
-
-def test_record_notices_any_change_but_of_layout(tmp_path):
-    path = tmp_path / "a.json"
-    content = {"x": [1, 2.5, None, True], "y": {"z": "ü"}, "t": (1, 2)}
-    write_record(path, content)
-    assert read_record(path) == json.loads(json.dumps(content))
-    path.write_text(json.dumps(json.loads(path.read_text())))
-    read_record(path)
-    for old, new in (("2.5", "2.6"), ("true", "false"), ("null", "0"), ('"z"', '"w"'), ('"checksum"', '"checksom"')):
-        path.write_text(json.dumps(json.loads(path.read_text())).replace(old, new))
-        with pytest.raises(UserError, match="has changed since it was written"):
-            read_record(path)
-        write_record(path, content)
-
-
-def test_checksum_costs_little_of_a_save(tmp_path, monkeypatch):
-    """Two percent; three times as much here, where other work disturbs the clock."""
-    tensors, progress = {"x": torch.randn(4_000_000)}, small_stage.loop.Progress()
-
-    def fastest(work) -> float:
-        times = []
-        for _ in range(5):
-            began = time.perf_counter()
-            work()
-            times.append(time.perf_counter() - began)
-        return min(times)
-
-    whole = fastest(lambda: save_state(tmp_path / "state.safetensors", tensors, progress))
-    content = (tmp_path / "state.safetensors").read_bytes()
-    from stages import state
-
-    assert fastest(lambda: state.sealed(content)) < 0.06 * whole
-
-
-def test_state_before_is_always_there_once_there_were_two(tmp_path):
-    path = tmp_path / "state.safetensors"
-    for step in range(3):
-        save_state(path, {"x": torch.tensor(float(step))}, small_stage.loop.Progress(step=step))
-    assert open_state(path)[1].step == 2
-    keep(path)  # and then a kill
-    assert unsealed(path)[0]["x"] == 2
-    path.unlink()
-    assert open_state(path)[1].step == 2
-    assert load_state(tmp_path / "none" / "state.safetensors", None, None, []).step == 0
 
 
 # --- signals ----------------------------------------------------------------------------------------------------------
@@ -477,70 +401,3 @@ def test_settings_are_known_without_their_record(tmp_path, expected):
         train(tmp_path / "a", config=replace(SETTINGS, lr=0.01))
     train(tmp_path / "a")
     assert outcome(tmp_path / "a") == expected
-
-
-# --- several ranks ----------------------------------------------------------------------------------------------------
-
-
-def ranks(folder: Path, log: Path, **variables: str) -> subprocess.Popen:
-    """Two ranks under torchrun, whose own report of a failure goes elsewhere."""
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2",
-               "--log-dir", log, "--redirects", "3", ROOT / "tests" / "small_stage.py", folder]  # fmt: skip
-    quiet = {"OMP_NUM_THREADS": "1", "TORCH_CPP_LOG_LEVEL": "FATAL"}
-    return subprocess.Popen(
-        command,
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.DEVNULL,
-        preexec_fn=listen,
-        env=os.environ | quiet | variables,
-    )
-
-
-def told(log: Path) -> str:
-    return "".join(path.read_text() for path in sorted(log.rglob("stderr.log")))
-
-
-def wait_for(log: Path, text: str) -> None:
-    for _ in range(6000):
-        if text in told(log):
-            return
-        time.sleep(0.01)
-    raise AssertionError(told(log))
-
-
-def workers(run: subprocess.Popen) -> list[int]:
-    return [int(one) for one in Path(f"/proc/{run.pid}/task/{run.pid}/children").read_text().split()]
-
-
-def test_signal_to_several_ranks_saves_once_and_says_so_once(tmp_path):
-    run = ranks(tmp_path / "run", tmp_path / "log", SLOWLY="0.3")
-    wait_for(tmp_path / "log", "small 2/12")
-    run.send_signal(signal.SIGTERM)
-    run.wait(60)
-    said = told(tmp_path / "log")
-    assert said.count("stopped by SIGTERM after step") == 1, said
-    assert "Traceback" not in said
-    step = int(said.split("after step ")[1].split(",")[0])
-    assert open_state(tmp_path / "run" / "small" / "train" / "state.safetensors")[1].step == step
-
-
-@pytest.mark.parametrize("rank", [0, 1])
-def test_rank_that_is_killed_is_named_by_the_other_in_one_line(rank, tmp_path):
-    run = ranks(tmp_path / "run", tmp_path / "log", SLOWLY="0.3")
-    wait_for(tmp_path / "log", "small 2/12")
-    os.kill(workers(run)[rank], signal.SIGKILL)
-    run.wait(60)
-    said = told(tmp_path / "log")
-    assert "Traceback" not in said, said
-    lines = [line for line in said.splitlines() if line.startswith(("error: ", "stopped "))]
-    assert len(lines) == 1, lines
-    assert f"another rank has ended (rank {rank})" in lines[0]
-
-
-def test_error_on_all_ranks_is_told_once(tmp_path):
-    train(tmp_path / "run", config=replace(SETTINGS, lr=0.01))
-    run = ranks(tmp_path / "run", tmp_path / "log")
-    assert run.wait(90) == 1
-    lines = [line for line in told(tmp_path / "log").splitlines() if line.startswith(("error", "Traceback"))]
-    assert len(lines) == 1, lines
-    assert "holds a run with train.lr = 0.01, not 0.05" in lines[0]
