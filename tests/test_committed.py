@@ -18,7 +18,12 @@ from unclip.registry import STAGES
 from unclip.settings import DecoderSettings
 
 COMMITTED = ROOT / "checkpoints" / "fashion-mnist"
+EMOJI = ROOT / "checkpoints" / "emoji"
 N = 10
+COLOURS = {
+    "red": (220, 40, 40), "orange": (250, 130, 0), "yellow": (255, 220, 50), "green": (80, 160, 60),
+    "blue": (30, 130, 230), "purple": (150, 50, 170), "brown": (120, 80, 60), "black": (50, 50, 50),
+}  # fmt: skip
 
 
 def caption_accuracy(folder) -> float:
@@ -76,12 +81,25 @@ def test_accuracy_falls_if_the_weights_of_one_stage_are_shuffled(stage, tmp_path
     assert caption_accuracy(folder) < 0.5
 
 
-def test_committed_pipeline_is_small_and_whole():
-    files = [path for path in COMMITTED.rglob("*") if path.is_file()]
+def test_emoji_have_the_colour_that_their_name_says():
+    """By the mean of what is not white. "blue heart", "green circle" and "purple square" are in no training image."""
+    names = [f"{colour} {shape}" for shape in ("heart", "circle", "square") for colour in COLOURS]
+    drawn = torch.from_numpy(UnCLIP.from_pretrained(EMOJI)(names, n=2, seed=0).images).double()
+    ink = (drawn.amin(dim=-1) < 230)[..., None]
+    mean = (drawn * ink).sum(dim=(1, 2)) / ink.sum(dim=(1, 2))
+    known = torch.tensor(list(COLOURS.values()), dtype=torch.float64)
+    nearest = torch.cdist(mean, known).argmin(dim=1)
+    asked = torch.arange(len(COLOURS)).repeat_interleave(2).repeat(3)
+    assert (nearest == asked).double().mean() > 0.8
+
+
+@pytest.mark.parametrize("folder", [COMMITTED, EMOJI], ids=lambda folder: folder.name)
+def test_committed_pipelines_are_small_and_whole(folder):
+    files = [path for path in folder.rglob("*") if path.is_file()]
     assert sum(path.stat().st_size for path in files) < 20e6
-    assert all(read_manifest(COMMITTED / stage).complete for stage in STAGES)
-    assert not list(COMMITTED.rglob("train"))
-    card = (COMMITTED / "README.md").read_text(encoding="utf-8")
+    assert all(read_manifest(folder / stage).complete for stage in STAGES)
+    assert not list(folder.rglob("train"))
+    card = (folder / "README.md").read_text(encoding="utf-8")
     for stage in STAGES:
         assert f"train_{stage}.py" in card
-        assert read_manifest(COMMITTED / stage).sha256[:12] in card
+        assert read_manifest(folder / stage).sha256[:12] in card
