@@ -38,6 +38,7 @@ class Ranks:
         self.others = [other for other in range(count) if other != rank]
         self.signs = dict.fromkeys(self.others, b"")
         self.heard = dict.fromkeys(self.others, time.monotonic())
+        self.telling = threading.Lock()
         for other in range(count):
             store.add(_key(other), 0)  # one that is not there yet would be waited for
 
@@ -72,11 +73,12 @@ class Ranks:
         return told
 
     def _tell_silent_for(self, seconds: float) -> bool:
-        lost = [str(other) for other in self.others if time.monotonic() - self.heard[other] > seconds]
-        which = f" (rank {', '.join(lost)})"
-        if lost and self.is_first_to_tell():
-            print(f"error: {cli.RANK_ENDED.format(which)}", file=sys.stderr, flush=True)
-        return bool(lost)
+        with self.telling:  # a thread that comes second ends the process: not before the first has told
+            lost = [str(other) for other in self.others if time.monotonic() - self.heard[other] > seconds]
+            which = f" (rank {', '.join(lost)})"
+            if lost and self.is_first_to_tell():
+                print(f"error: {cli.RANK_ENDED.format(which)}", file=sys.stderr, flush=True)
+            return bool(lost)
 
     def is_first_to_tell(self) -> bool:
         """Whether no rank has named an error yet: what goes wrong on one rank ends them all."""

@@ -211,3 +211,25 @@ def test_rank_that_falls_silent_is_named_once_and_one_that_is_done_is_not(monkey
     assert first.tell_lost()
     assert capsys.readouterr().err.count("error: another rank has ended (rank 1), so this one cannot go on") == 1
     first.leave()
+
+
+def test_thread_that_learns_of_a_lost_rank_second_waits_until_it_is_told(monkeypatch, capsys):
+    """Where one is in the midst of telling, another that returned would end the process before the line is out."""
+    ranks = heartbeat.Ranks(0, 2, dist.HashStore())
+    ranks.heard[1] -= heartbeat.QUIET + 1
+    first_asked = threading.Event()
+
+    def slowly() -> bool:
+        first = ranks.store.add("errors told", 1) == 1
+        if first:
+            first_asked.set()
+            time.sleep(0.3)
+        return first
+
+    monkeypatch.setattr(ranks, "is_first_to_tell", slowly)
+    thread = threading.Thread(target=ranks.tell_lost)
+    thread.start()
+    first_asked.wait()
+    assert ranks.tell_lost()
+    assert "another rank has ended (rank 1)" in capsys.readouterr().err
+    thread.join()
