@@ -75,7 +75,8 @@ class Muon(torch.optim.Optimizer):
     def step(self) -> None:
         for group in self.param_groups:
             weights = [weight for weight in group["params"] if weight.grad is not None]
-            parts = [part for weight in weights for part in self._update(weight, group["momentum"])]
+            updates = zip(weights, self._momentum(weights, group["momentum"]), strict=True)
+            parts = [part for weight, update in updates for part in update.flatten(1).chunk(self.stacks[weight])]
             by_shape = defaultdict(list)
             for i, part in enumerate(parts):
                 by_shape[part.shape].append(i)
@@ -84,17 +85,18 @@ class Muon(torch.optim.Optimizer):
                 for i, step in zip(rows, steps, strict=True):
                     parts[i] = step
             remaining = iter(parts)
-            for weight in weights:
-                step = torch.cat([next(remaining) for _ in range(self.stacks[weight])]).view_as(weight)
-                weight.mul_(1 - group["lr"] * group["weight_decay"]).add_(alike(step, weight), alpha=-group["lr"])
+            steps = [torch.cat([next(remaining) for _ in range(self.stacks[w])]).view_as(w) for w in weights]
+            torch._foreach_mul_(weights, 1 - group["lr"] * group["weight_decay"])
+            torch._foreach_add_(weights, [*map(alike, steps, weights)], alpha=-group["lr"])
 
-    def _update(self, weight: nn.Parameter, momentum: float) -> tuple[Tensor, ...]:
-        """The momentum with Nesterov's look ahead, as the matrices that are orthogonalised each by itself."""
-        state = self.state[weight]
-        if not state:
-            state["momentum"] = torch.zeros_like(weight)
-        state["momentum"].lerp_(weight.grad, 1 - momentum)
-        return whole(weight.grad.lerp(state["momentum"], momentum)).flatten(1).chunk(self.stacks[weight])
+    def _momentum(self, weights: list[nn.Parameter], momentum: float) -> list[Tensor]:
+        """The momentum with Nesterov's look ahead, of the whole weights."""
+        for weight in weights:
+            if not self.state[weight]:
+                self.state[weight]["momentum"] = torch.zeros_like(weight)
+        gradients, kept = [w.grad for w in weights], [self.state[w]["momentum"] for w in weights]
+        torch._foreach_lerp_(kept, gradients, 1 - momentum)
+        return [whole(update) for update in torch._foreach_lerp(gradients, kept, momentum)]
 
 
 def orthogonalised(matrices: Tensor, steps: int = 5) -> Tensor:

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, fields, replace
+from itertools import pairwise
 from typing import Any, Self
 
 import torch
@@ -28,7 +29,8 @@ class Rows:
 
     def split(self, parts: int) -> list[Self]:
         """The rows in so many parts; where a batch is more than its rows, it may decline, and be one part."""
-        return [self[rows] for rows in torch.arange(len(self)).tensor_split(parts)]
+        ends = [len(self) * i // parts for i in range(parts + 1)]
+        return [self[begin:end] for begin, end in pairwise(ends)]
 
     def to(self, device: torch.device | str, non_blocking: bool = False) -> Self:
         return self.map(lambda part: part.to(device, non_blocking=non_blocking))
