@@ -156,8 +156,6 @@ def suited(stage: str, size: int) -> list[str]:
         # seen it in, it knows the colour alone.
         patch, shift = max(1, round(size / 8)), max(1, size // 16)
         return ["--model.vision.patch-size", str(patch), "--augment.shift", str(shift)]
-    if stage == "prior":  # one drawing in ten is not what was asked: of four draws fewer are than of two
-        return ["--sampling.draws", "4"]
     if stage == "decoder":  # how many things there are, and where, is settled in the first steps: they are guided too
         return ["--sampling.guidance-interval", "0.3", "1.0"]
     return []

@@ -78,7 +78,7 @@ def test_an_override_changes_what_it_names_and_nothing_else():
 def test_every_setting_has_an_option_and_every_option_a_setting():
     """Each option, given a value of its own, changes one field: none is shared, and none is left without an option."""
     own = Sampling(decoder=DecoderSettings(sampler="ddim"))
-    named = {"guidance_interval": (0.1, 0.2), "sampler": "ddpm", "spacing": "even"}
+    named = {"guidance_interval": (0.1, 0.2), "sampler": "ddpm", "spacing": "even", "prior_guidance": 3}
     values = dict.fromkeys(SAMPLING_OPTIONS, 1) | named
     changed = []
     for name, value in values.items():

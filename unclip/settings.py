@@ -52,10 +52,11 @@ class PriorSettings:
 
     steps: int = bounded(20, 1, 10_000, told_as="prior_steps")
     """Prior steps per embedding (dpmpp)."""
-    guidance: float = bounded(1.5, 0, 100, told_as="prior_guidance")
-    """Prior guidance scale."""
-    draws: int = bounded(2, 1, 256, told_as="draws")
-    """Image embeddings drawn for each sample; the one closest to the text embedding is kept."""
+    guidance: float = bounded(1.0, 0, 100, told_as="prior_guidance")
+    """Prior guidance scale: 1 is none, more follows the caption closer at the price of variety."""
+    draws: int = bounded(4, 1, 256, told_as="draws")
+    """Image embeddings drawn for each sample; the one closest to the text embedding is kept, which costs less variety
+    than guidance does."""
 
     def __post_init__(self):
         check(self)
@@ -152,7 +153,7 @@ class SamplingOptions:
     prior_steps: int = bounded(PriorSettings.steps, 1, 10_000)
     """Prior steps per embedding (dpmpp)."""
     prior_guidance: float = bounded(PriorSettings.guidance, 0, 100)
-    """Prior guidance scale."""
+    """Prior guidance scale: 1 is none, more follows the caption closer at the price of variety."""
     draws: int = bounded(PriorSettings.draws, 1, 256)
     """Image embeddings drawn for each sample; the one closest to the text embedding is kept."""
     batch_size: int = bounded(64, 1, 4096)

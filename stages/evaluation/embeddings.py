@@ -42,7 +42,7 @@ def prior_section(pipe: UnCLIP, embedded: EmbeddedImages, samples: int, seed: in
     """Cosines to the true embedding, with their ceiling and floors; and how far the draws of a caption spread."""
     test, own = embedded.data, pipe.sampling.prior
     count = min(samples, len(test))
-    settings = [*((1, scale) for scale in GUIDANCE), (2, own.guidance)]
+    settings = dict.fromkeys([*((1, scale) for scale in GUIDANCE), (own.draws, own.guidance)])
     rows = []
     for draws, scale in settings:
         cosines = pair_cosines(pipe.prior, embedded, count, replace(own, draws=draws, guidance=scale))
