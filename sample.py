@@ -2,7 +2,7 @@
 
     python sample.py "an image of a sneaker" "an image of a bag" --n 8
     python sample.py --captions-file captions.txt --npz --out outputs/x       # one caption per line
-    python sample.py "an image of a coat" --n 8 --style faithful              # no guidance: as varied as real images
+    python sample.py "an image of a coat" --n 8 --style faithful              # no guidance, one draw: more varied
     echo "a dark narrow dress" | python sample.py --strip --gif
     python sample.py "" --n 16                                                # no caption: unconditional samples
 
@@ -10,7 +10,7 @@ Writes one PNG per image as they are drawn, then grid.png, of at most 64 caption
 samples.json into --out. Ctrl-C ends the drawing, and keeps and lists what is drawn. Image i of a caption depends on the
 caption, the settings and --seed + i alone. A setting that is not given is the pipeline's own (in model_index.json),
 else the library's; --help shows them, those of another pipeline with --checkpoint DIR. On two CPU cores ten images take
-about two seconds, after some seconds of loading.
+about half a second, after some seconds of loading.
 """
 
 if __name__ == "__main__":  # before the other imports, which may take seconds

@@ -44,8 +44,8 @@ class TrainConfig:
     recompute: bool = free(False)
     """Compute blocks a second time in the backward pass, for less memory; the results are the same to rounding."""
     compile: bool = free(False)
-    """Compile the blocks (torch.compile): a minute or more at the start, faster steps on a GPU; the results are the
-    same to rounding."""
+    """Compile the blocks (torch.compile): a minute or more at the start, and steps that may be faster; the results are
+    the same to rounding."""
     accumulate: int = free(1, 1, 65_536)
     """Parts in which each rank takes its examples of a step, for less memory; the results are the same to rounding."""
     shard: bool = free(False)

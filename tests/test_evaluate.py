@@ -30,6 +30,7 @@ SETTINGS = EvaluateOptions(
 )
 SMALL_SWEEP = {
     "prior_guidance": (1.0, 2.0),
+    "draws": (1,),
     "guidance": (1.0,),
     "guidance_interval": ((0.0, 1.0), (0.2, 0.8)),  # without guidance the second is not drawn again
     "sampler": ("dpmpp", "ddim"),

@@ -55,8 +55,7 @@ class PriorSettings:
     guidance: float = bounded(1.0, 0, 100, told_as="prior_guidance")
     """Prior guidance scale: 1 is none, more follows the caption closer at the price of variety."""
     draws: int = bounded(4, 1, 256, told_as="draws")
-    """Image embeddings drawn for each sample; the one closest to the text embedding is kept, which costs less variety
-    than guidance does."""
+    """Image embeddings drawn for each sample; the one closest to the text embedding is kept."""
 
     def __post_init__(self):
         check(self)

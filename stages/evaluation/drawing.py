@@ -20,11 +20,12 @@ from unclip.trajectory import Trajectory, denoising_strip
 WAYS = ("true embedding", "prior", "text embedding", "caption alone", "nothing")
 """What drives the decoder (Ramesh et al. 2022, section 5.1)."""
 SWEEP = {
-    "prior_guidance": (1.0, 1.5),
+    "prior_guidance": (1.0, 1.2, 1.5),
+    "draws": (1, 2, 4),
     "guidance": (1.0, 1.5, 2.5, 4.0),
     "guidance_interval": ((0.0, 1.0), (0.3, 0.8)),
-    "sampler": ("dpmpp", "ddim", "ddpm"),
-    "steps": (10, 20),
+    "sampler": ("dpmpp", "ddpm"),
+    "steps": (10,),
 }
 
 
