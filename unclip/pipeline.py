@@ -198,7 +198,7 @@ class UnCLIP:
         return [caption for caption in captions for _ in range(n)], seeds
 
     def _embed(self, captions: EncodedCaptions, seeds: list[int], sampling: Sampling) -> Tensor:
-        parts = batches(len(seeds), sampling.batch_size)
+        parts = batches(len(seeds), max(1, sampling.batch_size // sampling.prior.draws))  # it draws all at once
         return torch.cat([self.prior.draw(captions[part], seeds[part], sampling.prior) for part in parts])
 
     def _decode(

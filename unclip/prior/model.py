@@ -48,6 +48,9 @@ class Prefix(NamedTuple):
     mask: Tensor  # (B, L + 1), False for padding
     centre: Tensor  # (B, D), the scaled image embedding that the text makes linearly likely
 
+    def rows(self, rows: Tensor) -> "Prefix":
+        return Prefix([(keys[rows], values[rows]) for keys, values in self.past], self.mask[rows], self.centre[rows])
+
 
 class TextRegression(nn.Module):
     """The linear guess of the scaled image embedding from the text embedding, by ridge regression; not trained.
@@ -180,18 +183,16 @@ class Prior(nn.Module):
         Of `settings.draws` candidates the one with the highest dot product with the text embedding is kept (Ramesh et
         al. 2022, section 2.2, which draws two); of an empty caption, which has none, the first.
         """
-        diffusion = self.diffusion()
+        diffusion, n = self.diffusion(), len(captions)
         timesteps = spaced_timesteps(diffusion.timesteps, settings.steps, "prior_steps")
+        rows = torch.arange(n, device=captions.text.device).repeat(settings.draws)  # all draws are one batch
         if settings.guidance == 1:
-            model = partial(self, prefix=self.prefix(captions))
+            model = partial(self, prefix=self.prefix(captions).rows(rows))
         else:  # N captions, then the N nulls that belong to them
-            both = EncodedCaptions.cat([captions, captions.null()])
-            model = guided(partial(self, prefix=self.prefix(both)), settings.guidance)
-        candidates = []
-        for draw in range(settings.draws):
-            noise = RowNoise(seeds, PRIOR_STREAM, draw)
-            x = dpmpp(diffusion.denoiser(model), noise(captions.text), diffusion, timesteps, noise)
-            candidates.append(self.scaler.unscale(x))
-        candidates = torch.stack(candidates, dim=1)  # (N, draws, D)
+            both = self.prefix(EncodedCaptions.cat([captions, captions.null()]))
+            model = guided(partial(self, prefix=both.rows(torch.cat([rows, rows + n]))), settings.guidance)
+        noise = [RowNoise(seeds, PRIOR_STREAM, draw)(captions.text) for draw in range(settings.draws)]
+        x = dpmpp(diffusion.denoiser(model), torch.cat(noise), diffusion, timesteps)
+        candidates = self.scaler.unscale(x).unflatten(0, (-1, n)).transpose(0, 1)  # (N, draws, D)
         best = torch.einsum("nkd,nd->nk", candidates, captions.text).argmax(dim=1).masked_fill(captions.empty, 0)
         return candidates[torch.arange(len(best), device=best.device), best]
