@@ -88,7 +88,7 @@ def test_what_is_drawn_can_be_saved_and_copied_as_a_command(page):
     command = page.copied()
     assert command.startswith("python sample.py --checkpoint")
     sampling = read_json(COMMITTED / "model_index.json")["sampling"]["decoder"]
-    assert command.endswith(f"--n 4 --seed 0 --guidance {sampling['guidance']} --steps {sampling['steps']} 'a bag'")
+    assert command.endswith(f"--n 4 --seed 0 --guidance {sampling['guidance']:g} --steps {sampling['steps']} 'a bag'")
 
 
 def test_vary(page):
