@@ -49,6 +49,7 @@ class Prefix(NamedTuple):
     centre: Tensor  # (B, D), the scaled image embedding that the text makes linearly likely
 
     def rows(self, rows: Tensor) -> "Prefix":
+        """That of some of the captions, by their numbers, each as often as it is named."""
         return Prefix([(keys[rows], values[rows]) for keys, values in self.past], self.mask[rows], self.centre[rows])
 
 
@@ -181,7 +182,8 @@ class Prior(nn.Module):
         """One unit image embedding (N, D) for each of N captions, by diffusion; each depends on its own seed.
 
         Of `settings.draws` candidates the one with the highest dot product with the text embedding is kept (Ramesh et
-        al. 2022, section 2.2, which draws two); of an empty caption, which has none, the first.
+        al. 2022, section 2.2, which draws two); of an empty caption, which has none, the first. All N x
+        draws candidates are one batch.
         """
         diffusion, n = self.diffusion(), len(captions)
         timesteps = spaced_timesteps(diffusion.timesteps, settings.steps, "prior_steps")
