@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from data.remembered import note
 from stages.data import DataConfig
@@ -14,7 +14,7 @@ from stages.embed import EmbeddedImages, embed_images
 from stages.runtime import print0
 from stages.state import start_from
 from unclip.checkpoint import Manifest, read_manifest
-from unclip.clip import CLIPConfig, load_clip
+from unclip.clip import CLIPConfig, encode_captions, load_clip
 from unclip.errors import UserError
 from unclip.hub import find_pipeline
 
@@ -23,6 +23,10 @@ from unclip.hub import find_pipeline
 class Inputs:
     clip: CLIPConfig
     clip_sha256: str
+    logit_scale: float
+    """CLIP's factor on cosines."""
+    rivals: Tensor
+    """Unit text embeddings (R, D) of the captions of the data's classes; none where it has none."""
     source: dict[str, Any]
     """Where the images are from, as a manifest notes it."""
     train: EmbeddedImages
@@ -71,4 +75,7 @@ def open_inputs(out: Path, data: DataConfig, device: torch.device) -> Inputs:
     clip, tokenizer, preprocess = load_clip(out)
     splits = data.load_as(out, "train", "validation")
     train, validation = (embed_images(split, clip, manifest.sha256, tokenizer, preprocess, device) for split in splits)
-    return Inputs(clip.config, manifest.sha256, note(data, splits[0].image_size), train, validation)
+    classes, none = train.data.class_captions, torch.zeros(0, clip.config.embed_dim)
+    rivals = encode_captions(clip, tokenizer, classes).text if classes else none
+    source = note(data, splits[0].image_size)
+    return Inputs(clip.config, manifest.sha256, clip.scale().item(), rivals.cpu(), source, train, validation)

@@ -216,8 +216,11 @@ def pair_figures(cosines: dict[str, Tensor]) -> dict[str, float]:
     }
 
 
-def fit(model: Prior, images: EmbeddedImages, seed: int) -> None:
-    """Take the statistics of the embeddings that are diffused, and the linear guess of them from captions' texts."""
+def fit(model: Prior, inputs: Inputs, seed: int) -> None:
+    """Take the statistics of the embeddings that are diffused, the linear guess of them from captions' texts, and the
+    classes' captions."""
+    images = inputs.train
+    model.choice.fit(inputs.rivals, inputs.logit_scale)
     model.scaler.fit(images.embeddings)
     captions = images.data.draw(torch.arange(len(images)), torch.Generator().manual_seed(seed))
     model.regression.fit(images.text[captions], model.scaler.scale(images.embeddings))
@@ -231,13 +234,14 @@ def train(run: PriorRun) -> Manifest:
         with runtime.main_first():
             adopt(run.clip, run.out, run.clip_revision)
     inputs = open_inputs(run.out, run.data, device)
-    clip, images = inputs.clip, inputs.train
+    clip = inputs.clip
     shapes = {"embed_dim": clip.embed_dim, "text_width": clip.text.width, "context": clip.text.context}
+    shapes["rivals"] = len(inputs.rivals)
     with runtime.seeded(run.train.seed):
         model = Prior(replace(run.model, **shapes))
-    start = inputs.start(model, run.init_from, "prior", lambda: fit(model, images, run.train.seed))
+    start = inputs.start(model, run.init_from, "prior", lambda: fit(model, inputs, run.train.seed))
     manifest = inputs.manifest("prior", settings(run), asdict(run.sampling), start)
-    files = {"captions.txt": some_captions(images.data.captions)}
+    files = {"captions.txt": some_captions(inputs.train.data.captions)}
     return loop.train(PriorStage(model, inputs, run, device), run.train, device, run.out, manifest, files)
 
 

@@ -7,10 +7,12 @@ import shutil
 
 import numpy as np
 import pytest
+import torch
 from conftest import ROOT, assert_one_error_line, contents, files_under, run_python
 from foreign import huggingface_clip
 from PIL import Image
 
+from data.captions import PLAIN_CAPTIONS
 from unclip import UnCLIP
 from unclip.checkpoint import load_tensors, read_manifest
 from unclip.files import read_json
@@ -76,6 +78,12 @@ def test_tiny_clip_beats_chance_and_tiny_prior_beats_an_unrelated_caption(traine
     assert clip["accuracy"] > 0.15  # ten classes
     assert prior["cosine_sample"] > prior["cosine_unrelated"]
     assert prior["cosine_sample"] > prior["cosine_text"]
+
+
+def test_the_prior_tells_draws_apart_by_the_captions_of_the_classes(trained):
+    pipe = UnCLIP.from_pretrained(trained.folder)
+    torch.testing.assert_close(pipe.prior.choice.rivals, pipe.encode_text(list(PLAIN_CAPTIONS)))
+    torch.testing.assert_close(pipe.prior.choice.scale, pipe.clip.scale()[0])
 
 
 @pytest.mark.parametrize("stage", STAGES)

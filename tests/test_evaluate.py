@@ -31,6 +31,7 @@ SETTINGS = EvaluateOptions(
 SMALL_SWEEP = {
     "prior_guidance": (1.0, 2.0),
     "draws": (1,),
+    "accept": (0.5, 0.9),  # of a single draw the second is not drawn again
     "guidance": (1.0,),
     "guidance_interval": ((0.0, 1.0), (0.2, 0.8)),  # without guidance the second is not drawn again
     "sampler": ("dpmpp", "ddim"),

@@ -8,6 +8,7 @@ import torch
 from conftest import made_up_data
 from runs import assert_same_run, break_off, train
 from three_stages import clip_stage, decoder_stage, make_inputs, prior_stage, seeded
+from torch import nn
 from toy import SETTINGS
 
 from data.captions import PLAIN_CAPTIONS
@@ -17,10 +18,12 @@ from stages.decoder import DecoderObjective, DecoderRun
 from stages.embed import EmbeddedImages
 from stages.inputs import Inputs
 from stages.prior import hide_tokens, pair_cosines, pair_figures
+from stages.state import start_from
 from unclip.checkpoint import Manifest, read_manifest, save_stage
 from unclip.clip import CLIP, EncodedCaptions
 from unclip.errors import UserError
 from unclip.fields import as_option, check
+from unclip.prior import Prior
 from unclip.settings import PriorSettings
 
 
@@ -39,6 +42,18 @@ def test_every_stage_resumed_equals_uninterrupted(make, inputs, tmp_path):
     train(tmp_path / "broken", make(inputs), config, described)
     assert_same_run(tmp_path / "whole", tmp_path / "broken", described.stage)
     assert read_manifest(tmp_path / "broken" / described.stage).complete
+
+
+@pytest.mark.parametrize("theirs", [0, 3])
+def test_a_fine_tuned_prior_tells_draws_apart_by_the_captions_of_its_own_data(theirs, inputs, tmp_path):
+    own = prior_stage(inputs).model
+    other = Prior(replace(own.config, rivals=theirs))
+    nn.init.ones_(other.query)
+    save_stage(tmp_path / "prior", other, Manifest("prior", parents={"clip": inputs.clip_sha256}))
+    assert start_from(own, tmp_path, "prior")["start"] == read_manifest(tmp_path / "prior").sha256
+    assert torch.equal(own.query, other.query)
+    assert torch.equal(own.choice.rivals, inputs.rivals)
+    assert own.choice.scale.item() == pytest.approx(inputs.logit_scale)
 
 
 @pytest.mark.parametrize("make", [prior_stage, decoder_stage])

@@ -14,7 +14,7 @@ from stages.decoder import DecoderRun, DecoderStage
 from stages.embed import embed_images
 from stages.inputs import Inputs
 from stages.prior import PriorRun, PriorStage
-from unclip.clip import CLIP, CLIPConfig, Preprocess, TextConfig, Tokenizer, VisionConfig
+from unclip.clip import CLIP, CLIPConfig, Preprocess, TextConfig, Tokenizer, VisionConfig, encode_captions
 from unclip.decoder import Decoder, DecoderConfig
 from unclip.prior import Prior, PriorConfig
 
@@ -32,7 +32,8 @@ def make_inputs(cache: Path) -> Inputs:
     embedded = (
         embed_images(part, clip, "c" * 64, tokenizer, Preprocess(28, 1), CPU, cache) for part in (data, validation)
     )
-    return Inputs(clip.config, "c" * 64, {}, *embedded)
+    rivals = encode_captions(clip, tokenizer, PLAIN_CAPTIONS).text.detach()
+    return Inputs(clip.config, "c" * 64, clip.scale().item(), rivals, {}, *embedded)
 
 
 def clip_stage(inputs: Inputs) -> CLIPStage:
@@ -43,8 +44,8 @@ def clip_stage(inputs: Inputs) -> CLIPStage:
 
 def prior_stage(inputs: Inputs, **options) -> PriorStage:
     torch.manual_seed(0)
-    model = Prior(PriorConfig(16, 16, inputs.clip.text.context, width=16, layers=1, heads=2))
-    prior.fit(model, inputs.train, seed=0)
+    model = Prior(PriorConfig(16, 16, inputs.clip.text.context, 16, layers=1, heads=2, rivals=len(inputs.rivals)))
+    prior.fit(model, inputs, seed=0)
     return PriorStage(model, inputs, PriorRun(evaluate_on=10, **options), CPU)
 
 

@@ -55,7 +55,10 @@ class PriorSettings:
     guidance: float = bounded(1.0, 0, 100, told_as="prior_guidance")
     """Prior guidance scale: 1 is none, more follows the caption closer at the price of variety."""
     draws: int = bounded(4, 1, 256, told_as="draws")
-    """Image embeddings drawn for each sample; the one closest to the text embedding is kept."""
+    """Image embeddings drawn for each sample, of which one is kept: see `accept`."""
+    accept: float = bounded(0.75, 0, 1, told_as="accept")
+    """For the caption of a class the first draw is kept that CLIP takes for it, beside those of the other classes, with
+    this probability; for any other caption the likeliest; of data without classes the closest to the text embedding."""
 
     def __post_init__(self):
         check(self)
@@ -154,7 +157,10 @@ class SamplingOptions:
     prior_guidance: float = bounded(PriorSettings.guidance, 0, 100)
     """Prior guidance scale: 1 is none, more follows the caption closer at the price of variety."""
     draws: int = bounded(PriorSettings.draws, 1, 256)
-    """Image embeddings drawn for each sample; the one closest to the text embedding is kept."""
+    """Image embeddings drawn for each sample, of which one is kept: see `accept`."""
+    accept: float = bounded(PriorSettings.accept, 0, 1)
+    """For the caption of a class the first draw is kept that CLIP takes for it, beside those of the other classes, with
+    this probability; for any other caption the likeliest; of data without classes the closest to the text embedding."""
     batch_size: int = bounded(64, 1, 4096)
     """Images drawn at once; less needs less memory. It does not change the images."""
 
@@ -173,5 +179,5 @@ class SamplingOptions:
 
 
 SAMPLING_OPTIONS = tuple(option.name for option in fields(SamplingOptions) if option.name != "style")
-PRIOR_OPTIONS = {"prior_steps": "steps", "prior_guidance": "guidance", "draws": "draws"}
+PRIOR_OPTIONS = {"prior_steps": "steps", "prior_guidance": "guidance", "draws": "draws", "accept": "accept"}
 """Which options are the prior's, and what it calls them; the others are the decoder's, by its own names."""

@@ -13,6 +13,7 @@ from unclip.clip.captions import EncodedCaptions
 from unclip.diffusion import GaussianDiffusion, Schedule
 from unclip.fields import bounded, check, from_data
 from unclip.layers import Block, EmbeddingScaler, KeyValue, causal_mask, init_transformer, timestep_embedding
+from unclip.prior.choice import Choice
 from unclip.samplers import PRIOR_STREAM, RowNoise, dpmpp, guided, spaced_timesteps
 from unclip.settings import PriorSettings
 
@@ -35,6 +36,8 @@ class PriorConfig:
     """Diffusion steps of the training process."""
     schedule: Schedule = "cosine"
     """Noise schedule."""
+    rivals: int = from_data(0, 0, 65_536)
+    """Captions of the data's classes, from which a draw is told apart; 0 where it has none."""
 
     def conflicts(self) -> Iterator[tuple[str, str]]:
         if self.width % self.heads:
@@ -98,6 +101,7 @@ class Prior(nn.Module):
         width = config.width
         self.scaler = EmbeddingScaler(config.embed_dim)
         self.regression = TextRegression(config.embed_dim)
+        self.choice = Choice(config.embed_dim, config.rivals)
         self.register_buffer("signal", self.diffusion().alphas_cumprod.sqrt().float(), persistent=False)  # (T,)
         self.encoding_in = nn.Linear(config.text_width, width)
         self.positions = nn.Parameter(torch.empty(config.context, width))
@@ -181,9 +185,8 @@ class Prior(nn.Module):
     def draw(self, captions: EncodedCaptions, seeds: Sequence[int], settings: PriorSettings) -> Tensor:
         """One unit image embedding (N, D) for each of N captions, by diffusion; each depends on its own seed.
 
-        Of `settings.draws` candidates the one with the highest dot product with the text embedding is kept (Ramesh et
-        al. 2022, section 2.2, which draws two); of an empty caption, which has none, the first. All N x
-        draws candidates are one batch.
+        Of `settings.draws` candidates `Choice` keeps one; of an empty caption's, which has no text embedding, the first
+        is kept. All N x draws candidates are one batch.
         """
         diffusion, n = self.diffusion(), len(captions)
         timesteps = spaced_timesteps(diffusion.timesteps, settings.steps, "prior_steps")
@@ -196,5 +199,5 @@ class Prior(nn.Module):
         noise = [RowNoise(seeds, PRIOR_STREAM, draw)(captions.text) for draw in range(settings.draws)]
         x = dpmpp(diffusion.denoiser(model), torch.cat(noise), diffusion, timesteps)
         candidates = self.scaler.unscale(x).unflatten(0, (-1, n)).transpose(0, 1)  # (N, draws, D)
-        best = torch.einsum("nkd,nd->nk", candidates, captions.text).argmax(dim=1).masked_fill(captions.empty, 0)
-        return candidates[torch.arange(len(best), device=best.device), best]
+        kept = self.choice(candidates, captions.text, settings.accept).masked_fill(captions.empty, 0)
+        return candidates[torch.arange(n, device=kept.device), kept]
