@@ -56,7 +56,7 @@ class PriorSettings:
     """Prior guidance scale: 1 is none, more follows the caption closer at the price of variety."""
     draws: int = bounded(4, 1, 256, told_as="draws")
     """Image embeddings drawn for each sample, of which one is kept: see `accept`."""
-    accept: float = bounded(0.75, 0, 1, told_as="accept")
+    accept: float = bounded(0.85, 0, 1, told_as="accept")
     """For the caption of a class the first draw is kept that CLIP takes for it, beside those of the other classes, with
     this probability; for any other caption the likeliest; of data without classes the closest to the text embedding."""
 

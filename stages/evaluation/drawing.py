@@ -22,7 +22,7 @@ WAYS = ("true embedding", "prior", "text embedding", "caption alone", "nothing")
 SWEEP = {
     "prior_guidance": (1.0, 1.2, 1.5),
     "draws": (1, 4),
-    "accept": (0.75, 0.9),
+    "accept": (0.75, 0.85),
     "guidance": (1.0, 1.5, 2.5, 4.0),
     "guidance_interval": ((0.0, 1.0), (0.3, 0.8)),
     "sampler": ("dpmpp", "ddpm"),
