@@ -60,6 +60,8 @@ def check_same_run(folder: Path, manifest: Manifest) -> bool:
 
 
 OTHERWISE = {
+    "model.rivals": "it was trained by an earlier version, which knew no rivals. Draw from it as it is, or train on "
+    "from its weights in another --out, with --init-from {pipeline}",
     "train.lr": "to change it from the last saved state on, leave --train.lr as it was and give --resume-with {value}; "
     "or choose another --out",
     "train.steps": "its learning rate was planned for that many. To train on from its weights, choose another --out, "

@@ -26,7 +26,7 @@ class Inputs:
     logit_scale: float
     """CLIP's factor on cosines."""
     rivals: Tensor
-    """Unit text embeddings (R, D) of the captions of the data's classes; none where it has none."""
+    """Unit text embeddings (R, D) of the captions of the data's classes; none where there are fewer than two."""
     source: dict[str, Any]
     """Where the images are from, as a manifest notes it."""
     train: EmbeddedImages
@@ -36,7 +36,7 @@ class Inputs:
         """`start_from` for a model with statistics of embeddings, which `fit` takes of these ones.
 
         Those of another pipeline's stage are kept, as its weights are used to them, but not if they are of another
-        CLIP's embeddings: these may lie elsewhere by many deviations.
+        CLIP's embeddings, which may lie elsewhere by many deviations, nor what is the data's alone.
         """
         fit()
         if pipeline is None:
@@ -76,6 +76,6 @@ def open_inputs(out: Path, data: DataConfig, device: torch.device) -> Inputs:
     splits = data.load_as(out, "train", "validation")
     train, validation = (embed_images(split, clip, manifest.sha256, tokenizer, preprocess, device) for split in splits)
     classes, none = train.data.class_captions, torch.zeros(0, clip.config.embed_dim)
-    rivals = encode_captions(clip, tokenizer, classes).text if classes else none
+    rivals = encode_captions(clip, tokenizer, classes).text if len(set(classes)) > 1 else none
     source = note(data, splits[0].image_size)
     return Inputs(clip.config, manifest.sha256, clip.scale().item(), rivals.cpu(), source, train, validation)

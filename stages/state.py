@@ -171,15 +171,15 @@ def load_state(path: Path, model: nn.Module, average: nn.Module, optimizers: lis
 def start_from(model: nn.Module, pipeline: Path | None, stage: str) -> dict[str, str]:
     """Fill a new model with the weights of another pipeline's stage, if one is given: fine-tuning.
 
-    A prior keeps its own `choice`, which is made of the captions of its data's classes.
-
-    Returns the parent to name in the manifest, {"start": SHA-256}. Raises UserError if shapes differ.
+    What a model names as `of_data` it keeps. Returns the parent to name in the manifest, {"start": SHA-256}.
+    Raises UserError if shapes differ.
     """
     if pipeline is None:
         return {}
     pipeline = find_pipeline(pipeline)
     parent, manifest = load_stage(pipeline / stage)
-    theirs = {name: tensor for name, tensor in parent.state_dict().items() if not name.startswith("choice.")}
-    own = {name: tensor for name, tensor in model.state_dict().items() if name.startswith("choice.")}
+    prefix = getattr(model, "of_data", ())  # no name starts with an empty tuple
+    theirs = {name: tensor for name, tensor in parent.state_dict().items() if not name.startswith(prefix)}
+    own = {name: tensor for name, tensor in model.state_dict().items() if name.startswith(prefix)}
     load_weights(model, theirs | own, pipeline / stage / "model.safetensors")
     return {"start": manifest.sha256}

@@ -31,7 +31,9 @@ def test_of_a_class_the_first_likely_draw_is_kept_and_else_the_likeliest(seed, d
     text[:4] = others[torch.arange(4) % rivals]  # captions of classes, which have a rival less
     kept = fitted(others)(candidates, text, accept)
     for row in range(7):
-        wrong = [other for other in others.tolist() if np.dot(other, text[row].tolist()) <= SAME]
+        cosines = [np.dot(other, text[row].tolist()) for other in others.tolist()]
+        near = max(SAME, max(cosines) - 1e-4)
+        wrong = [other for other, cosine in zip(others.tolist(), cosines, strict=True) if cosine <= near]
         likely = []
         for draw in candidates[row].tolist():
             own = math.exp(4 * np.dot(draw, text[row].tolist()))
@@ -62,3 +64,22 @@ def test_more_draws_change_no_sample_that_was_accepted(more):
     accepted = (likely[:, : more - 1] >= 0.5).any(dim=1)
     assert 20 < accepted.sum() < 200
     assert torch.equal(few[accepted], many[accepted])
+
+
+def test_the_likeliest_is_found_where_all_are_certain():
+    """At CLIP's largest scale probabilities of float32 round to one."""
+    candidates, text, rivals = units(300, 16, 64, seed=0), units(300, 64, seed=1), units(10, 64, seed=2)
+    candidates = F.normalize(candidates + 3 * text[:, None], dim=-1)
+    kept = fitted(rivals, 100.0)(candidates, text, 1.0)
+    wide = candidates.double()
+    own, others = torch.einsum("nkd,nd->nk", wide, text.double()), wide @ rivals.double().T
+    likely = (100 * torch.cat([own[..., None], others], 2)).softmax(2)[..., 0]
+    assert (likely > 1 - 1e-9).float().mean() > 0.5
+    assert torch.equal(kept, (100 * own - (100 * others).logsumexp(2)).argmax(dim=1))
+
+
+def test_a_class_stays_a_rival_however_close_its_caption():
+    text = F.normalize(torch.tensor([[1.0, 0.0, 0.0], [1.0, 0.2, 0.0]]), dim=-1)  # cosine 0.98
+    candidates = F.normalize(torch.tensor([[0.9, 0.5, 0.0], [1.0, -0.5, 0.0]]), dim=-1)[None]
+    assert fitted(text, 30.0)(candidates, text[:1], 0.6).tolist() == [1]
+    assert fitted(text, 30.0)(candidates, text[1:], 0.6).tolist() == [0]

@@ -219,12 +219,26 @@ def test_decoder_draws_from_embeddings_alone_and_from_captions_alone(tiny):
     assert_same_images(tiny.decode(embeddings[1:], None, seed=3, **FEW), image_only[1:])  # image i uses seed + i
 
 
-def test_best_of_several_draws_is_kept(tiny):
-    text = tiny.encode_text(BAG)
-    scores = [(tiny.embed(BAG, n=8, draws=draws, prior_steps=4) @ text.T)[:, 0] for draws in (1, 2, 6)]
-    assert (scores[1] >= scores[0] - 1e-5).all()
-    assert (scores[2] >= scores[1] - 1e-5).all()
-    assert (scores[2] > scores[0] + 1e-5).any()
+def test_of_a_class_the_first_draw_is_kept_that_is_accepted(tiny):
+    once, first, last = (tiny.embed(BAG, n=8, prior_steps=4, **s) for s in (
+        {"draws": 1}, {"draws": 6, "accept": 0.0}, {"draws": 6, "accept": 1.0}))  # fmt: skip
+    torch.testing.assert_close(first, once, atol=1e-5, rtol=0)
+    assert not torch.allclose(last, once, atol=1e-3)
+
+
+@pytest.mark.parametrize(("caption", "accept"), [(BAG, 1.0), ("a dark narrow dress", 0.0)])
+def test_more_draws_are_never_less_likely(tiny, caption, accept):
+    """Where none is accepted, and of a caption that says more than a class."""
+    text, rivals, scale = tiny.encode_text(caption), tiny.prior.choice.rivals, tiny.clip.scale()
+    rivals = rivals[(rivals @ text[0]) < 0.9999]
+    assert len(rivals) == (9 if caption == BAG else 10)
+    odds = []
+    for draws in (1, 2, 6):
+        drawn = tiny.embed(caption, n=20, draws=draws, prior_steps=4, accept=accept)
+        odds.append(scale * (drawn @ text[0]) - (scale * drawn @ rivals.T).logsumexp(dim=1))
+    assert (odds[1] >= odds[0] - 1e-3).all()
+    assert (odds[2] >= odds[1] - 1e-3).all()
+    assert (odds[2] > odds[0] + 1e-2).any()
 
 
 # --- odd and bad input ------------------------------------------------------------------------------------------------

@@ -11,6 +11,7 @@ from unclip.clip import EncodedCaptions
 from unclip.errors import UserError
 from unclip.layers import timestep_embedding
 from unclip.prior import Prior, PriorConfig
+from unclip.prior.choice import Choice
 from unclip.prior.model import TextRegression
 from unclip.samplers import PRIOR_STREAM, RowNoise
 from unclip.settings import PriorSettings
@@ -248,7 +249,7 @@ def test_seeds_make_the_difference(prior):
     assert not torch.allclose(drawn[0], drawn[1], atol=1e-3)
 
 
-def test_more_draws_are_never_less_similar_to_the_text(prior):
+def test_without_rivals_more_draws_are_never_less_similar_to_the_text(prior):
     repeated, cosines = captions()[torch.arange(3).repeat_interleave(20)], []
     for draws in (1, 2, 4):
         drawn = prior.draw(repeated, range(60), replace(FEW, draws=draws))
@@ -264,6 +265,9 @@ def test_a_caption_that_stands_for_none_keeps_its_first_candidate(prior):
     many = prior.draw(empty, range(20), replace(FEW, draws=4))
     close(many, prior.draw(empty, range(20), replace(FEW, draws=1)))
     close(prior.draw(replace(empty, text=-empty.text), range(20), FEW), many)
+    prior.choice = Choice(6, 3)
+    prior.choice.fit(F.normalize(torch.randn(3, 6), dim=-1), 10.0)
+    close(prior.draw(empty, range(20), replace(FEW, draws=4)), many)
 
 
 def test_guidance_moves_away_from_the_null(prior):

@@ -48,7 +48,7 @@ DEFAULTS = {
     "vary": {},
     "blend": BACKWARDS,
     "change": BACKWARDS | {"guidance": 2.5},  # with less, what was asked for is not always reached
-    "mix": {},
+    "mix": {"accept": 1.0},  # of each prompt what is typical: the mean of unusual draws is seldom either
     "inpaint": PAINTING,
     "probe": {},
     "corrupt": {},
@@ -267,6 +267,7 @@ def mix(pipe: UnCLIP, prompts: Mapping[str, float], n: int = 4, seed: int = 0, *
             f"weights must be at least 0, and one above, not {', '.join(map(str, prompts.values())) or 'none'}"
         )
     seeds, captions = _seeds(seed, n), caption_list(list(prompts))
+    settings = DEFAULTS["mix"] | settings
     drawn = pipe.embed(captions, n=n, seed=seed, **settings).unflatten(0, (len(captions), n))  # (P, n, D)
     shares = (weights / weights.sum()).to(drawn)
     embeddings = F.normalize(torch.einsum("pnd,p->nd", drawn, shares), dim=1)

@@ -57,8 +57,8 @@ class PriorSettings:
     draws: int = bounded(4, 1, 256, told_as="draws")
     """Image embeddings drawn for each sample, of which one is kept: see `accept`."""
     accept: float = bounded(0.85, 0, 1, told_as="accept")
-    """For the caption of a class the first draw is kept that CLIP takes for it, beside those of the other classes, with
-    this probability; for any other caption the likeliest; of data without classes the closest to the text embedding."""
+    """Of a class's caption the first draw is kept to which CLIP gives at least this probability, beside those of the
+    other classes; if none has it, or for other captions, the likeliest; without classes the closest to the text."""
 
     def __post_init__(self):
         check(self)
@@ -159,8 +159,8 @@ class SamplingOptions:
     draws: int = bounded(PriorSettings.draws, 1, 256)
     """Image embeddings drawn for each sample, of which one is kept: see `accept`."""
     accept: float = bounded(PriorSettings.accept, 0, 1)
-    """For the caption of a class the first draw is kept that CLIP takes for it, beside those of the other classes, with
-    this probability; for any other caption the likeliest; of data without classes the closest to the text embedding."""
+    """Of a class's caption the first draw is kept to which CLIP gives at least this probability, beside those of the
+    other classes; if none has it, or for other captions, the likeliest; without classes the closest to the text."""
     batch_size: int = bounded(64, 1, 4096)
     """Images drawn at once; less needs less memory. It does not change the images."""
 

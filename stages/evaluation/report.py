@@ -121,7 +121,7 @@ mean, 1 for a prior that draws nothing but each caption's mean image, more for o
 from success where captions say nearly all, too.
 
 The gap lies between the text embedding, which needs no prior, and another real image of the caption. A prior that
-draws as real images vary closes 100% of it; guidance, and keeping the best of several draws, may close more, at the
+draws as real images vary closes 100% of it; guidance, and choosing among several draws, may close more, at the
 price of variety. At 0% the prior is of no use. "-": there is no gap to speak of, as captions say nearly all that images
 show.
 

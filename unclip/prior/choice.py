@@ -4,7 +4,7 @@ import torch
 from torch import Tensor, nn
 
 SAME = 0.95
-"""Cosine from which two captions say the same: neither is then the other's rival."""
+"""Cosine from which a caption says the same as the class's that is nearest to it: that one is then no rival."""
 
 
 class Choice(nn.Module):
@@ -14,12 +14,13 @@ class Choice(nn.Module):
     also the most typical, so the more draws, the less samples vary. Where the data has classes, their captions are
     rivals: how likely CLIP finds the caption beside them, as in zero-shot classification, tells a draw that shows
     something else from one that is merely unusual. Of a class's own caption the first draw that is likely enough is
-    kept, so that unusual ones stay. Any other caption says more than its class, as "a dark bag" does, and is obeyed by
-    degrees: of its draws the likeliest is kept. Without rivals the dot product decides.
+    kept, so that unusual ones stay; if none is, the likeliest. Any other caption says more than its class, as "a dark
+    bag" does, and is obeyed by degrees: of its draws the likeliest is kept. Without rivals the dot product decides.
     """
 
     def __init__(self, dim: int, rivals: int):
         super().__init__()
+        # no part of the weights where there are none: those that were trained before this module have neither
         self.register_buffer("rivals", torch.zeros(rivals, dim), persistent=rivals > 0)
         self.register_buffer("scale", torch.ones(()), persistent=rivals > 0)
 
@@ -31,13 +32,15 @@ class Choice(nn.Module):
     def forward(self, candidates: Tensor, text: Tensor, accept: float) -> Tensor:
         """Which of K draws (N, K, D) is kept for each caption (N, D), all of unit norm: (N,).
 
-        Of a class's caption the first that has a probability of at least `accept`; else the likeliest.
+        `accept` is the least probability of a class's caption that is likely enough.
         """
         own = torch.einsum("nkd,nd->nk", candidates, text)
         if not len(self.rivals):
             return own.argmax(dim=1)
-        same = text @ self.rivals.T > SAME  # (N, R)
+        cosines = text @ self.rivals.T  # (N, R)
+        nearest = cosines >= cosines.amax(dim=1, keepdim=True) - 1e-4  # of equal captions all
+        same = nearest & (cosines > SAME)
         others = (candidates @ self.rivals.T).masked_fill(same[:, None], -torch.inf)  # (N, K, R)
-        likely = (self.scale * torch.cat([own[..., None], others], dim=2)).softmax(dim=2)[..., 0]  # (N, K)
-        accepted = (likely >= accept) & same.any(dim=1, keepdim=True)
-        return torch.where(accepted.any(dim=1), accepted.int().argmax(dim=1), likely.argmax(dim=1))
+        odds = self.scale * own - (self.scale * others).logsumexp(dim=2)  # (N, K), logarithms: they never saturate
+        accepted = (odds.sigmoid() >= accept) & same.any(dim=1, keepdim=True)
+        return torch.where(accepted.any(dim=1), accepted.int().argmax(dim=1), odds.argmax(dim=1))

@@ -37,7 +37,7 @@ class PriorConfig:
     schedule: Schedule = "cosine"
     """Noise schedule."""
     rivals: int = from_data(0, 0, 65_536)
-    """Captions of the data's classes, from which a draw is told apart; 0 where it has none."""
+    """Number of captions of the data's classes, beside which CLIP judges a draw; 0 where it has none."""
 
     def conflicts(self) -> Iterator[tuple[str, str]]:
         if self.width % self.heads:
@@ -93,6 +93,8 @@ class Prior(nn.Module):
     """
 
     config_class = PriorConfig
+    of_data = "choice."
+    """What is no weight but the data's: fine-tuning takes it of its own data."""
 
     def __init__(self, config: PriorConfig):
         super().__init__()
