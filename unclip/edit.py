@@ -258,8 +258,8 @@ def change(
 def mix(pipe: UnCLIP, prompts: Mapping[str, float], n: int = 4, seed: int = 0, **settings: Any) -> Output:
     """n images that are part one prompt and part another, by weights of at least 0, of which the shares count.
 
-    The prior draws an embedding for each prompt, all with the seed of the image; their weighted mean, put back on the
-    sphere, is decoded without text.
+    The prior draws an embedding for each prompt, all with the seed of the image, of several draws the likeliest unless
+    `accept` says otherwise; their weighted mean, put back on the sphere, is decoded without text.
     """
     weights = torch.tensor([float(weight) for weight in prompts.values()])
     if not weights.isfinite().all() or (weights < 0).any() or weights.sum() <= 0:
