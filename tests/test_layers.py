@@ -9,6 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
 
+import unclip.layers
 from unclip.clip import CLIP, CLIPConfig, EncodedCaptions, TextConfig
 from unclip.decoder import Decoder, DecoderConfig
 from unclip.layers import (
@@ -188,6 +189,26 @@ def test_attention_and_group_norm_of_bfloat16_are_computed_in_float32_on_a_cpu()
     exact = (q.double() @ k.double().mT / 8**0.5).softmax(dim=-1) @ v.double()
     torch.testing.assert_close(attended.double(), exact, atol=1e-6, rtol=1e-6)  # bfloat16 would be off by 1e-3
     torch.testing.assert_close(normed, nn.functional.group_norm(q.float(), 2))
+
+
+@pytest.mark.parametrize(
+    "shape", [(7, 7), (1, 7), (1, 17), (5, 20)], ids=["all", "one query", "one of more", "past keys"]
+)
+@pytest.mark.parametrize("kind", ["none", "one for all", "each its own", "each its own keys"])
+def test_attention_to_few_keys_equals_the_fused_one_with_its_gradients(shape, kind, monkeypatch):
+    generator = torch.Generator().manual_seed(0)
+    n, m = shape
+    q, k, v = (torch.randn(3, 2, rows, 4, generator=generator).double().requires_grad_() for rows in (n, m, m))
+    of = {"none": None, "one for all": (n, m), "each its own": (3, 1, n, m), "each its own keys": (3, 1, 1, m)}[kind]
+    mask = None if of is None else torch.rand(of, generator=generator) < 0.5
+    if mask is not None:
+        mask[..., 0] = True  # each query has something to look at
+    plain = attend(q, k, v, mask)
+    monkeypatch.setattr(unclip.layers, "FEW_KEYS", 0)
+    fused = attend(q, k, v, mask)
+    torch.testing.assert_close(plain, fused)
+    gradients = [torch.autograd.grad(output.sin().sum(), (q, k, v)) for output in (plain, fused)]
+    torch.testing.assert_close(*gradients)
 
 
 def test_decoder_in_bfloat16_has_the_gradient_of_float32():

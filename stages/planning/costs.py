@@ -10,6 +10,8 @@ from operator import add
 
 from unclip.clip import CLIPConfig, TextConfig, VisionConfig
 from unclip.decoder import DecoderConfig
+from unclip.decoder.blocks import attention_heads
+from unclip.layers import FEW_KEYS
 from unclip.prior import PriorConfig
 
 
@@ -28,6 +30,8 @@ class Cost:
     """... in the type of the matrix products."""
     casts: float = 0
     """... in bfloat16 beside the same numbers in float32; no copies if all is float32."""
+    plain: float = 0
+    """... only if all is float32, as on a CPU, where attention to few keys is by plain products."""
 
     def __add__(self, other: "Cost") -> "Cost":
         return Cost(*(a + b for a, b in zip(vars(self).values(), vars(other).values(), strict=True)))
@@ -39,7 +43,7 @@ class Cost:
 
     def kept(self, width: int) -> float:
         """Bytes kept of an example, where matrix products are of numbers of `width` bytes: 4, or 2."""
-        return 4 * self.wide + width * self.narrow + (2 * self.casts if width == 2 else 0)
+        return 4 * self.wide + width * self.narrow + (2 * self.casts if width == 2 else 4 * self.plain)
 
 
 @dataclass(frozen=True)
@@ -72,13 +76,15 @@ def norm(width: int) -> Cost:
     return Cost(2 * width)
 
 
-def attention(width: int, queries: int, keys: int) -> Cost:
-    """Scores and weighted sums, by a fused kernel: queries, keys and values are the caller's; it keeps its output."""
-    return Cost(operations=4 * width * queries * keys, narrow=width * queries)
+def attention(width: int, heads: int, queries: float, keys: float) -> Cost:
+    """Scores and weighted sums: queries, keys and values are the caller's; it keeps its output, and plain products the
+    probabilities."""
+    plain = heads * queries * keys if keys <= FEW_KEYS else 0
+    return Cost(operations=4 * width * queries * keys, narrow=width * queries, plain=plain)
 
 
 def block(
-    tokens: int, width: int, mlp_ratio: float = 4.0, activation: str = "gelu", out: int = 0, mask: int = 0
+    tokens: int, width: int, heads: int, mlp_ratio: float = 4.0, activation: str = "gelu", out: int = 0, mask: int = 0
 ) -> Cost:
     """`unclip.layers.Block` on so many tokens, of which it puts out `out` (0: all).
 
@@ -88,7 +94,7 @@ def block(
     products = [
         linear(out, width, width),  # queries
         linear(tokens, width, 2 * width),  # keys and values
-        attention(width, out, tokens),
+        attention(width, heads, out, tokens),
         linear(out, width, width),
         linear(out, width, hidden),
         linear(out, hidden, width),
@@ -99,11 +105,11 @@ def block(
 
 
 def transformer(
-    layers: int, tokens: int, width: int, own_mask: bool = False, one_out: bool = False, **options
+    layers: int, tokens: int, width: int, heads: int, own_mask: bool = False, one_out: bool = False, **options
 ) -> ModelCost:
     """So many blocks. With `one_out` the last puts out one token; `own_mask`: each example has one of its own."""
-    all_out = block(tokens, width, mask=own_mask * tokens**2, **options)
-    last = block(tokens, width, out=1, mask=own_mask * tokens, **options) if one_out else all_out
+    all_out = block(tokens, width, heads, mask=own_mask * tokens**2, **options)
+    last = block(tokens, width, heads, out=1, mask=own_mask * tokens, **options) if one_out else all_out
     return ModelCost([*[all_out] * (layers - 1), last][:layers], [tokens * width] * layers)
 
 
@@ -124,7 +130,7 @@ def vision(config: VisionConfig, embed_dim: int, kept: int | None = None) -> Mod
         Cost(parameters=(2 + places) * width),  # the class token and the positions
         Cost(wide=tokens * width, narrow=config.channels * config.image_size**2),  # what norm_pre and the patches read
     ]
-    kind = {"mlp_ratio": config.mlp_ratio, "activation": config.activation}
+    kind = {"heads": config.heads, "mlp_ratio": config.mlp_ratio, "activation": config.activation}
     return transformer(config.layers, tokens, width, one_out=True, **kind) + ModelCost([], [], total(rest))
 
 
@@ -136,7 +142,7 @@ def text(config: TextConfig, embed_dim: int, tokens: int) -> ModelCost:
         linear(1, width, embed_dim, bias=False),
         Cost(parameters=(config.vocab_size + config.context) * width, wide=width),
     ]
-    kind = {"mlp_ratio": config.mlp_ratio, "activation": config.activation}
+    kind = {"heads": config.heads, "mlp_ratio": config.mlp_ratio, "activation": config.activation}
     return transformer(config.layers, tokens, width, one_out=True, **kind) + ModelCost([], [], total(rest))
 
 
@@ -167,7 +173,7 @@ def prior(config: PriorConfig, tokens: int) -> ModelCost:
         Cost(operations=2 * dim**2, spared=4 * dim**2),  # the linear guess, which is not trained
         Cost(narrow=tokens * config.text_width),  # what encoding_in reads
     ]
-    blocks = transformer(config.layers, tokens + 4, width, own_mask=True, one_out=True)
+    blocks = transformer(config.layers, tokens + 4, width, config.heads, own_mask=True, one_out=True)
     return blocks + ModelCost([], [], total(rest))
 
 
@@ -186,13 +192,13 @@ def res_block(pixels: float, channels: int, out: int, vector: int) -> Cost:
     return total(parts)
 
 
-def conditioned_attention(pixels: float, channels: int, condition: int, tokens: int) -> Cost:
+def conditioned_attention(pixels: float, channels: int, heads: int, condition: int, tokens: int) -> Cost:
     """`unclip.decoder.blocks.ConditionedAttention`; the keys and values are put together with the condition's."""
     return total([
         norm(channels),
         linear(pixels, channels, 3 * channels),
         linear(tokens, condition, 2 * channels),
-        attention(channels, pixels, tokens + pixels),
+        attention(channels, heads, pixels, tokens + pixels),
         linear(pixels, channels, channels),
         Cost(wide=pixels * channels, casts=tokens * condition),
         Cost(narrow=channels * (4 * pixels + 2 * (tokens + pixels))),
@@ -208,8 +214,9 @@ def unet(config: DecoderConfig, tokens: int) -> ModelCost:
     blocks, inputs, rest = [], [], [linear(side**2, 9 * folded, channels), Cost(narrow=side**2 * folded)]
 
     def layer(read: int, out: int, attends: bool) -> None:
-        attending = conditioned_attention(side**2, out, config.condition_width, tokens) if attends else Cost()
-        blocks.append(res_block(side**2, read, out, config.vector_width) + attending)
+        pixels, heads = side**2, attention_heads(out, config.head_dim)
+        attending = conditioned_attention(pixels, out, heads, config.condition_width, tokens) if attends else Cost()
+        blocks.append(res_block(pixels, read, out, config.vector_width) + attending)
         inputs.append(side**2 * read)
 
     for level, width in enumerate(widths):
@@ -254,5 +261,5 @@ def decoder(config: DecoderConfig, tokens: int) -> ModelCost:
             norm(width),
             Cost(parameters=width, wide=tokens * width, narrow=tokens * config.text_width),
         ]
-        read += transformer(config.text_layers, tokens, width) + ModelCost([], [], total(inputs))
+        read += transformer(config.text_layers, tokens, width, config.text_heads) + ModelCost([], [], total(inputs))
     return read + unet(config, config.image_tokens + tokens * config.text)

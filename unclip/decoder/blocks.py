@@ -49,9 +49,7 @@ class ConditionedAttention(nn.Module):
 
     def __init__(self, channels: int, condition: int, head_dim: int = 32):
         super().__init__()
-        self.heads = max(1, channels // head_dim)
-        while channels % self.heads:
-            self.heads -= 1
+        self.heads = attention_heads(channels, head_dim)
         self.norm = group_norm(channels)
         self.qkv = StackedLinear(channels, channels, stacks=3)
         self.condition_kv = StackedLinear(condition, channels, stacks=2)
@@ -71,6 +69,11 @@ class ConditionedAttention(nn.Module):
         h = attend(q, k, v, mask)  # (B, heads, H W, d)
         h = self.out(h.transpose(1, 2).flatten(2))  # (B, H W, C)
         return x + h.transpose(1, 2).unflatten(2, (height, width))
+
+
+def attention_heads(channels: int, head_dim: int) -> int:
+    """As many heads of at least head_dim numbers as divide the channels; one at least."""
+    return next(heads for heads in range(max(1, channels // head_dim), 0, -1) if channels % heads == 0)
 
 
 def downsample(channels: int) -> nn.Module:

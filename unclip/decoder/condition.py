@@ -40,11 +40,11 @@ class ImageCondition(nn.Module):
 class TextCondition(nn.Module):
     """The caption's way in: a small transformer over CLIP's token encodings."""
 
-    def __init__(self, text_width: int, width: int, layers: int):
+    def __init__(self, text_width: int, width: int, layers: int, heads: int):
         super().__init__()
         self.project = nn.Linear(text_width, width)
         self.null = nn.Parameter(nn.init.normal_(torch.empty(width), std=0.02))
-        self.blocks = nn.ModuleList(Block(width, max(1, width // 32)) for _ in range(layers))
+        self.blocks = nn.ModuleList(Block(width, heads) for _ in range(layers))
         self.norm = nn.LayerNorm(width)
         init_transformer(self.blocks)
 

@@ -58,9 +58,13 @@ class DecoderConfig(UNetConfig):
 
     def conflicts(self) -> Iterator[tuple[str, str]]:
         yield from super().conflicts()
-        heads = max(1, self.condition_width // 32)  # of the text transformer
-        if self.text and self.text_layers and self.condition_width % heads:
+        if self.text and self.text_layers and self.condition_width % self.text_heads:
             yield "condition_width", "be a multiple of 32, or below 64"
+
+    @property
+    def text_heads(self) -> int:
+        """Attention heads of the text transformer, of 32 numbers each."""
+        return max(1, self.condition_width // 32)
 
 
 class Decoder(nn.Module):
@@ -74,7 +78,8 @@ class Decoder(nn.Module):
         self.config = config
         vector, tokens = config.vector_width, config.condition_width
         self.image_condition = ImageCondition(config.embed_dim, vector, config.image_tokens, tokens)
-        self.text_condition = TextCondition(config.text_width, tokens, config.text_layers) if config.text else None
+        text = TextCondition(config.text_width, tokens, config.text_layers, config.text_heads) if config.text else None
+        self.text_condition = text
         self.time = nn.Sequential(nn.Linear(config.width, vector), nn.SiLU(), nn.Linear(vector, vector))
         self.unet = UNet(config, config.channels, config.channels)
 
