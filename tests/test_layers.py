@@ -191,21 +191,22 @@ def test_attention_and_group_norm_of_bfloat16_are_computed_in_float32_on_a_cpu()
     torch.testing.assert_close(normed, nn.functional.group_norm(q.float(), 2))
 
 
-@pytest.mark.parametrize(
-    "shape", [(7, 7), (1, 7), (1, 17), (5, 20)], ids=["all", "one query", "one of more", "past keys"]
-)
-@pytest.mark.parametrize("kind", ["none", "one for all", "each its own", "each its own keys"])
+@pytest.mark.parametrize("shape", [(7, 7), (1, 7), (1, 17), (5, 20)], ids=lambda shape: "{} on {}".format(*shape))
+@pytest.mark.parametrize("kind", ["none", "one for all", "each its own", "each its own keys", "one row for all"])
 def test_attention_to_few_keys_equals_the_fused_one_with_its_gradients(shape, kind, monkeypatch):
     generator = torch.Generator().manual_seed(0)
     n, m = shape
     q, k, v = (torch.randn(3, 2, rows, 4, generator=generator).double().requires_grad_() for rows in (n, m, m))
-    of = {"none": None, "one for all": (n, m), "each its own": (3, 1, n, m), "each its own keys": (3, 1, 1, m)}[kind]
+    of = {"none": None, "one for all": (n, m), "one row for all": (1, m)}
+    of = (of | {"each its own": (3, 1, n, m), "each its own keys": (3, 1, 1, m)})[kind]
     mask = None if of is None else torch.rand(of, generator=generator) < 0.5
     if mask is not None:
         mask[..., 0] = True  # each query has something to look at
-    plain = attend(q, k, v, mask)
-    monkeypatch.setattr(unclip.layers, "FEW_KEYS", 0)
-    fused = attend(q, k, v, mask)
+    outputs = []
+    for few in (m, m - 1):
+        monkeypatch.setattr(unclip.layers, "FEW_KEYS", few)
+        outputs.append(attend(q, k, v, mask))
+    plain, fused = outputs
     torch.testing.assert_close(plain, fused)
     gradients = [torch.autograd.grad(output.sin().sum(), (q, k, v)) for output in (plain, fused)]
     torch.testing.assert_close(*gradients)

@@ -194,6 +194,15 @@ def test_what_is_kept_of_an_example_is_what_autograd_keeps(preset, stage):
     assert budget(preset, stage).model.total.kept(4) == pytest.approx(measured, rel=0.1)
 
 
+@pytest.mark.parametrize(("preset", "stage"), RUN_HERE)
+def test_plain_attention_keeps_as_much_more_as_is_planned(preset, stage, monkeypatch):
+    model, examples = objective(preset, stage), batch(preset, stage, 8)
+    plain = kept(model, examples, weights(model))
+    monkeypatch.setattr(unclip.layers, "FEW_KEYS", 0)
+    fused = kept(model, examples, weights(model))
+    assert 4 * 8 * budget(preset, stage).model.total.plain == pytest.approx(plain - fused, rel=0.1)
+
+
 class CudaAutocast(TorchFunctionMode):
     """What autocast does on CUDA, by its lists of operations, on any device. Weights are cast once, as there."""
 
@@ -221,7 +230,8 @@ class CudaAutocast(TorchFunctionMode):
 
 @pytest.mark.parametrize(("preset", "stage"), RUN_HERE)
 def test_half_the_bytes_are_kept_where_autocast_halves_them(preset, stage, monkeypatch):
-    monkeypatch.setattr(unclip.layers, "wide_on_cpu", lambda x: x)  # as on a GPU, and so is the next
+    # both as on a GPU
+    monkeypatch.setattr(unclip.layers, "wide_on_cpu", lambda x: x)
     monkeypatch.setattr(unclip.layers, "FEW_KEYS", 0)
     model, examples = objective(preset, stage), batch(preset, stage, 8)
     with CudaAutocast() as autocast:

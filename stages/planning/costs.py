@@ -31,7 +31,7 @@ class Cost:
     casts: float = 0
     """... in bfloat16 beside the same numbers in float32; no copies if all is float32."""
     plain: float = 0
-    """... only if all is float32, as on a CPU, where attention to few keys is by plain products."""
+    """... in float32 by plain products instead of a fused kernel, as attention to few keys is on a CPU."""
 
     def __add__(self, other: "Cost") -> "Cost":
         return Cost(*(a + b for a, b in zip(vars(self).values(), vars(other).values(), strict=True)))
@@ -76,10 +76,12 @@ def norm(width: int) -> Cost:
     return Cost(2 * width)
 
 
-def attention(width: int, heads: int, queries: float, keys: float) -> Cost:
-    """Scores and weighted sums: queries, keys and values are the caller's; it keeps its output, and plain products the
-    probabilities."""
-    plain = heads * queries * keys if keys <= FEW_KEYS else 0
+def attention(width: int, heads: int, queries: float, keys: float, unkept: float = 0) -> Cost:
+    """Scores and weighted sums: queries, keys and values are the caller's; it keeps its output.
+
+    Plain products keep the probabilities as well, but not the logarithm of each sum, nor `unkept` numbers more.
+    """
+    plain = heads * queries * (keys - 1) - unkept if keys <= FEW_KEYS else 0
     return Cost(operations=4 * width * queries * keys, narrow=width * queries, plain=plain)
 
 
@@ -94,7 +96,7 @@ def block(
     products = [
         linear(out, width, width),  # queries
         linear(tokens, width, 2 * width),  # keys and values
-        attention(width, heads, out, tokens),
+        attention(width, heads, out, tokens, unkept=mask),
         linear(out, width, width),
         linear(out, width, hidden),
         linear(out, hidden, width),
@@ -198,7 +200,7 @@ def conditioned_attention(pixels: float, channels: int, heads: int, condition: i
         norm(channels),
         linear(pixels, channels, 3 * channels),
         linear(tokens, condition, 2 * channels),
-        attention(channels, heads, pixels, tokens + pixels),
+        attention(channels, heads, pixels, tokens + pixels, unkept=2 * channels * pixels),  # keys and values, copied
         linear(pixels, channels, channels),
         Cost(wide=pixels * channels, casts=tokens * condition),
         Cost(narrow=channels * (4 * pixels + 2 * (tokens + pixels))),

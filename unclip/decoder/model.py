@@ -63,7 +63,7 @@ class DecoderConfig(UNetConfig):
 
     @property
     def text_heads(self) -> int:
-        """Attention heads of the text transformer, of 32 numbers each."""
+        """Attention heads of the text transformer, of 32 numbers each; one if it is narrower than two of them."""
         return max(1, self.condition_width // 32)
 
 
