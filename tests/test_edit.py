@@ -117,6 +117,7 @@ BLACK = np.zeros((28, 28), np.uint8)
         (lambda p: edit.inpaint(p, BLACK, [BLACK, BLACK]), "2 masks do not go with 1 images"),
         (lambda p: edit.inpaint(p, BLACK, BLACK > 0, ["a", "b"]), "2 captions do not go with 1 images"),
         (lambda p: edit.inpaint(p, BLACK, BLACK == 0, sampler="ddim"), "leave sampler out"),
+        (lambda p: edit.inpaint(p, BLACK, BLACK == 0, tries=2), "leave tries out"),
         (lambda p: edit.mix(p, {}), "weights"),
         (lambda p: edit.mix(p, {"a bag": 0, "a boot": 0.0}), "weights must be at least 0"),
         (lambda p: edit.mix(p, {"a bag": 2, "a boot": -1}), "weights must be at least 0"),
@@ -129,6 +130,7 @@ BLACK = np.zeros((28, 28), np.uint8)
         (lambda p: edit.vary(p, BLACK, seed=-1), "seed"),
         (lambda p: edit.blend(p, BLACK, BLACK, frames=1), "at least 2 frames"),
         (lambda p: edit.blend(p, BLACK, BLACK, spacing="karras"), "leave spacing out"),
+        (lambda p: edit.blend(p, BLACK, BLACK, tries=2), "leave tries out"),
         (lambda p: edit.blend(p, [BLACK] * 2, BLACK), "2 images cannot be blended with 1"),
         (lambda p: edit.change(p, BLACK, "a bag", "a bag"), "nothing to change"),
         (lambda p: edit.change(p, BLACK, "a bag", "a boot", amounts=(0, 2)), "amounts must lie between 0 and 1"),
@@ -184,6 +186,14 @@ def test_variations_depend_on_their_own_image_and_seed(pipe, shoe, boot):
     assert same(edit.vary(pipe, boot, n=1, seed=6, **FEW).images, both.images[3:])
     assert psnr(both.images[2], both.images[3]) < 30
     torch.testing.assert_close(both.embeddings[2:3], pipe.encode_image([boot]), atol=1e-5, rtol=0)
+
+
+def test_of_several_tries_at_a_variation_the_closest_to_the_image_is_kept(pipe, shoe, boot):
+    once, thrice = (edit.vary(pipe, [shoe, boot], n=4, tries=tries, **FEW) for tries in (1, 3))
+    near, nearer = ((pipe.encode_image(out.images) * out.embeddings).sum(dim=1) for out in (once, thrice))
+    assert (nearer >= near - 1e-3).all() and (nearer > near + 1e-3).any()
+    again = pipe.decode(thrice.embeddings, seed=thrice.seeds, noise=thrice.noise, **FEW)
+    assert np.abs(again - thrice.images.astype(int)).max() <= 1
 
 
 def test_keep_leads_from_new_noise_to_the_image_itself(pipe, boot):

@@ -78,7 +78,7 @@ def test_an_override_changes_what_it_names_and_nothing_else():
 def test_every_setting_has_an_option_and_every_option_a_setting():
     """Each option, given a value of its own, changes one field: none is shared, and none is left without an option."""
     own = Sampling(decoder=DecoderSettings(sampler="ddim"))
-    named = {"guidance_interval": (0.1, 0.2), "sampler": "ddpm", "spacing": "even", "prior_guidance": 3}
+    named = {"guidance_interval": (0.1, 0.2), "sampler": "ddpm", "spacing": "even", "prior_guidance": 3, "tries": 2}
     values = dict.fromkeys(SAMPLING_OPTIONS, 1) | named
     changed = []
     for name, value in values.items():
@@ -117,7 +117,7 @@ def test_options_of_a_pipeline_are_its_own_settings_and_only_changes_override_th
 
 
 def test_faithful_guides_and_picks_nothing_but_what_is_named_beats_the_style():
-    own = Sampling(PriorSettings(steps=7, guidance=2.0, draws=4), DecoderSettings(guidance=3.0))
+    own = Sampling(PriorSettings(steps=7, guidance=2.0, draws=4), DecoderSettings(guidance=3.0, tries=2))
     faithful = own.override(style="faithful")
     assert faithful == Sampling(PriorSettings(steps=7, guidance=1.0, draws=1), DecoderSettings(guidance=1.0))
     assert own.override(style="clear") == own

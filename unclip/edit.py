@@ -117,7 +117,7 @@ def _redraw(pipe: UnCLIP, latent: Latent, embeddings: Tensor, noise: Tensor) -> 
 
 def _backwards(pipe: UnCLIP, name: str, **settings: Any) -> Sampling:
     """The settings for what needs an image's own noise. Raises UserError for a sampler that cannot run backwards."""
-    if others := set(settings) & {"style", "guidance_interval", "spacing", *PRIOR_OPTIONS}:
+    if others := set(settings) & {"style", "guidance_interval", "spacing", "tries", *PRIOR_OPTIONS}:
         raise UserError(f"{name} takes steps and guidance; leave {min(others)} out")
     sampling = pipe.sampling.override(**BACKWARDS | settings)
     if sampling.decoder.sampler != "ddim" or sampling.decoder.eta:
@@ -169,17 +169,16 @@ def vary(pipe: UnCLIP, images: Pictures, n: int = 8, seed: int = 0, keep: float 
     if not 0 <= keep <= 1:
         raise UserError(f"keep must lie between 0 and 1, not {keep}")
     prepared = prepare(pipe, images)
-    seeds = _seeds(seed, n) * len(prepared)
-    noise = pipe.decoder.noise(seeds)
+    seeds, noise = _seeds(seed, n) * len(prepared), None
     if keep:
         decoder = _backwards(pipe, "vary with keep", **settings).decoder
         latent = invert(pipe, prepared, steps=decoder.steps, guidance=decoder.guidance)
         embeddings, settings = latent.embeddings, BACKWARDS | settings
-        noise = keep * latent.noise.repeat_interleave(n, dim=0) + math.sqrt(1 - keep**2) * noise
+        noise = keep * latent.noise.repeat_interleave(n, dim=0) + math.sqrt(1 - keep**2) * pipe.decoder.noise(seeds)
     else:
         embeddings = pipe.encode_image(prepared)
     embeddings = embeddings.repeat_interleave(n, dim=0)
-    drawn = pipe.decode(embeddings, seed=seeds, noise=noise, **settings)
+    drawn, noise = pipe.decode_with_noise(embeddings, seed=seeds, noise=noise, **settings)
     return Output(drawn, [""] * len(seeds), seeds, embeddings, noise)
 
 
@@ -272,8 +271,7 @@ def mix(pipe: UnCLIP, prompts: Mapping[str, float], n: int = 4, seed: int = 0, *
     shares = (weights / weights.sum()).to(drawn)
     embeddings = F.normalize(torch.einsum("pnd,p->nd", drawn, shares), dim=1)
     said = " + ".join(f"{share:.2g} {caption}" for caption, share in zip(captions, shares.tolist(), strict=True))
-    noise = pipe.decoder.noise(seeds)
-    images = pipe.decode(embeddings, seed=seeds, noise=noise, **settings)
+    images, noise = pipe.decode_with_noise(embeddings, seed=seeds, **settings)
     return Output(images, [said] * n, seeds, embeddings, noise)
 
 
@@ -302,6 +300,8 @@ def inpaint(
     sampling = pipe.sampling.override(**PAINTING | settings)
     if sampling.decoder.sampler != "ddpm":
         raise UserError(f"inpaint draws with the ddpm sampler, not with {sampling.decoder.sampler}; leave sampler out")
+    if "tries" in settings:
+        raise UserError("inpaint draws each image once; leave tries out")
     said = [caption for caption in _captions(captions, len(prepared)) for _ in range(n)]
     seeds = _seeds(seed, n) * len(prepared)
     embeddings = pipe.encode_image(prepared).repeat_interleave(n, dim=0)
@@ -369,6 +369,7 @@ def probe(
     mean, axes = (part.to(embeddings) for part in principal_axes(reference))
     kept = [embeddings.sub(mean) @ axes[: int(k)].T @ axes[: int(k)] + mean for k in components]
     shown = F.normalize(torch.stack(kept, dim=1), dim=2)  # (N, K, D)
+    settings = {"tries": 1} | settings  # what is drawn of few components keeps to no image's embedding
     drawn = pipe.decode(shown.flatten(0, 1), seed=[seed] * shown[..., 0].numel(), **settings)
     return drawn.reshape(len(embeddings), len(components), *drawn.shape[1:])
 

@@ -25,10 +25,12 @@ from unclip.errors import UserError, reason, shown
 from unclip.hub import find_pipeline
 from unclip.images import to_uint8
 from unclip.index import read_sampling
-from unclip.settings import Sampling, is_single, seed_list
+from unclip.settings import MAX_SEED, DecoderSettings, Sampling, is_single, seed_list
 from unclip.trajectory import Moment
 
 Seeds = int | Sequence[int]
+APART = 2**40
+"""So far from its seed is that of the next try's noise: nobody counts seeds up to there."""
 OnStep = Callable[[Moment], None]
 
 
@@ -133,8 +135,7 @@ class UnCLIP:
         sampling = self.sampling.override(**settings)
         encoded = self.encode_captions(captions)
         embeddings = self._embed(encoded, seeds, sampling)
-        noise = self.decoder.noise(seeds)
-        images = self._decode(embeddings, encoded, seeds, sampling, noise, on_step)
+        images, noise = self._decode(embeddings, encoded, seeds, sampling, None, on_step)
         return Output(images, captions, seeds, embeddings, noise)
 
     @torch.inference_mode()
@@ -159,7 +160,6 @@ class UnCLIP:
         captions, seeds = self._rows(captions, n, seed)
         return self._embed(self.encode_captions(captions), seeds, self.sampling.override(**settings))
 
-    @torch.inference_mode()
     def decode(
         self,
         embeddings: Tensor | np.ndarray | None,
@@ -175,9 +175,23 @@ class UnCLIP:
             embeddings: image embeddings (N, D), or None to drop them; those that are not of unit norm are normalised.
             captions: N captions, or None to drop the text.
             seed: image i uses seed + i; or N seeds, one per image.
-            noise: what to start from, (N, C, H, W); without it that of the seeds.
+            noise: what to start from, (N, C, H, W), and nothing else, whatever `tries` says; without it that of the
+                seeds.
             on_step, settings: as for calling the pipeline.
         """
+        return self.decode_with_noise(embeddings, captions, seed, noise, on_step, **settings)[0]
+
+    @torch.inference_mode()
+    def decode_with_noise(
+        self,
+        embeddings: Tensor | np.ndarray | None,
+        captions: Captions | None = None,
+        seed: Seeds = 0,
+        noise: Tensor | None = None,
+        on_step: OnStep | None = None,
+        **settings,
+    ) -> tuple[np.ndarray, Tensor]:
+        """`decode`, and the noise (N, C, H, W) that the images were drawn from: the arguments' or that of the seeds."""
         if embeddings is None and captions is None:
             raise UserError("decode needs embeddings, captions, or both; for an unconditional image give captions=['']")
         embeddings = None if embeddings is None else unit_embeddings(embeddings, self.clip.config.embed_dim)
@@ -185,9 +199,8 @@ class UnCLIP:
         if embeddings is not None and len(embeddings) != len(captions):
             raise UserError(f"{len(embeddings)} embeddings do not go with {len(captions)} captions")
         seeds = seed_list(seed, len(captions))
-        own = self.decoder.noise(seeds)
         sampling = self.sampling.override(**settings)
-        noise = own if noise is None else noise_like(noise, own)
+        noise = None if noise is None else noise_like(noise, self.decoder.noise(seeds))
         return self._decode(embeddings, self.encode_captions(captions), seeds, sampling, noise, on_step)
 
     def _rows(self, captions: Captions, n: int, seed: Seeds) -> tuple[list[str], list[int]]:
@@ -207,15 +220,42 @@ class UnCLIP:
         captions: EncodedCaptions,
         seeds: list[int],
         sampling: Sampling,
-        noise: Tensor,
+        noise: Tensor | None,
         on_step: OnStep | None,
-    ) -> np.ndarray:
-        drawn = []
-        for part in batches(len(seeds), sampling.batch_size):
+    ) -> tuple[np.ndarray, Tensor]:
+        """uint8 images (N, H, W, C) and the noise (N, C, H, W) that they were drawn from."""
+        tries = 1 if noise is not None or embeddings is None else sampling.decoder.tries
+        drawn, starts = [], []
+        for part in batches(len(seeds), max(1, sampling.batch_size // tries)):  # it draws all tries at once
             own = None if embeddings is None else embeddings[part].to(self.device)
-            tell = on_step and told_as_moments(on_step, range(len(seeds))[part], sampling.decoder.steps)
-            drawn.append(self.decoder.draw(own, captions[part], seeds[part], sampling.decoder, noise[part], tell))
-        return as_array(torch.cat(drawn))
+            rows = (own, captions[part], seeds[part], sampling.decoder)
+            start = self.decoder.noise(seeds[part]) if noise is None else noise[part]
+            if tries > 1:
+                images, start = self._closest(*rows, start)
+            if tries == 1 or on_step:  # what is watched is drawn once more, as now only it is known which is kept
+                tell = on_step and told_as_moments(on_step, range(len(seeds))[part], sampling.decoder.steps)
+                images = as_array(self.decoder.draw(*rows, start, tell))
+            drawn.append(images)
+            starts.append(start)
+        return np.concatenate(drawn), torch.cat(starts)
+
+    def _closest(
+        self, embeddings: Tensor, captions: EncodedCaptions, seeds: list[int], settings: DecoderSettings, start: Tensor
+    ) -> tuple[np.ndarray, Tensor]:
+        """Of several images drawn for each embedding that which CLIP embeds closest to it, and the noise it came from.
+
+        An exact sampler would draw no other: an embedding is a function of the image. So the choice makes no sample
+        more typical, as that by the text does; it takes away what the decoder adds.
+        """
+        tries, n = settings.tries, len(seeds)
+        others = [[(seed + i * APART) % (MAX_SEED + 1) for seed in seeds] for i in range(1, tries)]
+        starts = torch.cat([start, *map(self.decoder.noise, others)])  # (tries * N, C, H, W)
+        rows = torch.arange(n, device=embeddings.device).repeat(tries)
+        drawn = self.decoder.draw(embeddings[rows], captions[rows], seeds * tries, settings, starts, None)
+        images = as_array(drawn)
+        cosines = (self.encode_image(images) * embeddings[rows]).sum(dim=1)
+        best = cosines.view(tries, n).argmax(dim=0) * n + torch.arange(n, device=rows.device)
+        return images[best.cpu().numpy()], starts[best]
 
 
 def check_widths(clip: CLIP, stages: dict[str, nn.Module]) -> None:

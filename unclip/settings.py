@@ -80,6 +80,9 @@ class DecoderSettings:
     """Noise of the ddim sampler: 0 is deterministic, 1 as noisy as ddpm."""
     spacing: Spacing = "karras"
     """Spacing of the decoder's steps: even in time, or karras, dense where there is little noise."""
+    tries: int = bounded(1, 1, 256)
+    """Images drawn for each embedding, each from noise of its own, of which the one is kept whose own embedding is the
+    closest to it: truer to the embedding, at so many times the cost."""
 
     def __post_init__(self):
         check(self)
@@ -129,7 +132,10 @@ def plain(value: Any) -> Any:
     return tuple(map(plain, value)) if isinstance(value, (list, tuple)) else value
 
 
-STYLES: dict[str, dict[str, Any]] = {"clear": {}, "faithful": {"guidance": 1.0, "prior_guidance": 1.0, "draws": 1}}
+STYLES: dict[str, dict[str, Any]] = {
+    "clear": {},
+    "faithful": {"guidance": 1.0, "prior_guidance": 1.0, "draws": 1, "tries": 1},
+}
 """Named settings over the pipeline's own: clear changes nothing; faithful guides nothing and picks nothing, so that the
 samples are as varied as the model has learned the images to be, and a Frechet distance tells what it has learned."""
 
@@ -152,6 +158,9 @@ class SamplingOptions:
     """Noise of the ddim sampler: 0 is deterministic, 1 as noisy as ddpm."""
     spacing: Spacing = DecoderSettings.spacing
     """Spacing of the decoder's steps: even in time, or karras, dense where there is little noise."""
+    tries: int = bounded(DecoderSettings.tries, 1, 256)
+    """Images drawn for each embedding, each from noise of its own, of which the one is kept whose own embedding is the
+    closest to it: truer to the embedding, at so many times the cost."""
     prior_steps: int = bounded(PriorSettings.steps, 1, 10_000)
     """Prior steps per embedding (dpmpp)."""
     prior_guidance: float = bounded(PriorSettings.guidance, 0, 100)
