@@ -2,7 +2,7 @@
 
     python sample.py "an image of a sneaker" "an image of a bag" --n 8
     python sample.py --captions-file captions.txt --npz --out outputs/x       # one caption per line
-    python sample.py "an image of a coat" --n 8 --style faithful              # no guidance, one draw: more varied
+    python sample.py "an image of a coat" --n 8 --style faithful              # no guidance, no choice: more varied
     echo "a dark narrow dress" | python sample.py --strip --gif
     python sample.py "" --n 16                                                # no caption: unconditional samples
 

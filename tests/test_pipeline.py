@@ -130,8 +130,7 @@ def test_batch_size_has_none(tiny):
 # --- noise ------------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("tries", [1, 3])
-@pytest.mark.parametrize("sampler", ["dpmpp", "ddpm"])
+@pytest.mark.parametrize(("sampler", "tries"), [("dpmpp", 1), ("ddpm", 1), ("dpmpp", 3)])
 def test_noise_of_a_sample_given_back_draws_it_again(sampler, tries, tiny):
     """To the bit where it is drawn in as large a batch."""
     out = tiny([BAG, DRESS], n=2, seed=3, sampler=sampler, tries=tries, **FEW)
@@ -252,9 +251,23 @@ def test_of_several_tries_that_is_kept_whose_embedding_is_the_closest(tiny):
     drawn = [tiny.decode(out.embeddings, out.captions, out.seeds, noise=start, **FEW) for start in starts]
     cosines = torch.stack([(tiny.encode_image(images) * out.embeddings).sum(dim=1) for images in drawn])
     kept = cosines.argmax(dim=0).tolist()
-    assert len(set(kept)) == 3
-    assert_same_images(np.stack([drawn[k][i] for i, k in enumerate(kept)]), out.images)
-    assert torch.equal(torch.stack([starts[k][i] for i, k in enumerate(kept)]), out.noise)
+    assert len(set(kept)) > 1
+    reached = (tiny.encode_image(out.images) * out.embeddings).sum(dim=1)
+    torch.testing.assert_close(reached, cosines.amax(dim=0), atol=1e-3, rtol=0)
+    for i, noise in enumerate(out.noise):
+        [own] = [k for k, start in enumerate(starts) if torch.equal(start[i], noise)]
+        assert_same_images(drawn[own][i], out.images[i])
+
+
+@pytest.mark.parametrize("sampler", ["ddpm", "dpmpp"])
+def test_tries_differ_with_every_sampler(sampler, tiny):
+    """ddpm's images come of the noise on the way more than of that at the start."""
+    embeddings = tiny.embed(BAG, n=8, **FEW)
+    once, thrice = (tiny.decode(embeddings, sampler=sampler, tries=tries, **FEW) for tries in (1, 3))
+    assert differ(once, thrice)
+    near, nearer = ((tiny.encode_image(images) * embeddings).sum(dim=1) for images in (once, thrice))
+    assert (nearer >= near - 1e-3).all()
+    assert (nearer > near + 1e-3).any()
 
 
 def test_tries_depend_on_nothing_but_their_own_sample(tiny):
@@ -272,13 +285,14 @@ def test_without_embeddings_or_with_noise_there_is_nothing_to_choose(tiny):
     assert_same_images(given, own)
 
 
-def test_of_several_tries_that_is_watched_which_is_kept(tiny):
+@pytest.mark.parametrize("sampler", ["dpmpp", "ddpm"])
+def test_of_several_tries_that_is_watched_which_is_kept(sampler, tiny):
     moments = []
-    out = tiny([BAG, DRESS], n=2, tries=3, batch_size=6, on_step=moments.append, **FEW)
+    out = tiny([BAG, DRESS], n=2, tries=3, batch_size=6, on_step=moments.append, sampler=sampler, **FEW)
     assert [len(moment.rows) for moment in moments] == [2] * (2 * FEW["steps"])
     last = np.concatenate([moment.x0 for moment in moments if moment.step == FEW["steps"] - 1])
     assert_same_images(last, out.images)
-    assert_same_images(out.images, tiny([BAG, DRESS], n=2, tries=3, **FEW).images)
+    assert_same_images(out.images, tiny([BAG, DRESS], n=2, tries=3, sampler=sampler, **FEW).images)
 
 
 # --- odd and bad input ------------------------------------------------------------------------------------------------

@@ -37,10 +37,10 @@ from unclip.settings import MAX_SEED, PRIOR_OPTIONS, Sampling, seed_list
 
 Space = Literal["image", "text"]
 
-BACKWARDS = {"sampler": "ddim", "eta": 0.0, "spacing": "even", "guidance": 1.0, "steps": 50}
+BACKWARDS = {"sampler": "ddim", "eta": 0.0, "spacing": "even", "guidance": 1.0, "steps": 50, "tries": 1}
 """How edits draw that need an image's own noise: the one sampler that can be run backwards, at the times by which few
 steps lead back closest to the image, unguided if not asked."""
-PAINTING = {"sampler": "ddpm", "eta": 0.0, "guidance": 1.0, "steps": 25}
+PAINTING = {"sampler": "ddpm", "eta": 0.0, "guidance": 1.0, "steps": 25, "tries": 1}
 CANDIDATES, OWN = 16, 1 / 3
 """Of so many embeddings that the prior draws for a painting the one closest to the image's own is taken, and moved by
 this share towards it, so that what is painted goes with what is not."""
@@ -50,7 +50,7 @@ DEFAULTS = {
     "change": BACKWARDS | {"guidance": 2.5},  # with less, what was asked for is not always reached
     "mix": {"accept": 1.0},  # of each prompt what is typical: the mean of unusual draws is seldom either
     "inpaint": PAINTING,
-    "probe": {},
+    "probe": {"tries": 1},  # what is drawn of few components keeps to no image's embedding
     "corrupt": {},
 }
 """What each kind of edit sets otherwise than the pipeline, where it is not told how to draw."""
@@ -369,7 +369,7 @@ def probe(
     mean, axes = (part.to(embeddings) for part in principal_axes(reference))
     kept = [embeddings.sub(mean) @ axes[: int(k)].T @ axes[: int(k)] + mean for k in components]
     shown = F.normalize(torch.stack(kept, dim=1), dim=2)  # (N, K, D)
-    settings = {"tries": 1} | settings  # what is drawn of few components keeps to no image's embedding
+    settings = DEFAULTS["probe"] | settings
     drawn = pipe.decode(shown.flatten(0, 1), seed=[seed] * shown[..., 0].numel(), **settings)
     return drawn.reshape(len(embeddings), len(components), *drawn.shape[1:])
 

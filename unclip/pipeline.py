@@ -25,12 +25,12 @@ from unclip.errors import UserError, reason, shown
 from unclip.hub import find_pipeline
 from unclip.images import to_uint8
 from unclip.index import read_sampling
-from unclip.settings import MAX_SEED, DecoderSettings, Sampling, is_single, seed_list
+from unclip.settings import MAX_SEED, Sampling, is_single, seed_list
 from unclip.trajectory import Moment
 
 Seeds = int | Sequence[int]
 APART = 2**40
-"""So far from its seed is that of the next try's noise: nobody counts seeds up to there."""
+"""So far from a sample's seed is that of its next try: nobody counts seeds up to there."""
 OnStep = Callable[[Moment], None]
 
 
@@ -47,7 +47,8 @@ class Output:
     embeddings: Tensor
     """The image embeddings that the prior drew, unit norm, (N, D)."""
     noise: Tensor
-    """What the decoder started from, (N, C, H, W): `UnCLIP.decode` takes it."""
+    """What the decoder started from, (N, C, H, W): `UnCLIP.decode` takes it, and draws the images again, unless a sampler
+    added noise to a second try, which has that from seeds of its own."""
 
 
 class UnCLIP:
@@ -125,7 +126,7 @@ class UnCLIP:
             n: images per caption, at least 1.
             seed: sample i of every caption uses seed + i; or N seeds, one per image.
             on_step: called with a `Moment` at every step of the decoder, for each batch; `unclip.trajectory.Trajectory`
-                keeps ten of them.
+                keeps ten of them. Of several tries it sees that which is kept, drawn once more for it.
             settings: see the class.
 
         Raises:
@@ -191,7 +192,7 @@ class UnCLIP:
         on_step: OnStep | None = None,
         **settings,
     ) -> tuple[np.ndarray, Tensor]:
-        """`decode`, and the noise (N, C, H, W) that the images were drawn from: the arguments' or that of the seeds."""
+        """`decode`, and the noise (N, C, H, W) that the images were drawn from: that of the tries that are kept."""
         if embeddings is None and captions is None:
             raise UserError("decode needs embeddings, captions, or both; for an unconditional image give captions=['']")
         embeddings = None if embeddings is None else unit_embeddings(embeddings, self.clip.config.embed_dim)
@@ -228,34 +229,36 @@ class UnCLIP:
         drawn, starts = [], []
         for part in batches(len(seeds), max(1, sampling.batch_size // tries)):  # it draws all tries at once
             own = None if embeddings is None else embeddings[part].to(self.device)
-            rows = (own, captions[part], seeds[part], sampling.decoder)
-            start = self.decoder.noise(seeds[part]) if noise is None else noise[part]
+            said, used = captions[part], seeds[part]
             if tries > 1:
-                images, start = self._closest(*rows, start)
+                images, used = self._closest(own, said, used, sampling)
+            start = self.decoder.noise(used) if noise is None else noise[part]
             if tries == 1 or on_step:  # what is watched is drawn once more, as now only it is known which is kept
                 tell = on_step and told_as_moments(on_step, range(len(seeds))[part], sampling.decoder.steps)
-                images = as_array(self.decoder.draw(*rows, start, tell))
+                images = as_array(self.decoder.draw(own, said, used, sampling.decoder, start, tell))
             drawn.append(images)
             starts.append(start)
         return np.concatenate(drawn), torch.cat(starts)
 
     def _closest(
-        self, embeddings: Tensor, captions: EncodedCaptions, seeds: list[int], settings: DecoderSettings, start: Tensor
-    ) -> tuple[np.ndarray, Tensor]:
-        """Of several images drawn for each embedding that which CLIP embeds closest to it, and the noise it came from.
+        self, embeddings: Tensor, captions: EncodedCaptions, seeds: list[int], sampling: Sampling
+    ) -> tuple[np.ndarray, list[int]]:
+        """Of several images drawn for each embedding that which CLIP embeds closest to it, and the seed it came from.
 
-        An exact sampler would draw no other: an embedding is a function of the image. So the choice makes no sample
-        more typical, as that by the text does; it takes away what the decoder adds.
+        For an image's embedding an exact sampler would draw no other image than one that is embedded there. So the
+        choice makes no sample more typical, as that by the text does; it takes away what the decoder adds.
         """
-        tries, n = settings.tries, len(seeds)
-        others = [[(seed + i * APART) % (MAX_SEED + 1) for seed in seeds] for i in range(1, tries)]
-        starts = torch.cat([start, *map(self.decoder.noise, others)])  # (tries * N, C, H, W)
-        rows = torch.arange(n, device=embeddings.device).repeat(tries)
-        drawn = self.decoder.draw(embeddings[rows], captions[rows], seeds * tries, settings, starts, None)
-        images = as_array(drawn)
-        cosines = (self.encode_image(images) * embeddings[rows]).sum(dim=1)
-        best = cosines.view(tries, n).argmax(dim=0) * n + torch.arange(n, device=rows.device)
-        return images[best.cpu().numpy()], starts[best]
+        tries, n = sampling.decoder.tries, len(seeds)
+        seeds = [(seed + i * APART) % (MAX_SEED + 1) for i in range(tries) for seed in seeds]
+        rows = torch.arange(n, device=self.device).repeat(tries)
+        drawn, cosines = [], []
+        for part in batches(len(rows), sampling.batch_size):
+            own, start = embeddings[rows[part]], self.decoder.noise(seeds[part])
+            images = self.decoder.draw(own, captions[rows[part]], seeds[part], sampling.decoder, start, None)
+            drawn.append(as_array(images))
+            cosines.append((self.encode_image(drawn[-1]) * own).sum(dim=1))
+        best = torch.cat(cosines).view(tries, n).argmax(dim=0) * n + rows[:n]
+        return np.concatenate(drawn)[best.cpu().numpy()], [seeds[i] for i in best.tolist()]
 
 
 def check_widths(clip: CLIP, stages: dict[str, nn.Module]) -> None:

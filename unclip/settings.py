@@ -82,7 +82,7 @@ class DecoderSettings:
     """Spacing of the decoder's steps: even in time, or karras, dense where there is little noise."""
     tries: int = bounded(1, 1, 256)
     """Images drawn for each embedding, each from noise of its own, of which the one is kept whose own embedding is the
-    closest to it: truer to the embedding, at so many times the cost."""
+    closest to it: truer to the embedding, at so many times the cost. Without an embedding, or from given noise, one."""
 
     def __post_init__(self):
         check(self)
@@ -145,7 +145,7 @@ class SamplingOptions:
     """All settings side by side, as options of a program, whose defaults are the pipeline's own."""
 
     style: str = listed("clear", STYLES)
-    """clear is the pipeline's own settings, faithful no guidance and one draw: less typical, as varied as the data."""
+    """clear is the pipeline's own settings, faithful no guidance, no choice: less typical, as varied as the data."""
     steps: int = bounded(DecoderSettings.steps, 1, 10_000)
     """Decoder steps per image, from 1 to the decoder's timesteps."""
     guidance: float = bounded(DecoderSettings.guidance, 0, 100)
@@ -160,7 +160,7 @@ class SamplingOptions:
     """Spacing of the decoder's steps: even in time, or karras, dense where there is little noise."""
     tries: int = bounded(DecoderSettings.tries, 1, 256)
     """Images drawn for each embedding, each from noise of its own, of which the one is kept whose own embedding is the
-    closest to it: truer to the embedding, at so many times the cost."""
+    closest to it: truer to the embedding, at so many times the cost. Without an embedding, or from given noise, one."""
     prior_steps: int = bounded(PriorSettings.steps, 1, 10_000)
     """Prior steps per embedding (dpmpp)."""
     prior_guidance: float = bounded(PriorSettings.guidance, 0, 100)

@@ -44,8 +44,13 @@ class Trajectory:
             self.parts.setdefault(moment.step, []).append(moment)
 
     def of(self, rows: Sequence[int]) -> Callable[[Moment], None]:
-        """An `on_step` that keeps these rows of a batch alone."""
-        return lambda moment: self(replace(moment, x=moment.x[rows], x0=moment.x0[rows]))
+        """An `on_step` that keeps these of the samples alone."""
+
+        def keep(moment: Moment) -> None:
+            if own := [at for at, row in enumerate(moment.rows) if row in rows]:
+                self(replace(moment, x=moment.x[own], x0=moment.x0[own]))
+
+        return keep
 
     @property
     def x(self) -> np.ndarray:
