@@ -47,8 +47,8 @@ class Output:
     embeddings: Tensor
     """The image embeddings that the prior drew, unit norm, (N, D)."""
     noise: Tensor
-    """What the decoder started from, (N, C, H, W): `UnCLIP.decode` takes it, and draws the images again, unless a sampler
-    added noise to a second try, which has that from seeds of its own."""
+    """What the decoder started from, (N, C, H, W): `UnCLIP.decode` takes it, and draws the images again, unless the
+    sampler adds noise and a second try was kept, which has it from a seed of its own."""
 
 
 class UnCLIP:
