@@ -54,7 +54,7 @@ DEFAULTS = {
     "corrupt": {},
 }
 """What each kind of edit sets otherwise than the pipeline, where it is not told how to draw."""
-LEAN = 0.3
+LEAN = 0.5
 """How far the direction of a change leans towards what it leads to: more keeps the class in more images, and fewer show
 the change."""
 AXES_FROM = {"n": 512, "draws": 1, "prior_steps": 10, "prior_guidance": 1.0}

@@ -1,6 +1,6 @@
 """Make a trained pipeline ready to hand out: its weights in float16, half the size, without what training left behind.
 
-    python -m unclip.publish checkpoints/small checkpoints/fashion-mnist
+    python -m unclip.publish checkpoints/run checkpoints/published
     python -m unclip.publish checkpoints/run --to-hub owner/name            # log in first: hf auth login
 
 README.md becomes a model card in the Hugging Face Hub's form: licence, data, recipe, figures, and a grid of samples.

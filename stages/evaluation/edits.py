@@ -4,8 +4,8 @@
     python -m stages.evaluation.edits --checkpoint checkpoints/run --images 20
 
 Prints a table, and writes it to outputs/edits/NAME as edits.md and edits.json, with all images in edits.npz. It takes
-any pipeline whose data has classes; of dark and light, narrow and wide only Fashion-MNIST knows. On one CPU core 200
-images take half an hour, 20 a few minutes, and some more the first time, when the classifier is trained and cached.
+any pipeline whose data has classes; of dark and light, narrow and wide only Fashion-MNIST knows. On two CPU cores 200
+images take twelve minutes, 20 two, and some more the first time, when the classifier is trained and cached.
 """
 
 if __name__ == "__main__":  # before the other imports, which may take seconds
