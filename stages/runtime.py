@@ -115,9 +115,10 @@ def distributed(objective: nn.Module) -> nn.Module:
     if world_size() == 1:
         return objective
     engine = nn.parallel.DistributedDataParallel
-    options = ("forward_sync_buffers", "broadcast_buffers")  # the second is what PyTorch called it before 2.13
+    names = ("forward_sync_buffers", "broadcast_buffers")  # the second is what PyTorch called it before 2.13
     known = inspect.signature(engine).parameters
-    return engine(objective, **{next(option for option in options if option in known): False})
+    options = {next(name for name in names if name in known): False}
+    return engine(objective, gradient_as_bucket_view=True, **options)  # so gradients are not copied to be sent
 
 
 def gradients_meet(objective: nn.Module, now: bool):

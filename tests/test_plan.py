@@ -305,12 +305,16 @@ def test_recomputed_or_compiled_blocks_change_no_result(stage, change):
     torch.testing.assert_close(results[0], results[1])
 
 
-def test_sharded_state_is_shared_out_and_ddp_adds_its_buckets():
+def test_sharded_state_is_shared_out_and_ddp_keeps_gradients_in_its_buckets():
     one, four = budget("base", "clip"), budget("base", "clip", gpus=4)
     assert one.state(sharded=False) == 4 * 4 * one.model.total.parameters
     assert four.state(sharded=False) == 5 * 4 * one.model.total.parameters
     assert four.state(sharded=True) == one.state(sharded=False) / 4
     assert four.contrastive() == one.contrastive() / 4
+    plain = Way(sharded=False, recomputed=False, accumulate=4)
+    assert four.memory(plain) == pytest.approx(
+        four.state(False) + four.copied(False) + four.activations(four.share / 4, False) + four.contrastive()
+    )
 
 
 # --- disk -------------------------------------------------------------------------------------------------------------

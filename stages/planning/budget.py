@@ -64,10 +64,14 @@ class Budget:
     def state(self, sharded: bool) -> float:
         """Bytes that a device holds of weights, their average, and moments, all float32; of gradients see `memory`.
 
-        DDP with several devices also holds the buckets in which gradients are sent.
+        DDP with several devices also keeps the gradients, in the buckets in which it sends them.
         """
-        copies = 2 + self.moments + (self.devices > 1 and not sharded)
+        copies = 2 + self.moments + self.keeps_gradients(sharded)
         return 4 * copies * self.model.total.parameters / (self.devices if sharded else 1)
+
+    def keeps_gradients(self, sharded: bool) -> bool:
+        """Whether gradients have memory of their own between steps."""
+        return self.devices > 1 and not sharded
 
     def copied(self, sharded: bool) -> float:
         """Bytes of weights beside those: as autocast keeps them for the matrix products, and as FSDP2 gathers them.
@@ -95,6 +99,8 @@ class Budget:
         images = math.ceil(self.share / way.accumulate)
         held = self.state(way.sharded) + self.copied(way.sharded)
         gradients = 4 * self.model.total.parameters / (self.devices if way.sharded else 1)
+        if self.keeps_gradients(way.sharded):
+            gradients = 0.0  # counted above
         earlier = gradients if way.accumulate > 1 else 0.0  # of the parts before
         return held + max(gradients, earlier + self.activations(images, way.recomputed) + self.contrastive())
 

@@ -99,7 +99,8 @@ def contrastive_loss(
     An image has one right caption among U. A caption has as positives all images with it: the mean of their
     log-probabilities among B counts (Khosla et al. 2020, eq. 2). Equal strings are so never each other's negatives.
     """
-    all_images, all_texts = gather(images), gather(texts)  # (B, D), (U, D)
+    shares = gather(torch.cat([images, texts])).unflatten(0, (-1, len(images) + len(texts)))  # (ranks, b + u, D)
+    all_images, all_texts = (x.flatten(0, 1) for x in shares.split([len(images), len(texts)], dim=1))  # (B, D), (U, D)
     with torch.autocast(images.device.type, enabled=False):  # bfloat16 would round logits near 100 to steps of a half
         of_images = scale * at_least_float32(images) @ at_least_float32(all_texts).T  # (b, U)
         of_texts = scale * at_least_float32(texts) @ at_least_float32(all_images).T  # (u, B)
