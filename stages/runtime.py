@@ -118,7 +118,7 @@ def distributed(objective: nn.Module) -> nn.Module:
     names = ("forward_sync_buffers", "broadcast_buffers")  # the second is what PyTorch called it before 2.13
     known = inspect.signature(engine).parameters
     options = {next(name for name in names if name in known): False}
-    return engine(objective, gradient_as_bucket_view=True, **options)  # so gradients are not copied to be sent
+    return engine(objective, gradient_as_bucket_view=True, **options)  # means are not copied back
 
 
 def gradients_meet(objective: nn.Module, now: bool):

@@ -311,10 +311,10 @@ def test_sharded_state_is_shared_out_and_ddp_keeps_gradients_in_its_buckets():
     assert four.state(sharded=False) == 5 * 4 * one.model.total.parameters
     assert four.state(sharded=True) == one.state(sharded=False) / 4
     assert four.contrastive() == one.contrastive() / 4
-    plain = Way(sharded=False, recomputed=False, accumulate=4)
-    assert four.memory(plain) == pytest.approx(
-        four.state(False) + four.copied(False) + four.activations(four.share / 4, False) + four.contrastive()
-    )
+    held = four.state(sharded=False) + four.copied(sharded=False) + four.contrastive()
+    for parts, earlier in ((1, 0), (4, 4 * one.model.total.parameters)):  # which only the last part puts into buckets
+        activations = four.activations(four.share / parts, recomputed=False)
+        assert four.memory(Way(accumulate=parts)) == pytest.approx(held + activations + earlier)
 
 
 # --- disk -------------------------------------------------------------------------------------------------------------

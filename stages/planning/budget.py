@@ -70,7 +70,7 @@ class Budget:
         return 4 * copies * self.model.total.parameters / (self.devices if sharded else 1)
 
     def keeps_gradients(self, sharded: bool) -> bool:
-        """Whether gradients have memory of their own between steps."""
+        """Whether the averaged gradients have memory of their own between steps: DDP's buckets."""
         return self.devices > 1 and not sharded
 
     def copied(self, sharded: bool) -> float:
@@ -99,10 +99,9 @@ class Budget:
         images = math.ceil(self.share / way.accumulate)
         held = self.state(way.sharded) + self.copied(way.sharded)
         gradients = 4 * self.model.total.parameters / (self.devices if way.sharded else 1)
-        if self.keeps_gradients(way.sharded):
-            gradients = 0.0  # counted above
-        earlier = gradients if way.accumulate > 1 else 0.0  # of the parts before
-        return held + max(gradients, earlier + self.activations(images, way.recomputed) + self.contrastive())
+        earlier = gradients if way.accumulate > 1 else 0.0  # of the parts before, which are in no bucket yet
+        last = 0.0 if self.keeps_gradients(way.sharded) else gradients
+        return held + max(last, earlier + self.activations(images, way.recomputed) + self.contrastive())
 
     def fits(self, way: Way) -> bool:
         return self.memory(way) <= self.device.usable

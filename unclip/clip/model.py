@@ -92,8 +92,9 @@ def contrastive_loss(
         caption: (B,) the row of `texts` that describes each image. A text that describes none counts for nothing.
         scale: factor on the cosines.
         gather: where several ranks share a batch, the rows of all of them, the first rank's first, differentiably.
-            Each then gives b = B / ranks images, u = U / ranks texts, and all of `caption`; the mean of the ranks'
-            losses is the batch's. A rank compares its own rows with all, so it holds b U + u B cosines, not B U.
+            Each then gives b = B / ranks images, u = U / ranks texts, as many as the others, and all of `caption`; the
+            mean of the ranks' losses is the batch's. A rank compares its own rows with all, so it holds b U + u B
+            cosines, not B U.
         rank: which of them this is.
 
     An image has one right caption among U. A caption has as positives all images with it: the mean of their
