@@ -3,6 +3,7 @@
 import base64
 import sys
 import tempfile
+import time
 from pathlib import Path
 
 from browser import Browser, served
@@ -16,8 +17,10 @@ def main(out: Path) -> None:
         try:
             page.open(address)
             page.fill("Captions, one per line", CAPTIONS)
-            page.press("Draw")
+            began = time.perf_counter()
+            first = page.timed(lambda: page.press("Draw"), "return document.querySelector('.unclip img')")
             page.results(16)
+            print(f"first moment after {first:.1f} s, sixteen pictures after {time.perf_counter() - began:.1f} s")
             page.saved("a[download$='.gif']")
             page.driver.execute_script("document.activeElement.blur(); scrollTo(0, 0)")
             shot = page.driver.execute_cdp_cmd("Page.captureScreenshot", {"format": "png"})

@@ -5,7 +5,7 @@
 
 Prints a table, and writes it to outputs/edits/NAME as edits.md and edits.json, with all images in edits.npz. It takes
 any pipeline whose data has classes; of dark and light, narrow and wide only Fashion-MNIST knows. On two CPU cores 200
-images take twelve minutes, 20 two, and some more the first time, when the classifier is trained and cached.
+images take twelve minutes, and some more the first time, when the classifier is trained and cached.
 """
 
 if __name__ == "__main__":  # before the other imports, which may take seconds
