@@ -14,7 +14,7 @@ about half a second, after some seconds of loading.
 """
 
 if __name__ == "__main__":  # before the other imports, which may take seconds
-    from unclip import signals
+    from unclip.cli import signals
 
     signals.install()
 
@@ -27,12 +27,13 @@ from typing import Annotated
 
 import tyro
 
-from unclip import cli, signals
+from unclip.cli import options as cli
+from unclip.cli import signals
 from unclip.errors import UserError
 from unclip.fields import bounded
-from unclip.hub import find_pipeline
-from unclip.index import newest_pipeline, read_sampling
 from unclip.settings import Device, SamplingOptions, check_seeds
+from unclip.store.hub import find_pipeline
+from unclip.store.index import newest_pipeline, read_sampling
 
 ROOT = Path(__file__).resolve().parent
 SHOWN = (64, 32)
@@ -151,8 +152,8 @@ def write(drawing: Drawing, trajectory, sampling, checkpoint: Path) -> None:
     import numpy as np
     from PIL import Image
 
-    from unclip.files import write_array_file, write_atomically
     from unclip.images import captioned_grid, save_gif, save_png
+    from unclip.store.files import write_array_file, write_atomically
     from unclip.trajectory import denoising_frames, denoising_strip
 
     options, count = drawing.options, drawing.count

@@ -8,17 +8,17 @@ The same command again goes on with a training that was interrupted.
 """
 
 if __name__ == "__main__":  # before the other imports, which may take seconds
-    from unclip import signals
+    from unclip.cli import signals
 
     signals.install()
 
-from unclip import cli
+from unclip.cli import options as cli
 
 
 def main() -> None:
     from configs.clip import PRESETS
     from stages.clip import train
-    from stages.data import on_pipeline
+    from stages.data_config import on_pipeline
     from stages.runtime import is_main
 
     run = cli.parse_run(on_pipeline(PRESETS), __doc__)

@@ -8,16 +8,16 @@ The same command again goes on with a training that was interrupted.
 """
 
 if __name__ == "__main__":  # before the other imports, which may take seconds
-    from unclip import signals
+    from unclip.cli import signals
 
     signals.install()
 
-from unclip import cli
+from unclip.cli import options as cli
 
 
 def main() -> None:
     from configs.decoder import PRESETS
-    from stages.data import on_pipeline
+    from stages.data_config import on_pipeline
     from stages.decoder import train
     from stages.runtime import is_main
 

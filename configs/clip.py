@@ -1,7 +1,7 @@
 """Presets of CLIP."""
 
 from stages.clip import AugmentConfig, CLIPRun
-from stages.data import DataConfig
+from stages.data_config import DataConfig
 from stages.loop import TrainConfig
 from unclip.clip import CLIPConfig, TextConfig, VisionConfig
 

@@ -1,6 +1,6 @@
 """Presets of the decoder."""
 
-from stages.data import DataConfig
+from stages.data_config import DataConfig
 from stages.decoder import DecoderRun
 from stages.loop import TrainConfig
 from unclip.decoder import DecoderConfig

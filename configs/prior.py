@@ -1,6 +1,6 @@
 """Presets of the prior."""
 
-from stages.data import DataConfig
+from stages.data_config import DataConfig
 from stages.loop import TrainConfig
 from stages.prior import PriorRun
 from unclip.prior import PriorConfig

@@ -13,7 +13,7 @@ from pathlib import Path
 
 from data import records
 from unclip.errors import UserError, reason
-from unclip.files import make_folder, partial_name, remove_leftovers
+from unclip.store.files import make_folder, partial_name, remove_leftovers
 
 SUFFIXES = (".zip", ".tar.gz", ".tgz")
 

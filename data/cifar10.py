@@ -5,7 +5,7 @@ from pathlib import Path
 
 from PIL import Image
 
-from data.captions import article
+from data.fashion_mnist_captions import article
 from data.records import Listing, Record
 from unclip.errors import UserError, reason
 

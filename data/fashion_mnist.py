@@ -22,7 +22,8 @@ import torch
 from torch import Tensor
 
 from data import debian
-from data.captions import (
+from data.dataset import CaptionedImages
+from data.fashion_mnist_captions import (
     CLASSES,
     PLAIN_CAPTIONS,
     Grammar,
@@ -32,7 +33,6 @@ from data.captions import (
     class_bounds,
     is_held_out,
 )
-from data.dataset import CaptionedImages
 from unclip.errors import UserError
 
 RAW = Path(__file__).resolve().parent / "raw" / "fashion-mnist"
@@ -52,7 +52,7 @@ VALIDATION = 5_000
 
 @dataclass
 class FashionMNIST(CaptionedImages):
-    """Its images, and what they show by the rule of data/captions.py."""
+    """Its images, and what they show by the rule of data/fashion_mnist_captions.py."""
 
     attributes: Tensor = field(kw_only=True)
     """(N, 2) codes into TONES and WIDTHS; 0 for the middle third, of which nothing is said."""
@@ -67,7 +67,8 @@ def load(split: str = "train", root: Path | None = None, held_out: bool = False)
 
     The 60,000 training images are split at random (seeded) into 55,000 and 5,000 for validation; choices are made on
     the 5,000, and the 10,000 test images are for final figures alone. "train" leaves out the images that show a
-    held-out pair of class and attribute (data/captions.py), unless `held_out` asks for them; other splits keep them.
+    held-out pair of class and attribute (data/fashion_mnist_captions.py),
+    unless `held_out` asks for them; other splits keep them.
 
     Raises UserError if the files are found nowhere, or are damaged.
     """
@@ -191,6 +192,6 @@ def _from_debian(folder: Path) -> Path:
 
 
 if __name__ == "__main__":  # python -m data.fashion_mnist: fetch, verify, and say what there is
-    from unclip import cli
+    from unclip.cli import options as cli
 
     cli.run(lambda: print(f"Fashion-MNIST in {find()}: " + ", ".join(f"{len(load(s))} {s}" for s in SPLITS)))

@@ -32,7 +32,7 @@ from data.records import (
     printable,
 )
 from unclip.errors import UserError
-from unclip.files import check_fetched
+from unclip.store.files import check_fetched
 
 METADATA = tuple(f"metadata{suffix}" for suffix in tables.SUFFIXES)
 SUFFIXES = {

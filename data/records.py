@@ -24,10 +24,11 @@ from PIL import Image, ImageOps, UnidentifiedImageError
 from torch import Tensor
 from tqdm import tqdm
 
-from data.captions import article
 from data.dataset import CaptionedImages, ListedCaptions
+from data.fashion_mnist_captions import article
 from unclip.errors import UserError, reason
-from unclip.files import (
+from unclip.images import upright
+from unclip.store.files import (
     file_sha256,
     make_folder,
     partial_name,
@@ -36,7 +37,6 @@ from unclip.files import (
     write_atomically,
     write_record,
 )
-from unclip.images import upright
 
 SPLITS = ("train", "validation", "test")
 SHARE = 0.05

@@ -19,11 +19,12 @@ from typing import Any, NamedTuple
 
 from PIL import Image
 
-from data import folder, hub
+from data import folder
+from data import hugging_face as hub
 from data.records import SPLIT_NAMES, Columns, Listing, Problems, Record, as_captions
 from data.tables import read_lines
 from unclip.errors import UserError, reason
-from unclip.files import check_fetched
+from unclip.store.files import check_fetched
 
 SUFFIX = ".tar"
 

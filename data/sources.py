@@ -9,7 +9,8 @@ from typing import Annotated, NoReturn
 
 import tyro
 
-from data import archives, arrays, cifar10, emoji, fashion_mnist, folder, hub, shards, tables
+from data import archives, arrays, cifar10, emoji, fashion_mnist, folder, shards, tables
+from data import hugging_face as hub
 from data.dataset import CaptionedImages
 from data.records import (
     FEWEST,
@@ -30,7 +31,7 @@ from data.records import (
 )
 from unclip.errors import UserError
 from unclip.fields import as_option, bounded, check, free
-from unclip.files import check_fetched
+from unclip.store.files import check_fetched
 
 NAMES = ("fashion-mnist", "emoji", "cifar10")
 SHAPE = ("size", "fit", "grey")

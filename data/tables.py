@@ -12,7 +12,7 @@ from typing import Any
 
 from data.records import CONTROL, Problems
 from unclip.errors import UserError, reason
-from unclip.files import check_fetched
+from unclip.store.files import check_fetched
 
 SUFFIXES = (".jsonl", ".csv", ".tsv", ".json")
 SEPARATORS = ",;\t|"

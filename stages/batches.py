@@ -12,13 +12,13 @@ import torch
 
 from data.dataset import batch_generator, shuffled_rows
 from stages import runtime
-from unclip.rows import Rows
+from unclip.tensor_batch import TensorBatch
 
 AHEAD = 8
 """Batches that are drawn at once beside a GPU, a thread each."""
 
 
-def batches(stage, config, first: int, device: torch.device) -> Iterator[Rows]:
+def batches(stage, config, first: int, device: torch.device) -> Iterator[TensorBatch]:
     """This rank's share of the batch of each step from the first on, on the device.
 
     Args:
@@ -38,7 +38,7 @@ def batches(stage, config, first: int, device: torch.device) -> Iterator[Rows]:
             yield drawn.popleft().result().to(device, non_blocking=True)
 
 
-def draw(stage, config, step: int) -> Rows:
+def draw(stage, config, step: int) -> TensorBatch:
     """This rank's share of the batch of a step, on the CPU."""
     rows = shuffled_rows(step, config.batch_size, stage.size, config.seed)
     return stage.batch(rows, batch_generator(config.seed, step)).share(runtime.rank(), runtime.world_size())

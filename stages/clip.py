@@ -13,23 +13,23 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from data.dataset import CaptionedImages, random_flip, random_shift
-from data.remembered import note
+from data.provenance import note
 from data.variety import varied
 from stages import loop, runtime
-from stages.data import DataConfig
+from stages.data_config import DataConfig
+from stages.evaluation.metrics import recall_at_k
 from stages.identity import settings
 from stages.inputs import data_entry
 from stages.memory import check_fits
 from stages.state import start_from
-from unclip.checkpoint import Manifest, read_manifest, sha256
 from unclip.clip import CLIP, CLIPConfig, Preprocess, Tokenizer
 from unclip.clip.model import chance_loss, contrastive_loss
 from unclip.clip.pretrained import load_bundle
 from unclip.fields import bounded, free
-from unclip.hub import find_pipeline
 from unclip.images import captioned_grid
-from unclip.metrics import recall_at_k
-from unclip.rows import Rows
+from unclip.store.checkpoint import Manifest, read_manifest, sha256
+from unclip.store.hub import find_pipeline
+from unclip.tensor_batch import TensorBatch
 
 PHRASINGS = 4
 
@@ -66,7 +66,7 @@ class CLIPRun:
 
 
 @dataclass(frozen=True)
-class CLIPBatch(Rows):
+class CLIPBatch(TensorBatch):
     images: Tensor
     """uint8 (B, C, H, W)."""
     caption: Tensor

@@ -10,19 +10,19 @@ from PIL import Image
 from torch import Tensor, nn
 
 from stages import loop, runtime
-from stages.data import DataConfig
+from stages.data_config import DataConfig
 from stages.embed import EmbeddedImages
 from stages.identity import settings
 from stages.inputs import Inputs, open_inputs
 from stages.memory import WIDTHS, check_fits
-from unclip.checkpoint import Manifest
-from unclip.clip import EncodedCaptions
+from unclip.clip import TextFeatures
 from unclip.decoder import Decoder, DecoderConfig
 from unclip.fields import bounded, free
 from unclip.images import captioned_grid, to_float, to_uint8
 from unclip.layers import at_least_float32
-from unclip.rows import Rows
 from unclip.settings import DecoderSettings
+from unclip.store.checkpoint import Manifest
+from unclip.tensor_batch import TensorBatch
 
 
 @dataclass(frozen=True)
@@ -58,14 +58,14 @@ class DecoderRun:
 
 
 @dataclass(frozen=True)
-class DecoderBatch(Rows):
+class DecoderBatch(TensorBatch):
     pixels: Tensor
     """uint8 (B, C, H, W)."""
     embeddings: Tensor
     """Their unit image embeddings (B, D)."""
     drop: Tensor
     """(B,), True where the embedding is dropped."""
-    captions: EncodedCaptions
+    captions: TextFeatures
     t: Tensor
     """Times (B,)."""
     noise: Tensor

@@ -21,10 +21,10 @@ from data.dataset import CaptionedImages
 from data.records import CACHE
 from stages import runtime
 from stages.runtime import print0
-from unclip.checkpoint import sha256
-from unclip.clip import CLIP, EncodedCaptions, Preprocess, Tokenizer
+from unclip.clip import CLIP, Preprocess, TextFeatures, Tokenizer
 from unclip.errors import UserError, reason
-from unclip.files import (
+from unclip.store.checkpoint import sha256
+from unclip.store.files import (
     file_sha256,
     flush_folder,
     make_folder,
@@ -55,14 +55,14 @@ class EmbeddedImages:
     def __len__(self) -> int:
         return len(self.data)
 
-    def captions(self, ids: Tensor) -> EncodedCaptions:
+    def captions(self, ids: Tensor) -> TextFeatures:
         """The captions ids (B,), as long as the longest of them."""
         starts = self.starts[ids, None]  # (B, 1)
         lengths = self.starts[ids + 1, None] - starts  # (B, 1)
         places = torch.arange(int(lengths.max()))  # (L,)
         mask = places < lengths  # (B, L)
         encodings = self.encodings[(starts + places).clamp(max=len(self.encodings) - 1)]  # (B, L, W)
-        return EncodedCaptions(
+        return TextFeatures(
             text=self.text[ids],
             encodings=encodings.masked_fill(~mask[..., None], 0),
             mask=mask,

@@ -11,17 +11,17 @@ more the first time: the judge of the samples is trained on the real images, and
 """
 
 if __name__ == "__main__":  # before the other imports, which may take seconds
-    from unclip import signals
+    from unclip.cli import signals
 
     signals.install()
 
-from data.remembered import default
-from stages.data import DataConfig
-from stages.evaluation.main import EvaluateOptions, evaluate
-from unclip import cli
-from unclip.hub import find_pipeline
-from unclip.index import read_sampling
+from data.provenance import default
+from stages.data_config import DataConfig
+from stages.evaluation.evaluate import EvaluateOptions, evaluate
+from unclip.cli import options as cli
 from unclip.settings import SamplingOptions
+from unclip.store.hub import find_pipeline
+from unclip.store.index import read_sampling
 
 
 def main() -> None:

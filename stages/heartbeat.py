@@ -12,7 +12,8 @@ import time
 
 import torch.distributed as dist
 
-from unclip import cli, signals
+from unclip.cli import options as cli
+from unclip.cli import signals
 
 BEAT = 0.5
 """Seconds between two signs of life."""

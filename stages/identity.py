@@ -6,9 +6,9 @@ from pathlib import Path
 from typing import Any
 
 from stages.state import has_state
-from unclip.checkpoint import Manifest, read_manifest
 from unclip.errors import UserError
-from unclip.files import checksum, read_record, write_record
+from unclip.store.checkpoint import Manifest, read_manifest
+from unclip.store.files import checksum, read_record, write_record
 
 
 def settings(config: Any) -> dict[str, Any]:

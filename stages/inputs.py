@@ -8,15 +8,15 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from data.remembered import note
-from stages.data import DataConfig
+from data.provenance import note
+from stages.data_config import DataConfig
 from stages.embed import EmbeddedImages, embed_images
 from stages.runtime import print0
 from stages.state import start_from
-from unclip.checkpoint import Manifest, read_manifest
 from unclip.clip import CLIPConfig, encode_captions, load_clip
 from unclip.errors import UserError
-from unclip.hub import find_pipeline
+from unclip.store.checkpoint import Manifest, read_manifest
+from unclip.store.hub import find_pipeline
 
 
 @dataclass

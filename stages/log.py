@@ -12,11 +12,11 @@ from torch import Tensor
 from tqdm import tqdm
 
 from stages import runtime
-from stages.curves import draw_curves, read_log
+from stages.curves.__main__ import draw_curves, read_log
 from stages.state import Progress, has_state, not_finite
 from unclip.errors import UserError, reason
-from unclip.files import write_atomically
 from unclip.images import save_png
+from unclip.store.files import write_atomically
 
 
 class Log:

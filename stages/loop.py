@@ -26,13 +26,13 @@ from stages.log import Log
 from stages.memory import compile_blocks, recompute
 from stages.optim import cosine_warmup, make_optimizers, update_ema
 from stages.state import Progress, load_state, save_state, state_tensors
-from unclip import signals
-from unclip.checkpoint import Manifest, read_manifest, save_stage, settle, write_index
+from unclip.cli import signals
 from unclip.devices import Device
 from unclip.errors import UserError
 from unclip.fields import as_option, bounded, check, free
-from unclip.files import checksum, only_writer, remove_leftovers, write_atomically, write_record
-from unclip.rows import Rows
+from unclip.store.checkpoint import Manifest, read_manifest, save_part, settle, write_index
+from unclip.store.files import checksum, only_writer, remove_leftovers, write_atomically, write_record
+from unclip.tensor_batch import TensorBatch
 
 
 @dataclass(frozen=True)
@@ -105,10 +105,10 @@ class Stage(Protocol):
     best_is: tuple[str, str]
     """The validation figure that picks the best weights, and "highest" or "lowest"."""
 
-    def batch(self, rows: Tensor, generator: torch.Generator) -> Rows:
+    def batch(self, rows: Tensor, generator: torch.Generator) -> TensorBatch:
         """These training examples, with all that is random in a step: a pure function of its arguments."""
 
-    def figures(self, batch: Rows) -> dict[str, float | Tensor]:
+    def figures(self, batch: TensorBatch) -> dict[str, float | Tensor]:
         """What to log of a step beside the loss."""
 
     def evaluate(self, model: nn.Module) -> dict[str, float]:
@@ -132,7 +132,7 @@ def train(
     metrics.jsonl, its curves, and preview grids. `manifest` holds the stage's parents and data; `files` are put into
     the pipeline's folder. Returns the manifest of the saved weights.
 
-    A signal ends the training after the step that it is at, saved; see unclip/signals.py.
+    A signal ends the training after the step that it is at, saved; see unclip/cli/signals.py.
 
     Raises UserError if the folder holds a run with other settings, or is being written by another process, or if a
     number is no longer finite.
@@ -270,7 +270,7 @@ def stop_here(what: str, number: int) -> None:
 def take_step(
     stage: Stage,
     config: TrainConfig,
-    batch: Rows,
+    batch: TensorBatch,
     objective: nn.Module,
     optimizers: list[torch.optim.Optimizer],
     progress: Progress,
@@ -290,7 +290,9 @@ def take_step(
     return {name: sharding.whole(figure) for name, figure in figures.items()}
 
 
-def backward(objective: nn.Module, parts: list[Rows], device: torch.device, precision: runtime.Precision) -> Tensor:
+def backward(
+    objective: nn.Module, parts: list[TensorBatch], device: torch.device, precision: runtime.Precision
+) -> Tensor:
     """Add the gradient of a batch's loss, part after part, to that of the weights. Returns the loss."""
     size, total = sum(len(part) for part in parts), torch.zeros((), device=device)
     for i, part in enumerate(parts, 1):
@@ -322,7 +324,7 @@ def validate(
     sign = 1 if direction == "highest" else -1
     if progress.best is None or sign * figures[key] > sign * progress.best or not (folder / "config.json").exists():
         progress.best = figures[key]
-        save_stage(folder, average, replace(manifest, step=progress.step, figures=figures))
+        save_part(folder, average, replace(manifest, step=progress.step, figures=figures))
     return figures
 
 

@@ -15,22 +15,22 @@ from torch import Tensor, nn
 
 from data.variety import varied
 from stages import loop, runtime
-from stages.data import DataConfig
+from stages.data_config import DataConfig
 from stages.embed import EmbeddedImages
+from stages.evaluation.metrics import distance_of_draws, same_group_cosine, share_of_gap
 from stages.identity import settings
 from stages.inputs import Inputs, open_inputs
 from stages.memory import WIDTHS, check_fits
-from unclip.checkpoint import Manifest
-from unclip.clip import EncodedCaptions
+from unclip.clip import TextFeatures
 from unclip.clip.pretrained import adopt
 from unclip.devices import device_of
 from unclip.fields import bounded, free
 from unclip.images import captioned_grid
 from unclip.layers import at_least_float32
-from unclip.metrics import distance_of_draws, same_group_cosine, share_of_gap
 from unclip.prior import Prior, PriorConfig
-from unclip.rows import Rows
 from unclip.settings import PriorSettings
+from unclip.store.checkpoint import Manifest
+from unclip.tensor_batch import TensorBatch
 
 PHRASINGS = 4
 
@@ -61,10 +61,10 @@ class PriorRun:
 
 
 @dataclass(frozen=True)
-class PriorBatch(Rows):
+class PriorBatch(TensorBatch):
     embeddings: Tensor
     """Unit image embeddings (B, D)."""
-    captions: EncodedCaptions
+    captions: TextFeatures
     t: Tensor
     """Times (B,)."""
     noise: Tensor
@@ -162,7 +162,7 @@ def _alike(embeddings: Tensor) -> str:
     return f"{cosines.mean():.2f}" if len(embeddings) > 1 else "-"
 
 
-def hide_tokens(captions: EncodedCaptions, generator: torch.Generator) -> EncodedCaptions:
+def hide_tokens(captions: TextFeatures, generator: torch.Generator) -> TextFeatures:
     """Hide each token of a caption with a probability that is drawn, uniformly, for the caption.
 
     The prior so sees parts of captions, and leans less on whole ones. CLIP's encodings of the tokens that are left

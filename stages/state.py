@@ -16,10 +16,10 @@ from torch import Tensor, nn
 
 from stages import runtime
 from stages.sharding import alike, fill, made_whole, whole
-from unclip.checkpoint import dump_tensors, load_stage, load_weights
 from unclip.errors import UserError, reason
-from unclip.files import partial_name, write_atomically
-from unclip.hub import find_pipeline
+from unclip.store.checkpoint import dump_tensors, load_part, load_weights
+from unclip.store.files import partial_name, write_atomically
+from unclip.store.hub import find_pipeline
 
 BLANK = "0" * 32
 """Stands for the checksum while it is computed."""
@@ -177,7 +177,7 @@ def start_from(model: nn.Module, pipeline: Path | None, stage: str) -> dict[str,
     if pipeline is None:
         return {}
     pipeline = find_pipeline(pipeline)
-    parent, manifest = load_stage(pipeline / stage)
+    parent, manifest = load_part(pipeline / stage)
     prefix = getattr(model, "of_data", ())  # no name starts with an empty tuple
     theirs = {name: tensor for name, tensor in parent.state_dict().items() if not name.startswith(prefix)}
     own = {name: tensor for name, tensor in model.state_dict().items() if name.startswith(prefix)}

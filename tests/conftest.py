@@ -13,12 +13,13 @@ import pytest
 import torch
 
 from data import emoji, fashion_mnist, records
-from data.captions import CLASSES, PLAIN_CAPTIONS, Grammar, GrammarCaptions
 from data.dataset import CaptionedImages
 from data.fashion_mnist import FashionMNIST
+from data.fashion_mnist_captions import CLASSES, PLAIN_CAPTIONS, Grammar, GrammarCaptions
 from stages import log
-from unclip import UnCLIP, cli
-from unclip.files import read_record, write_record
+from unclip import UnCLIP
+from unclip.cli import options as cli
+from unclip.store.files import read_record, write_record
 
 ROOT = Path(__file__).resolve().parents[1]
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # scripts beside each other do not wait in turns for the same cores

@@ -13,7 +13,8 @@ from typing import NamedTuple
 import torch
 
 from stages.state import open_state
-from unclip import cli, signals
+from unclip.cli import options as cli
+from unclip.cli import signals
 
 TIMES = ("seconds", "images_per_second")
 

@@ -5,12 +5,12 @@ from pathlib import Path
 
 import torch
 
-from unclip.checkpoint import Manifest, save_stage, sha256, write_index
 from unclip.clip import CLIP, CLIPConfig, TextConfig, Tokenizer, VisionConfig
 from unclip.decoder import Decoder, DecoderConfig
-from unclip.files import write_atomically
 from unclip.prior import Prior, PriorConfig
 from unclip.settings import DecoderSettings, PriorSettings
+from unclip.store.checkpoint import Manifest, save_part, sha256, write_index
+from unclip.store.files import write_atomically
 
 CAPTIONS = ["a bag", "a dark coat", "a wide sneaker"]
 
@@ -31,11 +31,11 @@ def build(folder: Path) -> Path:
     )  # fmt: skip
     write_atomically(folder / "tokenizer.json", tokenizer.to_json())
     manifest = Manifest("clip", parents={"tokenizer": sha256(tokenizer.to_json().encode())}, complete=True)
-    parents = {"clip": save_stage(folder / "clip", clip, manifest)}
+    parents = {"clip": save_part(folder / "clip", clip, manifest)}
     for stage, model, settings in (
         ("prior", prior, PriorSettings(steps=2, draws=1)), ("decoder", decoder, DecoderSettings(steps=2)),
     ):  # fmt: skip
         manifest = Manifest(stage, parents=parents, sampling=asdict(settings), complete=True)
-        save_stage(folder / stage, model, manifest)
+        save_part(folder / stage, model, manifest)
     write_index(folder)
     return folder

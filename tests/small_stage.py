@@ -7,7 +7,7 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 if __name__ == "__main__":
-    from unclip import signals
+    from unclip.cli import signals
 
     signals.install()
 
@@ -21,9 +21,9 @@ from PIL import Image
 from torch import Tensor, nn
 
 from stages import loop, runtime
-from unclip import cli
-from unclip.checkpoint import Manifest
-from unclip.rows import Rows
+from unclip.cli import options as cli
+from unclip.store.checkpoint import Manifest
+from unclip.tensor_batch import TensorBatch
 
 SETTINGS = loop.TrainConfig(
     steps=12, batch_size=8, lr=0.05, warmup=3, ema=0.8, evaluate_every=4, save_every=2, preview_every=6, log_every=3,
@@ -46,7 +46,7 @@ class Small(nn.Module):
 
 
 @dataclass(frozen=True)
-class SmallBatch(Rows):
+class SmallBatch(TensorBatch):
     x: Tensor
     y: Tensor
 

@@ -10,8 +10,8 @@ from torch import nn
 from stages.bench import __main__ as bench
 from stages.bench import contender, naive, ours, works
 from stages.bench.contender import Contender, sampling, training
-from stages.bench.inputs import Inputs, Shapes
-from stages.bench.report import Row, markdown, quartiles, ratio
+from stages.bench.table import Row, markdown, quartiles, ratio
+from stages.bench.workload import Inputs, Shapes
 from unclip.clip import Preprocess
 from unclip.errors import UserError
 

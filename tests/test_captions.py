@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from data.captions import (
+from data.fashion_mnist_captions import (
     CLASSES,
     HELD_OUT,
     NAMES,

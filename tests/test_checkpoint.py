@@ -9,23 +9,24 @@ import torch
 from conftest import contents, edit, files_under
 from torch import nn
 
-from unclip import UnCLIP, checkpoint, files
-from unclip.checkpoint import (
+from unclip import UnCLIP
+from unclip.errors import UserError
+from unclip.settings import DecoderSettings, PriorSettings
+from unclip.store import checkpoint, files
+from unclip.store.checkpoint import (
     Manifest,
     check_lineage,
     dump_tensors,
-    load_stage,
+    load_part,
     load_tensors,
     load_weights,
     read_manifest,
-    save_stage,
+    save_part,
     sha256,
     write_index,
 )
-from unclip.errors import UserError
-from unclip.files import read_json, read_record, write_atomically, write_json
-from unclip.index import read_index, read_sampling
-from unclip.settings import DecoderSettings, PriorSettings
+from unclip.store.files import read_json, read_record, write_atomically, write_json
+from unclip.store.index import read_index, read_sampling
 
 
 @dataclass(frozen=True)
@@ -55,12 +56,12 @@ def stage(tmp_path):
     torch.manual_seed(0)
     model = Small(SmallConfig(width=5, inner=InnerConfig((3, 4, 5))))
     manifest = Manifest("prior", parents={"clip": "c" * 64}, data={"name": "d"}, step=7, figures={"loss": 0.5})
-    save_stage(tmp_path / "run" / "prior", model, manifest)
+    save_part(tmp_path / "run" / "prior", model, manifest)
     return tmp_path / "run" / "prior", model, manifest
 
 
 def load(folder):
-    return load_stage(folder, Small)
+    return load_part(folder, Small)
 
 
 def refusal(folder) -> str:
@@ -235,7 +236,7 @@ def test_full_disk_keeps_the_stage_that_was_there(stage, full_disk):
     before = contents(folder)
     nn.init.zeros_(model.linear.weight)
     with pytest.raises(OSError, match="No space left"):
-        save_stage(folder, model, manifest)
+        save_part(folder, model, manifest)
     assert contents(folder) == before
 
 
@@ -274,7 +275,7 @@ def test_pipeline_with_a_foreign_stage_is_refused(stage, copied):
 
 
 def save(folder, stage: str, **named) -> str:
-    return save_stage(folder / stage, Small(SmallConfig()), Manifest(stage, **{"step": 3, "complete": True} | named))
+    return save_part(folder / stage, Small(SmallConfig()), Manifest(stage, **{"step": 3, "complete": True} | named))
 
 
 def test_index_lists_the_complete_stages_with_their_kinds(tmp_path):

@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from unclip.prior.choice import SAME, Choice
+from unclip.prior.reranking import SAME, Reranker
 
 QUICK = settings(deadline=None, max_examples=60, derandomize=True)
 
@@ -18,8 +18,8 @@ def units(*shape: int, seed: int) -> torch.Tensor:
     return F.normalize(torch.randn(shape, generator=torch.Generator().manual_seed(seed)), dim=-1)
 
 
-def fitted(rivals: torch.Tensor, scale: float = 4.0) -> Choice:
-    choice = Choice(rivals.shape[1], len(rivals))
+def fitted(rivals: torch.Tensor, scale: float = 4.0) -> Reranker:
+    choice = Reranker(rivals.shape[1], len(rivals))
     choice.fit(rivals, scale)
     return choice
 
@@ -53,7 +53,7 @@ def test_an_unusual_draw_stays_where_the_closest_would_replace_it():
     assert classes(candidates, text, 1.0).tolist() == [2]
     assert classes(candidates, text, 0.0).tolist() == [0]
     assert fitted(rival)(candidates, text, 0.75).tolist() == [2]  # a caption of no class
-    assert Choice(3, 0)(candidates, text, 0.75).tolist() == [2]
+    assert Reranker(3, 0)(candidates, text, 0.75).tolist() == [2]
 
 
 @pytest.mark.parametrize("more", [2, 5])

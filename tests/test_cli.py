@@ -12,9 +12,9 @@ from conftest import ROOT, assert_one_error_line, contents, edit, files_under, r
 from PIL import Image
 
 from data import fashion_mnist
-from unclip import cli
-from unclip.checkpoint import read_manifest
+from unclip.cli import options as cli
 from unclip.errors import UserError
+from unclip.store.checkpoint import read_manifest
 
 BAG = "an image of a bag"
 IMAGE = "out/000-an-image-of-a-bag-seed0.png"

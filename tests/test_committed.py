@@ -8,14 +8,14 @@ import safetensors.torch
 import torch
 from conftest import ROOT
 
-from data.captions import CLASSES, PLAIN_CAPTIONS
+from data.fashion_mnist_captions import CLASSES, PLAIN_CAPTIONS
 from stages.evaluation.judge import Classifier, judge
 from unclip import UnCLIP
-from unclip.checkpoint import load_stage, read_manifest, sha256, write_index
-from unclip.files import read_record, write_record
 from unclip.images import to_float
-from unclip.registry import STAGES
+from unclip.registry import PARTS
 from unclip.settings import DecoderSettings
+from unclip.store.checkpoint import load_part, read_manifest, sha256, write_index
+from unclip.store.files import read_record, write_record
 
 COMMITTED = ROOT / "checkpoints" / "fashion-mnist"
 EMOJI = ROOT / "checkpoints" / "emoji"
@@ -28,14 +28,14 @@ COLOURS = {
 
 def caption_accuracy(folder) -> float:
     """The share of ten samples per plain caption that the classifier takes for the class of the caption."""
-    classifier, _ = load_stage(ROOT / "tests" / "classifier", Classifier)
+    classifier, _ = load_part(ROOT / "tests" / "classifier", Classifier)
     drawn = UnCLIP.from_pretrained(folder)(list(PLAIN_CAPTIONS), n=N, seed=0)
     predicted = judge(classifier, drawn.images)[0].argmax(dim=1).numpy()
     return (predicted == np.arange(len(CLASSES)).repeat(N)).mean()
 
 
 def test_classifier_knows_the_real_images(splits):
-    classifier, _ = load_stage(ROOT / "tests" / "classifier", Classifier)
+    classifier, _ = load_part(ROOT / "tests" / "classifier", Classifier)
     test = splits["test"].first(2000)
     assert (judge(classifier, test.images)[0].argmax(dim=1) == test.labels).float().mean() > 0.91
 
@@ -58,7 +58,7 @@ def test_inverted_images_are_drawn_again_from_the_noise_that_was_found():
     assert near < 0.3 * far
 
 
-@pytest.mark.parametrize("stage", STAGES)
+@pytest.mark.parametrize("stage", PARTS)
 def test_accuracy_falls_if_the_weights_of_one_stage_are_shuffled(stage, tmp_path):
     """So that the test above cannot pass on any weights: each stage carries the result."""
     folder = shutil.copytree(COMMITTED, tmp_path / "shuffled")
@@ -69,7 +69,7 @@ def test_accuracy_falls_if_the_weights_of_one_stage_are_shuffled(stage, tmp_path
         for name, tensor in safetensors.torch.load_file(path).items()
     }
     path.write_bytes(safetensors.torch.save(tensors))
-    for other in STAGES:  # the hashes are mended, so that it is not they that give it away
+    for other in PARTS:  # the hashes are mended, so that it is not they that give it away
         config = folder / other / "config.json"
         manifest = read_record(config)
         if other == stage:
@@ -97,9 +97,9 @@ def test_emoji_have_the_colour_that_their_name_says():
 def test_committed_pipelines_are_small_and_whole(folder):
     files = [path for path in folder.rglob("*") if path.is_file()]
     assert sum(path.stat().st_size for path in files) < 20e6
-    assert all(read_manifest(folder / stage).complete for stage in STAGES)
+    assert all(read_manifest(folder / stage).complete for stage in PARTS)
     assert not list(folder.rglob("train"))
     card = (folder / "README.md").read_text(encoding="utf-8")
-    for stage in STAGES:
+    for stage in PARTS:
         assert f"train_{stage}.py" in card
         assert read_manifest(folder / stage).sha256[:12] in card

@@ -11,8 +11,9 @@ from PIL import Image
 from runs import break_off, train
 from toy import SETTINGS, LineStage
 
-from stages import curves, log
-from stages.curves import CurvesOptions, panel, read_log, series
+from stages import log
+from stages.curves import __main__ as curves
+from stages.curves.__main__ import CurvesOptions, panel, read_log, series
 from stages.loop import TrainConfig
 from unclip.errors import UserError
 

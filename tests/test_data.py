@@ -11,8 +11,8 @@ import torch
 from conftest import contents, files_under, made_up_data
 
 from data import fashion_mnist
-from data.captions import HELD_OUT, TONES, WIDTHS, attribute_codes, attributes
 from data.dataset import ListedCaptions, random_flip, random_shift, shuffled_rows
+from data.fashion_mnist_captions import HELD_OUT, TONES, WIDTHS, attribute_codes, attributes
 from unclip.errors import UserError
 
 TEST_FILES = ("t10k-images-idx3-ubyte", "t10k-labels-idx1-ubyte")

@@ -8,10 +8,10 @@ import torch.nn.functional as F
 from hypothesis import settings
 from networks import close, differ, randomise
 
-from unclip.clip import EncodedCaptions
+from unclip.clip import TextFeatures
 from unclip.decoder import Decoder, DecoderConfig
+from unclip.diffusion.samplers import DECODER_STREAM, PRIOR_STREAM, RowNoise, guided
 from unclip.errors import UserError
-from unclip.samplers import DECODER_STREAM, PRIOR_STREAM, RowNoise, guided
 from unclip.settings import DecoderSettings
 
 QUICK = settings(deadline=None, max_examples=20, derandomize=True)
@@ -44,19 +44,19 @@ def embeddings() -> torch.Tensor:
     return F.normalize(torch.randn(3, 6, generator=torch.Generator().manual_seed(2)), dim=-1)
 
 
-def captions() -> EncodedCaptions:
+def captions() -> TextFeatures:
     """Three captions of unequal length. The decoder does not read their text embeddings."""
     encodings = torch.randn(3, 6, 5, generator=torch.Generator().manual_seed(3))
     mask = torch.arange(6) < torch.tensor(LENGTHS)[:, None]
-    return EncodedCaptions(torch.full((3, 6), torch.nan), encodings, mask, torch.zeros(3, dtype=torch.bool))
+    return TextFeatures(torch.full((3, 6), torch.nan), encodings, mask, torch.zeros(3, dtype=torch.bool))
 
 
-def other_captions() -> EncodedCaptions:
+def other_captions() -> TextFeatures:
     """Three of other words and lengths."""
     return replace(captions(), encodings=-captions().encodings, mask=captions().mask.flip(0))
 
 
-def alone(row: int) -> EncodedCaptions:
+def alone(row: int) -> TextFeatures:
     """One of the captions, without padding."""
     one, n = captions()[row : row + 1], LENGTHS[row]
     return replace(one, encodings=one.encodings[:, :n], mask=one.mask[:, :n])
@@ -221,7 +221,7 @@ def test_no_embeddings_are_dropped_ones():
     """The caption is still read, and guided by."""
     decoder = random_decoder()
     denoise = decoder.denoiser(None, captions(), THREE)
-    pairs = EncodedCaptions.cat([captions(), captions().null()])
+    pairs = TextFeatures.cat([captions(), captions().null()])
     both = decoder.condition(embeddings().repeat(2, 1), pairs, ALL.repeat(2))
     model = guided(lambda x, t: decoder(x, t, both), 2.0)
     x = torch.randn(3, 1, 8, 8, generator=torch.Generator().manual_seed(5))

@@ -11,11 +11,11 @@ from own_images import with_jsonl
 from PIL import Image
 from small_pipeline import build
 
-from data import proposal
-from data.remembered import note
+from data.inspect import proposal
+from data.provenance import note
 from data.sources import SourceConfig, load
 from data.variety import varied
-from stages import demo
+from stages.demo import __main__ as demo
 from unclip import UnCLIP
 from unclip.errors import UserError
 
@@ -85,7 +85,7 @@ def test_a_pipeline_of_other_data_is_refused_before_anything_is_measured(tmp_pat
 
 PROGRAM = """
 import sys, time
-from unclip import signals
+from unclip.cli import signals
 signals.install()
 with signals.postponed() as stop:
     open("started", "w").close()
@@ -97,8 +97,8 @@ with signals.postponed() as stop:
 sys.exit(128 + number)
 """
 PARENT = """
-from stages import demo
-from unclip import signals
+from stages.demo import __main__ as demo
+from unclip.cli import signals
 signals.install()
 demo.run([sys.argv[1]])
 print("went on")

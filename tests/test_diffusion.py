@@ -9,7 +9,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from unclip.diffusion import GaussianDiffusion
+from unclip.diffusion.gaussian import GaussianDiffusion
 from unclip.errors import UserError
 
 SCHEDULES = ("cosine", "linear", "sigmoid")

@@ -11,7 +11,7 @@ import pytest
 from conftest import ROOT, assert_one_error_line
 from PIL import Image
 
-from unclip.lesson import lesson
+from unclip.edit.lesson import lesson
 from unclip.pipeline import UnCLIP
 
 PIPELINE = ROOT / "checkpoints" / "fashion-mnist"
@@ -29,7 +29,7 @@ SHOE, BOOT = PIPELINE / "examples" / "sneaker.png", PIPELINE / "examples" / "ank
     ],
 )
 def test_each_command_writes_a_picture_and_its_arrays(arguments, shape, script, tmp_path):
-    finished = script("unclip.edit_cli", *arguments, "--npz", "--checkpoint", PIPELINE, "--out", tmp_path)
+    finished = script("unclip.edit.commands", *arguments, "--npz", "--checkpoint", PIPELINE, "--out", tmp_path)
     assert finished.code == 0, finished.err
     name = arguments[0]
     assert Image.open(tmp_path / f"{name}.png").width > 150
@@ -53,7 +53,7 @@ def test_each_command_writes_a_picture_and_its_arrays(arguments, shape, script, 
     ],
 )
 def test_bad_input_is_refused_in_one_line(arguments, words, script, tmp_path):
-    finished = script("unclip.edit_cli", *arguments, "--checkpoint", PIPELINE, "--out", tmp_path)
+    finished = script("unclip.edit.commands", *arguments, "--checkpoint", PIPELINE, "--out", tmp_path)
     assert_one_error_line(finished, words)
 
 
@@ -64,7 +64,7 @@ def test_the_lesson_is_three_pictures(tmp_path):
 
 
 def test_ctrl_c_is_told_in_one_line(tmp_path):
-    command = [sys.executable, "-m", "unclip.edit", "lesson", "--out", str(tmp_path)]
+    command = [sys.executable, "-m", "unclip.edit.manipulations", "lesson", "--out", str(tmp_path)]
     heard = partial(signal.signal, signal.SIGINT, signal.SIG_DFL)  # which a shell's background jobs ignore
     with subprocess.Popen(command, cwd=ROOT, stderr=subprocess.PIPE, text=True, preexec_fn=heard) as program:
         time.sleep(1.5)  # it imports, or draws for much longer

@@ -6,8 +6,8 @@ import pytest
 import torch
 from test_samplers import DEVIATION, MEAN, NORMALS, at_time, gaussian_denoiser
 
-from unclip.diffusion import GaussianDiffusion
-from unclip.samplers import ddim, ddim_invert, ddpm_inpaint, spaced_timesteps
+from unclip.diffusion.gaussian import GaussianDiffusion
+from unclip.diffusion.samplers import ddim, ddim_invert, ddpm_inpaint, spaced_timesteps
 
 
 @pytest.mark.parametrize("schedule", ["cosine", "linear", "sigmoid"])

@@ -12,12 +12,12 @@ from conftest import ROOT, assert_one_error_line, contents, files_under, run_pyt
 from foreign import huggingface_clip
 from PIL import Image
 
-from data.captions import PLAIN_CAPTIONS
+from data.fashion_mnist_captions import PLAIN_CAPTIONS
 from unclip import UnCLIP
-from unclip.checkpoint import load_tensors, read_manifest
-from unclip.files import read_json
-from unclip.index import newest_pipeline
-from unclip.registry import STAGES
+from unclip.registry import PARTS
+from unclip.store.checkpoint import load_tensors, read_manifest
+from unclip.store.files import read_json
+from unclip.store.index import newest_pipeline
 
 CAPTIONS = ("An image of an ankle boot", "a dark narrow dress", "")
 TEN = (ROOT / "data" / "ten_captions.txt").read_text(encoding="utf-8").splitlines()
@@ -48,7 +48,7 @@ def test_three_tiny_stages_train_in_time(trained):
 def test_pipeline_folder_is_laid_out_as_promised(trained):
     files = set(files_under(trained.folder))
     assert {"model_index.json", "tokenizer.json"} <= files
-    for stage in STAGES:
+    for stage in PARTS:
         inside = {name.removeprefix(f"{stage}/") for name in files if name.startswith(f"{stage}/")}
         assert {"config.json", "model.safetensors", "train/metrics.jsonl", "train/state.safetensors"} <= inside
         assert any(name.startswith("train/preview-") and name.endswith(".png") for name in inside)
@@ -57,12 +57,12 @@ def test_pipeline_folder_is_laid_out_as_promised(trained):
 
 def test_index_names_the_weights_of_all_stages(trained):
     index = read_json(trained.folder / "model_index.json")
-    assert list(index["stages"]) == list(STAGES)
-    for stage in STAGES:
+    assert list(index["stages"]) == list(PARTS)
+    for stage in PARTS:
         assert index["stages"][stage]["sha256"] == read_manifest(trained.folder / stage).sha256
 
 
-@pytest.mark.parametrize("stage", STAGES)
+@pytest.mark.parametrize("stage", PARTS)
 def test_loss_falls_and_figures_are_finite(stage, trained):
     lines = (trained.folder / stage / "train" / "metrics.jsonl").read_text().splitlines()
     figures = [json.loads(line) for line in lines]
@@ -86,7 +86,7 @@ def test_the_prior_tells_draws_apart_by_the_captions_of_the_classes(trained):
     torch.testing.assert_close(pipe.prior.choice.scale, pipe.clip.scale()[0])
 
 
-@pytest.mark.parametrize("stage", STAGES)
+@pytest.mark.parametrize("stage", PARTS)
 def test_fine_tuning_starts_from_the_weights_of_another_pipeline(stage, trained, script, tmp_path):
     if stage != "clip":
         shutil.copytree(trained.folder / "clip", tmp_path / "clip")

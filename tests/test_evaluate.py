@@ -11,15 +11,15 @@ import pytest
 import torch
 from conftest import ROOT, assert_one_error_line, made_up_data, run_python
 
-from data.captions import CLASSES, PLAIN_CAPTIONS, attribute_captions, attribute_codes, attributes
+from data.fashion_mnist_captions import CLASSES, PLAIN_CAPTIONS, attribute_captions, attribute_codes, attributes
 from stages.evaluation import drawing
-from stages.evaluation.budget import stage_losses
 from stages.evaluation.drawing import SWEEP, WAYS, by_both_ranks
+from stages.evaluation.error_budget import stage_losses
+from stages.evaluation.evaluate import EvaluateOptions, evaluate, without_nan
 from stages.evaluation.judge import Classifier, ClassifierConfig, judge, trained_judge
-from stages.evaluation.main import EvaluateOptions, evaluate, without_nan
+from stages.evaluation.metrics import frechet_distance, mean, share
 from stages.evaluation.reference import Reference, inception_fid, memorisation_section
 from stages.evaluation.report import OTHER_DATA, markdown, number, percent, table
-from unclip.metrics import frechet_distance, mean, share
 
 SETTINGS = EvaluateOptions(
     samples=40,

@@ -11,11 +11,12 @@ from fake_hub import TOKEN, served
 from huggingface_hub import constants
 from small_pipeline import CAPTIONS, build
 
-from unclip import UnCLIP, hub
+from unclip import UnCLIP
 from unclip.clip import load_clip
 from unclip.clip.pretrained import adopt
 from unclip.errors import UserError
 from unclip.page.shelf import Shelf, complete_pipelines
+from unclip.store import hub
 
 NAME = "somebody/small"
 FILES = {"model_index.json", "tokenizer.json", "README.md"} | {
@@ -140,7 +141,7 @@ def test_page_shelves_a_pipeline_by_its_name_or_its_folder(online, small):
 
 
 def test_published_to_the_hub_then_drawn_from_it_online_and_offline(online, small, script, tmp_path):
-    finished = script("unclip.publish", small, "--to-hub", "me/mine", "--license", "mit")
+    finished = script("unclip.store.publish", small, "--to-hub", "me/mine", "--license", "mit")
     assert finished.code == 0, finished.err
     assert f"{online.url}/me/mine" in finished.out
     published = online.repositories["me/mine"]["main"]
@@ -158,10 +159,12 @@ def test_published_to_the_hub_then_drawn_from_it_online_and_offline(online, smal
 
 
 def test_name_and_login_are_asked_for_before_any_work(online, small, script, tmp_path, monkeypatch):
-    assert_one_error_line(script("unclip.publish", small, "--to-hub", "mine"), "mine cannot be a name", "OWNER/NAME")
+    assert_one_error_line(
+        script("unclip.store.publish", small, "--to-hub", "mine"), "mine cannot be a name", "OWNER/NAME"
+    )
     monkeypatch.delenv("HF_TOKEN")
     monkeypatch.setattr(constants, "HF_TOKEN_PATH", str(tmp_path / "none"))
-    command = ("unclip.publish", small, tmp_path / "out", "--to-hub", "me/mine")
+    command = ("unclip.store.publish", small, tmp_path / "out", "--to-hub", "me/mine")
     assert_one_error_line(script(*command), "log in with: hf auth login")
     assert not (tmp_path / "out").exists()
 

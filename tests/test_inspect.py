@@ -18,14 +18,15 @@ from PIL import Image
 from configs.clip import PRESETS as CLIP
 from configs.decoder import PRESETS as DECODER
 from configs.prior import PRESETS as PRIOR
-from data.charts import bars, binned, contact_sheet
-from data.inspect import InspectOptions, inspect
-from data.inspect import main as inspect_main
-from data.proposal import RECIPES, Speed, command, measure, pipeline, propose, run_trial, shown
+from data.inspect.charts import bars, binned, contact_sheet
+from data.inspect.inspection import InspectOptions, inspect
+from data.inspect.inspection import main as inspect_main
+from data.inspect.proposal import RECIPES, Speed, command, measure, pipeline, propose, run_trial, shown
 from data.records import Problems
 from data.sources import SourceConfig, image_size, read
-from stages.demo import main as demo_main
-from unclip import cli, signals
+from stages.demo.__main__ import main as demo_main
+from unclip.cli import options as cli
+from unclip.cli import signals
 from unclip.errors import UserError
 
 pytestmark = pytest.mark.usefixtures("own_caches", "measured")
@@ -35,7 +36,7 @@ SPEEDS = {"clip": Speed(0.14, 10), "prior": Speed(0.16, 12), "decoder": Speed(0.
 @pytest.fixture
 def measured(monkeypatch) -> None:
     """No training steps are measured in this process, which takes half a minute."""
-    monkeypatch.setattr("data.inspect.measure", lambda *_: SPEEDS)
+    monkeypatch.setattr("data.inspect.inspection.measure", lambda *_: SPEEDS)
 
 
 def test_inspect_prints_what_a_source_holds_and_what_is_wrong_with_it(tmp_path, capsys):
@@ -180,7 +181,7 @@ def test_speeds_are_those_that_the_trials_log(monkeypatch):
         clock[0] += 3 * sum(seconds) + 5
         return 0, ""
 
-    monkeypatch.setattr("data.proposal.run_trial", trial)
+    monkeypatch.setattr("data.inspect.proposal.run_trial", trial)
     monkeypatch.setattr(time, "perf_counter", lambda: clock[0])
     speeds = measure(SourceConfig("x"), 32, 3200, 1.5)
     assert [speed.step for speed in speeds.values()] == pytest.approx([0.5] * 3)
@@ -242,11 +243,11 @@ def test_images_of_one_size_up_to_64_are_used_at_that_size(sizes, fit, expected,
 
 def test_inspect_from_the_command_line(tmp_path):
     with_npz(tmp_path / "sprites.npz", 20)
-    done = run_python("-m", "data.inspect", tmp_path / "sprites.npz", "--out", tmp_path / "out")
+    done = run_python("-m", "data.inspect.inspection", tmp_path / "sprites.npz", "--out", tmp_path / "out")
     assert done.code == 0, done.err
     assert "20 images with captions" in done.out
     assert "cannot be trained on" in done.out
-    assert_one_error_line(run_python("-m", "data.inspect", tmp_path / "missing"), "there is no data set")
+    assert_one_error_line(run_python("-m", "data.inspect.inspection", tmp_path / "missing"), "there is no data set")
 
 
 def test_two_sources_are_refused(tmp_path, monkeypatch):

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from torch import nn
 
 import unclip.layers
-from unclip.clip import CLIP, CLIPConfig, EncodedCaptions, TextConfig
+from unclip.clip import CLIP, CLIPConfig, TextConfig, TextFeatures
 from unclip.decoder import Decoder, DecoderConfig
 from unclip.layers import (
     Block,
@@ -216,7 +216,7 @@ def test_decoder_in_bfloat16_has_the_gradient_of_float32():
     torch.manual_seed(0)
     model = Decoder(DecoderConfig(embed_dim=8, text_width=8, width=16, condition_width=32, head_dim=8))
     nn.init.normal_(model.unet.conv_out.weight, std=0.02)
-    captions = EncodedCaptions(torch.randn(4, 8), torch.randn(4, 5, 8), torch.ones(4, 5) > 0, torch.zeros(4) > 0)
+    captions = TextFeatures(torch.randn(4, 8), torch.randn(4, 5, 8), torch.ones(4, 5) > 0, torch.zeros(4) > 0)
     condition = model.condition(torch.randn(4, 8), captions, torch.zeros(4) > 0)
     x, target, gradients = torch.randn(4, 1, 8, 8), torch.randn(4, 1, 8, 8), []
     for enabled in (False, True):

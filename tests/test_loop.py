@@ -10,11 +10,11 @@ from toy import SETTINGS, Line, LineStage, manifest
 
 from stages import loop, runtime
 from stages.clip import CLIPRun
-from stages.data import DataConfig
+from stages.data_config import DataConfig
 from stages.identity import settings
 from stages.optim import cosine_warmup
-from unclip.checkpoint import Manifest, load_stage, load_tensors, sha256
 from unclip.errors import UserError
+from unclip.store.checkpoint import Manifest, load_part, load_tensors, sha256
 
 # --- training ---------------------------------------------------------------------------------------------------------
 
@@ -24,7 +24,7 @@ def test_loop_fits_a_line_without_knowing_what_a_stage_is(tmp_path):
     result = train(tmp_path, LineStage(noise=0.0), config)
     assert result.complete
     assert result.figures["error"] < 1e-3
-    model, found = load_stage(tmp_path / "line", Line)
+    model, found = load_part(tmp_path / "line", Line)
     assert asdict_equal(found, result)
     torch.testing.assert_close(model.linear.weight, torch.tensor([[1.0, 2.0, 3.0]]), atol=0.05, rtol=0)
     assert files_under(tmp_path) == [

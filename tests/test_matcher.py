@@ -9,8 +9,8 @@ import torch
 import torch.nn.functional as F
 
 from data.dataset import CaptionedImages, ListedCaptions
+from stages.evaluation.evaluate import EvaluateOptions
 from stages.evaluation.judge import WORDS, ClassifierConfig, Matcher, judge, term_ids, trained_judge
-from stages.evaluation.main import EvaluateOptions
 
 CPU = torch.device("cpu")
 COLOURS = {"red": (220, 30, 30), "green": (30, 200, 30), "blue": (30, 30, 220), "white": (240, 240, 240)}

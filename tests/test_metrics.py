@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from unclip.metrics import (
+from stages.evaluation.metrics import (
     confusion,
     coverage,
     distance_of_draws,

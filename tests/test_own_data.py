@@ -12,13 +12,13 @@ from PIL import Image
 
 from data.folder import read as folder_of_images
 from data.records import Columns, Problems, split_records
-from stages.data import DataConfig
+from stages.data_config import DataConfig
+from stages.evaluation.evaluate import EvaluateOptions
 from stages.evaluation.judge import judge, trained_judge
-from stages.evaluation.main import EvaluateOptions
 from unclip import UnCLIP
 
 CAPTIONS = [f"a {size} {colour} square" for colour in COLOURS for size in ("small", "large")]
-STAGES = ("clip", "prior", "decoder")
+PARTS = ("clip", "prior", "decoder")
 
 
 @pytest.fixture(scope="module")
@@ -45,7 +45,7 @@ def images(tmp_path_factory):
 def pipeline(images, tmp_path_factory):
     """A tiny pipeline trained on them by commands of which the first alone names them, and what each printed."""
     folder, said = tmp_path_factory.mktemp("own") / "run", {}
-    for stage in STAGES:
+    for stage in PARTS:
         data = ("--data", images, "--data.size", "24") if stage == "clip" else ()
         done = run_python(f"train_{stage}.py", "--preset", "tiny", *data, "--out", folder)
         assert done.code == 0, done.err
@@ -55,7 +55,7 @@ def pipeline(images, tmp_path_factory):
 
 def test_every_stage_trains_on_a_folder_and_says_what_it_left_out(pipeline, images):
     folder, said = pipeline
-    for stage in STAGES:
+    for stage in PARTS:
         assert "2 rows of" in said[stage]
         assert "cannot be read as an image" in said[stage]
         assert "7.png: has no 7.txt beside it" in said[stage]

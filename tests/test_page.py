@@ -16,11 +16,12 @@ from conftest import ROOT, assert_one_error_line
 from PIL import Image
 
 from sample import Options
-from unclip import UserError, cli
-from unclip.checkpoint import write_index
-from unclip.files import write_json
+from unclip import UserError
+from unclip.cli import options as cli
 from unclip.page import answers, markup
 from unclip.page.shelf import OpenPipeline, Shelf, complete_pipelines
+from unclip.store.checkpoint import write_index
+from unclip.store.files import write_json
 from unclip.trajectory import Moment, watch
 
 COMMITTED = ROOT / "checkpoints" / "fashion-mnist"

@@ -1,4 +1,4 @@
-"""The page in a real browser, as a visitor uses it; what it draws is judged by the rule of data/captions.py."""
+"""The page in a real browser, as a visitor uses it; what it draws is judged by the rule of its captions."""
 
 import shutil
 
@@ -9,10 +9,10 @@ import torch
 from conftest import ROOT
 from PIL import Image
 
-from data.captions import attributes
+from data.fashion_mnist_captions import attributes
 from unclip import UnCLIP
-from unclip.checkpoint import read_manifest
-from unclip.files import read_json
+from unclip.store.checkpoint import read_manifest
+from unclip.store.files import read_json
 
 if browser.MISSING:
     pytest.skip(

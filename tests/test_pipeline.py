@@ -9,8 +9,8 @@ from PIL import Image
 
 from unclip import UnCLIP, UserError
 from unclip.clip import encode_captions
-from unclip.files import read_record, write_json, write_record
 from unclip.settings import DecoderSettings, PriorSettings, Sampling
+from unclip.store.files import read_record, write_json, write_record
 
 BAG, DRESS = "an image of a bag", "an image of a dress"
 FEW = {"steps": 6, "prior_steps": 4}

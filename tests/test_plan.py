@@ -23,21 +23,21 @@ from stages.decoder import DecoderBatch, DecoderObjective
 from stages.embed import embed_images
 from stages.memory import compile_blocks, recompute
 from stages.optim import make_optimizers
-from stages.planning import costs
-from stages.planning.budget import Budget, Way
-from stages.planning.limits import cached
-from stages.planning.machine import DEVICES, count, duration, short
-from stages.planning.main import CLIPOptions, PlanOptions, budgets, configs
+from stages.plan import costs
+from stages.plan.layout import Budget, Way
+from stages.plan.limits import cached
+from stages.plan.machine import DEVICES, count, duration, short
+from stages.plan.report import CLIPOptions, PlanOptions, budgets, configs
 from stages.prior import PriorBatch, PriorObjective
-from unclip.clip import CLIP, CLIPConfig, EncodedCaptions, Preprocess, TextConfig, Tokenizer, VisionConfig
+from unclip.clip import CLIP, CLIPConfig, Preprocess, TextConfig, TextFeatures, Tokenizer, VisionConfig
 from unclip.clip.model import contrastive_loss
 from unclip.decoder import Decoder
 from unclip.errors import UserError
 from unclip.prior import Prior
 
 PRESETS = ("tiny", "quick", "small", "base", "paper")
-STAGES = ("clip", "prior", "decoder")
-RUN_HERE = [(preset, stage) for preset in ("tiny", "quick") for stage in STAGES]
+PARTS = ("clip", "prior", "decoder")
+RUN_HERE = [(preset, stage) for preset in ("tiny", "quick") for stage in PARTS]
 VIT_B_32 = CLIPConfig(
     embed_dim=512,
     vision=VisionConfig(224, 3, patch_size=32, width=768, layers=12, heads=12, activation="quick_gelu"),
@@ -55,7 +55,7 @@ def options(preset: str, **others) -> PlanOptions:
 
 
 def budget(preset: str, stage: str, **others) -> Budget:
-    return budgets(options(preset, **others))[STAGES.index(stage)]
+    return budgets(options(preset, **others))[PARTS.index(stage)]
 
 
 def sparse(preset: str, keep_patches: float) -> CLIPOptions:
@@ -80,7 +80,7 @@ def batch(preset: str, stage: str, size: int) -> CLIPBatch | PriorBatch | Decode
     length, dim = clip_config.text.context, clip_config.embed_dim
     encodings = torch.randn(size, length, clip_config.text.width)
     flags = torch.ones(size, length, dtype=torch.bool)
-    captions = EncodedCaptions(torch.randn(size, dim), encodings, flags, torch.zeros(size, dtype=torch.bool))
+    captions = TextFeatures(torch.randn(size, dim), encodings, flags, torch.zeros(size, dtype=torch.bool))
     embeddings, times = torch.randn(size, dim), torch.arange(size) % 1000
     if stage == "prior":
         return PriorBatch(embeddings, captions, times, torch.randn(size, dim))
@@ -100,7 +100,7 @@ def batch(preset: str, stage: str, size: int) -> CLIPBatch | PriorBatch | Decode
 
 
 @pytest.mark.parametrize("preset", PRESETS)
-@pytest.mark.parametrize("stage", STAGES)
+@pytest.mark.parametrize("stage", PARTS)
 def test_parameters_are_those_of_the_model(preset, stage):
     with torch.device("meta"):
         built = objective(preset, stage)
@@ -108,7 +108,7 @@ def test_parameters_are_those_of_the_model(preset, stage):
 
 
 def test_paper_has_the_papers_sizes():
-    sizes = {stage: budget("paper", stage).model.total.parameters for stage in STAGES}
+    sizes = {stage: budget("paper", stage).model.total.parameters for stage in PARTS}
     assert round(sizes["prior"] / 1e9) == 1
     assert sizes["decoder"] == pytest.approx(3.5e9, rel=0.06)
     clip_config, _, _ = configs(options("paper"))
@@ -130,7 +130,7 @@ def test_clips_have_their_published_sizes(config, parameters, image, text):
 # --- operations -------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize(("preset", "stage"), [*RUN_HERE, *(("base", stage) for stage in STAGES)])
+@pytest.mark.parametrize(("preset", "stage"), [*RUN_HERE, *(("base", stage) for stage in PARTS)])
 def test_operations_are_those_that_are_counted(preset, stage):
     cost, examples, model = budget(preset, stage).model.total, batch(preset, stage, 1), objective(preset, stage)
     with sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter:
@@ -289,7 +289,7 @@ def test_memory_of_a_step_is_what_is_measured(preset, stage, recomputed):
 
 
 @pytest.mark.parametrize("change", [recompute, partial(compile_blocks, backend="aot_eager")])
-@pytest.mark.parametrize("stage", STAGES)
+@pytest.mark.parametrize("stage", PARTS)
 def test_recomputed_or_compiled_blocks_change_no_result(stage, change):
     """Nor are fewer gradients there."""
     model, examples = objective("tiny", stage), batch("tiny", stage, 4)
@@ -339,7 +339,9 @@ def test_cache_takes_what_its_files_take(tmp_path):
 
 
 def test_plan_of_the_papers_sizes_says_what_breaks_first(script):
-    finished = script("stages.plan", "--preset", "paper", "--images", "650M", "--gpus", 256, "--device", "h100")
+    finished = script(
+        "stages.plan.__main__", "--preset", "paper", "--images", "650M", "--gpus", 256, "--device", "h100"
+    )
     assert finished.code == 0, finished.err
     for words in ("986 M", "1.23 G", "3.33 G", "FSDP2, recomputed", "635000", "days", "What breaks first", "upsamplers",
                   "train_decoder.py --preset paper --train.shard", "table of the contrastive loss",
@@ -353,21 +355,22 @@ def test_plan_of_the_papers_sizes_says_what_breaks_first(script):
     ("preset", "device"), [*((preset, "cpu") for preset in PRESETS), *(("base", device) for device in DEVICES)]
 )
 def test_every_preset_can_be_planned_on_every_device(preset, device, script):
-    finished = script("stages.plan", "--preset", preset, "--device", device)
+    finished = script("stages.plan.__main__", "--preset", preset, "--device", device)
     assert finished.code == 0, finished.err
     assert finished.out.count("memory per device: alone") == 2
 
 
 def test_own_sizes_are_planned(script):
     wide = ("--decoder.model.width", 128, "--decoder.batch-size", 64, "--size", 64, "--images", "3M", "--epochs", 2)
-    finished = script("stages.plan", "--preset", "base", *wide)
+    finished = script("stages.plan.__main__", "--preset", "base", *wide)
     assert finished.code == 0, finished.err
     assert "93750" in finished.out, "the decoder's steps: 2 x 3M / 64"
 
 
 def test_fewer_patches_shorten_training_but_not_the_cache_whose_images_are_seen_whole(script):
     whole, half = (
-        script("stages.plan", "--preset", "base", "--clip.keep-patches", share).out.splitlines() for share in (1, 0.5)
+        script("stages.plan.__main__", "--preset", "base", "--clip.keep-patches", share).out.splitlines()
+        for share in (1, 0.5)
     )
     times = [next(line for line in lines if line.startswith("time")).split() for lines in (whole, half)]
     assert times[0] != times[1]
@@ -383,7 +386,7 @@ def test_fewer_patches_shorten_training_but_not_the_cache_whose_images_are_seen_
      ("--gpus", 7, ["--clip.batch-size 64", "multiple"]), ("--prior.model.heads", 3, ["--prior.model.heads"])],
 )  # fmt: skip
 def test_what_cannot_be_planned_is_one_line(option, value, words, script):
-    assert_one_error_line(script("stages.plan", option, value), *words)
+    assert_one_error_line(script("stages.plan.__main__", option, value), *words)
 
 
 def test_numbers_are_read_and_written_as_people_do():

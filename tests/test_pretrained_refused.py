@@ -12,13 +12,13 @@ import torch
 from conftest import run_python
 from foreign import edit, huggingface_clip, open_clip_files, small_open_clip
 
-from unclip.checkpoint import Manifest
 from unclip.clip import load_clip
 from unclip.clip.preprocess import OPENAI_MEAN
 from unclip.clip.pretrained import adopt
 from unclip.errors import UserError
-from unclip.files import write_record
-from unclip.hub import REFUSALS
+from unclip.store.checkpoint import Manifest
+from unclip.store.files import write_record
+from unclip.store.hub import REFUSALS
 
 
 def test_an_index_without_shards_is_refused(tmp_path):

@@ -7,13 +7,13 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from unclip.clip import EncodedCaptions
+from unclip.clip import TextFeatures
+from unclip.diffusion.samplers import PRIOR_STREAM, RowNoise
 from unclip.errors import UserError
 from unclip.layers import timestep_embedding
 from unclip.prior import Prior, PriorConfig
-from unclip.prior.choice import Choice
 from unclip.prior.model import TextRegression
-from unclip.samplers import PRIOR_STREAM, RowNoise
+from unclip.prior.reranking import Reranker
 from unclip.settings import PriorSettings
 
 CONFIG = PriorConfig(embed_dim=6, text_width=5, context=8, width=16, layers=2, heads=2, timesteps=50)
@@ -34,16 +34,16 @@ def prior() -> Prior:
     return prior
 
 
-def captions(length: int = 6) -> EncodedCaptions:
+def captions(length: int = 6) -> TextFeatures:
     """Three captions of unequal length."""
     generator = torch.Generator().manual_seed(1)
     text = F.normalize(torch.randn(3, 6, generator=generator), dim=-1)
     encodings = torch.randn(3, length, 5, generator=generator)
     mask = torch.arange(length) < torch.tensor(LENGTHS)[:, None]
-    return EncodedCaptions(text, encodings, mask, torch.zeros(3, dtype=torch.bool))
+    return TextFeatures(text, encodings, mask, torch.zeros(3, dtype=torch.bool))
 
 
-def alone(row: int) -> EncodedCaptions:
+def alone(row: int) -> TextFeatures:
     """One of them, without padding."""
     one, n = captions()[row : row + 1], LENGTHS[row]
     return replace(one, encodings=one.encodings[:, :n], mask=one.mask[:, :n])
@@ -57,7 +57,7 @@ def close(got, want):
     torch.testing.assert_close(got, want, rtol=1e-4, atol=1e-5)
 
 
-def one_causal_pass(prior: Prior, x, t, captions: EncodedCaptions) -> torch.Tensor:
+def one_causal_pass(prior: Prior, x, t, captions: TextFeatures) -> torch.Tensor:
     """Ramesh et al. 2022, section 2.2, as it is written: the whole sequence, caption by caption, without padding."""
     outputs = []
     centre = prior.regression(captions.text)
@@ -123,7 +123,7 @@ def test_an_empty_caption_tells_nothing_not_even_its_length(prior):
 def test_an_empty_caption_is_the_learned_null_and_the_mean_of_all_images(prior):
     """One causal pass over the null's encoding and text embedding, about a linear guess of zero."""
     x, t = noised()
-    null = EncodedCaptions(
+    null = TextFeatures(
         text=prior.null_text.expand(3, -1) / 6**0.5,
         encodings=prior.null_encoding.expand(3, 1, -1),
         mask=torch.ones(3, 1, dtype=torch.bool),
@@ -170,7 +170,7 @@ def test_a_batch_equals_its_singles(prior):
 
 def test_captions_may_be_repeated_and_joined_row_by_row(prior):
     (x, t), some = noised(), captions()
-    both = EncodedCaptions.cat([some, some.null()])
+    both = TextFeatures.cat([some, some.null()])
     want = torch.cat([prior(x, t, prior.prefix(some)), prior(x, t, prior.prefix(some.null()))])
     close(prior(torch.cat([x, x]), torch.cat([t, t]), prior.prefix(both)), want)
 
@@ -265,7 +265,7 @@ def test_a_caption_that_stands_for_none_keeps_its_first_candidate(prior):
     many = prior.draw(empty, range(20), replace(FEW, draws=4))
     close(many, prior.draw(empty, range(20), replace(FEW, draws=1)))
     close(prior.draw(replace(empty, text=-empty.text), range(20), FEW), many)
-    prior.choice = Choice(6, 3)
+    prior.choice = Reranker(6, 3)
     prior.choice.fit(F.normalize(torch.randn(3, 6), dim=-1), 10.0)
     close(prior.draw(empty, range(20), replace(FEW, draws=4)), many)
 

@@ -11,11 +11,11 @@ from PIL import Image
 from small_pipeline import build
 
 from unclip import UnCLIP
-from unclip.checkpoint import load_tensors, read_manifest
 from unclip.errors import UserError
-from unclip.files import write_json
-from unclip.publish import publish
-from unclip.registry import STAGES
+from unclip.registry import PARTS
+from unclip.store.checkpoint import load_tensors, read_manifest
+from unclip.store.files import write_json
+from unclip.store.publish import publish
 
 CAPTIONS = ["an image of a bag", "a dark sneaker"]
 
@@ -31,9 +31,9 @@ def published(trained, tmp_path_factory):
 def test_published_pipeline_holds_its_stages_and_nothing_of_the_training(published, trained):
     assert files_under(published) == sorted(
         ["README.md", "captions.txt", "model_index.json", "samples.png", "tokenizer.json"]
-        + [f"{stage}/{name}" for stage in STAGES for name in ("config.json", "model.safetensors")]
+        + [f"{stage}/{name}" for stage in PARTS for name in ("config.json", "model.safetensors")]
     )
-    for stage in STAGES:
+    for stage in PARTS:
         path = f"{stage}/model.safetensors"
         assert (published / path).stat().st_size < 0.6 * (trained.folder / path).stat().st_size
         halves, whole = load_tensors(published / path)[0], load_tensors(trained.folder / path)[0]
@@ -49,7 +49,7 @@ def test_published_pipeline_draws_nearly_the_same(published, tiny):
 
 
 def test_published_manifests_keep_the_history_and_renew_the_hashes(published, trained):
-    for stage in STAGES:
+    for stage in PARTS:
         ours, theirs = read_manifest(published / stage), read_manifest(trained.folder / stage)
         assert ours.sha256 != theirs.sha256
         for name in ("kind", "training", "data", "sampling", "figures", "step"):
@@ -72,13 +72,15 @@ def test_an_unfinished_or_missing_stage_and_a_taken_folder_are_refused(published
 
 
 def test_command_says_the_size_or_one_line_of_error(trained, script, tmp_path):
-    finished = run_python("-m", "unclip.publish", trained.folder, tmp_path / "out")
+    finished = run_python("-m", "unclip.store.publish", trained.folder, tmp_path / "out")
     assert finished.code == 0, finished.err
     assert "MB" in finished.out
-    assert_one_error_line(script("unclip.publish", tmp_path / "none", tmp_path / "x"), "none does not exist")
-    without = script("unclip.publish", trained.folder, tmp_path / "x", "--evaluation", tmp_path / "none")
+    assert_one_error_line(script("unclip.store.publish", tmp_path / "none", tmp_path / "x"), "none does not exist")
+    without = script("unclip.store.publish", trained.folder, tmp_path / "x", "--evaluation", tmp_path / "none")
     assert_one_error_line(without, "none holds no evaluation.json")
-    assert_one_error_line(script("unclip.publish", trained.folder), "nowhere to publish to", "--to-hub OWNER/NAME")
+    assert_one_error_line(
+        script("unclip.store.publish", trained.folder), "nowhere to publish to", "--to-hub OWNER/NAME"
+    )
 
 
 # The model card.
@@ -99,7 +101,7 @@ def test_card_has_the_form_of_the_hub(published, trained):
     assert "unclip" in head.tags
     assert head.eval_results is None
     assert text.strip().startswith("# pipeline")
-    for stage in STAGES:
+    for stage in PARTS:
         manifest = read_manifest(published / stage)
         assert manifest.sha256[:12] in text
         assert manifest.data["fingerprint"][:12] in text
@@ -113,7 +115,7 @@ def test_evaluation_joins_the_card_of_its_own_weights_alone(tmp_path, capsys):
     folder = build(tmp_path / "own")
     share = {"value": 0.5, "low": 0.25, "high": 0.75, "n": 4}
     drawn = {"caption_accuracy": share, "precision": share, "recall": share, "frechet": 1.25}
-    stages = {stage: {"sha256": read_manifest(folder / stage).sha256} for stage in STAGES}
+    stages = {stage: {"sha256": read_manifest(folder / stage).sha256} for stage in PARTS}
     report = {"stages": stages, "data": {"name": "fashion-mnist/test"}, "samples": 4, "clip": {"zero_shot": share}}
     write_json(tmp_path / "report" / "evaluation.json", report | {"error_budget": {"prior": drawn}})
     (tmp_path / "report" / "evaluation.md").write_text("all of it")
@@ -131,7 +133,7 @@ def test_evaluation_joins_the_card_of_its_own_weights_alone(tmp_path, capsys):
 
 def test_what_is_no_whole_report_is_refused_before_anything_is_written(tmp_path):
     folder = build(tmp_path / "own")
-    stages = {stage: {"sha256": read_manifest(folder / stage).sha256} for stage in STAGES}
+    stages = {stage: {"sha256": read_manifest(folder / stage).sha256} for stage in PARTS}
     for report in ([], {}, {"stages": []}, {"stages": stages}, {"stages": stages, "samples": 4, "data": "x"}):
         write_json(tmp_path / "report" / "evaluation.json", report)
         with pytest.raises(UserError, match=r"evaluation.json is not a whole report of this version; make it again"):
@@ -146,7 +148,7 @@ def test_what_is_no_whole_report_is_refused_before_anything_is_written(tmp_path)
 )  # fmt: skip
 def test_licence_and_data_set_are_named_as_far_as_they_are_known(data, given, licence, datasets, tmp_path):
     folder, example = build(tmp_path / "own"), "a | b: 'c'\n# \"d\""
-    for stage in STAGES:
+    for stage in PARTS:
         edit(folder / stage, data={"name": f"{data}/train", "fingerprint": "0" * 64, "example": example})
     publish(folder, tmp_path / "out", "me/own", given)
     head, text = card(tmp_path / "out")
@@ -157,7 +159,7 @@ def test_licence_and_data_set_are_named_as_far_as_they_are_known(data, given, li
 def test_what_is_cut_short_leaves_nothing_so_that_the_same_command_goes_on(tmp_path, monkeypatch):
     folder = build(tmp_path / "own")
     with monkeypatch.context() as broken:
-        broken.setattr("unclip.publish.model_card", lambda *_: 1 / 0)
+        broken.setattr("unclip.store.publish.model_card", lambda *_: 1 / 0)
         with pytest.raises(ZeroDivisionError):
             publish(folder, tmp_path / "out", "out")
     assert not list((tmp_path / "out").iterdir())

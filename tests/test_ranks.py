@@ -19,11 +19,11 @@ from stages import heartbeat, loop, runtime
 from stages.embed import ARRAYS, embed_images
 from stages.inputs import Inputs
 from stages.state import open_state
-from unclip.checkpoint import Manifest, load_stage
 from unclip.clip import CLIP
-from unclip.rows import Rows
+from unclip.store.checkpoint import Manifest, load_part
+from unclip.tensor_batch import TensorBatch
 
-STAGES = [clip_stage, prior_stage, decoder_stage]
+PARTS = [clip_stage, prior_stage, decoder_stage]
 BATCH = 24
 
 
@@ -34,7 +34,7 @@ def inputs(tmp_path_factory) -> Inputs:
 
 def doubled(value):
     """A batch, or a tensor of it, in float64."""
-    if isinstance(value, Rows):
+    if isinstance(value, TensorBatch):
         return value.map(doubled)
     return value.double() if value.is_floating_point() else value
 
@@ -70,22 +70,22 @@ def as_arrays(tensors):
 def test_gradients_of_several_ranks_are_those_of_one_with_the_whole_batch(ranks, inputs):
     captions = clip_stage(inputs).batch(torch.arange(BATCH), seeded()).ids
     assert len(captions) < BATCH, "some caption describes several images"
-    found = on_ranks(ranks, lambda: [as_arrays(gradients(make, inputs)) for make in STAGES])
-    for expected, *each in zip([gradients(make, inputs) for make in STAGES], *found, strict=True):
+    found = on_ranks(ranks, lambda: [as_arrays(gradients(make, inputs)) for make in PARTS])
+    for expected, *each in zip([gradients(make, inputs) for make in PARTS], *found, strict=True):
         assert all(value.any() for value in expected.values())
         for one in each:
             assert_equal(one, expected)
 
 
 @pytest.mark.parametrize("parts", [2, 4, 8])
-@pytest.mark.parametrize("make", STAGES)
+@pytest.mark.parametrize("make", PARTS)
 def test_gradients_of_a_batch_in_parts_are_those_of_the_whole(make, parts, inputs):
     assert_equal(gradients(make, inputs, parts), gradients(make, inputs))
 
 
 def test_gradients_of_ranks_that_take_parts_are_those_of_the_whole(inputs):
-    [found, _] = on_ranks(2, lambda: [as_arrays(gradients(make, inputs, parts=3)) for make in STAGES])
-    for one, make in zip(found, STAGES, strict=True):
+    [found, _] = on_ranks(2, lambda: [as_arrays(gradients(make, inputs, parts=3)) for make in PARTS])
+    for one, make in zip(found, PARTS, strict=True):
         assert_equal(one, gradients(make, inputs))
 
 
@@ -145,10 +145,10 @@ def assert_same_training(one, other, name):
     assert {key.split(".")[0] for key in states[0]} == {"model", "average", "AdamW", "Muon"}
     for found, expected in zip(metrics(one, name), metrics(other, name), strict=True):
         assert found == pytest.approx(expected, rel=1e-4, abs=1e-6)
-    assert load_stage(one / name)[1].complete
+    assert load_part(one / name)[1].complete
 
 
-@pytest.mark.parametrize("make", STAGES)
+@pytest.mark.parametrize("make", PARTS)
 def test_shared_out_weights_are_trained_as_whole_ones(make, inputs, tmp_path):
     """FSDP on two ranks, in two parts, against DDP on two."""
     name = make(inputs).name

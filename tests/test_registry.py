@@ -10,11 +10,11 @@ from conftest import contents, edit
 from torch import nn
 
 from unclip import UnCLIP, UserError
-from unclip.checkpoint import Manifest, read_manifest, read_manifests, save_stage, write_index
-from unclip.files import read_json
-from unclip.publish import publish
-from unclip.registry import SAMPLERS, STAGES, SamplerEntry, StageEntry, default_kind, find, model_class
-from unclip.samplers import ddim
+from unclip.diffusion.samplers import ddim
+from unclip.registry import PARTS, SAMPLERS, Part, SamplerRow, default_kind, find, model_class
+from unclip.store.checkpoint import Manifest, read_manifest, read_manifests, save_part, write_index
+from unclip.store.files import read_json
+from unclip.store.publish import publish
 
 BAG, DRESS = "an image of a bag", "an image of a dress"
 
@@ -76,8 +76,8 @@ class Bigger(nn.Module):
 
 def put(folder, stage: str, model: nn.Module, kind: str = "", parents: dict[str, str] | None = None, **named) -> None:
     """Save a trained stage into a pipeline, in place of what is there."""
-    parents = parents or {name: read_manifest(folder / name).sha256 for name in STAGES[stage].parents}
-    save_stage(folder / stage, model, Manifest(stage, kind, parents=parents, complete=True, **named))
+    parents = parents or {name: read_manifest(folder / name).sha256 for name in PARTS[stage].parents}
+    save_part(folder / stage, model, Manifest(stage, kind, parents=parents, complete=True, **named))
 
 
 # Kinds.
@@ -86,7 +86,7 @@ def put(folder, stage: str, model: nn.Module, kind: str = "", parents: dict[str,
 @pytest.fixture
 def echoed(copied, monkeypatch):
     """The trained tiny pipeline with a prior of another kind, known to the table."""
-    monkeypatch.setitem(STAGES["prior"].kinds, "echo", Echo)
+    monkeypatch.setitem(PARTS["prior"].kinds, "echo", Echo)
     put(copied, "prior", Echo(EchoConfig(spread=0.02)), "echo", sampling={"draws": 1})
     write_index(copied)
     return copied
@@ -113,7 +113,7 @@ def test_another_kind_is_noted_indexed_and_published_like_the_first(echoed, tmp_
 
 
 def test_a_decoder_of_another_kind_draws_sizes_and_channels_of_its_own(copied, monkeypatch):
-    monkeypatch.setitem(STAGES["decoder"].kinds, "flat", Flat)
+    monkeypatch.setitem(PARTS["decoder"].kinds, "flat", Flat)
     put(copied, "decoder", Flat(FlatConfig()), "flat")
     write_index(copied)
     pipe, moments = UnCLIP.from_pretrained(copied), []
@@ -124,7 +124,7 @@ def test_a_decoder_of_another_kind_draws_sizes_and_channels_of_its_own(copied, m
 
 
 def test_a_kind_that_the_table_does_not_have_is_refused_in_one_line(echoed, monkeypatch):
-    monkeypatch.delitem(STAGES["prior"].kinds, "echo")
+    monkeypatch.delitem(PARTS["prior"].kinds, "echo")
     with pytest.raises(UserError) as caught:
         UnCLIP.from_pretrained(echoed)
     assert str(caught.value) == "there is no prior of kind 'echo' here; known are: diffusion"
@@ -151,8 +151,8 @@ def test_a_stage_that_the_table_does_not_have_is_refused():
 
 
 def test_every_row_names_code_that_is_there_and_parents_that_come_before():
-    names = list(STAGES)
-    for i, (name, stage) in enumerate(STAGES.items()):
+    names = list(PARTS)
+    for i, (name, stage) in enumerate(PARTS.items()):
         assert set(stage.parents) <= set(names[:i])
         for kind in stage.kinds:
             assert is_dataclass(model_class(name, kind).config_class)
@@ -167,7 +167,7 @@ def test_every_row_names_code_that_is_there_and_parents_that_come_before():
 @pytest.fixture
 def upsampler(monkeypatch) -> None:
     """One more row: a stage after the decoder that a pipeline may do without."""
-    monkeypatch.setitem(STAGES, "upsampler", StageEntry({"toy": Bigger}, parents=("decoder",), optional=True))
+    monkeypatch.setitem(PARTS, "upsampler", Part({"toy": Bigger}, parents=("decoder",), optional=True))
 
 
 @pytest.fixture
@@ -208,7 +208,7 @@ def test_an_optional_stage_is_published_with_the_hash_of_its_new_parent(enlarged
 
 
 def test_a_stage_whose_optional_parent_is_away_is_refused(copied, upsampler, monkeypatch):
-    monkeypatch.setitem(STAGES, "sharpener", StageEntry({"toy": Bigger}, parents=("upsampler",), optional=True))
+    monkeypatch.setitem(PARTS, "sharpener", Part({"toy": Bigger}, parents=("upsampler",), optional=True))
     put(copied, "sharpener", Bigger(EchoConfig()), parents={"upsampler": "a" * 64})
     with pytest.raises(UserError, match=r"on the upsampler a{12}\.\., but this pipeline holds none; retrain"):
         UnCLIP.from_pretrained(copied)
@@ -227,12 +227,12 @@ def test_a_sampler_that_is_one_more_row_is_chosen_by_its_name(tiny, monkeypatch)
 
     with pytest.raises(UserError, match="sampler must be one of ddpm, ddim, dpmpp, not 'toy'"):
         tiny(BAG, sampler="toy")
-    monkeypatch.setitem(SAMPLERS, "toy", SamplerEntry(first_guess, reads=("eta",)))
+    monkeypatch.setitem(SAMPLERS, "toy", SamplerRow(first_guess, reads=("eta",)))
     drawn = tiny(BAG, n=2, sampler="toy", steps=7, eta=0.25, prior_steps=2)
     assert given == [(7, 0.25)]
     assert np.array_equal(drawn.images, tiny(BAG, n=2, steps=1, prior_steps=2).images)
 
 
 def test_a_row_may_name_code_or_be_it():
-    assert find("unclip.samplers:ddim") is ddim
+    assert find("unclip.diffusion.samplers:ddim") is ddim
     assert find(ddim) is ddim

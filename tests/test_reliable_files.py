@@ -13,7 +13,7 @@ import torch
 
 from stages.state import keep, load_state, open_state, save_state, unsealed
 from unclip.errors import UserError
-from unclip.files import partial_name, read_record, remove_leftovers, write_atomically, write_record
+from unclip.store.files import partial_name, read_record, remove_leftovers, write_atomically, write_record
 
 ROOT = Path(__file__).resolve().parents[1]
 

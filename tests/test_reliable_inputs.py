@@ -20,11 +20,12 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from unclip import UnCLIP, cli
-from unclip.checkpoint import write_index
+from unclip import UnCLIP
+from unclip.cli import options as cli
 from unclip.errors import UserError
-from unclip.files import read_json, write_record
 from unclip.settings import SAMPLING_OPTIONS
+from unclip.store.checkpoint import write_index
+from unclip.store.files import read_json, write_record
 
 MANY = os.environ.get("TORTURE") == "1"
 """Whether to run the full counts."""
@@ -75,7 +76,8 @@ def options_of(kind: str) -> list[str]:
 @pytest.fixture
 def before_data(monkeypatch):
     """The trainers, up to where they read data."""
-    from stages import data, inputs
+    from stages import data_config as data
+    from stages import inputs
 
     def reached(*_, **__):
         raise Reached
@@ -283,7 +285,7 @@ def test_mutated_pipeline_opens_and_draws_or_is_refused_in_one_line(folder, tmp_
             write_record(path, content | {part: mutate(content[part], chance)})
             (copy / "model_index.json").unlink()
             with pytest.MonkeyPatch.context() as patch:
-                patch.setattr("unclip.checkpoint.is_complete", lambda path: path.is_dir())
+                patch.setattr("unclip.store.checkpoint.is_complete", lambda path: path.is_dir())
                 try:
                     write_index(copy)
                 except Exception:  # the stranger's own program

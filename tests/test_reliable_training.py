@@ -18,10 +18,10 @@ from faults import die_at, flip, forked, listen, one_line, outcome, poisoned, qu
 from small_stage import SETTINGS, SmallStage, train
 
 from stages.state import open_state
-from unclip import files
-from unclip.checkpoint import load_stage, read_manifest, save_stage
 from unclip.errors import UserError
-from unclip.files import only_writer
+from unclip.store import files
+from unclip.store.checkpoint import load_part, read_manifest, save_part
+from unclip.store.files import only_writer
 
 ROOT = Path(__file__).resolve().parents[1]
 MANY = os.environ.get("TORTURE") == "1"
@@ -110,17 +110,17 @@ def test_a_kill_at_any_moment_loses_nothing(tmp_path, expected, monkeypatch):
 
 def test_weights_wait_until_their_manifest_names_them(tmp_path, monkeypatch):
     model = small_stage.Small(small_stage.SmallConfig())
-    save_stage(tmp_path, model, small_stage.manifest())
-    before, _ = load_stage(tmp_path, small_stage.Small)
+    save_part(tmp_path, model, small_stage.manifest())
+    before, _ = load_part(tmp_path, small_stage.Small)
     old = before.linear.weight.clone()
     with torch.no_grad():
         model.linear.weight += 1
     for step, name in enumerate(("write_record", "settle")):  # killed before the manifest, and after it
         with monkeypatch.context() as patch:
-            patch.setattr(f"unclip.checkpoint.{name}", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
+            patch.setattr(f"unclip.store.checkpoint.{name}", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
             with pytest.raises(KeyboardInterrupt):
-                save_stage(tmp_path, model, small_stage.manifest())
-        found, manifest = load_stage(tmp_path, small_stage.Small)
+                save_part(tmp_path, model, small_stage.manifest())
+        found, manifest = load_part(tmp_path, small_stage.Small)
         assert torch.equal(found.linear.weight, old + step)
         assert manifest == read_manifest(tmp_path)
 
@@ -277,7 +277,7 @@ def test_what_is_not_finite_is_named_and_never_saved(factor, term, tmp_path):
     tensors, progress = open_state(tmp_path / "small" / "train" / "state.safetensors")
     assert progress.step == 6
     assert all(tensor.isfinite().all() for tensor in tensors.values())
-    assert load_stage(tmp_path / "small", small_stage.Small)[0].linear.weight.isfinite().all()
+    assert load_part(tmp_path / "small", small_stage.Small)[0].linear.weight.isfinite().all()
 
 
 def test_weights_that_are_not_finite_are_never_saved(tmp_path):
@@ -338,7 +338,7 @@ def test_second_writer_is_told_who_holds_the_folder(tmp_path, monkeypatch, expec
     child.said("small 6/12")
     with pytest.raises(UserError, match=rf"is being written by process {child.process} on \S+ since \d{{4}}-"):
         train(tmp_path / "run")
-    load_stage(tmp_path / "run" / "small", small_stage.Small)  # reading goes on
+    load_part(tmp_path / "run" / "small", small_stage.Small)  # reading goes on
     child.kill(signal.SIGKILL)
     child.wait()
     monkeypatch.setenv("SLOWLY", "0")

@@ -10,10 +10,10 @@ from foreign import huggingface_clip
 from own_images import picture, with_csv, with_jsonl
 from small_pipeline import build
 
-from data.proposal import RECIPES, Speed
-from data.remembered import default, note, recall
+from data.inspect.proposal import RECIPES, Speed
+from data.provenance import default, note, recall
 from data.sources import SourceConfig
-from unclip.checkpoint import read_manifest
+from unclip.store.checkpoint import read_manifest
 
 pytestmark = pytest.mark.usefixtures("own_caches")
 FEW = ("--preset", "tiny", "--train.steps", 1)
@@ -48,8 +48,8 @@ def test_later_stages_and_inspection_read_what_the_first_was_told(clip, drawings
         assert read_manifest(clip / stage).source == read_manifest(clip / "clip").source
         assert read_manifest(clip / stage).data == read_manifest(clip / "clip").data
     assert read_manifest(clip / "decoder").model["image_size"] == 16
-    monkeypatch.setattr("data.inspect.measure", lambda *_: dict.fromkeys(RECIPES, Speed(1, 1)))
-    done = script("data.inspect", "--checkpoint", clip, "--out", tmp_path / "out")
+    monkeypatch.setattr("data.inspect.inspection.measure", lambda *_: dict.fromkeys(RECIPES, Speed(1, 1)))
+    done = script("data.inspect.inspection", "--checkpoint", clip, "--out", tmp_path / "out")
     assert done.code == 0, done.err
     assert "40 images with captions" in done.out
     assert "training uses 16x16 colour images" in done.out
@@ -80,7 +80,7 @@ def test_a_source_that_is_gone_is_one_line_and_one_that_moved_keeps_its_options(
     drawings.rename(tmp_path / "elsewhere")
     missing = script("train_prior", *FEW, "--out", clip)
     assert_one_error_line(missing, f"{clip} was trained on {drawings}, which is not on this machine", "--data PATH")
-    missing = script("data.inspect", "--checkpoint", clip, "--out", tmp_path / "out")
+    missing = script("data.inspect.inspection", "--checkpoint", clip, "--out", tmp_path / "out")
     assert_one_error_line(missing, f"{clip} was trained on {drawings}, which is not on this machine")
     missing = script("stages.evaluate", "--checkpoint", clip)
     assert missing.code == 1
@@ -119,7 +119,7 @@ def test_fine_tuning_of_a_clip_reads_the_data_of_the_pipeline_that_it_starts_fro
 def test_a_published_pipeline_names_no_path(script, tmp_path):
     copied = build(tmp_path / "pipeline")
     edit(copied / "clip", source=note(SourceConfig(str(tmp_path), root=tmp_path), 32))
-    assert script("unclip.publish", copied, tmp_path / "published").code == 0
+    assert script("unclip.store.publish", copied, tmp_path / "published").code == 0
     source = read_manifest(tmp_path / "published" / "clip").source
     assert source["source"] == tmp_path.name
     assert str(tmp_path) not in json.dumps(source)
@@ -141,4 +141,6 @@ def test_pipelines_without_a_note_are_read_as_before(tmp_path, monkeypatch):
 
 def test_inspection_of_a_source_or_of_a_pipeline_not_of_both_or_neither(script):
     for arguments in ((), ("emoji", "--checkpoint", "checkpoints/fashion-mnist")):
-        assert_one_error_line(script("data.inspect", *arguments), "give a source", "or else --checkpoint DIR")
+        assert_one_error_line(
+            script("data.inspect.inspection", *arguments), "give a source", "or else --checkpoint DIR"
+        )

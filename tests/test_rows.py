@@ -8,20 +8,20 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from unclip.clip import CLIP, CLIPConfig, EncodedCaptions, TextConfig, Tokenizer, VisionConfig, encode_captions
-from unclip.rows import Rows
+from unclip.clip import CLIP, CLIPConfig, TextConfig, TextFeatures, Tokenizer, VisionConfig, encode_captions
+from unclip.tensor_batch import TensorBatch
 
 QUICK = settings(deadline=None, max_examples=60, derandomize=True)
 
 
 @dataclass(frozen=True)
-class Pair(Rows):
+class Pair(TensorBatch):
     a: Tensor
     b: Tensor
 
 
 @dataclass(frozen=True)
-class Nested(Rows):
+class Nested(TensorBatch):
     pair: Pair
     c: Tensor
 
@@ -32,15 +32,15 @@ def nested(n: int) -> Nested:
     return Nested(Pair(i * 10, torch.stack([i, -i], dim=1)), i.bool())
 
 
-def captions(n: int = 4, length: int = 5) -> EncodedCaptions:
+def captions(n: int = 4, length: int = 5) -> TextFeatures:
     """Of 3 numbers a text embedding and 2 a token, and of growing length."""
     generator = torch.Generator().manual_seed(n)
     text, encodings = torch.randn(n, 3, generator=generator), torch.randn(n, length, 2, generator=generator)
     mask = torch.arange(length) <= torch.arange(n)[:, None]
-    return EncodedCaptions(text, encodings, mask, torch.zeros(n, dtype=torch.bool))
+    return TextFeatures(text, encodings, mask, torch.zeros(n, dtype=torch.bool))
 
 
-def equal(one: EncodedCaptions, other: EncodedCaptions) -> bool:
+def equal(one: TextFeatures, other: TextFeatures) -> bool:
     return all(torch.equal(getattr(one, f.name), getattr(other, f.name)) for f in fields(one))
 
 
@@ -87,7 +87,7 @@ def test_captions_are_selected_joined_and_moved():
     assert torch.equal(chosen.text, some.text[[3, 0, 0]])
     assert torch.equal(chosen.encodings, some.encodings[[3, 0, 0]])
     assert torch.equal(chosen.mask, some.mask[[3, 0, 0]])
-    assert equal(EncodedCaptions.cat([some[:1], some[1:]]), some)
+    assert equal(TextFeatures.cat([some[:1], some[1:]]), some)
     assert some.to("meta").mask.device.type == "meta"
 
 
@@ -99,7 +99,7 @@ def test_dropped_captions_are_empty_beside_those_that_were():
     assert torch.equal(some.null().text, some.text)
 
 
-def slow_fill(captions: EncodedCaptions, encoding: list, text: list | None) -> tuple[list, list, list]:
+def slow_fill(captions: TextFeatures, encoding: list, text: list | None) -> tuple[list, list, list]:
     """Row by row: text embedding, and encoding and mask of every token."""
     texts, encodings, masks = captions.text.tolist(), captions.encodings.tolist(), captions.mask.tolist()
     for i, empty in enumerate(captions.empty.tolist()):

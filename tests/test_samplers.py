@@ -9,10 +9,8 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from unclip.diffusion import GaussianDiffusion
-from unclip.errors import UserError
-from unclip.registry import SAMPLERS, SamplerEntry, choose_sampler, find
-from unclip.samplers import (
+from unclip.diffusion.gaussian import GaussianDiffusion
+from unclip.diffusion.samplers import (
     RowNoise,
     ddim,
     ddim_invert,
@@ -24,6 +22,8 @@ from unclip.samplers import (
     spaced_timesteps,
     watch,
 )
+from unclip.errors import UserError
+from unclip.registry import SAMPLERS, SamplerRow, choose_sampler, find
 from unclip.settings import DecoderSettings
 
 QUICK = settings(deadline=None, max_examples=100, derandomize=True)
@@ -231,7 +231,7 @@ def test_a_sampler_is_chosen_by_its_row_with_the_settings_that_it_reads(monkeypa
 
     with pytest.raises(UserError, match="sampler must be one of ddpm, ddim, dpmpp, not 'toy'"):
         DecoderSettings(sampler="toy")
-    monkeypatch.setitem(SAMPLERS, "toy", SamplerEntry(toy, reads=("eta",)))
+    monkeypatch.setitem(SAMPLERS, "toy", SamplerRow(toy, reads=("eta",)))
     chosen = choose_sampler(DecoderSettings(sampler="toy", eta=0.25))
     assert chosen(lambda x, t: x * t, torch.ones(1), None, [3, 1], None).item() == 3.25
     with pytest.raises(UserError, match=r"eta must be 0 for the ddpm sampler \(only ddim, toy reads it\), not 0\.25"):

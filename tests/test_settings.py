@@ -7,8 +7,6 @@ import pytest
 import torch
 
 from unclip.errors import UserError
-from unclip.files import write_record
-from unclip.index import read_sampling
 from unclip.settings import (
     MAX_SEED,
     SAMPLING_OPTIONS,
@@ -18,6 +16,8 @@ from unclip.settings import (
     SamplingOptions,
     seed_list,
 )
+from unclip.store.files import write_record
+from unclip.store.index import read_sampling
 
 # Seeds.
 

@@ -22,7 +22,7 @@ from own_images import (
 from data import records
 from data.records import Problems, as_captions, collect, split_records
 from data.sources import SourceConfig, load, read
-from stages.data import DataConfig
+from stages.data_config import DataConfig
 from stages.identity import settings
 from stages.prior import PriorRun
 from unclip.errors import UserError

@@ -11,20 +11,20 @@ from three_stages import clip_stage, decoder_stage, make_inputs, prior_stage, se
 from torch import nn
 from toy import SETTINGS
 
-from data.captions import PLAIN_CAPTIONS
 from data.dataset import ListedCaptions, batch_generator
+from data.fashion_mnist_captions import PLAIN_CAPTIONS
 from stages.clip import AugmentConfig, fitting_patch
 from stages.decoder import DecoderObjective, DecoderRun
 from stages.embed import EmbeddedImages
 from stages.inputs import Inputs
 from stages.prior import hide_tokens, pair_cosines, pair_figures
 from stages.state import start_from
-from unclip.checkpoint import Manifest, read_manifest, save_stage
-from unclip.clip import CLIP, EncodedCaptions
+from unclip.clip import CLIP, TextFeatures
 from unclip.errors import UserError
 from unclip.fields import as_option, check
 from unclip.prior import Prior
 from unclip.settings import PriorSettings
+from unclip.store.checkpoint import Manifest, read_manifest, save_part
 
 
 @pytest.fixture(scope="module")
@@ -49,7 +49,7 @@ def test_a_fine_tuned_prior_tells_draws_apart_by_the_captions_of_its_own_data(th
     own = prior_stage(inputs).model
     other = Prior(replace(own.config, rivals=theirs))
     nn.init.ones_(other.query)
-    save_stage(tmp_path / "prior", other, Manifest("prior", parents={"clip": inputs.clip_sha256}))
+    save_part(tmp_path / "prior", other, Manifest("prior", parents={"clip": inputs.clip_sha256}))
     assert start_from(own, tmp_path, "prior")["start"] == read_manifest(tmp_path / "prior").sha256
     assert torch.equal(own.query, other.query)
     assert torch.equal(own.choice.rivals, inputs.rivals)
@@ -164,7 +164,7 @@ def test_fine_tuning_on_another_clip_takes_the_statistics_of_its_embeddings(stag
     }[stage]
     earlier, model = make(inputs).model, make(inputs).model
     scaler(earlier).mean.fill_(5.0)
-    save_stage(tmp_path / stage, earlier, Manifest(stage, model=asdict(earlier.config), parents={"clip": clip}))
+    save_part(tmp_path / stage, earlier, Manifest(stage, model=asdict(earlier.config), parents={"clip": clip}))
     start = inputs.start(model, tmp_path, stage, lambda: scaler(model).fit(inputs.train.embeddings))
     assert start == {"start": read_manifest(tmp_path / stage).sha256}
     kept = scaler(earlier).mean if clip == inputs.clip_sha256 else inputs.train.embeddings.mean(dim=0)
@@ -225,7 +225,7 @@ class Drawn(torch.nn.Module):
         super().__init__()
         self.noise, self.weight = noise, torch.nn.Parameter(torch.zeros(1))
 
-    def draw(self, captions: EncodedCaptions, seeds, settings) -> torch.Tensor:
+    def draw(self, captions: TextFeatures, seeds, settings) -> torch.Tensor:
         noise = [torch.randn(captions.text.shape[1], generator=seeded(seed)) for seed in seeds]
         return torch.nn.functional.normalize(captions.text + self.noise * torch.stack(noise), dim=-1)
 
@@ -251,7 +251,7 @@ def test_distance_tells_collapse_from_success_where_the_gap_does_not():
 def test_prior_learns_from_captions_with_hidden_tokens_that_keep_their_first():
     torch.manual_seed(0)
     mask = torch.arange(9) < torch.randint(2, 10, (4000, 1))
-    captions = EncodedCaptions(torch.zeros(4000, 1), torch.zeros(4000, 9, 1), mask, torch.zeros(4000, dtype=torch.bool))
+    captions = TextFeatures(torch.zeros(4000, 1), torch.zeros(4000, 9, 1), mask, torch.zeros(4000, dtype=torch.bool))
     hidden = hide_tokens(captions, seeded()).mask
     assert not (hidden & ~mask).any(), "padding came to light"
     assert hidden[:, 0].all()

@@ -5,8 +5,8 @@ import pytest
 import torch
 from test_pipeline import BAG, DRESS, assert_same_images, differ
 
+from unclip.diffusion.samplers import karras_timesteps
 from unclip.images import to_uint8
-from unclip.samplers import karras_timesteps
 from unclip.trajectory import Moment, Trajectory, denoising_frames, denoising_strip
 
 SETTINGS = {"steps": 15, "prior_steps": 4}

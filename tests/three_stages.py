@@ -6,8 +6,8 @@ import torch
 from conftest import made_up_data
 from runs import CPU
 
-from data.captions import PLAIN_CAPTIONS
 from data.dataset import ListedCaptions
+from data.fashion_mnist_captions import PLAIN_CAPTIONS
 from stages import decoder, prior
 from stages.clip import AugmentConfig, CLIPStage
 from stages.decoder import DecoderRun, DecoderStage

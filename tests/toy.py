@@ -11,8 +11,8 @@ from torch import Tensor, nn
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from stages import loop, runtime
-from unclip.checkpoint import Manifest
-from unclip.rows import Rows
+from unclip.store.checkpoint import Manifest
+from unclip.tensor_batch import TensorBatch
 
 SETTINGS = loop.TrainConfig(
     steps=12, batch_size=8, lr=0.05, warmup=3, ema=0.8, evaluate_every=4, preview_every=6, log_every=2, device="cpu",
@@ -35,7 +35,7 @@ class Line(nn.Module):
 
 
 @dataclass(frozen=True)
-class Points(Rows):
+class Points(TensorBatch):
     x: Tensor
     y: Tensor
 

@@ -13,7 +13,7 @@ from PIL import ExifTags, Image, ImageDraw, ImageFont, ImageOps
 from torch import Tensor
 
 from unclip.errors import UserError
-from unclip.files import write_atomically
+from unclip.store.files import write_atomically
 
 INK, PAPER = (20, 20, 20), (255, 255, 255)
 
@@ -61,7 +61,7 @@ def to_pil(image: np.ndarray, height: int | None = None) -> Image.Image:
 
 
 def save_png(path: Path, picture: Image.Image, durable: bool = True) -> None:
-    """`durable` as for `unclip.files.write_atomically`."""
+    """`durable` as for `unclip.store.files.write_atomically`."""
     buffer = io.BytesIO()
     picture.save(buffer, format="PNG")
     write_atomically(path, buffer.getvalue(), durable)

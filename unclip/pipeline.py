@@ -19,13 +19,13 @@ from unclip.arguments import (
     per_caption,
     unit_embeddings,
 )
-from unclip.checkpoint import check_files, load_stage, read_manifests
-from unclip.clip import CLIP, EncodedCaptions, Preprocess, Tokenizer, encode_captions, load_clip
+from unclip.clip import CLIP, Preprocess, TextFeatures, Tokenizer, encode_captions, load_clip
 from unclip.errors import UserError, reason, shown
-from unclip.hub import find_pipeline
 from unclip.images import to_uint8
-from unclip.index import read_sampling
 from unclip.settings import MAX_SEED, Sampling, is_single, seed_list
+from unclip.store.checkpoint import check_files, load_part, read_manifests
+from unclip.store.hub import find_pipeline
+from unclip.store.index import read_sampling
 from unclip.trajectory import Moment
 
 Seeds = int | Sequence[int]
@@ -98,7 +98,7 @@ class UnCLIP:
             if not manifest.complete:
                 warnings.warn(f"the {stage} in {path} is still in training (step {manifest.step})", stacklevel=2)
         clip, tokenizer, preprocess = load_clip(path)
-        others = {stage: load_stage(path / stage)[0] for stage in manifests if stage != "clip"}
+        others = {stage: load_part(path / stage)[0] for stage in manifests if stage != "clip"}
         return cls(clip, tokenizer, preprocess, sampling=read_sampling(path), **others).to(device)
 
     def to(self, device: str | torch.device) -> "UnCLIP":
@@ -140,7 +140,7 @@ class UnCLIP:
         return Output(images, captions, seeds, embeddings, noise)
 
     @torch.inference_mode()
-    def encode_captions(self, captions: Captions) -> EncodedCaptions:
+    def encode_captions(self, captions: Captions) -> TextFeatures:
         """N captions as CLIP reads them, each distinct one read once."""
         return encode_captions(self.clip, self.tokenizer, caption_list(captions))
 
@@ -211,14 +211,14 @@ class UnCLIP:
         seeds = seed_list(seed, n) * len(captions) if is_single(seed) else seed_list(seed, n * len(captions))
         return [caption for caption in captions for _ in range(n)], seeds
 
-    def _embed(self, captions: EncodedCaptions, seeds: list[int], sampling: Sampling) -> Tensor:
+    def _embed(self, captions: TextFeatures, seeds: list[int], sampling: Sampling) -> Tensor:
         parts = batches(len(seeds), max(1, sampling.batch_size // sampling.prior.draws))  # it draws all at once
         return torch.cat([self.prior.draw(captions[part], seeds[part], sampling.prior) for part in parts])
 
     def _decode(
         self,
         embeddings: Tensor | None,
-        captions: EncodedCaptions,
+        captions: TextFeatures,
         seeds: list[int],
         sampling: Sampling,
         noise: Tensor | None,
@@ -241,7 +241,7 @@ class UnCLIP:
         return np.concatenate(drawn), torch.cat(starts)
 
     def _closest(
-        self, embeddings: Tensor, captions: EncodedCaptions, seeds: list[int], sampling: Sampling
+        self, embeddings: Tensor, captions: TextFeatures, seeds: list[int], sampling: Sampling
     ) -> tuple[np.ndarray, list[int]]:
         """Of several images drawn for each embedding that which CLIP embeds closest to it, and the seed it came from.
 

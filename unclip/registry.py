@@ -13,7 +13,7 @@ from unclip.errors import UserError
 
 
 @dataclass(frozen=True)
-class StageEntry:
+class Part:
     """A part of a pipeline that is trained by itself."""
 
     kinds: dict[str, Any]
@@ -28,16 +28,16 @@ class StageEntry:
     """Whether a pipeline is complete without it."""
 
 
-STAGES = {
-    "clip": StageEntry({"transformer": "unclip.clip.model:CLIP"}),
-    "prior": StageEntry({"diffusion": "unclip.prior.model:Prior"}, parents=("clip",)),
-    "decoder": StageEntry({"diffusion": "unclip.decoder.model:Decoder"}, parents=("clip",)),
+PARTS = {
+    "clip": Part({"transformer": "unclip.clip.model:CLIP"}),
+    "prior": Part({"diffusion": "unclip.prior.model:Prior"}, parents=("clip",)),
+    "decoder": Part({"diffusion": "unclip.decoder.model:Decoder"}, parents=("clip",)),
 }
 
 
 @dataclass(frozen=True)
-class SamplerEntry:
-    """A way from noise to a sample, see unclip/samplers.py."""
+class SamplerRow:
+    """A way from noise to a sample, see unclip/diffusion/samplers.py."""
 
     function: Any
     reads: tuple[str, ...] = ()
@@ -45,9 +45,9 @@ class SamplerEntry:
 
 
 SAMPLERS = {
-    "ddpm": SamplerEntry("unclip.samplers:ddpm"),
-    "ddim": SamplerEntry("unclip.samplers:ddim", reads=("eta",)),
-    "dpmpp": SamplerEntry("unclip.samplers:dpmpp"),
+    "ddpm": SamplerRow("unclip.diffusion.samplers:ddpm"),
+    "ddim": SamplerRow("unclip.diffusion.samplers:ddim", reads=("eta",)),
+    "dpmpp": SamplerRow("unclip.diffusion.samplers:dpmpp"),
 }
 
 
@@ -60,12 +60,12 @@ def find(code: Any) -> Any:
 
 
 def default_kind(stage: str) -> str:
-    return next(iter(STAGES[stage].kinds))
+    return next(iter(PARTS[stage].kinds))
 
 
 def model_class(stage: str, kind: str) -> type:
     """The model class of a stage's kind. Raises UserError if the table does not have it."""
-    kinds = STAGES[stage].kinds if stage in STAGES else {}
+    kinds = PARTS[stage].kinds if stage in PARTS else {}
     if kind not in kinds:
         raise UserError(f"there is no {stage} of kind {kind!r} here; known are: {', '.join(kinds) or 'none'}")
     return find(kinds[kind])

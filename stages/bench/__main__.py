@@ -18,12 +18,12 @@ from pathlib import Path
 import torch
 
 from stages.bench.contender import Contender, matrix_rate
-from stages.bench.inputs import Inputs, Shapes
-from stages.bench.report import Row, markdown, quartiles
+from stages.bench.table import Row, markdown, quartiles
+from stages.bench.workload import Inputs, Shapes
 from stages.bench.works import Build, Work, is_missing, works
 from stages.runtime import keep_freed_memory, print0, seeded
-from unclip import cli
-from unclip.files import write_atomically, write_json
+from unclip.cli import options as cli
+from unclip.store.files import write_atomically, write_json
 
 
 @dataclass(frozen=True)

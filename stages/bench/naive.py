@@ -11,8 +11,8 @@ from torch import Tensor, nn
 
 from stages.bench import ours
 from stages.bench.contender import Contender, sampling, training
-from stages.bench.inputs import Inputs
-from unclip.clip import CLIP, EncodedCaptions, Preprocess
+from stages.bench.workload import Inputs
+from unclip.clip import CLIP, Preprocess, TextFeatures
 from unclip.clip.model import contrastive_loss
 from unclip.decoder import Decoder
 from unclip.images import to_float
@@ -74,16 +74,16 @@ def encode_image(clip: CLIP, images: Tensor) -> Tensor:
     return F.normalize(tower.projection(tower.norm_post(x)[:, 0]), dim=-1)
 
 
-def encode_text(clip: CLIP, ids: Tensor) -> EncodedCaptions:
+def encode_text(clip: CLIP, ids: Tensor) -> TextFeatures:
     """Token ids (B, L)."""
     tower = clip.text
     x = tower.tokens(ids) + tower.positions[: ids.shape[1]]
     x = tower.norm_final(through(tower.blocks, x, causal_mask(ids.shape[1])))
     text = tower.projection(x[torch.arange(len(x)), tower.end_of_text(ids)])
-    return EncodedCaptions(F.normalize(text, dim=-1), x, tower.mask(ids), torch.zeros(len(ids), dtype=torch.bool))
+    return TextFeatures(F.normalize(text, dim=-1), x, tower.mask(ids), torch.zeros(len(ids), dtype=torch.bool))
 
 
-def predict(prior: Prior, noised: Tensor, t: Tensor, captions: EncodedCaptions) -> Tensor:
+def predict(prior: Prior, noised: Tensor, t: Tensor, captions: TextFeatures) -> Tensor:
     """Noised, scaled image embeddings (B, D) -> clean ones (B, D), of captions none of which is empty."""
     centre = prior.regression(captions.text)
     x = torch.cat(
@@ -100,7 +100,7 @@ def predict(prior: Prior, noised: Tensor, t: Tensor, captions: EncodedCaptions) 
     return centre + prior.out(prior.norm_final(through(prior.blocks, x, mask))[:, -1])
 
 
-def predict_pixels(decoder: Decoder, x: Tensor, t: Tensor, embeddings: Tensor, captions: EncodedCaptions) -> Tensor:
+def predict_pixels(decoder: Decoder, x: Tensor, t: Tensor, embeddings: Tensor, captions: TextFeatures) -> Tensor:
     """The decoder, its condition read anew."""
     image = decoder.image_condition(embeddings, torch.zeros(len(x), dtype=torch.bool))
     text = decoder.text_condition

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from stages.bench.contender import Contender, sampling, training
-from stages.bench.inputs import Inputs
+from stages.bench.workload import Inputs
 from stages.clip import CLIPBatch, CLIPObjective
 from stages.decoder import DecoderBatch, DecoderObjective
 from stages.prior import PriorBatch, PriorObjective

@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from stages.bench.contender import Contender, sampling, training
-from stages.bench.inputs import Inputs
+from stages.bench.workload import Inputs
 from unclip.images import to_float
 
 GUIDED_STEPS, PRIOR_STEPS = 50, 25

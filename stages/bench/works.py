@@ -7,7 +7,7 @@ from functools import partial
 
 from stages.bench import naive, ours, peers
 from stages.bench.contender import Contender
-from stages.bench.inputs import Inputs
+from stages.bench.workload import Inputs
 
 Build = Callable[[Inputs], Contender]
 

@@ -8,15 +8,15 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from data.captions import AttributeRequest, attribute_captions, attribute_codes, attributes
 from data.dataset import CaptionedImages
 from data.fashion_mnist import FashionMNIST
+from data.fashion_mnist_captions import AttributeRequest, attribute_captions, attribute_codes, attributes
 from stages.evaluation.drawing import TrueEmbeddings, draw
 from stages.evaluation.judge import judge
+from stages.evaluation.metrics import share
 from stages.evaluation.reference import Reference, Section
 from unclip import UnCLIP
 from unclip.images import captioned_grid
-from unclip.metrics import share
 
 
 def has_attributes(data: CaptionedImages) -> bool:
@@ -65,7 +65,7 @@ def held_out_section(pipe: UnCLIP, reference: Reference, n: int, seed: int) -> S
 def obedience(
     kind: str, images: np.ndarray, requests: Sequence[AttributeRequest], names: Sequence[str], reference: Reference
 ) -> Section:
-    """How many of as many samples of each caption (N, H, W, C) obey the rule of data/captions.py, and are of the class.
+    """How many of as many samples of each caption (N, H, W, C) obey the rule of the captions, and are of the class.
 
     Counted by `names`, one per caption, and for all. The arrays are named after the kind.
     """

@@ -11,10 +11,10 @@ from torch import Tensor
 
 from data.dataset import CaptionedImages
 from stages.evaluation.judge import Judge, judge
+from stages.evaluation.metrics import frechet_distance, share
 from stages.evaluation.reference import Section, first
 from unclip import UnCLIP
 from unclip.errors import UserError
-from unclip.metrics import frechet_distance, share
 from unclip.trajectory import Trajectory, denoising_strip
 
 WAYS = ("true embedding", "prior", "text embedding", "caption alone", "nothing")

@@ -1,4 +1,4 @@
-"""Measure what `unclip/edit.py` promises, on real images, as the classifier of the evaluation sees them.
+"""Measure what `unclip/edit/manipulations.py` promises, on real images, as the classifier of the evaluation sees them.
 
     python -m stages.evaluation.edits                                   # the committed pipeline, 200 test images
     python -m stages.evaluation.edits --checkpoint checkpoints/run --images 20
@@ -9,7 +9,7 @@ images take twelve minutes, and some more the first time, when the classifier is
 """
 
 if __name__ == "__main__":  # before the other imports, which may take seconds
-    from unclip import signals
+    from unclip.cli import signals
 
     signals.install()
 
@@ -23,22 +23,23 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from data.captions import attribute_captions, attribute_codes, attributes
 from data.dataset import CaptionedImages
-from stages.data import DataConfig
+from data.fashion_mnist_captions import attribute_captions, attribute_codes, attributes
+from stages.data_config import DataConfig
 from stages.evaluation.attributes import has_attributes
+from stages.evaluation.evaluate import JUDGE, ROOT, without_nan
 from stages.evaluation.judge import Classifier, judge, trained_judge
-from stages.evaluation.main import JUDGE, ROOT, without_nan
+from stages.evaluation.metrics import mean, share
 from stages.evaluation.reference import first
 from stages.evaluation.report import number, percent, table
 from stages.loop import TrainConfig
-from unclip import UnCLIP, cli, edit
+from unclip import UnCLIP, edit
+from unclip.cli import options as cli
 from unclip.devices import pick_device
 from unclip.errors import UserError
 from unclip.fields import bounded
-from unclip.files import write_arrays, write_atomically, write_json
-from unclip.metrics import mean, share
 from unclip.settings import Device, check_seeds
+from unclip.store.files import write_arrays, write_atomically, write_json
 
 STEPS, FRAMES, VARIATIONS = 100, 8, 8
 """Steps of the inversion, frames of a blend, variations of an image."""
@@ -194,7 +195,7 @@ def blends(bench: Bench) -> Kind:
 
 
 def changes(bench: Bench, measure: int) -> Kind:
-    """Images that show the one extreme of a measure of data/captions.py, moved to the other."""
+    """Images that show the one extreme of a measure of data/fashion_mnist_captions.py, moved to the other."""
     data, asked = bench.data, {(a.label, a.measure, a.code): a for a in attribute_captions()}
     rows = bench.shuffled((data.attributes[:, measure] == 1).nonzero()[:, 0])[: len(bench.rows)]
     rows = rows[data.labels[rows].argsort(stable=True)]

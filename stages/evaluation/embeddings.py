@@ -8,10 +8,10 @@ import torch.nn.functional as F
 from stages.clip import caption_recall
 from stages.embed import EmbeddedImages
 from stages.evaluation.attributes import has_attributes, told_apart
+from stages.evaluation.metrics import distance_of_draws, mean, modality_gap, same_group_cosine, share, share_of_gap
 from stages.evaluation.reference import Section
 from stages.prior import pair_cosines
 from unclip import UnCLIP
-from unclip.metrics import distance_of_draws, mean, modality_gap, same_group_cosine, share, share_of_gap
 
 GUIDANCE = (1.0, 1.5, 2.0, 4.0)
 BATCH = 500

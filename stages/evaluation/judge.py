@@ -25,10 +25,10 @@ from stages import loop, runtime
 from stages.clip import CLIPBatch
 from stages.embed import CACHE
 from stages.identity import settings
-from unclip.checkpoint import FORMAT, Manifest, load_stage, sha256
 from unclip.clip.model import contrastive_loss
 from unclip.images import captioned_grid, to_float
-from unclip.rows import Rows
+from unclip.store.checkpoint import FORMAT, Manifest, load_part, sha256
+from unclip.tensor_batch import TensorBatch
 
 WORDS = 8192
 """Rows of the matcher's table of words and pairs of words."""
@@ -49,7 +49,7 @@ class ClassifierConfig:
 
 
 @dataclass(frozen=True)
-class LabelledBatch(Rows):
+class LabelledBatch(TensorBatch):
     images: Tensor
     """uint8 (B, C, H, W)."""
     labels: Tensor
@@ -172,7 +172,7 @@ class JudgeObjective(nn.Module):
         super().__init__()
         self.model = model
 
-    def forward(self, batch: Rows) -> Tensor:
+    def forward(self, batch: TensorBatch) -> Tensor:
         return self.model.loss(batch)
 
 
@@ -186,10 +186,10 @@ class JudgeStage:
         self.objective = JudgeObjective(model)
         self.data, self.held_out, self.size = data, held_out, len(data)
 
-    def batch(self, rows: Tensor, generator: torch.Generator) -> Rows:
+    def batch(self, rows: Tensor, generator: torch.Generator) -> TensorBatch:
         return self.model.batch(self.data, rows, generator)
 
-    def figures(self, batch: Rows) -> dict[str, float | Tensor]:
+    def figures(self, batch: TensorBatch) -> dict[str, float | Tensor]:
         return {}
 
     def evaluate(self, model: Judge) -> dict[str, float]:
@@ -231,4 +231,4 @@ def trained_judge(
     identity = json.dumps([FORMAT, source, training, asdict(shape)])
     folder = cache / f"{stage.name}-{sha256(identity.encode())[:16]}"
     loop.train(stage, config, device, folder, Manifest(stage.name, data=source, training=training))
-    return load_stage(folder / stage.name, type(model))[0].to(device)
+    return load_part(folder / stage.name, type(model))[0].to(device)

@@ -27,7 +27,7 @@ Not every stage was trained on just the training images of this data set: some m
 
 
 def markdown(report: dict[str, Any], pictures: list[str]) -> str:
-    """The text of evaluation.md, for what `stages.evaluation.main.evaluate` returns. Its pictures are NAME.png."""
+    """The text of evaluation.md, for what `stages.evaluation.evaluate.evaluate` returns. Its pictures are NAME.png."""
     word = "class" if report["judge"] == "classifier" else "caption"
     sections = [_head(report), _clip(report["clip"], word), _prior(report["prior"], word), _end_to_end(report, word)]
     if "held_out" in report:
@@ -157,7 +157,7 @@ Standard FID: {f"{fid['value']:.2f}" if "value" in fid else "not taken, as " + f
 
 def _attributes(*parts: dict[str, Any]) -> str:
     seen, unseen = ([[k, percent(f["obeyed"]), percent(f["class"])] for k, f in part.items()] for part in parts)
-    return f"""Attributes: how many samples obey the rule of `data/captions.py`, and how many are of the class.
+    return f"""Attributes: samples that obey the rule of `data/fashion_mnist_captions.py` and how many are of the class.
 
 {table(["asked", "obeyed", "class"], seen)}
 {table(["asked, never shown in training", "obeyed", "class"], unseen)}"""

@@ -1,21 +1,21 @@
-from unclip.clip.captions import EncodedCaptions, encode_captions, encode_ids
 from unclip.clip.model import CLIP, CLIPConfig
 from unclip.clip.preprocess import Preprocess, PreprocessConfig
 from unclip.clip.pretrained import load_clip
 from unclip.clip.text import TextConfig
+from unclip.clip.text_features import TextFeatures, encode_captions, encode_token_ids
 from unclip.clip.tokenizer import Tokenizer
 from unclip.clip.vision import VisionConfig
 
 __all__ = [
     "CLIP",
     "CLIPConfig",
-    "EncodedCaptions",
     "Preprocess",
     "PreprocessConfig",
     "TextConfig",
+    "TextFeatures",
     "Tokenizer",
     "VisionConfig",
     "encode_captions",
-    "encode_ids",
+    "encode_token_ids",
     "load_clip",
 ]

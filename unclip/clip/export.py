@@ -4,7 +4,7 @@ python -m unclip.clip.export checkpoints/fashion-mnist --to hf
 """
 
 if __name__ == "__main__":  # before the other imports, which may take seconds
-    from unclip import signals
+    from unclip.cli import signals
 
     signals.install()
 
@@ -14,14 +14,14 @@ from typing import Annotated, Literal
 
 import tyro
 
-from unclip import cli
-from unclip.checkpoint import dump_tensors
-from unclip.clip.foreign.files import HUB_FILES
+from unclip.cli import options as cli
 from unclip.clip.foreign.huggingface import export_clip
+from unclip.clip.foreign.weight_files import HUB_FILES
 from unclip.clip.pretrained import load_bundle
 from unclip.errors import UserError
-from unclip.files import write_atomically, write_json
-from unclip.hub import find
+from unclip.store.checkpoint import dump_tensors
+from unclip.store.files import write_atomically, write_json
+from unclip.store.hub import find
 
 
 @dataclass(frozen=True)

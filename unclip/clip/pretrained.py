@@ -7,17 +7,17 @@ import os
 from pathlib import Path
 from typing import NamedTuple
 
-from unclip.checkpoint import Manifest, dump_tensors, load_stage, read_manifest, save_stage, sha256
 from unclip.clip import foreign
-from unclip.clip.foreign.files import HUB_FILES
-from unclip.clip.foreign.tokenizer import check_tokenizer
+from unclip.clip.foreign.tokenizer_files import check_tokenizer
+from unclip.clip.foreign.weight_files import HUB_FILES
 from unclip.clip.model import CLIP, CLIPConfig
 from unclip.clip.preprocess import Preprocess
 from unclip.clip.tokenizer import Tokenizer
 from unclip.errors import UserError
 from unclip.fields import from_dict
-from unclip.files import write_atomically
-from unclip.hub import find, is_name
+from unclip.store.checkpoint import Manifest, dump_tensors, load_part, read_manifest, save_part, sha256
+from unclip.store.files import write_atomically
+from unclip.store.hub import find, is_name
 
 
 class Bundle(NamedTuple):
@@ -61,7 +61,7 @@ def _own_folder(path: Path) -> Path | None:
 def _load_own(folder: Path) -> Bundle:
     if (stage := read_manifest(folder).stage) != "clip":
         raise UserError(f"{folder} holds a {stage}, not a CLIP; give the folder of its pipeline, {folder.parent}")
-    clip, manifest = load_stage(folder, CLIP)
+    clip, manifest = load_part(folder, CLIP)
     path = folder.parent / "tokenizer.json"
     tokenizer = Tokenizer.load(path)
     found, expected = sha256(path.read_bytes()), manifest.parents.get("tokenizer", "unknown")
@@ -103,4 +103,4 @@ def adopt(source: str, pipeline: Path, revision: str | None = None) -> None:
         manifest.training |= {"pretrained": place, "revision": revision}
     manifest.source = {}  # the first stage that is trained here says what on
     write_atomically(pipeline / "tokenizer.json", tokenizer.to_json())
-    save_stage(pipeline / "clip", clip, manifest)
+    save_part(pipeline / "clip", clip, manifest)

@@ -5,13 +5,13 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor, nn
 
-from unclip.clip.captions import EncodedCaptions
+from unclip.clip.text_features import TextFeatures
 from unclip.layers import Block, EmbeddingScaler, init_transformer
-from unclip.rows import Rows
+from unclip.tensor_batch import TensorBatch
 
 
 @dataclass(frozen=True)
-class Condition(Rows):
+class Condition(TensorBatch):
     """What the UNet is conditioned on: independent of t, so computed once for all steps of a sample."""
 
     vector: Tensor  # (B, E), added to the timestep embedding
@@ -48,7 +48,7 @@ class TextCondition(nn.Module):
         self.norm = nn.LayerNorm(width)
         init_transformer(self.blocks)
 
-    def forward(self, captions: EncodedCaptions) -> tuple[Tensor, Tensor]:
+    def forward(self, captions: TextFeatures) -> tuple[Tensor, Tensor]:
         """B captions -> tokens (B, L, W) and mask (B, L); of an empty caption the learned null is all that is left."""
         captions = replace(captions, encodings=self.project(captions.encodings)).fill(self.null)
         x = captions.encodings

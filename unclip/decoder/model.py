@@ -10,14 +10,11 @@ from functools import partial
 import torch
 from torch import Tensor, nn
 
-from unclip.clip.captions import EncodedCaptions
+from unclip.clip.text_features import TextFeatures
 from unclip.decoder.condition import Condition, ImageCondition, TextCondition
 from unclip.decoder.unet import UNet, UNetConfig
-from unclip.diffusion import GaussianDiffusion, Prediction, Schedule
-from unclip.fields import bounded, check, from_data
-from unclip.layers import timestep_embedding
-from unclip.registry import choose_sampler
-from unclip.samplers import (
+from unclip.diffusion.gaussian import GaussianDiffusion, Prediction, Schedule
+from unclip.diffusion.samplers import (
     DECODER_STREAM,
     Denoise,
     OnStep,
@@ -30,6 +27,9 @@ from unclip.samplers import (
     spaced_timesteps,
     watch,
 )
+from unclip.fields import bounded, check, from_data
+from unclip.layers import timestep_embedding
+from unclip.registry import choose_sampler
 from unclip.settings import DecoderSettings
 
 
@@ -86,7 +86,7 @@ class Decoder(nn.Module):
     def diffusion(self) -> GaussianDiffusion:
         return GaussianDiffusion(self.config.timesteps, self.config.schedule, self.config.prediction)
 
-    def condition(self, embeddings: Tensor, captions: EncodedCaptions, drop: Tensor) -> Condition:
+    def condition(self, embeddings: Tensor, captions: TextFeatures, drop: Tensor) -> Condition:
         """Read unit image embeddings (B, D) and B captions.
 
         Where drop (B,) is True the learned null takes the place of the embedding; that of an empty caption does so by
@@ -104,7 +104,7 @@ class Decoder(nn.Module):
         time = self.time(timestep_embedding(t, self.config.width).to(x.dtype))  # (B, E)
         return self.unet(x, time + condition.vector, condition.tokens, condition.mask)
 
-    def denoiser(self, embeddings: Tensor | None, captions: EncodedCaptions, settings: DecoderSettings) -> Denoise:
+    def denoiser(self, embeddings: Tensor | None, captions: TextFeatures, settings: DecoderSettings) -> Denoise:
         """denoise(x, t) -> x0, guided as the settings say: what samplers and inversion are given.
 
         Args:
@@ -118,7 +118,7 @@ class Decoder(nn.Module):
         if settings.guidance == 1:
             model = partial(self, condition=self.condition(embeddings, captions, drop))
         else:  # N conditions, then the N nulls that belong to them
-            pairs = (embeddings.repeat(2, 1), EncodedCaptions.cat([captions, captions.null()]))
+            pairs = (embeddings.repeat(2, 1), TextFeatures.cat([captions, captions.null()]))
             both = self.condition(*pairs, torch.cat([drop, torch.ones_like(drop)]))
             inside = guided(partial(self, condition=both), settings.guidance)
             ends = (end * (diffusion.timesteps - 1) for end in settings.guidance_interval)
@@ -139,7 +139,7 @@ class Decoder(nn.Module):
     def draw(
         self,
         embeddings: Tensor | None,
-        captions: EncodedCaptions,
+        captions: TextFeatures,
         seeds: Sequence[int],
         settings: DecoderSettings,
         noise: Tensor | None = None,
@@ -161,7 +161,7 @@ class Decoder(nn.Module):
 
     @torch.inference_mode()
     def invert(
-        self, images: Tensor, embeddings: Tensor | None, captions: EncodedCaptions, settings: DecoderSettings
+        self, images: Tensor, embeddings: Tensor | None, captions: TextFeatures, settings: DecoderSettings
     ) -> Tensor:
         """The noise (N, C, H, W) that deterministic DDIM in as many steps turns into images (N, C, H, W) in [-1, 1]."""
         diffusion = self.diffusion()
@@ -175,7 +175,7 @@ class Decoder(nn.Module):
         images: Tensor,
         mask: Tensor,
         embeddings: Tensor | None,
-        captions: EncodedCaptions,
+        captions: TextFeatures,
         seeds: Sequence[int],
         settings: DecoderSettings,
     ) -> Tensor:

@@ -12,7 +12,7 @@ import os
 from dataclasses import dataclass
 from pathlib import Path
 
-from unclip import cli
+from unclip.cli import options as cli
 from unclip.errors import UserError
 from unclip.settings import Device
 

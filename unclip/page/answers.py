@@ -14,10 +14,10 @@ from PIL import Image
 
 from unclip import edit
 from unclip.errors import UserError
-from unclip.files import write_atomically
 from unclip.images import captioned_grid, to_pil
 from unclip.page.markup import LARGE, picture, png_bytes, row, saved_as_gif, saved_as_png, sheet, table
 from unclip.page.shelf import OpenPipeline
+from unclip.store.files import write_atomically
 from unclip.trajectory import Moment, Trajectory, denoising_frames, watch
 
 MOST = 64

@@ -7,12 +7,12 @@ from pathlib import Path
 
 from torch import Tensor
 
-from unclip.checkpoint import training_captions
 from unclip.errors import UserError
-from unclip.files import read_json
-from unclip.hub import find_pipeline, is_name
-from unclip.index import finished
 from unclip.pipeline import UnCLIP
+from unclip.store.checkpoint import training_captions
+from unclip.store.files import read_json
+from unclip.store.hub import find_pipeline, is_name
+from unclip.store.index import finished
 
 
 @dataclass(frozen=True)

@@ -10,10 +10,10 @@ from typing import Any
 import gradio as gr
 
 from unclip.errors import UserError
-from unclip.hub import is_name
 from unclip.page import answers
 from unclip.page.markup import CSS, problem
 from unclip.page.shelf import OpenPipeline, Shelf
+from unclip.store.hub import is_name
 
 PRIVATE = {"api_visibility": "private"}
 """The page's functions are for the page alone."""

@@ -9,12 +9,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from unclip.clip.captions import EncodedCaptions
-from unclip.diffusion import GaussianDiffusion, Schedule
+from unclip.clip.text_features import TextFeatures
+from unclip.diffusion.gaussian import GaussianDiffusion, Schedule
+from unclip.diffusion.samplers import PRIOR_STREAM, RowNoise, dpmpp, guided, spaced_timesteps
 from unclip.fields import bounded, check, from_data
 from unclip.layers import Block, EmbeddingScaler, KeyValue, causal_mask, init_transformer, timestep_embedding
-from unclip.prior.choice import Choice
-from unclip.samplers import PRIOR_STREAM, RowNoise, dpmpp, guided, spaced_timesteps
+from unclip.prior.reranking import Reranker
 from unclip.settings import PriorSettings
 
 
@@ -103,7 +103,7 @@ class Prior(nn.Module):
         width = config.width
         self.scaler = EmbeddingScaler(config.embed_dim)
         self.regression = TextRegression(config.embed_dim)
-        self.choice = Choice(config.embed_dim, config.rivals)
+        self.choice = Reranker(config.embed_dim, config.rivals)
         self.register_buffer("signal", self.diffusion().alphas_cumprod.sqrt().float(), persistent=False)  # (T,)
         self.encoding_in = nn.Linear(config.text_width, width)
         self.positions = nn.Parameter(torch.empty(config.context, width))
@@ -129,7 +129,7 @@ class Prior(nn.Module):
     def diffusion(self) -> GaussianDiffusion:
         return GaussianDiffusion(self.config.timesteps, self.config.schedule, prediction="x0")
 
-    def prefix(self, captions: EncodedCaptions) -> Prefix:
+    def prefix(self, captions: TextFeatures) -> Prefix:
         """Read B captions; the empty ones become the learned null, and their linear guess the mean of all."""
         x, mask, centre = self._text(captions)
         look = self._look(mask)
@@ -139,7 +139,7 @@ class Prior(nn.Module):
             past.append(kv)
         return Prefix(past, mask, centre)
 
-    def _text(self, captions: EncodedCaptions) -> tuple[Tensor, Tensor, Tensor]:
+    def _text(self, captions: TextFeatures) -> tuple[Tensor, Tensor, Tensor]:
         """The sequence's first part (B, L + 1, W), its mask (B, L + 1), and the linear guess (B, D)."""
         centre = self.regression(captions.text).masked_fill(captions.empty[:, None], 0)  # (B, D)
         unit_variance = captions.text * self.config.embed_dim**0.5
@@ -173,7 +173,7 @@ class Prior(nn.Module):
         x, _ = self.blocks[-1](x, look[:, :, 2:], prefix.past[-1], at=2)  # (B, 1, W)
         return prefix.centre + self.out(self.norm_final(x[:, 0]))  # (B, D)
 
-    def predict(self, noised: Tensor, t: Tensor, captions: EncodedCaptions) -> Tensor:
+    def predict(self, noised: Tensor, t: Tensor, captions: TextFeatures) -> Tensor:
         """forward(noised, t, prefix(captions)) in one pass, for training, where every caption meets one t only."""
         text, mask, centre = self._text(captions)
         x = torch.cat([text, self._end(noised, t, centre)], dim=1)  # (B, L + 4, W)
@@ -184,10 +184,10 @@ class Prior(nn.Module):
         return centre + self.out(self.norm_final(x[:, 0]))  # (B, D)
 
     @torch.inference_mode()
-    def draw(self, captions: EncodedCaptions, seeds: Sequence[int], settings: PriorSettings) -> Tensor:
+    def draw(self, captions: TextFeatures, seeds: Sequence[int], settings: PriorSettings) -> Tensor:
         """One unit image embedding (N, D) for each of N captions, by diffusion; each depends on its own seed.
 
-        Of `settings.draws` candidates `Choice` keeps one; of an empty caption's, which has no text embedding, the first
+        Of `settings.draws` candidates `Reranker` keeps one; of an empty caption's, the first
         is kept. All N x draws candidates are one batch.
         """
         diffusion, n = self.diffusion(), len(captions)
@@ -196,7 +196,7 @@ class Prior(nn.Module):
         if settings.guidance == 1:
             model = partial(self, prefix=self.prefix(captions).rows(rows))
         else:  # N captions, then the N nulls that belong to them
-            both = self.prefix(EncodedCaptions.cat([captions, captions.null()]))
+            both = self.prefix(TextFeatures.cat([captions, captions.null()]))
             model = guided(partial(self, prefix=both.rows(torch.cat([rows, rows + n]))), settings.guidance)
         noise = [RowNoise(seeds, PRIOR_STREAM, draw)(captions.text) for draw in range(settings.draws)]
         x = dpmpp(diffusion.denoiser(model), torch.cat(noise), diffusion, timesteps)

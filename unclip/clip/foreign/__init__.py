@@ -11,15 +11,15 @@ config, and gives ours and how captions are cleaned; and a column of the table o
 from pathlib import Path
 from typing import Any
 
-from unclip.checkpoint import load_weights
 from unclip.clip.foreign import huggingface, openclip
-from unclip.clip.foreign.files import read_weights, weight_files
-from unclip.clip.foreign.keys import HUGGING_FACE, OPEN_CLIP, import_tensors
-from unclip.clip.foreign.tokenizer import read_tokenizer
+from unclip.clip.foreign.tokenizer_files import read_tokenizer
+from unclip.clip.foreign.weight_files import read_weights, weight_files
+from unclip.clip.foreign.weight_names import HUGGING_FACE, OPEN_CLIP, import_tensors
 from unclip.clip.model import CLIP
 from unclip.clip.preprocess import Preprocess
 from unclip.clip.tokenizer import Tokenizer
 from unclip.errors import UserError, reason
+from unclip.store.checkpoint import load_weights
 
 FORMATS = {
     "Hugging Face": (huggingface.read_config, HUGGING_FACE),

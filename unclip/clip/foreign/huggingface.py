@@ -11,9 +11,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from unclip.clip.foreign.files import read_json, read_settings
-from unclip.clip.foreign.keys import HUGGING_FACE, export_tensors, their_keys
-from unclip.clip.foreign.tokenizer import export_tokenizer
+from unclip.clip.foreign.tokenizer_files import export_tokenizer
+from unclip.clip.foreign.weight_files import read_json, read_settings
+from unclip.clip.foreign.weight_names import HUGGING_FACE, export_tensors, their_keys
 from unclip.clip.model import CLIPConfig
 from unclip.clip.preprocess import LUMINANCE, OPENAI_MEAN, OPENAI_STD, PreprocessConfig
 from unclip.clip.text import TextConfig

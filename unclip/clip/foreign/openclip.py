@@ -9,7 +9,7 @@ from typing import Any
 
 from torch import Tensor
 
-from unclip.clip.foreign.files import read_json, read_settings
+from unclip.clip.foreign.weight_files import read_json, read_settings
 from unclip.clip.model import CLIPConfig
 from unclip.clip.preprocess import OPENAI_MEAN, OPENAI_STD, PreprocessConfig
 from unclip.clip.text import TextConfig

@@ -1,0 +1,210 @@
+"""Look at a source of captioned images before training on it.
+
+    python -m data.inspect emoji
+    python -m data.inspect path/to/folder --out outputs/inspect
+    python -m data.inspect --checkpoint checkpoints/run         # what that pipeline was trained on
+
+Prints counts, sizes, caption statistics, duplicates, what cannot be used, and the commands to train on it with the time
+that they take, from a few steps of each that are taken here; draws images over their captions (grid.png), and the
+captions' lengths and words (captions.png).
+"""
+
+import hashlib
+import re
+import time
+from collections import Counter, defaultdict
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, field, replace
+from functools import partial
+from pathlib import Path
+from typing import Annotated
+
+import torch
+import tyro
+from PIL import Image
+from tqdm import tqdm
+
+from data import fashion_mnist
+from data.inspect.charts import bars, binned, contact_sheet, side_by_side
+from data.inspect.proposal import Speed, command, cost, measure, pipeline, propose, shown
+from data.provenance import check_source, default
+from data.records import (
+    SHOWN,
+    SPLITS,
+    Listing,
+    Problems,
+    Record,
+    counted,
+    decode,
+    loaded,
+    split_records,
+    unreadable,
+)
+from data.sources import SourceConfig, image_size, read, too_few
+from unclip.cli import options as cli
+from unclip.errors import UserError
+from unclip.images import save_png
+
+GRID = 40
+"""Images in the contact sheet."""
+WORDS = 20
+"""The most frequent words that are drawn."""
+
+
+@dataclass(frozen=True)
+class InspectOptions:
+    source: Annotated[str, tyro.conf.Positional] = ""
+    """What --data takes: fashion-mnist, emoji, cifar10, a folder, a table, an array or tar file, or a Hub set."""
+    checkpoint: Path | None = None
+    """Look at what the pipeline in this folder was trained on, in place of a source."""
+    out: Path = Path("outputs/inspect")
+    """Folder for the pictures."""
+    data: SourceConfig = field(default_factory=SourceConfig)
+
+
+@dataclass(frozen=True)
+class Found:
+    """What training on a source depends on."""
+
+    count: int
+    """Training images."""
+    size: int
+    """Their height and width."""
+    speeds: dict[str, Speed]
+
+
+def inspect(options: InspectOptions) -> Found | None:
+    """Print what a source holds and how to train on it, and write OUT/grid.png and OUT/captions.png.
+
+    Returns None for a source that is too small to train on. Raises UserError if there is no such source, if nothing of
+    it can be used, or, if strict, if something cannot.
+    """
+    if bool(options.source) == bool(options.checkpoint):
+        raise UserError("give a source, such as emoji or a folder, or else --checkpoint DIR")
+    named_once(options.source)
+    config = replace(options.data, source=options.source or options.data.source)
+    if options.checkpoint:
+        check_source(options.checkpoint, config)
+    problems = Problems(config.source)
+    listing = garments(config) if config.source == "fashion-mnist" else read(config, problems)
+    classes = f", classes {', '.join(listing.classes)}" if listing.classes else ""
+    print(f"{counted(len(listing.records), 'image')} with captions{classes}")
+    grey = config.grey or config.source == "fashion-mnist"
+    began = time.perf_counter()
+    usable = _images(listing.records, grey, problems)
+    reading = time.perf_counter() - began
+    if usable:
+        _captions([caption for record in usable for caption in record.captions], len(usable))
+    problems.report(config.strict)
+    if not usable:
+        raise UserError(f"{config.source} holds nothing that can be used")
+    size, channels = image_size(config, listing), 1 if grey else 3
+    _draw(options.out, usable, size, channels, config)
+    counts = {split: len(split_records(usable, split)) for split in SPLITS}
+    print("splits: " + ", ".join(f"{count} for {split}" for split, count in counts.items()))
+    for split, count in counts.items():
+        if why := too_few(usable, split, count):
+            print(f"{config.source} cannot be trained on: {why}")
+            return None
+    print(f"training uses {size}x{size} {'grey' if grey else 'colour'} images: {cost(size)}")
+    count = min(counts["train"], config.limit or counts["train"])
+    print("measuring a few steps of each stage on them", flush=True)
+    found = Found(count, size, measure(config, size, count, reading))
+    _propose(found, config)
+    return found
+
+
+def named_once(source: str) -> None:
+    """Raise UserError if the command line names a source with --data, too."""
+    if source and (other := cli.argument("data")) is not None:
+        raise UserError(f"two sources are named, {source} and --data {other}; leave --data out")
+
+
+def _propose(found: Found, config: SourceConfig) -> None:
+    """Print how fast this machine trains on a source, and the commands to do so."""
+    rates = ", ".join(f"{stage} {speed.step:.2g} s" for stage, speed in found.speeds.items())
+    proposals = propose(found.count, found.speeds)
+    minutes = [round(proposal.seconds / 60) for proposal in proposals]
+    print(f"seconds per step here: {rates}")
+    print(f"to train on them, in about {' + '.join(map(str, minutes))} minutes here, some more or less as it is busy:")
+    for proposal in proposals:
+        print(shown(command(proposal, config, found.size, pipeline(config))))
+
+
+def garments(config: SourceConfig) -> Listing:
+    """Fashion-MNIST, each image with a caption that is drawn for it."""
+    generator = torch.Generator().manual_seed(0)
+    records = []
+    for split in SPLITS:
+        part = fashion_mnist.load(split, config.root)
+        captions = [part.captions[i] for i in part.draw(torch.arange(len(part)), generator)]
+        for row, (pixels, caption) in enumerate(zip(part.images[:, 0].numpy(), captions, strict=True)):
+            records.append(Record(f"{split} {row}", partial(Image.fromarray, pixels), (caption,), split=split))
+    return Listing(records, part.classes, part.image_size)
+
+
+def _images(records: list[Record], grey: bool, problems: Problems) -> list[Record]:
+    """Print sizes, kinds of pixels, and images that are equal. Returns the records that can be read."""
+    usable, sizes, modes, copies = [], Counter(), Counter(), defaultdict(dict)
+    for record in tqdm(records, desc="reading", leave=False, disable=None):
+        try:
+            with record.open() as image:
+                size, mode = image.size, image.mode
+                pixels = loaded(image, 3)
+        except Exception as error:  # Pillow raises many kinds for broken files
+            problems.add(record.name, unreadable(error))
+            continue
+        usable.append(record)
+        sizes[size] += 1
+        modes[mode] += 1
+        copies[hashlib.sha256(repr(size).encode() + pixels.tobytes()).digest()][record.name] = None
+    if not usable:
+        return usable
+    print("sizes: " + most_common(sizes, lambda size: f"{size[0]}x{size[1]}"))
+    print("pixels: " + most_common(modes, str))
+    if set(modes) <= {"1", "L", "LA", "I", "I;16"} and not grey:
+        print("  none is in colour: --data.grey trains on them as they are")
+    twice = [list(names) for names in copies.values() if len(names) > 1]
+    copied = sum(len(names) - 1 for names in twice)
+    print(f"duplicates: {counted(copied, 'image')} equal to an earlier one")
+    print("".join(f"  {', '.join(names[:SHOWN])}\n" for names in twice[:SHOWN]), end="")
+    return usable
+
+
+def _captions(captions: list[str], images: int) -> None:
+    words, distinct = sorted(len(caption.split()) for caption in captions), len(set(captions))
+    per_image, per_caption = len(captions) / images, len(captions) / distinct
+    print(f"captions: {len(captions)} ({per_image:.1f} per image), {distinct} distinct ({per_caption:.1f} images each)")
+    print(f"  words: {words[0]} to {words[-1]}, median {words[len(words) // 2]}")
+    print("  most frequent: " + most_common(Counter(captions), repr))
+    print(f"  longest: {max(captions, key=len)[:200]!r}")
+
+
+def _draw(out: Path, records: list[Record], size: int, channels: int, config: SourceConfig) -> None:
+    """The contact sheet, of images from all over the source, and the plot of the captions."""
+    count = min(GRID, len(records))
+    shown = [records[i * len(records) // count] for i in range(count)]
+    pictures = [decode(record, size, channels, config.fit).transpose(1, 2, 0) for record in shown]
+    save_png(out / "grid.png", contact_sheet(pictures, [record.captions[0] for record in shown]))
+    captions = [caption for record in records for caption in record.captions]
+    words = Counter(word for caption in captions for word in re.findall(r"\w+", caption.lower()))
+    charts = [
+        bars("captions by their number of words", binned([len(caption.split()) for caption in captions])),
+        bars("captions by their number of characters", binned([len(caption) for caption in captions])),
+    ]
+    if words:  # of captions of signs alone there are none
+        charts.append(bars("captions' most frequent words", words.most_common(WORDS)))
+    save_png(out / "captions.png", side_by_side(charts))
+    print(f"pictures: {out / 'grid.png'} (images), {out / 'captions.png'} (their captions)")
+
+
+def most_common(counts: Counter, show: Callable[[object], str]) -> str:
+    """ "32x32 (60000), 28x28 (3), and 7 others"."""
+    shown: Iterable[str] = (f"{show(key)} ({count})" for key, count in counts.most_common(SHOWN))
+    return ", ".join(shown) + (f", and {counted(len(counts) - SHOWN, 'other')}" if len(counts) > SHOWN else "")
+
+
+def main() -> None:
+    checkpoint = cli.argument("checkpoint")
+    data = default(Path(checkpoint), SourceConfig()) if checkpoint else SourceConfig()
+    inspect(cli.parse(InspectOptions, __doc__, InspectOptions(data=data)))

@@ -1,0 +1,32 @@
+"""Say what training takes, before it is started: parameters, operations, memory, days, and what breaks first.
+
+    python -m stages.plan                                               # preset quick on two CPU cores
+    python -m stages.plan --preset base --device 4090
+    python -m stages.plan --preset paper --images 650M --gpus 256 --device h100
+    python -m stages.plan --preset base --images 3M --epochs 10 --size 64 --decoder.model.width 128
+
+From closed forms of the configs (stages/plan/costs.py); nothing is built or run. Sizes of the models are options,
+named as the trainers': --clip.model.vision.width, --prior.model.layers and so on. What is assumed of the devices is in
+stages/plan/machine.py, and of what is around them in --mfu, --disk, --ram and --loader. Not counted: validation,
+previews, and what Muon computes.
+"""
+
+if __name__ == "__main__":  # before the other imports, which may take seconds
+    from unclip.cli import signals
+
+    signals.install()
+
+from unclip.cli import options as cli
+
+
+def main() -> None:
+    from configs import clip, decoder, prior
+    from stages.plan.report import PlanOptions, plan
+
+    stages = (clip.PRESETS, prior.PRESETS, decoder.PRESETS)
+    presets = {name: PlanOptions.of(*(presets[name] for presets in stages)) for name in clip.PRESETS}
+    print(plan(cli.parse_run(presets, __doc__)))
+
+
+if __name__ == "__main__":
+    cli.run(main)

@@ -1,0 +1,3 @@
+from unclip.diffusion.gaussian import GaussianDiffusion
+
+__all__ = ["GaussianDiffusion"]

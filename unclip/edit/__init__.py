@@ -1,0 +1,43 @@
+"""Image manipulations through CLIP's embedding space: plain functions over a pipeline."""
+
+from unclip.edit.manipulations import (
+    DEFAULTS,
+    Corrupted,
+    Latent,
+    Space,
+    blend,
+    change,
+    corrupt,
+    inpaint,
+    invert,
+    mix,
+    prepare,
+    prepare_mask,
+    principal_axes,
+    probe,
+    reconstruct,
+    slerp,
+    text_difference,
+    vary,
+)
+
+__all__ = [
+    "DEFAULTS",
+    "Corrupted",
+    "Latent",
+    "Space",
+    "blend",
+    "change",
+    "corrupt",
+    "inpaint",
+    "invert",
+    "mix",
+    "prepare",
+    "prepare_mask",
+    "principal_axes",
+    "probe",
+    "reconstruct",
+    "slerp",
+    "text_difference",
+    "vary",
+]
