@@ -30,7 +30,7 @@ from data.records import (
     with_class_names,
 )
 from unclip.errors import UserError
-from unclip.fields import as_option, bounded, check, free
+from unclip.fields import as_option, bounded, check
 from unclip.store.files import check_fetched
 
 NAMES = ("fashion-mnist", "emoji", "cifar10")
@@ -58,11 +58,11 @@ OPTIONS = {
 
 @dataclass(frozen=True)
 class SourceConfig:
-    source: Annotated[str, tyro.conf.arg(name="")] = free("fashion-mnist")
+    source: Annotated[str, tyro.conf.arg(name="")] = bounded("fashion-mnist", affects_weights=False)
     """fashion-mnist, emoji, cifar10, a folder of captioned images, a table of their names and captions (.csv, .tsv,
     .jsonl, .json), an .npz or .npy file, webdataset shards (.tar, .tar.gz), a folder as .zip, or a Hugging Face data
     set."""
-    root: Path | None = free(None)
+    root: Path | None = bounded(None, affects_weights=False)
     """Folder with the files of fashion-mnist, emoji or cifar10; without it they are downloaded to data/raw."""
     size: int | None = bounded(None, 1, 1024)
     """Height and width of the images (default: their own, if all have one size of 64 at most, or of any in an array; 32

@@ -25,7 +25,7 @@ from stages.state import start_from
 from unclip.clip import CLIP, CLIPConfig, Preprocess, Tokenizer
 from unclip.clip.model import chance_loss, contrastive_loss
 from unclip.clip.pretrained import load_bundle
-from unclip.fields import bounded, free
+from unclip.fields import bounded
 from unclip.images import captioned_grid
 from unclip.store.checkpoint import Manifest, read_manifest, sha256
 from unclip.store.hub import find_pipeline
@@ -51,16 +51,16 @@ class AugmentConfig:
 
 @dataclass(frozen=True)
 class CLIPRun:
-    out: Path = free(Path("checkpoints/run"))
+    out: Path = bounded(Path("checkpoints/run"), affects_weights=False)
     """Folder of the pipeline; CLIP goes to its subfolder clip."""
-    preset: str = free("quick")
+    preset: str = bounded("quick", affects_weights=False)
     """Defaults of all other options: tiny (tests), quick (a laptop), small (hours), base (a GPU), paper (a cluster)."""
-    init_from: Path | None = free(None)
+    init_from: Path | None = bounded(None, affects_weights=False)
     """Start from the CLIP and tokenizer of the pipeline in this folder; shapes must be equal. Without it: at random."""
     vocab_size: int = bounded(1024, 258, 2**20)
     """Largest vocabulary of the tokenizer, which is trained on the captions."""
     data: DataConfig = field(default_factory=DataConfig)
-    model: CLIPConfig = free(CLIPConfig())
+    model: CLIPConfig = bounded(CLIPConfig(), affects_weights=False)
     augment: AugmentConfig = field(default_factory=AugmentConfig)
     train: loop.TrainConfig = field(default_factory=loop.TrainConfig)
 

@@ -17,7 +17,7 @@ from stages.inputs import Inputs, open_inputs
 from stages.memory import WIDTHS, check_fits
 from unclip.clip import TextFeatures
 from unclip.decoder import Decoder, DecoderConfig
-from unclip.fields import bounded, free
+from unclip.fields import bounded
 from unclip.images import captioned_grid, to_float, to_uint8
 from unclip.layers import at_least_float32
 from unclip.settings import DecoderSettings
@@ -27,11 +27,11 @@ from unclip.tensor_batch import TensorBatch
 
 @dataclass(frozen=True)
 class DecoderRun:
-    out: Path = free(Path("checkpoints/run"))
+    out: Path = bounded(Path("checkpoints/run"), affects_weights=False)
     """Folder of the pipeline, which holds a trained clip; the decoder goes to its subfolder decoder."""
-    preset: str = free("quick")
+    preset: str = bounded("quick", affects_weights=False)
     """Defaults of all other options: tiny (tests), quick (a laptop), small (hours), base (a GPU), paper (a cluster)."""
-    init_from: Path | None = free(None)
+    init_from: Path | None = bounded(None, affects_weights=False)
     """Start from the decoder of the pipeline in this folder; shapes must be equal. Without it: at random."""
     drop_image: float = bounded(0.1, 0, 0.99)
     """Share of the image embeddings that are replaced by the learned null, for guidance."""
@@ -46,10 +46,10 @@ class DecoderRun:
     gives the lowest levels little weight, which leaves grain where images are flat."""
     evaluate_on: int = bounded(1000, 1, 10**7)
     """Validation images that the loss is taken on."""
-    sampling: DecoderSettings = free(DecoderSettings())
+    sampling: DecoderSettings = bounded(DecoderSettings(), affects_weights=False)
     """How the trained decoder is drawn from; noted in the pipeline's model_index.json."""
     data: DataConfig = field(default_factory=DataConfig)
-    model: DecoderConfig = free(DecoderConfig())
+    model: DecoderConfig = bounded(DecoderConfig(), affects_weights=False)
     train: loop.TrainConfig = field(default_factory=loop.TrainConfig)
 
     def conflicts(self) -> Iterator[tuple[str, str]]:

@@ -35,7 +35,7 @@ from unclip.store.files import (
 )
 
 BATCH = 256
-ARRAYS = ("embeddings", "text", "encodings", "starts")
+ARRAYS = ("embeddings", "text_embeddings", "tokens", "token_starts")
 
 
 @dataclass
@@ -45,11 +45,11 @@ class EmbeddedImages:
     data: CaptionedImages
     embeddings: Tensor
     """Unit image embeddings (N, D)."""
-    text: Tensor
+    text_embeddings: Tensor
     """Unit text embeddings (M, D), one per caption of the data set."""
-    encodings: Tensor
+    tokens: Tensor
     """Token encodings of all captions, end to end, (tokens, W)."""
-    starts: Tensor
+    token_starts: Tensor
     """(M + 1,), where each caption's tokens begin, and the last's end."""
 
     def __len__(self) -> int:
@@ -57,14 +57,14 @@ class EmbeddedImages:
 
     def captions(self, ids: Tensor) -> TextFeatures:
         """The captions ids (B,), as long as the longest of them."""
-        starts = self.starts[ids, None]  # (B, 1)
-        lengths = self.starts[ids + 1, None] - starts  # (B, 1)
+        starts = self.token_starts[ids, None]  # (B, 1)
+        lengths = self.token_starts[ids + 1, None] - starts  # (B, 1)
         places = torch.arange(int(lengths.max()))  # (L,)
         mask = places < lengths  # (B, L)
-        encodings = self.encodings[(starts + places).clamp(max=len(self.encodings) - 1)]  # (B, L, W)
+        tokens = self.tokens[(starts + places).clamp(max=len(self.tokens) - 1)]  # (B, L, W)
         return TextFeatures(
-            text=self.text[ids],
-            encodings=encodings.masked_fill(~mask[..., None], 0),
+            embedding=self.text_embeddings[ids],
+            tokens=tokens.masked_fill(~mask[..., None], 0),
             mask=mask,
             empty=torch.zeros(len(ids), dtype=torch.bool),
         )
@@ -119,13 +119,15 @@ def compute(folder: Path, data: CaptionedImages, clip: CLIP, tokenizer: Tokenize
     lengths = clip.text.mask(ids).sum(dim=1)
     starts = torch.cat([torch.zeros(1, dtype=torch.long), lengths.cumsum(dim=0)])
     pieces = chain(
-        [("starts", slice(None), starts)], encoded_images(data, clip, preprocess), encoded_captions(ids, starts, clip)
+        [("token_starts", slice(None), starts)],
+        encoded_images(data, clip, preprocess),
+        encoded_captions(ids, starts, clip),
     )
     shapes = {
         "embeddings": (len(data), clip.config.embed_dim),
-        "text": (len(ids), clip.config.embed_dim),
-        "encodings": (int(starts[-1]), clip.config.text.width),
-        "starts": (len(starts),),
+        "text_embeddings": (len(ids), clip.config.embed_dim),
+        "tokens": (int(starts[-1]), clip.config.text.width),
+        "token_starts": (len(starts),),
     }
     if runtime.is_main():
         write(folder, shapes, pieces)
@@ -153,8 +155,8 @@ def encoded_captions(ids: Tensor, starts: Tensor, clip: CLIP) -> Iterator[Piece]
     """The same for captions, of which no padding is kept."""
     for rows in _parts(len(ids)):
         text, encodings = runtime.in_shares(lambda own: clip.encode_text(ids[own].to(clip.logit_scale.device)), rows)
-        yield "text", slice(rows[0], rows[-1] + 1), text.cpu()
-        yield "encodings", slice(starts[rows[0]], starts[rows[-1] + 1]), encodings.cpu()[clip.text.mask(ids[rows])]
+        yield "text_embeddings", slice(rows[0], rows[-1] + 1), text.cpu()
+        yield "tokens", slice(starts[rows[0]], starts[rows[-1] + 1]), encodings.cpu()[clip.text.mask(ids[rows])]
 
 
 def write(folder: Path, shapes: dict[str, tuple[int, ...]], pieces: Iterable[Piece]) -> None:
@@ -162,7 +164,7 @@ def write(folder: Path, shapes: dict[str, tuple[int, ...]], pieces: Iterable[Pie
     temporary = partial_name(folder)
     make_folder(temporary)
     try:
-        kinds = {name: np.int64 if name == "starts" else np.float32 for name in shapes}
+        kinds = {name: np.int64 if name == "token_starts" else np.float32 for name in shapes}
         arrays = {
             name: np.lib.format.open_memmap(temporary / f"{name}.npy", "w+", kinds[name], shape)
             for name, shape in shapes.items()

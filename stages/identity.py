@@ -12,8 +12,8 @@ from unclip.store.files import checksum, read_record, write_record
 
 
 def settings(config: Any) -> dict[str, Any]:
-    """What of a trainer's config tells two runs apart: all fields but those that are `unclip.fields.free`."""
-    told = [item.name for item in fields(config) if item.metadata.get("identity", True)]
+    """What of a trainer's config tells two runs apart: all fields that affect the weights."""
+    told = [item.name for item in fields(config) if item.metadata.get("affects_weights", True)]
     values = {name: getattr(config, name) for name in told}
     return {name: settings(value) if is_dataclass(value) else value for name, value in values.items()}
 

@@ -76,6 +76,6 @@ def open_inputs(out: Path, data: DataConfig, device: torch.device) -> Inputs:
     splits = data.load_as(out, "train", "validation")
     train, validation = (embed_images(split, clip, manifest.sha256, tokenizer, preprocess, device) for split in splits)
     classes, none = train.data.class_captions, torch.zeros(0, clip.config.embed_dim)
-    rivals = encode_captions(clip, tokenizer, classes).text if len(set(classes)) > 1 else none
+    rivals = encode_captions(clip, tokenizer, classes).embedding if len(set(classes)) > 1 else none
     source = note(data, splits[0].image_size)
     return Inputs(clip.config, manifest.sha256, clip.scale().item(), rivals.cpu(), source, train, validation)

@@ -29,7 +29,7 @@ from stages.state import Progress, load_state, save_state, state_tensors
 from unclip.cli import signals
 from unclip.devices import Device
 from unclip.errors import UserError
-from unclip.fields import as_option, bounded, check, free
+from unclip.fields import as_option, bounded, check
 from unclip.store.checkpoint import Manifest, read_manifest, save_part, settle, write_index
 from unclip.store.files import checksum, only_writer, remove_leftovers, write_atomically, write_record
 from unclip.tensor_batch import TensorBatch
@@ -41,14 +41,14 @@ class TrainConfig:
     """Optimiser steps."""
     batch_size: int = bounded(32, 1, 65_536)
     """Examples per step, over all ranks."""
-    recompute: bool = free(False)
+    recompute: bool = bounded(False, affects_weights=False)
     """Compute blocks a second time in the backward pass, for less memory; the results are the same to rounding."""
-    compile: bool = free(False)
+    compile: bool = bounded(False, affects_weights=False)
     """Compile the blocks (torch.compile): a minute or more at the start, and steps that may be faster; the results are
     the same to rounding."""
-    accumulate: int = free(1, 1, 65_536)
+    accumulate: int = bounded(1, 1, 65_536, affects_weights=False)
     """Parts in which each rank takes its examples of a step, for less memory; the results are the same to rounding."""
-    shard: bool = free(False)
+    shard: bool = bounded(False, affects_weights=False)
     """Share the weights and the optimiser's state out among the ranks (FSDP2), for models too large for one."""
     lr: float = bounded(1e-3, 1e-12, 100)
     """Peak learning rate of AdamW."""
@@ -64,24 +64,24 @@ class TrainConfig:
     """Largest norm of the gradient."""
     ema: float = bounded(0.999, 0, 0.9999999)
     """Decay of the moving average of the weights, which is what is saved."""
-    evaluate_every: int = free(500, 1, 10**9)
+    evaluate_every: int = bounded(500, 1, 10**9, affects_weights=False)
     """Steps between validations."""
-    save_every: int = free(100, 1, 10**9)
+    save_every: int = bounded(100, 1, 10**9, affects_weights=False)
     """Steps between saved states, from which an interrupted run goes on."""
-    preview_every: int = free(500, 1, 10**9)
+    preview_every: int = bounded(500, 1, 10**9, affects_weights=False)
     """Steps between preview grids."""
-    log_every: int = free(50, 1, 10**9)
+    log_every: int = bounded(50, 1, 10**9, affects_weights=False)
     """Steps between lines of metrics.jsonl."""
-    tensorboard: bool = free(False)
+    tensorboard: bool = bounded(False, affects_weights=False)
     """Also log the figures and the previews for TensorBoard, into the stage's train/tensorboard."""
     seed: int = bounded(0, 0, 2**31 - 1)
     """Seed of initialisation, batches and noise."""
-    device: Device = free("auto")
+    device: Device = bounded("auto", affects_weights=False)
     """Where to train: auto takes a GPU if there is one."""
     precision: runtime.Precision = "auto"
     """auto is bfloat16 autocast on CUDA and on CPUs with AMX or AVX512-BF16, float32 elsewhere."""
-    resume_with: Annotated[float | None, tyro.conf.arg(prefix_name=False)] = free(
-        None, 1e-12, 100, told_as="resume_with"
+    resume_with: Annotated[float | None, tyro.conf.arg(prefix_name=False)] = bounded(
+        None, 1e-12, 100, display_name="resume_with", affects_weights=False
     )
     """Go on from the saved state with this peak learning rate (Muon's changes in proportion), from that step on."""
 

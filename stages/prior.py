@@ -24,7 +24,7 @@ from stages.memory import WIDTHS, check_fits
 from unclip.clip import TextFeatures
 from unclip.clip.pretrained import adopt
 from unclip.devices import device_of
-from unclip.fields import bounded, free
+from unclip.fields import bounded
 from unclip.images import captioned_grid
 from unclip.layers import at_least_float32
 from unclip.prior import Prior, PriorConfig
@@ -37,15 +37,15 @@ PHRASINGS = 4
 
 @dataclass(frozen=True)
 class PriorRun:
-    out: Path = free(Path("checkpoints/run"))
+    out: Path = bounded(Path("checkpoints/run"), affects_weights=False)
     """Folder of the pipeline, which holds a trained clip; the prior goes to its subfolder prior."""
-    clip: str | None = free(None)
+    clip: str | None = bounded(None, affects_weights=False)
     """A pretrained CLIP to train on: a folder, a file, or its name on the Hugging Face Hub. It is copied into --out."""
-    clip_revision: Annotated[str | None, tyro.conf.arg(name="clip.revision")] = free(None)
+    clip_revision: Annotated[str | None, tyro.conf.arg(name="clip.revision")] = bounded(None, affects_weights=False)
     """The Hub's branch, tag or commit of that CLIP."""
-    preset: str = free("quick")
+    preset: str = bounded("quick", affects_weights=False)
     """Defaults of all other options: tiny (tests), quick (a laptop), small (hours), base (a GPU), paper (a cluster)."""
-    init_from: Path | None = free(None)
+    init_from: Path | None = bounded(None, affects_weights=False)
     """Start from the prior of the pipeline in this folder; shapes must be equal. Without it: at random."""
     drop: float = bounded(0.1, 0, 0.99)
     """Share of the captions that are replaced by the learned null, for guidance."""
@@ -53,10 +53,10 @@ class PriorRun:
     """Hide a random share of each caption's tokens, so that no combination of words is learned as a whole."""
     evaluate_on: int = bounded(1000, PHRASINGS, 10**7)
     """Validation images that the figures are taken on."""
-    sampling: PriorSettings = free(PriorSettings())
+    sampling: PriorSettings = bounded(PriorSettings(), affects_weights=False)
     """How the trained prior is drawn from; noted in the pipeline's model_index.json."""
     data: DataConfig = field(default_factory=DataConfig)
-    model: PriorConfig = free(PriorConfig())
+    model: PriorConfig = bounded(PriorConfig(), affects_weights=False)
     train: loop.TrainConfig = field(default_factory=loop.TrainConfig)
 
 
@@ -129,7 +129,7 @@ class PriorStage:
         rows = torch.arange(len(validation))[: self.run.evaluate_on]
         batch = self._examples(validation, rows, torch.Generator().manual_seed(0))
         loss = PriorObjective(model)(batch.to(self.device)).item()
-        figures = pair_figures(pair_cosines(model, validation, len(rows), replace(self.sampling, draws=1)))
+        figures = pair_figures(pair_cosines(model, validation, len(rows), replace(self.sampling, num_candidates=1)))
         figures |= {"loss": loss, "embedding_std": model.scaler.std.mean().item()}
         return {name: value for name, value in figures.items() if not math.isnan(value)}
 
@@ -195,7 +195,7 @@ def pair_cosines(model: nn.Module, images: EmbeddedImages, count: int, settings:
         true, same = images.embeddings[rows], groups[rows] == groups[rows].roll(1)
         cosines["sample"].append((sample * true).sum(dim=1))
         cosines["redrawn"].append((sample * other).sum(dim=1))
-        cosines["text"].append((captions.text * true).sum(dim=1))
+        cosines["text"].append((captions.embedding * true).sum(dim=1))
         cosines["unrelated"].append((sample * true.roll(1, dims=0)).sum(dim=1).masked_fill(same, torch.nan))
         cosines["ceiling"].append(same_group_cosine(images.embeddings, groups)[rows])
     return {name: torch.cat(values) for name, values in cosines.items()}
@@ -223,7 +223,7 @@ def fit(model: Prior, inputs: Inputs, seed: int) -> None:
     model.choice.fit(inputs.rivals, inputs.logit_scale)
     model.scaler.fit(images.embeddings)
     captions = images.data.draw(torch.arange(len(images)), torch.Generator().manual_seed(seed))
-    model.regression.fit(images.text[captions], model.scaler.scale(images.embeddings))
+    model.regression.fit(images.text_embeddings[captions], model.scaler.scale(images.embeddings))
 
 
 def train(run: PriorRun) -> Manifest:

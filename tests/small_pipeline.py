@@ -33,7 +33,7 @@ def build(folder: Path) -> Path:
     manifest = Manifest("clip", parents={"tokenizer": sha256(tokenizer.to_json().encode())}, complete=True)
     parents = {"clip": save_part(folder / "clip", clip, manifest)}
     for stage, model, settings in (
-        ("prior", prior, PriorSettings(steps=2, draws=1)), ("decoder", decoder, DecoderSettings(steps=2)),
+        ("prior", prior, PriorSettings(steps=2, num_candidates=1)), ("decoder", decoder, DecoderSettings(steps=2)),
     ):  # fmt: skip
         manifest = Manifest(stage, parents=parents, sampling=asdict(settings), complete=True)
         save_part(folder / stage, model, manifest)

@@ -52,9 +52,9 @@ def test_plain_clip_gives_the_same_embeddings_and_encodings(inputs):
     close(naive.encode_image(plain, images), clip.encode_image(images))
     text, encodings = clip.encode_text(inputs.ids)
     captions = naive.encode_text(plain, inputs.ids)
-    close(captions.text, text)
-    close(captions.encodings, encodings)
-    close(captions.text, clip.embed_text(inputs.ids))
+    close(captions.embedding, text)
+    close(captions.tokens, encodings)
+    close(captions.embedding, clip.embed_text(inputs.ids))
 
 
 def test_plain_prior_gives_the_same_prediction(inputs):

@@ -280,7 +280,7 @@ def save(folder, stage: str, **named) -> str:
 
 def test_index_lists_the_complete_stages_with_their_kinds(tmp_path):
     hashes = {stage: save(tmp_path, stage, figures={"f": 1.5}) for stage in ("clip", "decoder")}
-    save(tmp_path, "prior", complete=False, sampling={"draws": 9})
+    save(tmp_path, "prior", complete=False, sampling={"prior_num_candidates": 9})
     write_index(tmp_path)
     rest = {"step": 3, "figures": {"f": 1.5}}
     listed = {
@@ -295,13 +295,13 @@ def test_index_lists_the_complete_stages_with_their_kinds(tmp_path):
 
 def test_index_carries_the_settings_of_sampling_stage_by_stage(tmp_path):
     save(tmp_path, "clip")
-    save(tmp_path, "prior", sampling={"draws": 9, "guidance": 2.0})
+    save(tmp_path, "prior", sampling={"prior_num_candidates": 9, "guidance": 2.0})
     save(tmp_path, "decoder", sampling={"guidance_interval": (0.0, 0.5)})
     write_index(tmp_path)
-    sampling = {"prior": {"draws": 9, "guidance": 2.0}, "decoder": {"guidance_interval": [0.0, 0.5]}}
+    sampling = {"prior": {"num_candidates": 9, "guidance": 2.0}, "decoder": {"guidance_interval": [0.0, 0.5]}}
     assert read_json(tmp_path / "model_index.json")["sampling"] == sampling
     own = read_sampling(tmp_path)
-    assert own.prior == PriorSettings(draws=9, guidance=2.0)
+    assert own.prior == PriorSettings(num_candidates=9, guidance=2.0)
     assert own.decoder == DecoderSettings(guidance_interval=(0.0, 0.5))
 
 

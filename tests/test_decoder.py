@@ -53,13 +53,13 @@ def captions() -> TextFeatures:
 
 def other_captions() -> TextFeatures:
     """Three of other words and lengths."""
-    return replace(captions(), encodings=-captions().encodings, mask=captions().mask.flip(0))
+    return replace(captions(), tokens=-captions().tokens, mask=captions().mask.flip(0))
 
 
 def alone(row: int) -> TextFeatures:
     """One of the captions, without padding."""
     one, n = captions()[row : row + 1], LENGTHS[row]
-    return replace(one, encodings=one.encodings[:, :n], mask=one.mask[:, :n])
+    return replace(one, tokens=one.tokens[:, :n], mask=one.mask[:, :n])
 
 
 NONE, ALL = torch.zeros(3, dtype=torch.bool), torch.ones(3, dtype=torch.bool)
@@ -159,9 +159,9 @@ def test_padded_caption_tokens_have_no_influence():
     decoder = random_decoder(text_layers=2)
     (x, t), some = inputs(), captions()
     before = decoder(x, t, decoder.condition(embeddings(), some, NONE))
-    filled = replace(some, encodings=torch.where(some.mask[..., None], some.encodings, 50.0))
+    filled = replace(some, tokens=torch.where(some.mask[..., None], some.tokens, 50.0))
     close(decoder(x, t, decoder.condition(embeddings(), filled, NONE)), before)
-    longer = replace(some, encodings=F.pad(some.encodings, (0, 0, 0, 3), value=9.0), mask=F.pad(some.mask, (0, 3)))
+    longer = replace(some, tokens=F.pad(some.tokens, (0, 0, 0, 3), value=9.0), mask=F.pad(some.mask, (0, 3)))
     close(decoder(x, t, decoder.condition(embeddings(), longer, NONE)), before)
 
 
@@ -178,7 +178,7 @@ def test_an_empty_caption_tells_nothing_not_even_its_length():
     (x, t), null = inputs(), captions().null()
     before = decoder(x, t, decoder.condition(embeddings(), null, NONE))
     close(decoder(x, t, decoder.condition(embeddings(), other_captions().null(), NONE)), before)
-    short = replace(null, encodings=null.encodings[:, :1], mask=null.mask[:, :1])
+    short = replace(null, tokens=null.tokens[:, :1], mask=null.mask[:, :1])
     close(decoder(x, t, decoder.condition(embeddings(), short, NONE)), before)
     assert differ(decoder(x, t, decoder.condition(embeddings(), captions(), NONE)), before)
 

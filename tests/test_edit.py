@@ -117,7 +117,7 @@ BLACK = np.zeros((28, 28), np.uint8)
         (lambda p: edit.inpaint(p, BLACK, [BLACK, BLACK]), "2 masks do not go with 1 images"),
         (lambda p: edit.inpaint(p, BLACK, BLACK > 0, ["a", "b"]), "2 captions do not go with 1 images"),
         (lambda p: edit.inpaint(p, BLACK, BLACK == 0, sampler="ddim"), "leave sampler out"),
-        (lambda p: edit.inpaint(p, BLACK, BLACK == 0, tries=2), "leave tries out"),
+        (lambda p: edit.inpaint(p, BLACK, BLACK == 0, num_candidates=2), "leave tries out"),
         (lambda p: edit.mix(p, {}), "weights"),
         (lambda p: edit.mix(p, {"a bag": 0, "a boot": 0.0}), "weights must be at least 0"),
         (lambda p: edit.mix(p, {"a bag": 2, "a boot": -1}), "weights must be at least 0"),
@@ -130,7 +130,7 @@ BLACK = np.zeros((28, 28), np.uint8)
         (lambda p: edit.vary(p, BLACK, seed=-1), "seed"),
         (lambda p: edit.blend(p, BLACK, BLACK, frames=1), "at least 2 frames"),
         (lambda p: edit.blend(p, BLACK, BLACK, spacing="karras"), "leave spacing out"),
-        (lambda p: edit.blend(p, BLACK, BLACK, tries=2), "leave tries out"),
+        (lambda p: edit.blend(p, BLACK, BLACK, num_candidates=2), "leave tries out"),
         (lambda p: edit.blend(p, [BLACK] * 2, BLACK), "2 images cannot be blended with 1"),
         (lambda p: edit.change(p, BLACK, "a bag", "a bag"), "nothing to change"),
         (lambda p: edit.change(p, BLACK, "a bag", "a boot", amounts=(0, 2)), "amounts must lie between 0 and 1"),
@@ -189,7 +189,7 @@ def test_variations_depend_on_their_own_image_and_seed(pipe, shoe, boot):
 
 
 def test_of_several_tries_at_a_variation_the_closest_to_the_image_is_kept(pipe, shoe, boot):
-    once, thrice = (edit.vary(pipe, [shoe, boot], n=4, tries=tries, **FEW) for tries in (1, 3))
+    once, thrice = (edit.vary(pipe, [shoe, boot], n=4, num_candidates=tries, **FEW) for tries in (1, 3))
     near, nearer = ((pipe.encode_image(out.images) * out.embeddings).sum(dim=1) for out in (once, thrice))
     assert (nearer >= near - 1e-3).all()
     assert (nearer > near + 1e-3).any()
@@ -244,7 +244,7 @@ def test_a_dark_coat_becomes_light(pipe):
 
 
 def test_a_mix_of_one_prompt_is_that_prompt_and_weights_count_by_their_shares(pipe):
-    typical = partial(pipe.embed, prior_steps=3, accept=1.0)
+    typical = partial(pipe.embed, prior_steps=3, prior_threshold=1.0)
     alone = edit.mix(pipe, {"a bag": 3.0, "a boot": 0.0}, n=2, seed=1, **FEW)
     torch.testing.assert_close(alone.embeddings, typical("a bag", n=2, seed=1), atol=1e-4, rtol=0)
     one, other = (edit.mix(pipe, {"a bag": w, "a boot": w}, n=2, seed=1, **FEW) for w in (0.5, 7.0))

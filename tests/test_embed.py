@@ -72,22 +72,22 @@ def test_embeddings_are_clips_own(build, data, clip, tokenizer, monkeypatch):
         ids = tokenizer.encode(data.captions, clip.config.text.context)
         text, encodings = clip.encode_text(ids)
     torch.testing.assert_close(embedded.embeddings, images)
-    torch.testing.assert_close(embedded.text, text)
+    torch.testing.assert_close(embedded.text_embeddings, text)
     captions, mask = embedded.captions(torch.arange(50)), clip.text.mask(ids)
     assert torch.equal(captions.mask, mask)
-    torch.testing.assert_close(captions.encodings[mask], encodings[mask])
-    assert not captions.encodings[~mask].any()
+    torch.testing.assert_close(captions.tokens[mask], encodings[mask])
+    assert not captions.tokens[~mask].any()
     assert not captions.empty.any()
 
 
 def test_cache_keeps_no_padding_and_is_mapped_into_memory(build, data, clip, tokenizer, tmp_path):
     embedded = build(data)
     tokens = sum(len(tokenizer.encode([caption], 32)[0]) for caption in data.captions)
-    assert embedded.encodings.shape == (tokens, 16)
+    assert embedded.tokens.shape == (tokens, 16)
     (folder,) = (tmp_path / "cache").iterdir()
     mapped = np.load(folder / "encodings.npy", mmap_mode="r")
     assert isinstance(mapped, np.memmap)
-    assert np.array_equal(mapped, embedded.encodings)
+    assert np.array_equal(mapped, embedded.tokens)
 
 
 def test_second_call_reads_the_cache_and_never_runs_clip(build, data, calls, tmp_path):
@@ -143,13 +143,13 @@ def test_captions_are_cropped_to_the_longest_of_the_batch(build, data, tokenizer
     shortest, longest = lengths.index(min(lengths)), lengths.index(max(lengths))
     assert lengths[shortest] < lengths[longest]
     short = embedded.captions(torch.tensor([shortest, shortest]))
-    assert short.encodings.shape == (2, lengths[shortest], 16)
+    assert short.tokens.shape == (2, lengths[shortest], 16)
     assert short.mask.all()
-    assert torch.equal(short.text[0], embedded.text[shortest])
+    assert torch.equal(short.embedding[0], embedded.text_embeddings[shortest])
     both = embedded.captions(torch.tensor([longest, shortest]))
-    assert both.encodings.shape == (2, lengths[longest], 16)
+    assert both.tokens.shape == (2, lengths[longest], 16)
     assert both.mask.sum(dim=1).tolist() == [lengths[longest], lengths[shortest]]
-    assert torch.equal(both.encodings[1, : lengths[shortest]], short.encodings[0])
+    assert torch.equal(both.tokens[1, : lengths[shortest]], short.tokens[0])
 
 
 def test_captions_at_the_end_of_the_store_are_padded_like_others(build, data):
@@ -158,4 +158,4 @@ def test_captions_at_the_end_of_the_store_are_padded_like_others(build, data):
     longest = int(embedded.starts.diff().argmax())
     padded = embedded.captions(torch.tensor([last, longest]))
     alone = embedded.captions(torch.tensor([last]))
-    assert torch.equal(padded.encodings[0, : alone.encodings.shape[1]], alone.encodings[0])
+    assert torch.equal(padded.tokens[0, : alone.tokens.shape[1]], alone.tokens[0])

@@ -30,8 +30,8 @@ SETTINGS = EvaluateOptions(
 )
 SMALL_SWEEP = {
     "prior_guidance": (1.0, 2.0),
-    "draws": (1,),
-    "accept": (0.5, 0.9),  # of a single draw the second is not drawn again
+    "prior_num_candidates": (1,),
+    "prior_threshold": (0.5, 0.9),  # of a single draw the second is not drawn again
     "guidance": (1.0,),
     "guidance_interval": ((0.0, 1.0), (0.2, 0.8)),  # without guidance the second is not drawn again
     "sampler": ("dpmpp", "ddim"),
@@ -177,7 +177,13 @@ def test_memorisation_needs_nothing_but_its_arguments():
 
 def test_prior_is_put_beside_its_ceiling_and_its_floors(done):
     rows = done[1]["prior"]["cosines"]
-    assert [(row["draws"], row["prior_guidance"]) for row in rows] == [(1, 1.0), (1, 1.5), (1, 2.0), (1, 4.0), (4, 1.0)]
+    assert [(row["prior_num_candidates"], row["prior_guidance"]) for row in rows] == [
+        (1, 1.0),
+        (1, 1.5),
+        (1, 2.0),
+        (1, 4.0),
+        (4, 1.0),
+    ]
     for row in rows:
         assert all(-1 <= row[name]["value"] <= 1 for name in ("sample", "text", "unrelated", "ceiling"))
     assert rows[0]["sample"]["value"] != rows[-1]["sample"]["value"]

@@ -115,9 +115,17 @@ def test_every_sampler_draws_its_own_finite_images(sampler, tiny):
 
 
 @pytest.mark.parametrize(
-    "settings", [{"guidance": 1.0}, {"guidance": 6.0}, {"steps": 12}, {"prior_guidance": 3.0}, {"draws": 6},
-                 {"tries": 3}, {"sampler": "ddim", "eta": 1.0}]
-)  # fmt: skip
+    "settings",
+    [
+        {"guidance": 1.0},
+        {"guidance": 6.0},
+        {"steps": 12},
+        {"prior_guidance": 3.0},
+        {"prior_num_candidates": 6},
+        {"num_candidates": 3},
+        {"sampler": "ddim", "eta": 1.0},
+    ],
+)
 def test_every_setting_has_an_effect(settings, tiny):
     base = {"sampler": settings.get("sampler", "dpmpp"), **FEW}
     assert not np.array_equal(tiny(BAG, n=4, **base).images, tiny(BAG, n=4, **{**base, **settings}).images)
@@ -133,7 +141,7 @@ def test_batch_size_has_none(tiny):
 @pytest.mark.parametrize(("sampler", "tries"), [("dpmpp", 1), ("ddpm", 1), ("dpmpp", 3)])
 def test_noise_of_a_sample_given_back_draws_it_again(sampler, tries, tiny):
     """To the bit where it is drawn in as large a batch."""
-    out = tiny([BAG, DRESS], n=2, seed=3, sampler=sampler, tries=tries, **FEW)
+    out = tiny([BAG, DRESS], n=2, seed=3, sampler=sampler, num_candidates=tries, **FEW)
     again = tiny.decode(out.embeddings, out.captions, out.seeds, noise=out.noise, sampler=sampler, **FEW)
     assert np.array_equal(again, out.images) if tries == 1 else np.abs(again - out.images.astype(int)).max() <= 1
     assert torch.equal(out.noise, tiny.decoder.noise([3, 4, 3, 4])) == (tries == 1)
@@ -195,9 +203,9 @@ def test_images_are_embedded_without_a_warning_whatever_their_array(tiny, recwar
 
 def test_captions_are_those_that_clip_reads(tiny):
     ours, theirs = tiny.encode_captions([BAG, "", BAG]), encode_captions(tiny.clip, tiny.tokenizer, [BAG, "", BAG])
-    assert torch.equal(ours.text, theirs.text)
-    assert torch.equal(ours.encodings, theirs.encodings)
-    assert torch.equal(ours.text, tiny.encode_text([BAG, "", BAG]))
+    assert torch.equal(ours.embedding, theirs.embedding)
+    assert torch.equal(ours.tokens, theirs.tokens)
+    assert torch.equal(ours.embedding, tiny.encode_text([BAG, "", BAG]))
     assert len(tiny.encode_captions(BAG)) == 1
 
 
@@ -221,8 +229,14 @@ def test_decoder_draws_from_embeddings_alone_and_from_captions_alone(tiny):
 
 
 def test_of_a_class_the_first_draw_is_kept_that_is_accepted(tiny):
-    once, first, last = (tiny.embed(BAG, n=8, prior_steps=4, **s) for s in (
-        {"draws": 1}, {"draws": 6, "accept": 0.0}, {"draws": 6, "accept": 1.0}))  # fmt: skip
+    once, first, last = (
+        tiny.embed(BAG, n=8, prior_steps=4, **s)
+        for s in (
+            {"prior_num_candidates": 1},
+            {"prior_num_candidates": 6, "prior_threshold": 0.0},
+            {"prior_num_candidates": 6, "prior_threshold": 1.0},
+        )
+    )
     torch.testing.assert_close(first, once, atol=1e-5, rtol=0)
     assert not torch.allclose(last, once, atol=1e-3)
 
@@ -235,7 +249,7 @@ def test_more_draws_are_never_less_likely(tiny, caption, accept):
     assert len(rivals) == (9 if caption == BAG else 10)
     odds = []
     for draws in (1, 2, 6):
-        drawn = tiny.embed(caption, n=20, draws=draws, prior_steps=4, accept=accept)
+        drawn = tiny.embed(caption, n=20, prior_num_candidates=draws, prior_steps=4, prior_threshold=accept)
         odds.append(scale * (drawn @ text[0]) - (scale * drawn @ rivals.T).logsumexp(dim=1))
     assert (odds[1] >= odds[0] - 1e-3).all()
     assert (odds[2] >= odds[1] - 1e-3).all()
@@ -290,7 +304,7 @@ def test_any_text_is_drawn_without_a_warning(tiny):
         ),
         ({"captions": BAG, "prior_guidance": float("nan")}, "prior_guidance must be from 0 to 100, not nan"),
         ({"captions": BAG, "eta": 1.5}, "eta must be from 0 to 1, not 1.5"),
-        ({"captions": BAG, "draws": 0}, "draws must be from 1 to 256, not 0"),
+        ({"captions": BAG, "prior_num_candidates": 0}, "prior_num_candidates must be from 1 to 256, not 0"),
         ({"captions": BAG, "batch_size": 0}, "batch_size must be from 1 to 4096, not 0"),
         ({"captions": ["a bag", "\ud800"]}, "is not valid Unicode text"),
         ({"captions": [3]}, "caption"),
@@ -414,17 +428,17 @@ def test_a_seed_per_image_may_be_of_any_kind(kind, tiny):
 
 def test_what_is_given_beats_the_pipeline_s_own_which_beats_the_library_s(copied):
     index = read_record(copied / "model_index.json")
-    index["sampling"] = {"prior": {"draws": 1}, "decoder": {"steps": 3, "guidance": 1.0}}
+    index["sampling"] = {"prior": {"num_candidates": 1}, "decoder": {"steps": 3, "guidance": 1.0}}
     write_record(copied / "model_index.json", index)
     pipe = UnCLIP.from_pretrained(copied)
-    assert pipe.sampling == Sampling(PriorSettings(draws=1), DecoderSettings(steps=3, guidance=1.0))
+    assert pipe.sampling == Sampling(PriorSettings(num_candidates=1), DecoderSettings(steps=3, guidance=1.0))
     steps = []
     drawn = [pipe(BAG, on_step=lambda moment: steps.append(moment.steps), **given) for given in ({}, {"steps": 2})]
     assert steps == [3] * 3 + [2] * 2
     plain = UnCLIP(pipe.clip, pipe.tokenizer, pipe.preprocess, pipe.prior, pipe.decoder)
     assert plain.sampling == Sampling()
     for out, count in zip(drawn, (3, 2), strict=True):
-        assert np.array_equal(plain(BAG, draws=1, steps=count, guidance=1.0).images, out.images)
+        assert np.array_equal(plain(BAG, prior_num_candidates=1, steps=count, guidance=1.0).images, out.images)
     assert not np.array_equal(plain(BAG, steps=3).images, drawn[0].images)
 
 
@@ -432,7 +446,7 @@ def test_a_trained_pipeline_carries_the_settings_that_it_was_trained_to_be_drawn
     own = read_record(trained.folder / "model_index.json")["sampling"]
     assert own.keys() == {"prior", "decoder"}
     assert own["decoder"]["steps"] == tiny.sampling.decoder.steps
-    assert own["prior"]["draws"] == tiny.sampling.prior.draws
+    assert own["prior"]["num_candidates"] == tiny.sampling.prior.num_candidates
 
 
 def test_a_pipeline_whose_settings_are_damaged_does_not_open(copied):

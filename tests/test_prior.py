@@ -46,7 +46,7 @@ def captions(length: int = 6) -> TextFeatures:
 def alone(row: int) -> TextFeatures:
     """One of them, without padding."""
     one, n = captions()[row : row + 1], LENGTHS[row]
-    return replace(one, encodings=one.encodings[:, :n], mask=one.mask[:, :n])
+    return replace(one, tokens=one.tokens[:, :n], mask=one.mask[:, :n])
 
 
 def noised() -> tuple[torch.Tensor, torch.Tensor]:
@@ -60,13 +60,13 @@ def close(got, want):
 def one_causal_pass(prior: Prior, x, t, captions: TextFeatures) -> torch.Tensor:
     """Ramesh et al. 2022, section 2.2, as it is written: the whole sequence, caption by caption, without padding."""
     outputs = []
-    centre = prior.regression(captions.text)
+    centre = prior.regression(captions.embedding)
     x = x - prior.diffusion().add_noise(centre, torch.zeros_like(centre), t)
     for i in range(len(x)):
-        words = captions.encodings[i, captions.mask[i]]
+        words = captions.tokens[i, captions.mask[i]]
         sequence = torch.cat([
             prior.encoding_in(words) + prior.positions[: len(words)],
-            prior.text_in(captions.text[i : i + 1] * 6**0.5),
+            prior.text_in(captions.embedding[i : i + 1] * 6**0.5),
             prior.time_in(timestep_embedding(t[i : i + 1], 16)),
             prior.image_in(x[i : i + 1]),
             prior.query[None],
@@ -104,19 +104,19 @@ def test_the_text_is_read_the_same_at_every_time(prior):
 def test_the_output_does_not_depend_on_padding(prior):
     (x, t), some = noised(), captions()
     before = prior(x, t, prior.prefix(some))
-    filled = replace(some, encodings=torch.where(some.mask[..., None], some.encodings, 100.0))
+    filled = replace(some, tokens=torch.where(some.mask[..., None], some.tokens, 100.0))
     close(prior(x, t, prior.prefix(filled)), before)
-    encodings, mask = F.pad(some.encodings, (0, 0, 0, 2), value=7.0), F.pad(some.mask, (0, 2), value=False)
-    close(prior(x, t, prior.prefix(replace(some, encodings=encodings, mask=mask))), before)
+    encodings, mask = F.pad(some.tokens, (0, 0, 0, 2), value=7.0), F.pad(some.mask, (0, 2), value=False)
+    close(prior(x, t, prior.prefix(replace(some, tokens=encodings, mask=mask))), before)
 
 
 def test_an_empty_caption_tells_nothing_not_even_its_length(prior):
     (x, t), null = noised(), captions().null()
     before = prior(x, t, prior.prefix(null))
     close(prior(x, t, prior.prefix(null[torch.tensor([2, 0, 1])])), before)
-    other = replace(null, text=-null.text, encodings=null.encodings + 1, mask=~null.mask)
+    other = replace(null, embedding=-null.embedding, tokens=null.tokens + 1, mask=~null.mask)
     close(prior(x, t, prior.prefix(other)), before)
-    short = replace(null, encodings=null.encodings[:, :1], mask=null.mask[:, :1])
+    short = replace(null, tokens=null.tokens[:, :1], mask=null.mask[:, :1])
     close(prior(x, t, prior.prefix(short)), before)
 
 
@@ -125,7 +125,7 @@ def test_an_empty_caption_is_the_learned_null_and_the_mean_of_all_images(prior):
     x, t = noised()
     null = TextFeatures(
         text=prior.null_text.expand(3, -1) / 6**0.5,
-        encodings=prior.null_encoding.expand(3, 1, -1),
+        tokens=prior.null_encoding.expand(3, 1, -1),
         mask=torch.ones(3, 1, dtype=torch.bool),
         empty=torch.zeros(3, dtype=torch.bool),
     )
@@ -148,11 +148,11 @@ def test_everything_it_is_told_has_an_effect(prior, what):
     (x, t), some = noised(), captions()
     before = prior(x, t, prior.prefix(some))
     if what == "text":
-        some = replace(some, text=some.text.flip(1))
+        some = replace(some, embedding=some.text.flip(1))
     elif what == "encodings":
-        some = replace(some, encodings=some.encodings.roll(1, dims=2))
+        some = replace(some, tokens=some.tokens.roll(1, dims=2))
     elif what == "order":
-        some = replace(some, encodings=torch.cat([some.encodings[:, [1, 0]], some.encodings[:, 2:]], dim=1))
+        some = replace(some, tokens=torch.cat([some.tokens[:, [1, 0]], some.tokens[:, 2:]], dim=1))
     elif what == "t":
         t = 49 - t
     else:
@@ -201,7 +201,7 @@ def test_an_untrained_prior_draws_the_linear_guess(prior):
     torch.nn.init.zeros_(prior.out.weight)
     torch.nn.init.zeros_(prior.out.bias)
     drawn = prior.draw(captions(), [0, 1, 2], PriorSettings(steps=3, guidance=1.0))
-    close(drawn, prior.scaler.unscale(prior.regression(captions().text)))
+    close(drawn, prior.scaler.unscale(prior.regression(captions().embedding)))
 
 
 def test_an_untrained_prior_predicts_zero_the_mean_embedding():
@@ -230,7 +230,7 @@ def test_it_predicts_x0_with_the_steps_of_its_config(prior):
 # Drawing embeddings.
 
 ROWS, SEEDS = torch.tensor([0, 1, 2, 1, 0]), [7, 8, 9, 10, 11]
-FEW = PriorSettings(steps=4, draws=2)
+FEW = PriorSettings(steps=4, num_candidates=2)
 
 
 @pytest.mark.parametrize("guidance", [0.0, 1.0, 3.0])
@@ -252,8 +252,8 @@ def test_seeds_make_the_difference(prior):
 def test_without_rivals_more_draws_are_never_less_similar_to_the_text(prior):
     repeated, cosines = captions()[torch.arange(3).repeat_interleave(20)], []
     for draws in (1, 2, 4):
-        drawn = prior.draw(repeated, range(60), replace(FEW, draws=draws))
-        cosines.append((drawn * repeated.text).sum(dim=1))
+        drawn = prior.draw(repeated, range(60), replace(FEW, num_candidates=draws))
+        cosines.append((drawn * repeated.embedding).sum(dim=1))
     for fewer, more in pairwise(cosines):
         assert (more >= fewer - 1e-5).all()
         assert (more > fewer + 1e-4).any()
@@ -262,12 +262,12 @@ def test_without_rivals_more_draws_are_never_less_similar_to_the_text(prior):
 def test_a_caption_that_stands_for_none_keeps_its_first_candidate(prior):
     """Its text embedding means nothing, so that nothing may be chosen by it."""
     empty = captions().null()[torch.zeros(20, dtype=torch.long)]
-    many = prior.draw(empty, range(20), replace(FEW, draws=4))
-    close(many, prior.draw(empty, range(20), replace(FEW, draws=1)))
-    close(prior.draw(replace(empty, text=-empty.text), range(20), FEW), many)
+    many = prior.draw(empty, range(20), replace(FEW, num_candidates=4))
+    close(many, prior.draw(empty, range(20), replace(FEW, num_candidates=1)))
+    close(prior.draw(replace(empty, embedding=-empty.text), range(20), FEW), many)
     prior.choice = Reranker(6, 3)
     prior.choice.fit(F.normalize(torch.randn(3, 6), dim=-1), 10.0)
-    close(prior.draw(empty, range(20), replace(FEW, draws=4)), many)
+    close(prior.draw(empty, range(20), replace(FEW, num_candidates=4)), many)
 
 
 def test_guidance_moves_away_from_the_null(prior):
@@ -275,7 +275,7 @@ def test_guidance_moves_away_from_the_null(prior):
     x, t = RowNoise([0, 1, 2], PRIOR_STREAM, 0)(torch.empty(3, 6)), torch.full((3,), 49)
     text, null = (prior(x, t, prior.prefix(some)) for some in (captions(), captions().null()))
     for scale in (0.0, 1.0, 2.5):
-        drawn = prior.draw(captions(), [0, 1, 2], PriorSettings(steps=1, draws=1, guidance=scale))
+        drawn = prior.draw(captions(), [0, 1, 2], PriorSettings(steps=1, num_candidates=1, guidance=scale))
         close(drawn, prior.scaler.unscale(null + scale * (text - null)))
 
 
@@ -285,7 +285,7 @@ def test_the_text_is_read_once_per_call_whatever_the_steps(prior, monkeypatch, g
     read, called, prefix = [], [], Prior.prefix
     monkeypatch.setattr(Prior, "prefix", lambda self, some: read.append(len(some)) or prefix(self, some))
     prior.register_forward_hook(lambda *_: called.append(1))
-    prior.draw(captions()[ROWS], SEEDS, PriorSettings(steps=steps, draws=2, guidance=guidance))
+    prior.draw(captions()[ROWS], SEEDS, PriorSettings(steps=steps, num_candidates=2, guidance=guidance))
     assert read == [rows]
     assert len(called) == steps  # both draws at once
 

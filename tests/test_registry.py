@@ -36,7 +36,7 @@ class Echo(nn.Module):
 
     def draw(self, captions, seeds, settings):
         noise = [torch.randn(captions.text.shape[1], generator=torch.Generator().manual_seed(s)) for s in seeds]
-        return F.normalize(self.sign * captions.text + self.config.spread * torch.stack(noise), dim=-1)
+        return F.normalize(self.sign * captions.embedding + self.config.spread * torch.stack(noise), dim=-1)
 
 
 @dataclass(frozen=True)
@@ -87,7 +87,7 @@ def put(folder, stage: str, model: nn.Module, kind: str = "", parents: dict[str,
 def echoed(copied, monkeypatch):
     """The trained tiny pipeline with a prior of another kind, known to the table."""
     monkeypatch.setitem(PARTS["prior"].kinds, "echo", Echo)
-    put(copied, "prior", Echo(EchoConfig(spread=0.02)), "echo", sampling={"draws": 1})
+    put(copied, "prior", Echo(EchoConfig(spread=0.02)), "echo", sampling={"prior_num_candidates": 1})
     write_index(copied)
     return copied
 
@@ -107,7 +107,7 @@ def test_another_kind_is_noted_indexed_and_published_like_the_first(echoed, tmp_
     assert read_manifest(echoed / "prior").kind == "echo"
     index = read_json(echoed / "model_index.json")
     assert (index["stages"]["prior"]["kind"], index["stages"]["decoder"]["kind"]) == ("echo", "diffusion")
-    assert index["sampling"]["prior"] == {"draws": 1}
+    assert index["sampling"]["prior"] == {"prior_num_candidates": 1}
     publish(echoed, tmp_path / "published", "echoed")
     assert type(UnCLIP.from_pretrained(tmp_path / "published").prior) is Echo
 

@@ -47,7 +47,7 @@ def test_damaged_embeddings_are_computed_again(some, tmp_path, capsys):
 
     def embedded():
         found = embed_images(data, clip, "0" * 64, tokenizer, preprocess, torch.device("cpu"), tmp_path / "embedded")
-        return [part.clone() for part in (found.embeddings, found.text, found.encodings, found.starts)]
+        return [part.clone() for part in (found.embeddings, found.text_embeddings, found.tokens, found.starts)]
 
     usual = embedded()
     for _ in range(8):

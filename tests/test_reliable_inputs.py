@@ -143,8 +143,19 @@ def sampled(folder: Path, out: Path, *options: str):
     return sample.main()
 
 
-@pytest.mark.parametrize(("option", "value"), [("--n", "0"), ("--draws", "100000"), ("--batch-size", "0"),
-    ("--steps", "0"), ("--guidance", "nan"), ("--seed", "-1"), ("--eta", "2"), ("--n", "100000000000")])  # fmt: skip
+@pytest.mark.parametrize(
+    ("option", "value"),
+    [
+        ("--n", "0"),
+        ("--prior-num-candidates", "100000"),
+        ("--batch-size", "0"),
+        ("--steps", "0"),
+        ("--guidance", "nan"),
+        ("--seed", "-1"),
+        ("--eta", "2"),
+        ("--n", "100000000000"),
+    ],
+)
 def test_sampling_option_out_of_range_is_named(option, value, folder, tmp_path, monkeypatch):
     monkeypatch.setattr(sys, "argv", [])
     with pytest.raises(UserError, match=rf"^{option} must "):
@@ -242,7 +253,7 @@ def test_odd_arguments_run_or_are_refused_in_one_line(pipe):
     """Each argument of each method, with each odd value."""
     calls = [
         *((pipe, ("a bag",), name) for name in ("n", "seed", "captions", "odd", *SAMPLING_OPTIONS)),
-        *((pipe.embed, ("a bag",), name) for name in ("n", "seed", "draws", "captions")),
+        *((pipe.embed, ("a bag",), name) for name in ("n", "seed", "prior_num_candidates", "captions")),
         *((pipe.decode, (), name) for name in ("embeddings", "captions", "noise", "seed")),
         (pipe.encode_text, (), "captions"), (pipe.encode_image, (), "images"), (pipe.to, (), "device"),
         (UnCLIP.from_pretrained, (), "path"),

@@ -84,8 +84,8 @@ def test_rows_stay_what_they_were():
 def test_captions_are_selected_joined_and_moved():
     some = captions()
     chosen = some[torch.tensor([3, 0, 0])]
-    assert torch.equal(chosen.text, some.text[[3, 0, 0]])
-    assert torch.equal(chosen.encodings, some.encodings[[3, 0, 0]])
+    assert torch.equal(chosen.embedding, some.embedding[[3, 0, 0]])
+    assert torch.equal(chosen.tokens, some.tokens[[3, 0, 0]])
     assert torch.equal(chosen.mask, some.mask[[3, 0, 0]])
     assert equal(TextFeatures.cat([some[:1], some[1:]]), some)
     assert some.to("meta").mask.device.type == "meta"
@@ -96,12 +96,12 @@ def test_dropped_captions_are_empty_beside_those_that_were():
     assert some.drop(torch.tensor([False, False, True, False])).empty.tolist() == [True, False, True, False]
     assert some.empty.tolist() == [True, False, False, False]  # it stays as it is
     assert some.null().empty.all()
-    assert torch.equal(some.null().text, some.text)
+    assert torch.equal(some.null().embedding, some.embedding)
 
 
 def slow_fill(captions: TextFeatures, encoding: list, text: list | None) -> tuple[list, list, list]:
     """Row by row: text embedding, and encoding and mask of every token."""
-    texts, encodings, masks = captions.text.tolist(), captions.encodings.tolist(), captions.mask.tolist()
+    texts, encodings, masks = captions.text.tolist(), captions.tokens.tolist(), captions.mask.tolist()
     for i, empty in enumerate(captions.empty.tolist()):
         if empty:
             texts[i] = texts[i] if text is None else text
@@ -117,7 +117,7 @@ def test_filling_equals_a_slow_loop(empty, with_text):
     encoding, text = torch.tensor([0.5, -2.0]), torch.tensor([1.0, 2.0, 3.0]) if with_text else None
     filled = some.fill(encoding, text)
     want = slow_fill(some, encoding.tolist(), None if text is None else text.tolist())
-    assert (filled.text.tolist(), filled.encodings.tolist(), filled.mask.tolist()) == want
+    assert (filled.text.tolist(), filled.tokens.tolist(), filled.mask.tolist()) == want
     assert torch.equal(filled.empty, some.empty)
 
 
@@ -130,14 +130,14 @@ def test_filling_hides_all_of_an_empty_caption_its_length_included():
 def test_filling_teaches_the_null_by_empty_captions_alone():
     encoding, text = torch.zeros(2, requires_grad=True), torch.zeros(3, requires_grad=True)
     some = captions().drop(torch.tensor([False, True, False, False])).fill(encoding, text)
-    (some.encodings[some.mask].sum() + some.text.sum()).backward()
+    (some.tokens[some.mask].sum() + some.text.sum()).backward()
     assert encoding.grad.tolist() == [1.0, 1.0]  # its single token
     assert text.grad.tolist() == [1.0, 1.0, 1.0]
 
 
 def test_a_null_of_another_precision_takes_that_of_the_captions():
     filled = captions().null().fill(torch.ones(2, dtype=torch.float64), torch.ones(3, dtype=torch.bfloat16))
-    assert filled.encodings.dtype == filled.text.dtype == torch.float32
+    assert filled.tokens.dtype == filled.text.dtype == torch.float32
 
 
 # Captions through a CLIP.
@@ -166,6 +166,6 @@ def test_each_caption_is_read_once_and_stands_where_it_stood(reader, monkeypatch
     for i in (0, 1, 2):
         alone = encode_captions(*reader, WORDS[i : i + 1])
         length = alone.mask.shape[1]
-        torch.testing.assert_close(encoded.text[i], alone.text[0])
-        torch.testing.assert_close(encoded.encodings[i, :length], alone.encodings[0])
+        torch.testing.assert_close(encoded.embedding[i], alone.embedding[0])
+        torch.testing.assert_close(encoded.tokens[i, :length], alone.tokens[0])
         assert encoded.mask[i].sum() == alone.mask.sum() == length

@@ -68,8 +68,8 @@ def test_seeds_out_of_range_are_refused(seed):
 
 def test_an_override_changes_what_it_names_and_nothing_else():
     own = Sampling(PriorSettings(steps=3), DecoderSettings(guidance=4.0), batch_size=5)
-    changed = own.override(steps=7, prior_guidance=2.0, draws=1, eta=0.5, sampler="ddim")
-    assert changed.prior == PriorSettings(steps=3, guidance=2.0, draws=1)
+    changed = own.override(steps=7, prior_guidance=2.0, prior_num_candidates=1, eta=0.5, sampler="ddim")
+    assert changed.prior == PriorSettings(steps=3, guidance=2.0, num_candidates=1)
     assert changed.decoder == DecoderSettings(steps=7, guidance=4.0, sampler="ddim", eta=0.5)
     assert changed.batch_size == 5
     assert own.override() == own
@@ -78,7 +78,13 @@ def test_an_override_changes_what_it_names_and_nothing_else():
 def test_every_setting_has_an_option_and_every_option_a_setting():
     """Each option, given a value of its own, changes one field: none is shared, and none is left without an option."""
     own = Sampling(decoder=DecoderSettings(sampler="ddim"))
-    named = {"guidance_interval": (0.1, 0.2), "sampler": "ddpm", "spacing": "even", "prior_guidance": 3, "tries": 2}
+    named = {
+        "guidance_interval": (0.1, 0.2),
+        "sampler": "ddpm",
+        "spacing": "even",
+        "prior_guidance": 3,
+        "num_candidates": 2,
+    }
     values = dict.fromkeys(SAMPLING_OPTIONS, 1) | named
     changed = []
     for name, value in values.items():
@@ -117,13 +123,17 @@ def test_options_of_a_pipeline_are_its_own_settings_and_only_changes_override_th
 
 
 def test_faithful_guides_and_picks_nothing_but_what_is_named_beats_the_style():
-    own = Sampling(PriorSettings(steps=7, guidance=2.0, draws=4), DecoderSettings(guidance=3.0, tries=2))
+    own = Sampling(
+        PriorSettings(steps=7, guidance=2.0, num_candidates=4), DecoderSettings(guidance=3.0, num_candidates=2)
+    )
     faithful = own.override(style="faithful")
-    assert faithful == Sampling(PriorSettings(steps=7, guidance=1.0, draws=1), DecoderSettings(guidance=1.0))
+    assert faithful == Sampling(PriorSettings(steps=7, guidance=1.0, num_candidates=1), DecoderSettings(guidance=1.0))
     assert own.override(style="clear") == own
     assert own.override(style="faithful", guidance=3.0).decoder.guidance == 3.0
-    options = replace(SamplingOptions.of(own, "faithful"), draws=4)  # as on a command line that names both
-    assert own.override(**options.changed(own)) == replace(faithful, prior=replace(faithful.prior, draws=4))
+    options = replace(
+        SamplingOptions.of(own, "faithful"), prior_num_candidates=4
+    )  # as on a command line that names both
+    assert own.override(**options.changed(own)) == replace(faithful, prior=replace(faithful.prior, num_candidates=4))
     for style in ("fancy", None, ["faithful"]):
         with pytest.raises(UserError, match=r"there is no style .*; choose from clear, faithful"):
             own.override(style=style)
@@ -134,7 +144,7 @@ def test_faithful_guides_and_picks_nothing_but_what_is_named_beats_the_style():
     [
         ({"steps": 0}, "steps must be from 1 to 10000, not 0"),
         ({"prior_steps": 0}, "prior_steps must be from 1 to 10000, not 0"),
-        ({"draws": 0}, "draws must be from 1 to 256, not 0"),
+        ({"prior_num_candidates": 0}, "prior_num_candidates must be from 1 to 256, not 0"),
         ({"batch_size": 0}, "batch_size must be from 1 to 4096, not 0"),
         ({"guidance": 101.0}, "guidance must be from 0 to 100, not 101"),
         ({"prior_guidance": float("nan")}, "prior_guidance must be from 0 to 100, not nan"),
@@ -161,8 +171,11 @@ def test_what_a_pipeline_does_not_say_is_the_library_s(tmp_path):
     assert read_sampling(tmp_path) == Sampling()  # it has no index yet
     write(tmp_path, {})
     assert read_sampling(tmp_path) == Sampling()
-    write(tmp_path, {"prior": {"draws": 5}, "decoder": {"guidance_interval": [0.0, 1.0], "sampler": "ddim"}})
-    own = Sampling(PriorSettings(draws=5), DecoderSettings(guidance_interval=(0.0, 1.0), sampler="ddim"))
+    write(
+        tmp_path,
+        {"prior": {"num_candidates": 5}, "decoder": {"guidance_interval": [0.0, 1.0], "sampler": "ddim"}},
+    )
+    own = Sampling(PriorSettings(num_candidates=5), DecoderSettings(guidance_interval=(0.0, 1.0), sampler="ddim"))
     assert read_sampling(tmp_path) == own
 
 
@@ -172,7 +185,7 @@ def test_what_a_pipeline_does_not_say_is_the_library_s(tmp_path):
         3, [], "dpmpp", None, {"prior": 3}, {"decoder": [1]}, {"prior": None}, {"batch_size": 3},
         {"upsampler": {"steps": 3}}, {"prior": {"wings": 2}}, {"decoder": {"prior_steps": 2}},
         {"prior": {"steps": 0}}, {"prior": {"steps": "many"}}, {"prior": {"steps": 2.5}}, {"prior": {"steps": None}},
-        {"prior": {"guidance": [1, 2]}}, {"prior": {"draws": {}}}, {"prior": {"draws": True}},
+        {"prior": {"guidance": [1, 2]}}, {"prior": {"num_candidates": {}}}, {"prior": {"num_candidates": True}},
         {"decoder": {"sampler": "euler"}}, {"decoder": {"sampler": []}}, {"decoder": {"sampler": {}}},
         {"decoder": {"guidance_interval": 0.5}}, {"decoder": {"guidance_interval": [0.1]}},
         {"decoder": {"guidance_interval": "ab"}}, {"decoder": {"guidance_interval": [0.1, None]}},

@@ -227,7 +227,7 @@ class Drawn(torch.nn.Module):
 
     def draw(self, captions: TextFeatures, seeds, settings) -> torch.Tensor:
         noise = [torch.randn(captions.text.shape[1], generator=seeded(seed)) for seed in seeds]
-        return torch.nn.functional.normalize(captions.text + self.noise * torch.stack(noise), dim=-1)
+        return torch.nn.functional.normalize(captions.embedding + self.noise * torch.stack(noise), dim=-1)
 
 
 def test_distance_tells_collapse_from_success_where_the_gap_does_not():

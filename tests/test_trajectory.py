@@ -56,7 +56,7 @@ def test_a_trajectory_of_some_samples_keeps_them_whatever_the_batches(tiny):
     """Several tries make the decoder's batches smaller."""
     for size, tries in ((64, 1), (2, 1), (4, 2)):
         trajectory = Trajectory(moments=4)
-        few = SETTINGS | {"tries": tries, "batch_size": size}
+        few = SETTINGS | {"num_candidates": tries, "batch_size": size}
         out = tiny([BAG, DRESS, ""], n=2, on_step=trajectory.of([1, 4]), **few)
         assert trajectory.x.shape == (4, 2, 28, 28, 1)
         assert_same_images(trajectory.x0[-1], out.images[[1, 4]])

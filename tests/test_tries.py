@@ -7,7 +7,7 @@ from test_pipeline import BAG, DRESS, FEW, assert_same_images, differ
 
 
 def test_of_several_tries_that_is_kept_whose_embedding_is_the_closest(tiny):
-    out = tiny([BAG, DRESS], n=4, seed=5, tries=3, **FEW)
+    out = tiny([BAG, DRESS], n=4, seed=5, num_candidates=3, **FEW)
     starts = [tiny.decoder.noise([seed + try_ * 2**40 for seed in out.seeds]) for try_ in range(3)]
     drawn = [tiny.decode(out.embeddings, out.captions, out.seeds, noise=start, **FEW) for start in starts]
     cosines = torch.stack([(tiny.encode_image(images) * out.embeddings).sum(dim=1) for images in drawn])
@@ -24,7 +24,7 @@ def test_of_several_tries_that_is_kept_whose_embedding_is_the_closest(tiny):
 def test_tries_differ_with_every_sampler(sampler, tiny):
     """ddpm's images come of the noise on the way more than of that at the start."""
     embeddings = tiny.embed(BAG, n=8, **FEW)
-    once, thrice = (tiny.decode(embeddings, sampler=sampler, tries=tries, **FEW) for tries in (1, 3))
+    once, thrice = (tiny.decode(embeddings, sampler=sampler, num_candidates=tries, **FEW) for tries in (1, 3))
     assert differ(once, thrice)
     near, nearer = ((tiny.encode_image(images) * embeddings).sum(dim=1) for images in (once, thrice))
     assert (nearer >= near - 1e-3).all()
@@ -32,25 +32,25 @@ def test_tries_differ_with_every_sampler(sampler, tiny):
 
 
 def test_tries_depend_on_nothing_but_their_own_sample(tiny):
-    out = tiny([BAG, DRESS], n=2, seed=1, tries=3, **FEW)
-    assert_same_images(tiny([BAG, DRESS], n=2, seed=1, tries=3, batch_size=2, **FEW).images, out.images)
-    alone = tiny.decode(out.embeddings[3:], [DRESS], seed=2, tries=3, **FEW)
+    out = tiny([BAG, DRESS], n=2, seed=1, num_candidates=3, **FEW)
+    assert_same_images(tiny([BAG, DRESS], n=2, seed=1, num_candidates=3, batch_size=2, **FEW).images, out.images)
+    alone = tiny.decode(out.embeddings[3:], [DRESS], seed=2, num_candidates=3, **FEW)
     assert_same_images(alone, out.images[3:])
-    assert tiny(BAG, seed=2**63 - 2, tries=3, **FEW).images.shape == (1, 28, 28, 1)
+    assert tiny(BAG, seed=2**63 - 2, num_candidates=3, **FEW).images.shape == (1, 28, 28, 1)
 
 
 def test_without_embeddings_or_with_noise_there_is_nothing_to_choose(tiny):
-    assert_same_images(tiny.decode(None, [BAG], tries=3, **FEW), tiny.decode(None, [BAG], **FEW))
+    assert_same_images(tiny.decode(None, [BAG], num_candidates=3, **FEW), tiny.decode(None, [BAG], **FEW))
     embeddings, noise = tiny.embed(BAG, n=3, **FEW), tiny.decoder.noise([7, 8, 9])
-    given, own = (tiny.decode(embeddings, noise=noise, tries=tries, **FEW) for tries in (3, 1))
+    given, own = (tiny.decode(embeddings, noise=noise, num_candidates=tries, **FEW) for tries in (3, 1))
     assert_same_images(given, own)
 
 
 @pytest.mark.parametrize("sampler", ["dpmpp", "ddpm"])
 def test_of_several_tries_that_is_watched_which_is_kept(sampler, tiny):
     moments = []
-    out = tiny([BAG, DRESS], n=2, tries=3, batch_size=6, on_step=moments.append, sampler=sampler, **FEW)
+    out = tiny([BAG, DRESS], n=2, num_candidates=3, batch_size=6, on_step=moments.append, sampler=sampler, **FEW)
     assert [len(moment.rows) for moment in moments] == [2] * (2 * FEW["steps"])
     last = np.concatenate([moment.x0 for moment in moments if moment.step == FEW["steps"] - 1])
     assert_same_images(last, out.images)
-    assert_same_images(out.images, tiny([BAG, DRESS], n=2, tries=3, sampler=sampler, **FEW).images)
+    assert_same_images(out.images, tiny([BAG, DRESS], n=2, num_candidates=3, sampler=sampler, **FEW).images)

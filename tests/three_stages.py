@@ -32,7 +32,7 @@ def make_inputs(cache: Path) -> Inputs:
     embedded = (
         embed_images(part, clip, "c" * 64, tokenizer, Preprocess(28, 1), CPU, cache) for part in (data, validation)
     )
-    rivals = encode_captions(clip, tokenizer, PLAIN_CAPTIONS).text.detach()
+    rivals = encode_captions(clip, tokenizer, PLAIN_CAPTIONS).embedding.detach()
     return Inputs(clip.config, "c" * 64, clip.scale().item(), rivals, {}, *embedded)
 
 

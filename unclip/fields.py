@@ -11,24 +11,27 @@ from unclip.errors import UserError, shown
 Number = int | float
 
 
-def bounded(default: Any, low: Number, high: Number, **notes: Any) -> Any:
-    """A field whose numbers, or all of them in a tuple, lie in low .. high, both included."""
-    return field(default=default, metadata={"low": low, "high": high, **notes})
+def bounded(
+    default: Any, low: Number | None = None, high: Number | None = None, affects_weights: bool = True, **notes: Any
+) -> Any:
+    """A field whose numbers, or all numbers of a tuple, lie in low .. high, both included.
+
+    Args:
+        affects_weights: False for a field of a trainer's config that the trained weights do not depend on. Two runs
+            that differ only in such fields are the same run.
+        notes: other metadata, such as `display_name`, the name in messages.
+    """
+    return field(default=default, metadata={"low": low, "high": high, "affects_weights": affects_weights, **notes})
 
 
-def listed(default: Any, table: Mapping[str, Any], **notes: Any) -> Any:
-    """A field that names a row of a table, also one that the table was given after its type was made."""
+def choice(default: Any, table: Mapping[str, Any], **notes: Any) -> Any:
+    """A field that names a row of a table. Rows that are added to the table later are accepted too."""
     return field(default=default, metadata={"table": table, **notes})
 
 
 def from_data(default: Any, low: Number | None = None, high: Number | None = None) -> Any:
-    """A field of a model's config that the trainer takes from the data or the frozen CLIP: no option."""
+    """A field of a model's config that the trainer takes from the data or from the frozen CLIP: no option."""
     return bounded(default, low, high, option=False)
-
-
-def free(default: Any, low: Number | None = None, high: Number | None = None, **notes: Any) -> Any:
-    """A field of a trainer's config that no weight depends on: two runs that differ in it alone are the same run."""
-    return bounded(default, low, high, identity=False, **notes)
 
 
 def from_dict(cls, values: dict[str, Any], where: str):
@@ -65,7 +68,7 @@ def check(config: Any, prefix: str = "", spell=lambda name: name) -> None:
     """
     hints = get_type_hints(type(config))
     for item in fields(config):
-        value, name = getattr(config, item.name), spell(item.metadata.get("told_as", prefix + item.name))
+        value, name = getattr(config, item.name), spell(item.metadata.get("display_name", prefix + item.name))
         if is_dataclass(value):
             check(value, f"{prefix}{item.name}.", spell)
         else:

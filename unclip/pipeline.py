@@ -146,7 +146,7 @@ class UnCLIP:
 
     def encode_text(self, captions: Captions) -> Tensor:
         """CLIP's unit text embeddings (N, D)."""
-        return self.encode_captions(captions).text
+        return self.encode_captions(captions).embedding
 
     @torch.inference_mode()
     def encode_image(self, images: Images) -> Tensor:
@@ -212,7 +212,9 @@ class UnCLIP:
         return [caption for caption in captions for _ in range(n)], seeds
 
     def _embed(self, captions: TextFeatures, seeds: list[int], sampling: Sampling) -> Tensor:
-        parts = batches(len(seeds), max(1, sampling.batch_size // sampling.prior.draws))  # it draws all at once
+        parts = batches(
+            len(seeds), max(1, sampling.batch_size // sampling.prior.num_candidates)
+        )  # it draws all at once
         return torch.cat([self.prior.draw(captions[part], seeds[part], sampling.prior) for part in parts])
 
     def _decode(
@@ -225,7 +227,7 @@ class UnCLIP:
         on_step: OnStep | None,
     ) -> tuple[np.ndarray, Tensor]:
         """uint8 images (N, H, W, C) and the noise (N, C, H, W) that they were drawn from."""
-        tries = 1 if noise is not None or embeddings is None else sampling.decoder.tries
+        tries = 1 if noise is not None or embeddings is None else sampling.decoder.num_candidates
         drawn, starts = [], []
         for part in batches(len(seeds), max(1, sampling.batch_size // tries)):  # it draws all tries at once
             own = None if embeddings is None else embeddings[part].to(self.device)
@@ -234,7 +236,7 @@ class UnCLIP:
                 images, used = self._closest(own, said, used, sampling)
             start = self.decoder.noise(used) if noise is None else noise[part]
             if tries == 1 or on_step:  # what is watched is drawn once more, as now only it is known which is kept
-                tell = on_step and told_as_moments(on_step, range(len(seeds))[part], sampling.decoder.steps)
+                tell = on_step and display_name_moments(on_step, range(len(seeds))[part], sampling.decoder.steps)
                 images = as_array(self.decoder.draw(own, said, used, sampling.decoder, start, tell))
             drawn.append(images)
             starts.append(start)
@@ -248,7 +250,7 @@ class UnCLIP:
         For an image's embedding an exact sampler would draw no other image than one that is embedded there. So the
         choice makes no sample more typical, as that by the text does; it takes away what the decoder adds.
         """
-        tries, n = sampling.decoder.tries, len(seeds)
+        tries, n = sampling.decoder.num_candidates, len(seeds)
         seeds = [(seed + i * APART) % (MAX_SEED + 1) for i in range(tries) for seed in seeds]
         rows = torch.arange(n, device=self.device).repeat(tries)
         drawn, cosines = [], []
@@ -276,7 +278,7 @@ def batches(n: int, size: int) -> list[slice]:
     return [slice(start, min(start + size, n)) for start in range(0, n, size)]
 
 
-def told_as_moments(on_step: OnStep, rows: range, steps: int) -> Callable[[int, Tensor, Tensor], None]:
+def display_name_moments(on_step: OnStep, rows: range, steps: int) -> Callable[[int, Tensor, Tensor], None]:
     """A decoder's on_step(t, x_t, x0) that tells `on_step` of each as a `Moment`."""
     count = 0
 

@@ -6,7 +6,7 @@ from dataclasses import asdict, dataclass, field, fields, replace
 from typing import Any, Literal, Self
 
 from unclip.errors import UserError, shown
-from unclip.fields import bounded, check, listed
+from unclip.fields import bounded, check, choice
 from unclip.registry import SAMPLERS
 
 Device = Literal["auto", "cpu", "cuda", "mps"]
@@ -50,13 +50,13 @@ def is_single(seed: Any) -> bool:
 class PriorSettings:
     """How to draw from the prior. Raises UserError for values out of range."""
 
-    steps: int = bounded(20, 1, 10_000, told_as="prior_steps")
+    steps: int = bounded(20, 1, 10_000, display_name="prior_steps")
     """Prior steps per embedding (dpmpp)."""
-    guidance: float = bounded(1.0, 0, 100, told_as="prior_guidance")
+    guidance: float = bounded(1.0, 0, 100, display_name="prior_guidance")
     """Prior guidance scale: 1 is none, more follows the caption closer at the price of variety."""
-    draws: int = bounded(4, 1, 256, told_as="draws")
-    """Image embeddings drawn for each sample, of which one is kept: see `accept`."""
-    accept: float = bounded(0.85, 0, 1, told_as="accept")
+    num_candidates: int = bounded(4, 1, 256, display_name="prior_num_candidates")
+    """Image embeddings drawn for each sample, of which one is kept: see `threshold`."""
+    threshold: float = bounded(0.85, 0, 1, display_name="prior_threshold")
     """Of a class's caption the first draw is kept to which CLIP gives at least this probability, beside those of the
     other classes; if none has it, or for other captions, the likeliest; without classes the closest to the text."""
 
@@ -74,13 +74,13 @@ class DecoderSettings:
     """Decoder guidance scale: 1 is none, more follows the caption closer at the price of variety."""
     guidance_interval: tuple[float, float] = bounded((0.3, 0.8), 0, 1)
     """Guide the decoder only at these times, from 0, the clean image, to 1, pure noise."""
-    sampler: SamplerName = listed("dpmpp", SAMPLERS)
+    sampler: SamplerName = choice("dpmpp", SAMPLERS)
     """Decoder sampler."""
     eta: float = bounded(0.0, 0, 1)
     """Noise of the ddim sampler: 0 is deterministic, 1 as noisy as ddpm."""
     spacing: Spacing = "karras"
     """Spacing of the decoder's steps: even in time, or karras, dense where there is little noise."""
-    tries: int = bounded(1, 1, 256)
+    num_candidates: int = bounded(1, 1, 256)
     """Images drawn for each embedding, each from noise of its own, of which the one is kept whose own embedding is the
     closest to it: truer to the embedding, at so many times the cost. Without an embedding, or from given noise, one."""
 
@@ -134,7 +134,7 @@ def plain(value: Any) -> Any:
 
 STYLES: dict[str, dict[str, Any]] = {
     "clear": {},
-    "faithful": {"guidance": 1.0, "prior_guidance": 1.0, "draws": 1, "tries": 1},
+    "faithful": {"guidance": 1.0, "prior_guidance": 1.0, "prior_num_candidates": 1, "num_candidates": 1},
 }
 """Named settings over the pipeline's own: clear changes nothing; faithful guides nothing and picks nothing, so that the
 samples are as varied as the model has learned the images to be, and a Frechet distance tells what it has learned."""
@@ -144,7 +144,7 @@ samples are as varied as the model has learned the images to be, and a Frechet d
 class SamplingOptions:
     """All settings side by side, as options of a program, whose defaults are the pipeline's own."""
 
-    style: str = listed("clear", STYLES)
+    style: str = choice("clear", STYLES)
     """clear is the pipeline's own settings, faithful no guidance, no choice: less typical, as varied as the data."""
     steps: int = bounded(DecoderSettings.steps, 1, 10_000)
     """Decoder steps per image, from 1 to the decoder's timesteps."""
@@ -152,22 +152,22 @@ class SamplingOptions:
     """Decoder guidance scale: 1 is none, more follows the caption closer at the price of variety."""
     guidance_interval: tuple[float, float] = bounded(DecoderSettings.guidance_interval, 0, 1)
     """Guide the decoder only at these times, from 0, the clean image, to 1, pure noise."""
-    sampler: SamplerName = listed(DecoderSettings.sampler, SAMPLERS)
+    sampler: SamplerName = choice(DecoderSettings.sampler, SAMPLERS)
     """Decoder sampler."""
     eta: float = bounded(DecoderSettings.eta, 0, 1)
     """Noise of the ddim sampler: 0 is deterministic, 1 as noisy as ddpm."""
     spacing: Spacing = DecoderSettings.spacing
     """Spacing of the decoder's steps: even in time, or karras, dense where there is little noise."""
-    tries: int = bounded(DecoderSettings.tries, 1, 256)
+    num_candidates: int = bounded(DecoderSettings.num_candidates, 1, 256)
     """Images drawn for each embedding, each from noise of its own, of which the one is kept whose own embedding is the
     closest to it: truer to the embedding, at so many times the cost. Without an embedding, or from given noise, one."""
     prior_steps: int = bounded(PriorSettings.steps, 1, 10_000)
     """Prior steps per embedding (dpmpp)."""
     prior_guidance: float = bounded(PriorSettings.guidance, 0, 100)
     """Prior guidance scale: 1 is none, more follows the caption closer at the price of variety."""
-    draws: int = bounded(PriorSettings.draws, 1, 256)
-    """Image embeddings drawn for each sample, of which one is kept: see `accept`."""
-    accept: float = bounded(PriorSettings.accept, 0, 1)
+    prior_num_candidates: int = bounded(PriorSettings.num_candidates, 1, 256)
+    """Image embeddings drawn for each sample, of which one is kept: see `threshold`."""
+    prior_threshold: float = bounded(PriorSettings.threshold, 0, 1)
     """Of a class's caption the first draw is kept to which CLIP gives at least this probability, beside those of the
     other classes; if none has it, or for other captions, the likeliest; without classes the closest to the text."""
     batch_size: int = bounded(64, 1, 4096)
@@ -188,5 +188,10 @@ class SamplingOptions:
 
 
 SAMPLING_OPTIONS = tuple(option.name for option in fields(SamplingOptions) if option.name != "style")
-PRIOR_OPTIONS = {"prior_steps": "steps", "prior_guidance": "guidance", "draws": "draws", "accept": "accept"}
+PRIOR_OPTIONS = {
+    "prior_steps": "steps",
+    "prior_guidance": "guidance",
+    "prior_num_candidates": "num_candidates",
+    "prior_threshold": "threshold",
+}
 """Which options are the prior's, and what it calls them; the others are the decoder's, by its own names."""

@@ -85,11 +85,11 @@ def encode_text(clip: CLIP, ids: Tensor) -> TextFeatures:
 
 def predict(prior: Prior, noised: Tensor, t: Tensor, captions: TextFeatures) -> Tensor:
     """Noised, scaled image embeddings (B, D) -> clean ones (B, D), of captions none of which is empty."""
-    centre = prior.regression(captions.text)
+    centre = prior.regression(captions.embedding)
     x = torch.cat(
         [
-            prior.encoding_in(captions.encodings) + prior.positions[: captions.encodings.shape[1]],
-            prior.text_in(captions.text * prior.config.embed_dim**0.5)[:, None],
+            prior.encoding_in(captions.tokens) + prior.positions[: captions.tokens.shape[1]],
+            prior.text_in(captions.embedding * prior.config.embed_dim**0.5)[:, None],
             prior.time_in(timestep_embedding(t, prior.config.width))[:, None],
             prior.image_in(noised - prior.signal[t, None] * centre)[:, None],
             prior.query.expand(len(t), 1, -1),
@@ -104,7 +104,7 @@ def predict_pixels(decoder: Decoder, x: Tensor, t: Tensor, embeddings: Tensor, c
     """The decoder, its condition read anew."""
     image = decoder.image_condition(embeddings, torch.zeros(len(x), dtype=torch.bool))
     text = decoder.text_condition
-    tokens = text.norm(through(text.blocks, text.project(captions.encodings), captions.mask[:, None]))
+    tokens = text.norm(through(text.blocks, text.project(captions.tokens), captions.mask[:, None]))
     time = decoder.time(timestep_embedding(t, decoder.config.width))
     tokens, mask = torch.cat([image.tokens, tokens], dim=1), torch.cat([image.mask, captions.mask], dim=1)
     return decoder.unet(x, time + image.vector, tokens, mask)
@@ -121,7 +121,7 @@ def train_clip(inputs: Inputs) -> Contender:
     preprocess, ids = Preprocess(inputs.shapes.image_size, 1), every_caption(inputs, count)
 
     def loss() -> Tensor:
-        image, text = encode_image(model, preprocess(inputs.pixels)), encode_text(model, ids).text
+        image, text = encode_image(model, preprocess(inputs.pixels)), encode_text(model, ids).embedding
         return contrastive_loss(image, text, torch.arange(count), model.scale())
 
     return training("plain code", model, loss, count)

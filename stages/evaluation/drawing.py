@@ -21,8 +21,8 @@ WAYS = ("true embedding", "prior", "text embedding", "caption alone", "nothing")
 """What drives the decoder (Ramesh et al. 2022, section 5.1)."""
 SWEEP = {
     "prior_guidance": (1.0, 1.2, 1.5),
-    "draws": (1, 4),
-    "accept": (0.75, 0.85),
+    "prior_num_candidates": (1, 4),
+    "prior_threshold": (0.75, 0.85),
     "guidance": (1.0, 1.5, 2.5, 4.0),
     "guidance_interval": ((0.0, 1.0), (0.3, 0.8)),
     "sampler": ("dpmpp", "ddpm"),
@@ -89,7 +89,7 @@ def sweep_section(pipe: UnCLIP, model: Judge, validation: CaptionedImages, sampl
         setting = dict(zip(SWEEP, values, strict=True))
         if setting["guidance"] == 1 and setting["guidance_interval"] != (0.0, 1.0):
             continue  # no guidance is the same on every interval
-        if setting["draws"] == 1 and setting["accept"] != SWEEP["accept"][0]:
+        if setting["prior_num_candidates"] == 1 and setting["prior_threshold"] != SWEEP["prior_threshold"][0]:
             continue  # a single draw is kept, however likely
         images, _ = draw(pipe, "prior", validation.class_captions, n, seed, eta=0.0, **setting)
         scores, features = judge(model, images)

@@ -24,12 +24,12 @@ def clip_section(pipe: UnCLIP, embedded: EmbeddedImages, seed: int) -> Section:
     ensemble = F.normalize(torch.stack(prompts), dim=-1)  # Radford et al. 2021, section 3.1.4
     plain = pipe.encode_text(test.class_captions).cpu()
     right = (embeddings @ ensemble.T).argmax(dim=1) == test.labels
-    own_captions = embedded.text[test.draw(torch.arange(len(test)), torch.Generator().manual_seed(seed))]
+    own_captions = embedded.text_embeddings[test.draw(torch.arange(len(test)), torch.Generator().manual_seed(seed))]
     figures = {
         "zero_shot": share(right),
         "zero_shot_plain_caption": share((embeddings @ plain.T).argmax(dim=1) == test.labels),
         "zero_shot_by_class": {name: share(right[test.labels == c]) for c, name in enumerate(test.classes)},
-        "recall": caption_recall(embeddings, test, lambda ids: embedded.text[ids]),
+        "recall": caption_recall(embeddings, test, lambda ids: embedded.text_embeddings[ids]),
         "modality_gap": modality_gap(embeddings, own_captions),
         "images": len(test),
     }
@@ -42,16 +42,20 @@ def prior_section(pipe: UnCLIP, embedded: EmbeddedImages, samples: int, seed: in
     """Cosines to the true embedding, with their ceiling and floors; and how far the draws of a caption spread."""
     test, own = embedded.data, pipe.sampling.prior
     count = min(samples, len(test))
-    settings = dict.fromkeys([*((1, scale) for scale in GUIDANCE), (own.draws, own.guidance)])
+    settings = dict.fromkeys([*((1, scale) for scale in GUIDANCE), (own.num_candidates, own.guidance)])
     rows = []
     for draws, scale in settings:
-        cosines = pair_cosines(pipe.prior, embedded, count, replace(own, draws=draws, guidance=scale))
-        row = {"draws": draws, "prior_guidance": scale, **{name: mean(values) for name, values in cosines.items()}}
+        cosines = pair_cosines(pipe.prior, embedded, count, replace(own, num_candidates=draws, guidance=scale))
+        row = {
+            "prior_num_candidates": draws,
+            "prior_guidance": scale,
+            **{name: mean(values) for name, values in cosines.items()},
+        }
         row["gap_closed"] = share_of_gap(cosines["sample"], cosines["text"], cosines["ceiling"])
         rows.append(row | {"distance": distance_of_draws(cosines["sample"], cosines["redrawn"], cosines["ceiling"])})
     classes = len(test.classes)
     n = max(2, count // classes)
-    drawn = pipe.embed(test.class_captions, n, seed, draws=1, batch_size=BATCH).cpu()
+    drawn = pipe.embed(test.class_captions, n, seed, prior_num_candidates=1, batch_size=BATCH).cpu()
     same_caption = torch.arange(classes).repeat_interleave(n)
     spread_of_draws = mean(1 - same_group_cosine(drawn, same_caption))
     spread_of_real = mean(1 - same_group_cosine(embedded.embeddings, test.labels))

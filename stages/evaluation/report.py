@@ -105,7 +105,7 @@ def _prior(figures: dict[str, Any], word: str) -> str:
              "unrelated": "drawn for another caption", "redrawn": "two draws for the caption"}  # fmt: skip
     rows = [
         [
-            *(r["draws"], r["prior_guidance"], *(number(r[name]) for name in names)),
+            *(r["prior_num_candidates"], r["prior_guidance"], *(number(r[name]) for name in names)),
             *("-" if math.isnan(r["distance"]) else f"{r['distance']:.2f}", number(r["gap_closed"], 0.01, 0)),
         ]
         for r in figures["cosines"]

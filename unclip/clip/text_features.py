@@ -15,10 +15,10 @@ from unclip.tensor_batch import TensorBatch
 class TextFeatures(TensorBatch):
     """N captions."""
 
-    text: Tensor
+    embedding: Tensor
     """Text embeddings (N, D), unit norm."""
-    encodings: Tensor
-    """Token encodings (N, L, W), after the final LayerNorm, before the projection."""
+    tokens: Tensor
+    """Token features (N, L, W), after the final LayerNorm, before the projection."""
     mask: Tensor
     """(N, L), False for padding."""
     empty: Tensor
@@ -32,7 +32,7 @@ class TextFeatures(TensorBatch):
         """As many empty captions: the unconditional half of guidance."""
         return replace(self, empty=torch.ones_like(self.empty))
 
-    def fill(self, encoding: Tensor, text: Tensor | None = None) -> "TextFeatures":
+    def fill(self, encoding: Tensor, embedding: Tensor | None = None) -> "TextFeatures":
         """The same with a learned null encoding (W,), and text embedding (D,), in place of what is empty.
 
         An empty caption becomes a single token, so that not even its length is told.
@@ -42,8 +42,10 @@ class TextFeatures(TensorBatch):
         return replace(
             self,
             mask=torch.where(rows, first, self.mask),
-            encodings=torch.where(rows[..., None], encoding.to(self.encodings.dtype), self.encodings),
-            text=self.text if text is None else torch.where(rows, text.to(self.text.dtype), self.text),
+            tokens=torch.where(rows[..., None], encoding.to(self.tokens.dtype), self.tokens),
+            embedding=self.embedding
+            if embedding is None
+            else torch.where(rows, embedding.to(self.embedding.dtype), self.embedding),
         )
 
 

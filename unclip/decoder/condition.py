@@ -50,8 +50,8 @@ class TextCondition(nn.Module):
 
     def forward(self, captions: TextFeatures) -> tuple[Tensor, Tensor]:
         """B captions -> tokens (B, L, W) and mask (B, L); of an empty caption the learned null is all that is left."""
-        captions = replace(captions, encodings=self.project(captions.encodings)).fill(self.null)
-        x = captions.encodings
+        captions = replace(captions, tokens=self.project(captions.tokens)).fill(self.null)
+        x = captions.tokens
         for block in self.blocks:
             x, _ = block(x, captions.mask[:, None, None])
         return self.norm(x), captions.mask

@@ -114,7 +114,7 @@ class Decoder(nn.Module):
         diffusion, n = self.diffusion(), len(captions)
         drop = torch.full_like(captions.empty, embeddings is None)
         if embeddings is None:
-            embeddings = captions.text.new_zeros(n, self.config.embed_dim)
+            embeddings = captions.embedding.new_zeros(n, self.config.embed_dim)
         if settings.guidance == 1:
             model = partial(self, condition=self.condition(embeddings, captions, drop))
         else:  # N conditions, then the N nulls that belong to them

@@ -51,11 +51,11 @@ def roughness(images: np.ndarray) -> float:
 def few_steps(pipe: UnCLIP, embeddings: torch.Tensor, seed: int, slow: int) -> list[tuple[str, np.ndarray]]:
     """DDIM (Song et al. 2020) at 10, 20 and 50 steps beside DDPM at many, with the time of each as measured here."""
     runs = [("ddim", steps) for steps in (10, 20, 50)] + [("ddpm", slow)]
-    pipe.decode(embeddings, seed=seed, steps=2, tries=1)  # what only the first call takes is not counted
+    pipe.decode(embeddings, seed=seed, steps=2, num_candidates=1)  # what only the first call takes is not counted
     timed = []
     for sampler, steps in runs:
         began = time.perf_counter()
-        images = pipe.decode(embeddings, seed=seed, sampler=sampler, steps=steps, eta=0.0, tries=1)
+        images = pipe.decode(embeddings, seed=seed, sampler=sampler, steps=steps, eta=0.0, num_candidates=1)
         timed.append((sampler.upper(), steps, time.perf_counter() - began, images))
     longest = timed[-1][2]
     return [(f"{s}, {steps} steps: {t:.2f} s, {longest / t:.0f}x faster" if s == "DDIM" else f"{s}, {steps} steps: "
@@ -67,7 +67,7 @@ def guidances(pipe: UnCLIP, embeddings: torch.Tensor, seed: int) -> list[tuple[s
     rows = []
     for guidance in GUIDANCES:
         settings = {"guidance": guidance, "guidance_interval": (0.0, 1.0), "sampler": "ddim", "eta": 0.0, "steps": 50}
-        images = pipe.decode(embeddings, seed=seed, tries=1, **settings)
+        images = pipe.decode(embeddings, seed=seed, num_candidates=1, **settings)
         cosine = (pipe.encode_image(images) * embeddings).sum(dim=1).mean().item()
         rows.append((f"guidance {guidance:g}: cosine to the embedding {cosine:.2f}", images))
     return rows

@@ -32,10 +32,10 @@ from unclip.settings import MAX_SEED, PRIOR_OPTIONS, Sampling, seed_list
 
 Space = Literal["image", "text"]
 
-BACKWARDS = {"sampler": "ddim", "eta": 0.0, "spacing": "even", "guidance": 1.0, "steps": 50, "tries": 1}
+BACKWARDS = {"sampler": "ddim", "eta": 0.0, "spacing": "even", "guidance": 1.0, "steps": 50, "num_candidates": 1}
 """How edits draw that need an image's own noise: the one sampler that can be run backwards, at the times by which few
 steps lead back closest to the image, unguided if not asked."""
-PAINTING = {"sampler": "ddpm", "eta": 0.0, "guidance": 1.0, "steps": 25, "tries": 1}
+PAINTING = {"sampler": "ddpm", "eta": 0.0, "guidance": 1.0, "steps": 25, "num_candidates": 1}
 CANDIDATES, OWN = 16, 1 / 3
 """Of so many embeddings that the prior draws for a painting the one closest to the image's own is taken, and moved by
 this share towards it, so that what is painted goes with what is not."""
@@ -43,16 +43,16 @@ DEFAULTS = {
     "vary": {},
     "blend": BACKWARDS,
     "change": BACKWARDS | {"guidance": 2.5},  # with less, what was asked for is not always reached
-    "mix": {"accept": 1.0},  # of each prompt what is typical: the mean of unusual draws is seldom either
+    "mix": {"prior_threshold": 1.0},  # of each prompt what is typical: the mean of unusual draws is seldom either
     "inpaint": PAINTING,
-    "probe": {"tries": 1},  # what is drawn of few components keeps to no image's embedding
+    "probe": {"num_candidates": 1},  # what is drawn of few components keeps to no image's embedding
     "corrupt": {},
 }
 """What each kind of edit sets otherwise than the pipeline, where it is not told how to draw."""
 LEAN = 0.5
 """How far the direction of a change leans towards what it leads to: more keeps the class in more images, and fewer show
 the change."""
-AXES_FROM = {"n": 512, "draws": 1, "prior_steps": 10, "prior_guidance": 1.0}
+AXES_FROM = {"n": 512, "prior_num_candidates": 1, "prior_steps": 10, "prior_guidance": 1.0}
 """The unconditional draws of the prior that principal axes are taken from."""
 
 
@@ -112,7 +112,7 @@ def _redraw(pipe: UnCLIP, latent: Latent, embeddings: Tensor, noise: Tensor) -> 
 
 def _backwards(pipe: UnCLIP, name: str, **settings: Any) -> Sampling:
     """The settings for what needs an image's own noise. Raises UserError for a sampler that cannot run backwards."""
-    if others := set(settings) & {"style", "guidance_interval", "spacing", "tries", *PRIOR_OPTIONS}:
+    if others := set(settings) & {"style", "guidance_interval", "spacing", "num_candidates", *PRIOR_OPTIONS}:
         raise UserError(f"{name} takes steps and guidance; leave {min(others)} out")
     sampling = pipe.sampling.override(**BACKWARDS | settings)
     if sampling.decoder.sampler != "ddim" or sampling.decoder.eta:
@@ -295,7 +295,7 @@ def inpaint(
     sampling = pipe.sampling.override(**PAINTING | settings)
     if sampling.decoder.sampler != "ddpm":
         raise UserError(f"inpaint draws with the ddpm sampler, not with {sampling.decoder.sampler}; leave sampler out")
-    if "tries" in settings:
+    if "num_candidates" in settings:
         raise UserError("inpaint draws each image once; leave tries out")
     said = [caption for caption in _captions(captions, len(prepared)) for _ in range(n)]
     seeds = _seeds(seed, n) * len(prepared)
@@ -319,7 +319,9 @@ def _closest_draws(pipe: UnCLIP, captions: list[str], seeds: list[int], wanted: 
     """For each of N captions that of `CANDIDATES` draws of the prior which is closest to wanted (N, D)."""
     own = [(seed * CANDIDATES + i) % MAX_SEED for seed in seeds for i in range(CANDIDATES)]
     repeated = [caption for caption in captions for _ in range(CANDIDATES)]
-    drawn = pipe.embed(repeated, seed=own, **{"draws": 1} | settings).unflatten(0, (-1, CANDIDATES))  # (N, K, D)
+    drawn = pipe.embed(repeated, seed=own, **{"prior_num_candidates": 1} | settings).unflatten(
+        0, (-1, CANDIDATES)
+    )  # (N, K, D)
     best = torch.einsum("nkd,nd->nk", drawn, wanted).argmax(dim=1)
     return drawn[torch.arange(len(best), device=best.device), best]
 

@@ -132,7 +132,7 @@ def look(opened: OpenPipeline, caption: str, seed: int, image: Picked) -> Shown:
     ways |= {"caption alone": (None, caption), "nothing": (None, "")}
     pictures = []
     for way, (embedding, said) in ways.items():
-        made = pipe.decode(embedding, [said], seed=seed, tries=1)  # all from the same noise
+        made = pipe.decode(embedding, [said], seed=seed, num_candidates=1)  # all from the same noise
         pictures.append(picture(made[0], f"{caption}, from {way}", way, f"{caption} from {way}.png"))
         yield (sheet(row("Drawn from", pictures)),)
     cosines = [

@@ -141,11 +141,11 @@ class Prior(nn.Module):
 
     def _text(self, captions: TextFeatures) -> tuple[Tensor, Tensor, Tensor]:
         """The sequence's first part (B, L + 1, W), its mask (B, L + 1), and the linear guess (B, D)."""
-        centre = self.regression(captions.text).masked_fill(captions.empty[:, None], 0)  # (B, D)
-        unit_variance = captions.text * self.config.embed_dim**0.5
-        captions = replace(captions, text=unit_variance).fill(self.null_encoding, self.null_text)
-        x = self.encoding_in(captions.encodings) + self.positions[: captions.encodings.shape[1]]  # (B, L, W)
-        x = torch.cat([x, self.text_in(captions.text)[:, None]], dim=1)  # (B, L + 1, W)
+        centre = self.regression(captions.embedding).masked_fill(captions.empty[:, None], 0)  # (B, D)
+        unit_variance = captions.embedding * self.config.embed_dim**0.5
+        captions = replace(captions, embedding=unit_variance).fill(self.null_encoding, self.null_text)
+        x = self.encoding_in(captions.tokens) + self.positions[: captions.tokens.shape[1]]  # (B, L, W)
+        x = torch.cat([x, self.text_in(captions.embedding)[:, None]], dim=1)  # (B, L + 1, W)
         return x, F.pad(captions.mask, (0, 1), value=True), centre
 
     def _end(self, noised: Tensor, t: Tensor, centre: Tensor) -> Tensor:
@@ -187,19 +187,21 @@ class Prior(nn.Module):
     def draw(self, captions: TextFeatures, seeds: Sequence[int], settings: PriorSettings) -> Tensor:
         """One unit image embedding (N, D) for each of N captions, by diffusion; each depends on its own seed.
 
-        Of `settings.draws` candidates `Reranker` keeps one; of an empty caption's, the first
+        Of `settings.num_candidates` candidates `Reranker` keeps one; of an empty caption's, the first
         is kept. All N x draws candidates are one batch.
         """
         diffusion, n = self.diffusion(), len(captions)
         timesteps = spaced_timesteps(diffusion.timesteps, settings.steps, "prior_steps")
-        rows = torch.arange(n, device=captions.text.device).repeat(settings.draws)  # all draws are one batch
+        rows = torch.arange(n, device=captions.embedding.device).repeat(
+            settings.num_candidates
+        )  # all draws are one batch
         if settings.guidance == 1:
             model = partial(self, prefix=self.prefix(captions).rows(rows))
         else:  # N captions, then the N nulls that belong to them
             both = self.prefix(TextFeatures.cat([captions, captions.null()]))
             model = guided(partial(self, prefix=both.rows(torch.cat([rows, rows + n]))), settings.guidance)
-        noise = [RowNoise(seeds, PRIOR_STREAM, draw)(captions.text) for draw in range(settings.draws)]
+        noise = [RowNoise(seeds, PRIOR_STREAM, draw)(captions.embedding) for draw in range(settings.num_candidates)]
         x = dpmpp(diffusion.denoiser(model), torch.cat(noise), diffusion, timesteps)
         candidates = self.scaler.unscale(x).unflatten(0, (-1, n)).transpose(0, 1)  # (N, draws, D)
-        kept = self.choice(candidates, captions.text, settings.accept).masked_fill(captions.empty, 0)
+        kept = self.choice(candidates, captions.embedding, settings.threshold).masked_fill(captions.empty, 0)
         return candidates[torch.arange(n, device=kept.device), kept]

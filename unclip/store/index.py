@@ -15,6 +15,14 @@ COMMITTED = ("fashion-mnist", "emoji")
 """Names of the pipelines that come with the project: as old as its checkout, so they are never the newest."""
 
 
+RENAMED = {
+    ("prior", "draws"): "num_candidates",
+    ("prior", "accept"): "threshold",
+    ("decoder", "tries"): "num_candidates",
+}
+"""Settings of format 3 by the names that they have now."""
+
+
 def read_index(pipeline: Path) -> dict[str, Any]:
     """What model_index.json says, nothing if it is not there. Raises UserError if it has changed."""
     path = pipeline / "model_index.json"
@@ -30,6 +38,7 @@ def read_sampling(pipeline: Path) -> Sampling:
     own = read_index(pipeline).get("sampling", {})
     if not isinstance(own, dict) or not all(isinstance(part, dict) for part in own.values()):
         raise UserError(f'{path} holds no settings of sampling under "sampling"; restore it, or delete the entry')
+    own = {part: {RENAMED.get((part, k), k): v for k, v in values.items()} for part, values in own.items()}
     try:
         return from_dict(Sampling, own, str(path))
     except (TypeError, ValueError) as error:
