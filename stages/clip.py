@@ -23,7 +23,7 @@ from stages.inputs import data_entry
 from stages.memory import check_fits
 from stages.state import start_from
 from unclip.clip import CLIP, CLIPConfig, Preprocess, Tokenizer
-from unclip.clip.model import chance_loss, contrastive_loss
+from unclip.clip.loss import chance_loss, contrastive_loss
 from unclip.clip.pretrained import load_bundle
 from unclip.fields import bounded
 from unclip.images import captioned_grid

@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from unclip.clip import CLIP, CLIPConfig, TextConfig, Tokenizer, VisionConfig
-from unclip.clip.model import chance_loss, contrastive_loss
+from unclip.clip.loss import chance_loss, contrastive_loss
 from unclip.errors import UserError
 
 QUICK = settings(deadline=None, max_examples=60, derandomize=True)

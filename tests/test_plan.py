@@ -30,7 +30,7 @@ from stages.plan.machine import DEVICES, count, duration, short
 from stages.plan.report import CLIPOptions, PlanOptions, budgets, configs
 from stages.prior import PriorBatch, PriorObjective
 from unclip.clip import CLIP, CLIPConfig, Preprocess, TextConfig, TextFeatures, Tokenizer, VisionConfig
-from unclip.clip.model import contrastive_loss
+from unclip.clip.loss import contrastive_loss
 from unclip.decoder import Decoder
 from unclip.errors import UserError
 from unclip.prior import Prior

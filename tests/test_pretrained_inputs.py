@@ -26,7 +26,8 @@ from PIL import Image
 
 from unclip.clip import CLIPConfig, load_clip
 from unclip.clip.foreign.huggingface import write_preprocess
-from unclip.clip.preprocess import Preprocess, PreprocessConfig
+from unclip.clip.preprocess import Preprocess
+from unclip.clip.preprocess_config import PreprocessConfig
 from unclip.clip.pretrained import adopt
 from unclip.clip.tokenizer import FTFY_LEAVES
 from unclip.clip.vision import VisionConfig

@@ -13,7 +13,7 @@ from conftest import run_python
 from foreign import edit, huggingface_clip, open_clip_files, small_open_clip
 
 from unclip.clip import load_clip
-from unclip.clip.preprocess import OPENAI_MEAN
+from unclip.clip.preprocess_config import OPENAI_MEAN
 from unclip.clip.pretrained import adopt
 from unclip.errors import UserError
 from unclip.store.checkpoint import Manifest

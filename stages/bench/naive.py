@@ -13,7 +13,7 @@ from stages.bench import ours
 from stages.bench.contender import Contender, sampling, training
 from stages.bench.workload import Inputs
 from unclip.clip import CLIP, Preprocess, TextFeatures
-from unclip.clip.model import contrastive_loss
+from unclip.clip.loss import contrastive_loss
 from unclip.decoder import Decoder
 from unclip.images import to_float
 from unclip.layers import Attention, Block, causal_mask, timestep_embedding

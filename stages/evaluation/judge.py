@@ -25,7 +25,7 @@ from stages import loop, runtime
 from stages.clip import CLIPBatch
 from stages.embed import CACHE
 from stages.identity import settings
-from unclip.clip.model import contrastive_loss
+from unclip.clip.loss import contrastive_loss
 from unclip.images import captioned_grid, to_float
 from unclip.store.checkpoint import FORMAT, Manifest, load_part, sha256
 from unclip.tensor_batch import TensorBatch

@@ -1,44 +1,18 @@
 """From images as they come to what a CLIP's image tower was trained on. The settings travel with the weights."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import Literal
 
 import torch
 import torch.nn.functional as F
 from PIL import Image, ImageOps
 from torch import Tensor
 
+from unclip.clip.preprocess_config import PreprocessConfig
 from unclip.errors import UserError
-from unclip.fields import bounded
 from unclip.images import from_pil
 
-OPENAI_MEAN, OPENAI_STD = (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)
-"""Of the images that OpenAI's CLIP was trained on."""
 LUMINANCE = (0.299, 0.587, 0.114)
 """Weights of red, green and blue in grey (ITU-R 601, as in Pillow)."""
-
-
-@dataclass(frozen=True)
-class PreprocessConfig:
-    resize: Literal["stretch", "shortest", "longest"] = "stretch"
-    """Which side becomes `resize_to` pixels: both; the shorter, and the middle is cut out; the longer, and the rest is
-    filled with black."""
-    resize_to: int = bounded(0, 0, 4096)
-    """In pixels; 0 for the image tower's own size."""
-    interpolation: Literal["bicubic", "bilinear"] = "bicubic"
-    """How pixels are found between pixels; both average over what a smaller image merges."""
-    cut: Literal["round", "floor"] = "round"
-    """Where the middle begins if as much cannot be cut off on both sides: torchvision rounds, transformers rounds down.
-    """
-    mean: tuple[float, ...] = bounded((0.5,), -1000, 1000)
-    """Subtracted from the values in 0 .. 1: one number per channel, or one for all."""
-    std: tuple[float, ...] = bounded((0.5,), 1e-6, 1000)
-    """Then divided by."""
-    convert: Literal["first", "last"] = "first"
-    """When a PIL image of another mode becomes grey or RGB: before it is resized, transparent parts put on white, as
-    with transformers; or after, as with open_clip, which takes the nearest pixels of a palette and drops transparency.
-    """
 
 
 class Preprocess:

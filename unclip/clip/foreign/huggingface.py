@@ -15,7 +15,8 @@ from unclip.clip.foreign.tokenizer_files import export_tokenizer
 from unclip.clip.foreign.weight_files import read_json, read_settings
 from unclip.clip.foreign.weight_names import HUGGING_FACE, export_tensors, their_keys
 from unclip.clip.model import CLIPConfig
-from unclip.clip.preprocess import LUMINANCE, OPENAI_MEAN, OPENAI_STD, PreprocessConfig
+from unclip.clip.preprocess import LUMINANCE
+from unclip.clip.preprocess_config import OPENAI_MEAN, OPENAI_STD, PreprocessConfig
 from unclip.clip.text import TextConfig
 from unclip.clip.tokenizer import Tokenizer
 from unclip.clip.vision import VisionConfig

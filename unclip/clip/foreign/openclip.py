@@ -11,7 +11,7 @@ from torch import Tensor
 
 from unclip.clip.foreign.weight_files import read_json, read_settings
 from unclip.clip.model import CLIPConfig
-from unclip.clip.preprocess import OPENAI_MEAN, OPENAI_STD, PreprocessConfig
+from unclip.clip.preprocess_config import OPENAI_MEAN, OPENAI_STD, PreprocessConfig
 from unclip.clip.text import TextConfig
 from unclip.clip.vision import VisionConfig
 from unclip.errors import UserError
