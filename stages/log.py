@@ -1,4 +1,4 @@
-"""What a training tells: to people a bar or plain lines, curves and previews; to programs metrics.jsonl."""
+"""Record a training: progress, curves and previews for people; metrics.jsonl for programs."""
 
 import json
 import math
@@ -12,7 +12,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from stages import runtime
-from stages.curves.__main__ import draw_curves, read_log
+from stages.curves.drawing import draw_curves, read_metrics
 from stages.state import Progress, has_state, not_finite
 from unclip.errors import UserError, reason
 from unclip.images import save_png
@@ -20,122 +20,141 @@ from unclip.store.files import write_atomically
 
 
 class Log:
-    """Progress for people (a bar on a terminal, plain lines elsewhere; pictures) and for programs (metrics.jsonl)."""
+    """The log of one training.
+
+    On a terminal it shows a progress bar, elsewhere it prints plain lines. It writes figures to metrics.jsonl, and
+    draws curves and previews beside that file.
+    """
 
     def __init__(self, path: Path, stage: Any, config: Any, progress: Progress):
         self.path, self.stage, self.config, self.progress = path, stage, config, progress
-        self.mark = (progress.step, progress.seconds)
-        self.bar = self.board = None
+        self.logged_step = progress.step
+        self.logged_seconds = progress.seconds
+        self.bar = None
+        self.board = None
         if runtime.is_main():
             path.parent.mkdir(parents=True, exist_ok=True)
             self._drop_lines_after(progress.step)
             millions = sum(p.numel() for p in stage.model.parameters()) / 1e6
-            going_on = f", going on from step {progress.step}" if progress.step else ""
+            resumed = f", going on from step {progress.step}" if progress.step else ""
             runtime.print0(
                 f"{stage.name}: {millions:.2f}M parameters, {stage.size} examples, {config.steps} steps of "
-                f"{config.batch_size} on {next(stage.model.parameters()).device}{going_on}"
+                f"{config.batch_size} on {next(stage.model.parameters()).device}{resumed}"
             )
             if sys.stderr.isatty():
                 self.bar = tqdm(total=config.steps, initial=progress.step, desc=stage.name, unit="step")
             if config.tensorboard:
-                from torch.utils.tensorboard import SummaryWriter  # which is slow to import
+                from torch.utils.tensorboard import SummaryWriter  # slow to import
 
-                # what an interrupted run logged after its last saved state is not shown
+                # Hide the steps that an interrupted run logged after its last saved state.
                 self.board = SummaryWriter(path.with_name("tensorboard"), purge_step=progress.step + 1)
 
     def _drop_lines_after(self, step: int) -> None:
-        """Lines that an interrupted run wrote after its last saved state will be written again.
+        """Drop the lines that an interrupted run wrote after its last saved state: they will be written again.
 
-        What is broken is set aside: nothing depends on a log, so it stops no training.
+        Broken lines are moved to another file. Nothing depends on a log, so a damaged one stops no training.
         """
         if not self.path.exists():
             return
         lines = self.path.read_bytes().splitlines(keepends=True)
-        steps = [_step_of(line) for line in lines]
-        # of the last line a part is no damage: the writer was killed
-        broken = [line for line, at in zip(lines[:-1], steps, strict=False) if at is None]
+        steps = [_logged_step(line) for line in lines]
+        # An unfinished last line is no damage: the program was killed while it wrote.
+        broken = [line for line, line_step in zip(lines[:-1], steps, strict=False) if line_step is None]
         if broken:
-            aside = self.path.with_name("metrics-damaged.jsonl")
-            write_atomically(aside, b"".join(broken))
-            runtime.print0(f"{self.path} is damaged: {len(broken)} of its lines are put into {aside.name}")
-        kept = [line for line, at in zip(lines, steps, strict=True) if at is not None and at <= step]
-        write_atomically(self.path, b"".join(kept))
+            damaged_path = self.path.with_name("metrics-damaged.jsonl")
+            write_atomically(damaged_path, b"".join(broken))
+            runtime.print0(f"{self.path} is damaged: {len(broken)} of its lines are moved to {damaged_path.name}")
+        valid = [
+            line for line, line_step in zip(lines, steps, strict=True) if line_step is not None and line_step <= step
+        ]
+        write_atomically(self.path, b"".join(valid))
 
-    def step(self, figures: dict[str, float | Tensor]) -> None:
-        """Take note of a step. At intervals, and wherever the state is saved, log the means since the last time.
+    def record_step(self, figures: dict[str, float | Tensor]) -> None:
+        """Record the figures of a step. At intervals, and at every saved state, log their means since the last line.
 
-        Raises UserError if a number is no longer finite.
+        Raises UserError if a figure is not finite.
         """
-        recent, step = self.progress.recent, self.progress.step
+        recent = self.progress.recent
+        step = self.progress.step
         recent.append(figures)
         if self.bar is not None:
             self.bar.update()
-        due = (self.config.log_every, self.config.evaluate_every, self.config.save_every)
-        if all(step % every for every in due) and step != self.config.steps:
+        intervals = (self.config.log_every, self.config.evaluate_every, self.config.save_every)
+        if all(step % interval for interval in intervals) and step != self.config.steps:
             return
-        self.check({})
-        own = [sum(float(figures[k]) for figures in recent) / len(recent) for k in figures]
+        self.check_finite({})
+        rank_means = [sum(float(figures[name]) for figures in recent) / len(recent) for name in figures]
         device = next(self.stage.model.parameters()).device
-        means = dict(zip(figures, runtime.mean_over_ranks(own, device), strict=True))
-        images = (step - self.mark[0]) * self.config.batch_size
-        rate = images / max(self.progress.seconds - self.mark[1], 1e-9)
-        left = (self.config.steps - step) * self.config.batch_size / rate
-        self.mark = (step, self.progress.seconds)
+        means = dict(zip(figures, runtime.mean_over_ranks(rank_means, device), strict=True))
+        images = (step - self.logged_step) * self.config.batch_size
+        rate = images / max(self.progress.seconds - self.logged_seconds, 1e-9)
+        seconds_left = int((self.config.steps - step) * self.config.batch_size / rate)
+        self.logged_step = step
+        self.logged_seconds = self.progress.seconds
         recent.clear()
         self._write({**means, "lr": figures["lr"], "images_per_second": rate})
-        told = ", ".join(f"{k} {v:.4g}" for k, v in means.items() if k not in ("grad_norm", "lr"))
-        self._say(f"{told}, {rate:.0f} images/s, {int(left) // 60}:{int(left) % 60:02d} left")
+        text = ", ".join(f"{name} {mean:.4g}" for name, mean in means.items() if name not in ("grad_norm", "lr"))
+        self._print(f"{text}, {rate:.0f} images/s, {seconds_left // 60}:{seconds_left % 60:02d} left")
 
-    def settle(self) -> None:
-        """Make the figures since the last line the means over all ranks: another number of them may go on from here."""
+    def average_over_ranks(self) -> None:
+        """Replace the figures since the last line by their means over all ranks.
+
+        A saved state holds them, and another number of ranks may go on from it.
+        """
         device = next(self.stage.model.parameters()).device
         for figures in self.progress.recent:
-            own = [float(value) for value in figures.values()]
-            figures.update(zip(figures, runtime.mean_over_ranks(own, device), strict=True))
+            rank_values = [float(value) for value in figures.values()]
+            figures.update(zip(figures, runtime.mean_over_ranks(rank_values, device), strict=True))
 
-    def check(self, tensors: dict[str, Tensor]) -> None:
-        """Raise UserError for a figure since the last line, or a tensor to be saved, that is not finite.
+    def check_finite(self, tensors: dict[str, Tensor]) -> None:
+        """Raise UserError for a figure since the last line, or one of the tensors to be saved, that is not finite.
 
-        It suffices to look before something is saved: a step then waits for no device.
+        It is enough to check before something is saved, so no step has to wait for the device.
         """
-        last = self.progress.step
-        for step, figures in enumerate(self.progress.recent, last + 1 - len(self.progress.recent)):
+        last_step = self.progress.step
+        first_step = last_step + 1 - len(self.progress.recent)
+        for step, figures in enumerate(self.progress.recent, first_step):
             for name, value in figures.items():
                 if not math.isfinite(value):
                     raise UserError(self._diverged(name.replace("grad_norm", "gradient norm"), float(value), step))
-        if wrong := not_finite(tensors):
-            raise UserError(self._diverged(wrong, "not finite", last))
+        if name := not_finite(tensors):
+            raise UserError(self._diverged(name, "not finite", last_step))
 
     def _diverged(self, term: str, value: float | str, step: int) -> str:
-        lower = (self.progress.rates[-1][1] if self.progress.rates else self.config.lr) / 10
-        advice = f"nothing is saved yet: start anew with a lower learning rate, such as --train.lr {lower:.3g}"
+        """Return the message that a number is not finite, and how to go on."""
+        lower_rate = (self.progress.rates[-1][1] if self.progress.rates else self.config.lr) / 10
+        advice = f"nothing is saved yet: start anew with a lower learning rate, such as --train.lr {lower_rate:.3g}"
         if has_state(self.path.with_name("state.safetensors")):
             advice = (
                 "the last saved state is good: give the same command again with --resume-with and a lower learning "
-                f"rate, such as {lower:.3g}"
+                f"rate, such as {lower_rate:.3g}"
             )
         return f"{self.stage.name}: the {term} is {value} at step {step}; {advice}"
 
-    def validation(self, figures: dict[str, float]) -> None:
-        self._write({f"validation/{key}": value for key, value in figures.items()})
-        self._say("validation: " + ", ".join(f"{key} {value:.4g}" for key, value in figures.items()), keep=True)
-        self.draw()
+    def record_validation(self, figures: dict[str, float]) -> None:
+        """Log validation figures, and draw the curves anew."""
+        self._write({f"validation/{name}": value for name, value in figures.items()})
+        text = ", ".join(f"{name} {value:.4g}" for name, value in figures.items())
+        self._print(f"validation: {text}", permanent=True)
+        self._draw_curves()
 
-    def draw(self) -> None:
-        """Draw curves.png anew. Nothing depends on it, so that a failure to do so stops no training."""
+    def _draw_curves(self) -> None:
+        """Draw curves.png. Nothing depends on it, so a failure stops no training."""
+        name = self.stage.name
         try:
-            draw_curves(self.path.with_name("curves.png"), {self.stage.name: read_log(self.path)}, self.stage.name)
-        except Exception as error:  # of a drawing library, or of the disk
-            self._say(f"curves.png is not drawn ({reason(error)})", keep=True)
+            draw_curves(self.path.with_name("curves.png"), {name: read_metrics(self.path)}, name)
+        except Exception as error:  # of the drawing library, or of the disk
+            self._print(f"curves.png is not drawn ({reason(error)})", permanent=True)
 
-    def preview(self, picture: Image.Image) -> None:
+    def save_preview(self, picture: Image.Image) -> None:
         save_png(self.path.with_name(f"preview-{self.progress.step:06d}.png"), picture)
         if self.board is not None:
             pixels = np.asarray(picture.convert("RGB"))
             self.board.add_image("preview", pixels, self.progress.step, dataformats="HWC")
 
-    def _say(self, message: str, keep: bool = False) -> None:
-        if self.bar is not None and not keep:
+    def _print(self, message: str, permanent: bool = False) -> None:
+        """Print a line; where there is a bar, show the message beside it unless it is to stay."""
+        if self.bar is not None and not permanent:
             self.bar.set_postfix_str(message)
         elif runtime.is_main():
             tqdm.write(f"{self.stage.name} {self.progress.step}/{self.config.steps}: {message}", file=sys.stderr)
@@ -156,8 +175,8 @@ class Log:
             self.board.close()
 
 
-def _step_of(line: bytes) -> int | None:
-    """The step that a line of metrics.jsonl is of; None for what is no whole line."""
+def _logged_step(line: bytes) -> int | None:
+    """Return the step of a line of metrics.jsonl, or None for a broken line."""
     try:
         figures = json.loads(line)
         return figures["step"] if line.endswith(b"\n") and isinstance(figures["step"], int) else None

@@ -198,7 +198,7 @@ def run_steps(stage: Stage, config: TrainConfig, device: torch.device, folder: P
             progress.step += 1
             progress.seconds += time.perf_counter() - began
             stopping = runtime.largest(stop.number, device)
-            log.step(figures)
+            log.record_step(figures)
             last = progress.step == config.steps
             evaluated = last or progress.step % config.evaluate_every == 0
             saved = evaluated or stopping or progress.step % config.save_every == 0
@@ -206,13 +206,13 @@ def run_steps(stage: Stage, config: TrainConfig, device: torch.device, folder: P
             if saved or previewed:
                 whole = sharding.made_whole(average, average)
             if saved:
-                log.settle()
-                log.check(tensors := state_tensors(sharding.made_whole(model, average), whole, optimizers))
+                log.average_over_ranks()
+                log.check_finite(tensors := state_tensors(sharding.made_whole(model, average), whole, optimizers))
             if runtime.is_main():
                 if previewed:
-                    log.preview(preview(stage, whole))
+                    log.save_preview(preview(stage, whole))
                 if evaluated:
-                    log.validation(validate(stage, whole, folder, manifest, progress))
+                    log.record_validation(validate(stage, whole, folder, manifest, progress))
                 if saved:
                     save_state(state, tensors, progress)
             if stopping:

@@ -1,4 +1,4 @@
-"""What a training draws of itself: curves, several runs over each other, and TensorBoard's files."""
+"""Curves of a training, curves of several runs in one picture, and TensorBoard's files."""
 
 import importlib.util
 import json
@@ -13,17 +13,18 @@ from toy import SETTINGS, LineStage
 
 from stages import log
 from stages.curves import __main__ as curves
-from stages.curves.__main__ import CurvesOptions, panel, read_log, series
+from stages.curves.__main__ import CurvesOptions
+from stages.curves.drawing import draw_curves, figure_series, panel_title, read_metrics
 from stages.loop import TrainConfig
 from unclip.errors import UserError
 
 
 @pytest.fixture
 def drawn(monkeypatch) -> list[dict[str, tuple]]:
-    """What each picture shows: {title: {label: (steps, values)}}."""
+    """The lines of each picture that is drawn: {title: {label: (steps, values)}}."""
     import matplotlib.figure
 
-    pictures, original = [], curves.draw_curves
+    pictures = []
 
     def watched(*arguments):
         figures = []
@@ -34,12 +35,11 @@ def drawn(monkeypatch) -> list[dict[str, tuple]]:
                 "__init__",
                 lambda self, *a, **k: [figures.append(self), init(self, *a, **k)][1],
             )
-            original(*arguments)
-        lines = {axes.get_title(): axes.get_lines() for axes in figures[0].axes}
+            draw_curves(*arguments)
         pictures.append(
             {
-                title: {line.get_label(): tuple(map(list, line.get_data())) for line in own}
-                for title, own in lines.items()
+                axes.get_title(): {line.get_label(): tuple(map(list, line.get_data())) for line in axes.get_lines()}
+                for axes in figures[0].axes
             }
         )
 
@@ -51,7 +51,7 @@ def drawn(monkeypatch) -> list[dict[str, tuple]]:
 def test_each_validation_draws_the_curves_of_all_that_was_logged(tmp_path, drawn):
     train(tmp_path)
     assert [picture["loss"]["loss"][0] for picture in drawn] == [[2, 4], [2, 4, 6, 8], [2, 4, 6, 8, 10, 12]]
-    lines = read_log(tmp_path / "line" / "train" / "metrics.jsonl")
+    lines = read_metrics(tmp_path / "line" / "train" / "metrics.jsonl")
     assert list(drawn[-1]) == ["loss", "error", "learning rate", "images per second"]
     assert drawn[-1]["error"]["validation error"] == (
         [4, 8, 12],
@@ -79,14 +79,14 @@ def test_a_failure_to_draw_stops_no_training(tmp_path, monkeypatch, capsys):
 
 
 def test_figures_of_a_kind_share_a_panel_and_what_is_not_finite_is_left_out(tmp_path):
-    assert panel("chance_loss") == panel("validation/loss") == "loss"
-    assert panel("validation/cosine_text") == panel("validation/cosine_sample") == "cosine"
-    assert panel("validation/logit_scale") == "logit scale"
+    assert panel_title("chance_loss") == panel_title("validation/loss") == "loss"
+    assert panel_title("validation/cosine_text") == panel_title("validation/cosine_sample") == "cosine"
+    assert panel_title("validation/logit_scale") == "logit scale"
     path = tmp_path / "metrics.jsonl"
     path.write_text('{"step": 1, "loss": 2, "grad_norm": 1}\n{"step": 2, "loss": NaN}\n[1]\n{"step": 3, "lo')
-    assert series(read_log(path)) == {"loss": ([1], [2])}
+    assert figure_series(read_metrics(path)) == {"loss": ([1], [2])}
     path.write_text("")
-    curves.draw_curves(tmp_path / "empty.png", {"x": read_log(path)}, "x")
+    draw_curves(tmp_path / "empty.png", {"x": read_metrics(path)}, "x")
 
 
 def test_runs_are_laid_over_each_other_stage_by_stage(tmp_path, drawn):
@@ -97,17 +97,15 @@ def test_runs_are_laid_over_each_other_stage_by_stage(tmp_path, drawn):
     (other / "metrics.jsonl").write_text(json.dumps({"step": 1, "loss": 1.0}) + "\n")
     del drawn[:]
     runs = (tmp_path / "a", tmp_path / "b")
-    assert curves.curves(CurvesOptions(runs, tmp_path / "out")) == [
-        tmp_path / "out" / f"{s}.png" for s in ("line", "decoder")
-    ]
+    pictures = [tmp_path / "out" / f"{stage}.png" for stage in ("line", "decoder")]
+    assert curves.draw_runs(CurvesOptions(runs, tmp_path / "out")) == pictures
     assert {label: steps[-1] for label, (steps, _) in drawn[0]["loss"].items()} == {
         f"{runs[0]}: loss": 12,
         f"{runs[1]}: loss": 8,
     }
     assert drawn[1] == {"loss": {"loss": ([1], [1.0])}}
-    curves.curves(
-        CurvesOptions((tmp_path / "a" / "line", tmp_path / "b" / "line" / "train" / "metrics.jsonl"), tmp_path)
-    )
+    stage_and_file = (tmp_path / "a" / "line", tmp_path / "b" / "line" / "train" / "metrics.jsonl")
+    curves.draw_runs(CurvesOptions(stage_and_file, tmp_path))
     assert len(drawn[2]["loss"]) == 2
 
 
@@ -128,7 +126,7 @@ def test_tensorboard_gets_the_figures_and_the_previews(tmp_path):
     train(tmp_path, config=config)
     events = EventAccumulator(str(tmp_path / "line" / "train" / "tensorboard"), size_guidance={"images": 0})
     events.Reload()
-    lines = read_log(tmp_path / "line" / "train" / "metrics.jsonl")
+    lines = read_metrics(tmp_path / "line" / "train" / "metrics.jsonl")
     for name in ("loss", "lr", "validation/error"):
         logged = [(event.step, event.value) for event in events.Scalars(name)]
         expected = [(line["step"], line[name]) for line in lines if name in line]

@@ -1,0 +1,1 @@
+"""Curves of trainings, drawn from what they logged: `python -m stages.curves`."""
