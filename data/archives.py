@@ -11,7 +11,7 @@ import shutil
 import zipfile
 from pathlib import Path
 
-from data import records
+from data import paths
 from unclip.errors import UserError, reason
 from unclip.store.files import make_folder, partial_name, remove_leftovers
 
@@ -23,7 +23,7 @@ def unpacked(archive: Path) -> Path:
     state = archive.stat()
     key = hashlib.sha256(f"{archive.resolve()} {state.st_mtime_ns} {state.st_size}".encode()).hexdigest()
     zipped = archive.suffix.lower() == ".zip"
-    target = records.CACHE / f"unpacked-{key[:16]}{'' if zipped else '.tar'}"
+    target = paths.CACHE / f"unpacked-{key[:16]}{'' if zipped else '.tar'}"
     if not target.exists():
         make_folder(target.parent)
         remove_leftovers(target.parent)

@@ -14,7 +14,10 @@ from typing import Any, NamedTuple
 import numpy as np
 from PIL import Image
 
-from data.records import Listing, Problems, Record, as_captions, class_caption
+from data.caption_values import as_captions
+from data.class_captions import class_caption
+from data.problems import Problems
+from data.records import Listing, Record
 from data.tables import read_lines
 from unclip.errors import UserError, reason
 

@@ -5,11 +5,12 @@ from pathlib import Path
 
 from PIL import Image
 
-from data.fashion_mnist_captions import article
+from data import paths
+from data.class_captions import article
 from data.records import Listing, Record
 from unclip.errors import UserError, reason
 
-RAW = Path(__file__).resolve().parent / "raw" / "cifar10"
+RAW = paths.RAW / "cifar10"
 TEMPLATES = ("an image of {}", "a photo of {}", "a picture of {}", "a small photo of {}", "this is {}", "{}")
 
 

@@ -2,12 +2,16 @@
 
 import hashlib
 import json
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property, lru_cache
 from typing import ClassVar, Protocol
 
 import torch
 from torch import Tensor
+
+from data.class_captions import class_caption
+from data.records import Record
 
 
 class Captioner(Protocol):
@@ -113,6 +117,34 @@ class CaptionedImages:
         for tensor in self.captioner.assignment():
             digest.update(tensor.contiguous().numpy())
         return digest.hexdigest()
+
+
+def build_data_set(
+    name: str, images: Tensor, records: Sequence[Record], classes: Sequence[str] = ()
+) -> CaptionedImages:
+    """Number the captions of decoded records; an image with several captions has one of them drawn at each step."""
+    caption_ids: dict[str, int] = {}
+    ids_by_image = [
+        [caption_ids.setdefault(caption, len(caption_ids)) for caption in record.captions] for record in records
+    ]
+    counts = torch.tensor([len(ids) for ids in ids_by_image])
+    table = torch.zeros(len(records), int(counts.max()), dtype=torch.long)
+    for row, ids in enumerate(ids_by_image):
+        table[row, : len(ids)] = torch.tensor(ids)
+
+    data = CaptionedImages(name, images, ListedCaptions(list(caption_ids), table, counts))
+    if not classes:
+        return data
+    prompts: list[dict[str, None]] = [{} for _ in classes]
+    for record in records:
+        prompts[record.label] |= dict.fromkeys(record.captions)
+    data.labels = torch.tensor([record.label for record in records])
+    data.classes = tuple(classes)
+    data.class_captions = tuple(map(class_caption, classes))
+    data.class_prompts = tuple(
+        tuple(distinct) or (caption,) for distinct, caption in zip(prompts, data.class_captions, strict=True)
+    )
+    return data
 
 
 def batch_generator(seed: int, step: int) -> torch.Generator:

@@ -13,11 +13,12 @@ from pathlib import Path
 
 from PIL import Image, ImageDraw, ImageFont, features
 
-from data import debian
-from data.records import Listing, Problems, Record
+from data import debian, paths
+from data.problems import Problems
+from data.records import Listing, Record
 from unclip.errors import UserError, reason
 
-RAW = Path(__file__).resolve().parent / "raw" / "emoji"
+RAW = paths.RAW / "emoji"
 FONT, NAMES = "NotoColorEmoji.ttf", "emoji-test.txt"
 SOURCES = {
     FONT: ("fonts-noto-color-emoji", Path("usr/share/fonts/truetype/noto") / FONT),

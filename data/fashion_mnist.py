@@ -21,7 +21,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from data import debian
+from data import debian, paths
 from data.dataset import CaptionedImages
 from data.fashion_mnist_captions import (
     CLASSES,
@@ -35,7 +35,7 @@ from data.fashion_mnist_captions import (
 )
 from unclip.errors import UserError
 
-RAW = Path(__file__).resolve().parent / "raw" / "fashion-mnist"
+RAW = paths.RAW / "fashion-mnist"
 INSTALLED = Path("/usr/share/datasets/fashion-mnist")
 PACKAGE = "dataset-fashion-mnist"
 

@@ -17,6 +17,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from data.class_captions import article
+
 CLASSES = (
     "t-shirt/top", "trousers", "pullover", "dress", "coat", "sandal", "shirt", "sneaker", "bag", "ankle boot",
 )  # fmt: skip
@@ -95,11 +97,6 @@ def noun_phrase(name: str, tone: str, width: str, width_first: bool) -> tuple[st
     if name in PLURAL:
         return bare, bare
     return article(bare), bare
-
-
-def article(noun: str) -> str:
-    """ "an ankle boot", "a boot"."""
-    return f"{'an' if noun[:1].lower() in 'aeiou' else 'a'} {noun}"
 
 
 PLAIN_CAPTIONS = tuple(f"an image of {noun_phrase(name, '', '', False)[0]}" for name in CLASSES)

@@ -20,17 +20,11 @@ from typing import NamedTuple
 from PIL import Image, UnidentifiedImageError
 
 from data import tables
-from data.records import (
-    SPLIT_NAMES,
-    Columns,
-    Listing,
-    Problems,
-    Record,
-    as_captions,
-    check_column,
-    class_caption,
-    printable,
-)
+from data.caption_values import as_captions
+from data.class_captions import class_caption
+from data.problems import Problems, printable
+from data.records import Columns, Listing, Record, check_column
+from data.splits import SPLIT_NAMES
 from unclip.errors import UserError
 from unclip.store.files import check_fetched
 
@@ -107,7 +101,7 @@ def read_table(path: Path, columns: Columns, problems: Problems) -> Listing:
     path, captions = Path(os.path.abspath(path)), {}
     _add_rows(captions, path, None, columns, problems)
     records = _records(captions, path.parent, {}, problems)
-    if not records and not problems.found:
+    if not records and not problems.rows:
         raise UserError(f"{path} holds no rows; expected columns for the file's name and for {columns.caption}")
     return Listing(records)
 
@@ -214,7 +208,7 @@ def _explain(folder: Path, columns: Columns, problems: Problems) -> None:
             f"{folder} holds no captions where they are looked for; if they are in {others[0].name}, give "
             f"{others[0]} as the source"
         )
-    if not problems.found:
+    if not problems.rows:
         raise UserError(
             f"{folder} holds no captioned images; expected metadata.jsonl or metadata.csv with file_name and "
             f"{columns.caption}, name.txt beside each name.jpg, or a folder of images for each class"

@@ -14,17 +14,11 @@ from typing import Any
 
 from PIL import Image
 
-from data.records import (
-    SPLIT_NAMES,
-    Columns,
-    Listing,
-    Problems,
-    Record,
-    as_captions,
-    check_column,
-    class_caption,
-    counted,
-)
+from data.caption_values import as_captions
+from data.class_captions import class_caption
+from data.problems import Problems, quantity
+from data.records import Columns, Listing, Record, check_column
+from data.splits import SPLIT_NAMES
 from unclip.errors import UserError, reason
 from unclip.store.files import check_fetched
 
@@ -45,7 +39,7 @@ def read(source: str, columns: Columns, split: str | None, problems: Problems) -
     tables = _open(source, split, problems)
     for name, table in tables.items():
         if len(tables) > 1 and name not in SPLIT_NAMES:
-            why = f"its {counted(len(table), 'row')} are not used; name a split with --data.split"
+            why = f"its {quantity(len(table), 'row')} are not used; name a split with --data.split"
             problems.add(f"split {name}", why, len(table))
             continue
         check_column(source, columns.image, table.column_names, "image-column")

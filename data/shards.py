@@ -21,7 +21,10 @@ from PIL import Image
 
 from data import folder
 from data import hugging_face as hub
-from data.records import SPLIT_NAMES, Columns, Listing, Problems, Record, as_captions
+from data.caption_values import as_captions
+from data.problems import Problems
+from data.records import Columns, Listing, Record
+from data.splits import SPLIT_NAMES
 from data.tables import read_lines
 from unclip.errors import UserError, reason
 from unclip.store.files import check_fetched

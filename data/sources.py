@@ -11,24 +11,12 @@ import tyro
 
 from data import archives, arrays, cifar10, emoji, fashion_mnist, folder, shards, tables
 from data import hugging_face as hub
-from data.dataset import CaptionedImages
-from data.records import (
-    FEWEST,
-    SHARE,
-    Columns,
-    Fit,
-    Listing,
-    Problems,
-    Record,
-    captioned,
-    collect,
-    common_size,
-    counted,
-    own_splits,
-    readable,
-    split_records,
-    with_class_names,
-)
+from data.class_captions import name_classes
+from data.dataset import CaptionedImages, build_data_set
+from data.decoding import Fit, collect_images, common_size, filter_readable
+from data.problems import Problems
+from data.records import Columns, Listing
+from data.splits import FEWEST, SHARE, defined_splits, explain_too_few, limit_records, split_records
 from unclip.errors import UserError
 from unclip.fields import as_option, bounded, check
 from unclip.store.files import check_fetched
@@ -108,42 +96,25 @@ def load(config: SourceConfig, splits: Sequence[str], held_out: bool = False) ->
     name = Path(config.source).resolve().name if Path(config.source).exists() else config.source
     size, channels = image_size(config, listing), 1 if config.grey else 3
     records = listing.records
-    if SHARE * len(records) < 2 * FEWEST and not own_splits(records):  # each one counts
-        records = readable(records, size, channels, config.fit, problems)
-    parts = {split: _limited(split_records(records, split), config.limit) for split in splits}
+    if SHARE * len(records) < 2 * FEWEST and not defined_splits(records):  # each one counts
+        records = filter_readable(records, size, channels, config.fit, problems)
+    parts = {split: limit_records(split_records(records, split), config.limit) for split in splits}
     found, seen = [], set()
     for split, chosen in parts.items():
-        if why := too_few(records, split, len(chosen)):
+        if why := explain_too_few(records, split, len(chosen)):
             _refuse(config.source, why, problems)
     for split, chosen in parts.items():
         seen |= {record.name for record in chosen}
-        images, kept = collect(f"{name}/{split}", chosen, size, channels, config.fit, problems)
+        images, kept = collect_images(f"{name}/{split}", chosen, size, channels, config.fit, problems)
         if len(kept) < FEWEST:
             why = f"of its {len(chosen)} images for {split} {len(kept)} can be read, but at least {FEWEST} are needed"
             _refuse(config.source, why, problems)
-        found.append(captioned(f"{name}/{split}", images, kept, listing.classes))
+        found.append(build_data_set(f"{name}/{split}", images, kept, listing.classes))
     if config.strict:
         rest = [record for record in records if record.name not in seen]
-        readable(rest, size, channels, config.fit, problems)
+        filter_readable(rest, size, channels, config.fit, problems)
     problems.report(config.strict)
     return found
-
-
-def _limited(records: list[Record], limit: int | None) -> list[Record]:
-    """So many at most, from all over the source, which may be sorted by class."""
-    return records if limit is None else records[:: max(1, len(records) // limit)][:limit]
-
-
-def too_few(records: Sequence[Record], split: str, count: int) -> str | None:
-    """What to say if a split of the records has fewer images than are needed."""
-    if count >= FEWEST:
-        return None
-    if own_splits(records):
-        return f"it has {counted(count, 'usable image')} for {split}, but at least {FEWEST} are needed"
-    return (
-        f"it has {counted(len(records), 'usable image')}, but at least {3 * FEWEST} are needed: {FEWEST} each "
-        "for training, validation and test"
-    )
 
 
 def _refuse(source: str, why: str, problems: Problems) -> NoReturn:
@@ -167,7 +138,7 @@ def read(config: SourceConfig, problems: Problems) -> Listing:
     Raises UserError if there is no such source, and for options that it does not know.
     """
     names = tuple(name.strip() for name in config.class_names.split(",") if name.strip())
-    listing = with_class_names(_listing(config, problems), names, problems)
+    listing = name_classes(_listing(config, problems), names, problems)
     if len(listing.records) > 1 and len({record.captions for record in listing.records}) == 1:
         problems.note("one caption", "all images have the same captions, so that they tell nothing apart")
     return listing

@@ -10,7 +10,8 @@ from itertools import takewhile
 from pathlib import Path
 from typing import Any
 
-from data.records import CONTROL, Problems
+from data.caption_values import CONTROL
+from data.problems import Problems
 from unclip.errors import UserError, reason
 from unclip.store.files import check_fetched
 

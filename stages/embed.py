@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 
 from data.dataset import CaptionedImages
-from data.records import CACHE
+from data.paths import CACHE
 from stages import runtime
 from stages.runtime import print0
 from unclip.clip import CLIP, Preprocess, TextFeatures, Tokenizer

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from data import emoji, fashion_mnist, records
+from data import emoji, fashion_mnist, paths
 from data.dataset import CaptionedImages
 from data.fashion_mnist import FashionMNIST
 from data.fashion_mnist_captions import CLASSES, PLAIN_CAPTIONS, Grammar, GrammarCaptions
@@ -128,7 +128,7 @@ def splits() -> dict[str, CaptionedImages]:
 @pytest.fixture
 def own_caches(tmp_path_factory, monkeypatch) -> None:
     """What sources decode and report goes to a folder of this test's own."""
-    monkeypatch.setattr(records, "CACHE", tmp_path_factory.mktemp("cache"))
+    monkeypatch.setattr(paths, "CACHE", tmp_path_factory.mktemp("cache"))
 
 
 @pytest.fixture(scope="session")

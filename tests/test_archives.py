@@ -10,7 +10,7 @@ from own_images import COLOURS, caption, everything, fill, with_csv, with_parque
 from test_shards import samples, with_shard
 from test_sources_forms import EVERY
 
-from data import records
+from data import paths
 from data.sources import SourceConfig, load
 from unclip.errors import UserError
 
@@ -94,7 +94,7 @@ def test_an_archive_that_cannot_be_used_is_one_line_and_leaves_nothing_half_unpa
     with pytest.raises(UserError) as refusal:
         load(SourceConfig(str(tmp_path / name)), ["train"])
     assert words in str(refusal.value)
-    assert not list(records.CACHE.glob(".*.partial"))
+    assert not list(paths.CACHE.glob(".*.partial"))
 
 
 def test_names_that_lead_out_of_an_archive_stay_inside(tmp_path):
@@ -102,4 +102,4 @@ def test_names_that_lead_out_of_an_archive_stay_inside(tmp_path):
     with pytest.raises(UserError, match="has 0 usable images"):
         load(SourceConfig(str(tmp_path / "x.zip")), ["train"])
     assert not list(tmp_path.rglob("outside.txt"))
-    assert len(list(records.CACHE.rglob("outside.txt"))) == 1
+    assert len(list(paths.CACHE.rglob("outside.txt"))) == 1

@@ -22,7 +22,7 @@ from data.inspect.charts import bars, binned, contact_sheet
 from data.inspect.inspection import InspectOptions, inspect
 from data.inspect.inspection import main as inspect_main
 from data.inspect.proposal import RECIPES, Speed, command, measure, pipeline, propose, run_trial, shown
-from data.records import Problems
+from data.problems import Problems
 from data.sources import SourceConfig, image_size, read
 from stages.demo.__main__ import main as demo_main
 from unclip.cli import options as cli

@@ -5,9 +5,11 @@ import pickle
 import numpy as np
 import pytest
 
-from data import cifar10, emoji, records
-from data.records import Problems, decode
+from data import cifar10, emoji
+from data.decoding import decode_image
+from data.problems import Problems
 from data.sources import SourceConfig, load, read
+from data.splits import SPLITS
 from unclip.errors import UserError
 
 pytestmark = pytest.mark.usefixtures("own_caches")
@@ -17,9 +19,9 @@ def test_emoji_are_drawn_in_colour_with_their_names(emoji_files):
     problems = Problems("emoji")
     listing = read(SourceConfig("emoji"), problems)
     named = {record.name: record for record in listing.records if record.split != "validation"}
-    assert len(named) + len(problems.found) == 1870
+    assert len(named) + len(problems.rows) == 1870
     assert {name for name, r in named.items() if r.split == "test"} == set(emoji.HELD_OUT)
-    grin, circle = (decode(named[name], 32, 3, "crop").astype(int) for name in ("grinning face", "red circle"))
+    grin, circle = (decode_image(named[name], 32, 3, "crop").astype(int) for name in ("grinning face", "red circle"))
     assert (grin[:, 0, 0] == 255).all(), "the corners are white"
     assert grin[0, 16, 4] > 200 > 90 > grin[2, 16, 4], "faces are yellow"
     red, green, blue = circle[:, 16, 16]
@@ -33,9 +35,9 @@ def test_emoji_are_drawn_in_colour_with_their_names(emoji_files):
 def test_emoji_with_skin_tones_are_all_3655(emoji_files):
     problems = Problems("emoji")
     listing = read(SourceConfig("emoji", skin_tones=True), problems)
-    assert len({r.name for r in listing.records}) + len(problems.found) == 3655
+    assert len({r.name for r in listing.records}) + len(problems.rows) == 3655
     tones = [r for r in listing.records if r.name.startswith("waving hand")]
-    assert len({decode(r, 16, 3, "crop").tobytes() for r in tones}) == 6
+    assert len({decode_image(r, 16, 3, "crop").tobytes() for r in tones}) == 6
 
 
 def test_emoji_that_are_nowhere_are_one_clear_line(tmp_path):
@@ -60,7 +62,7 @@ def small_cifar10(tmp_path, monkeypatch):
 
 
 def test_cifar10_gives_its_classes_or_a_part_of_them(small_cifar10):
-    train, validation, test = load(SourceConfig("cifar10", root=small_cifar10), records.SPLITS)
+    train, validation, test = load(SourceConfig("cifar10", root=small_cifar10), SPLITS)
     assert (len(train), len(validation), len(test)) == (90, 10, 20)
     assert train.images.shape[1:] == (3, 32, 32)
     assert train.class_captions[0] == "an image of an airplane"

@@ -11,7 +11,9 @@ from own_images import COLOURS
 from PIL import Image
 
 from data.folder import read as folder_of_images
-from data.records import Columns, Problems, split_records
+from data.problems import Problems
+from data.records import Columns
+from data.splits import split_records
 from stages.data_config import DataConfig
 from stages.evaluation.evaluate import EvaluateOptions
 from stages.evaluation.judge import judge, trained_judge

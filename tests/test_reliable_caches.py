@@ -10,8 +10,11 @@ from faults import flip
 from PIL import Image
 from small_pipeline import CAPTIONS, build
 
-from data import records
-from data.records import Problems, Record, captioned, collect
+from data import decoding, paths
+from data.dataset import build_data_set
+from data.decoding import collect_images
+from data.problems import Problems
+from data.records import Record
 from stages.embed import embed_images
 from unclip.clip import load_clip
 
@@ -19,8 +22,8 @@ from unclip.clip import load_clip
 @pytest.fixture
 def some(tmp_path, monkeypatch) -> list[Record]:
     """Images that are decoded into a file."""
-    monkeypatch.setattr(records, "CACHE", tmp_path / "cache")
-    monkeypatch.setattr(records, "MEMORY", 0)
+    monkeypatch.setattr(paths, "CACHE", tmp_path / "cache")
+    monkeypatch.setattr(decoding, "MEMORY", 0)
     pixels = np.random.default_rng(0).integers(0, 256, (12, 8, 8, 3), dtype=np.uint8)
     return [
         Record(f"{i}", partial(Image.fromarray, one), (CAPTIONS[i % 3],), version="1") for i, one in enumerate(pixels)
@@ -30,11 +33,11 @@ def some(tmp_path, monkeypatch) -> list[Record]:
 @pytest.mark.parametrize("suffix", [".npy", ".json"])
 def test_damaged_file_of_decoded_images_is_made_again(suffix, some, tmp_path, capsys):
     problems, chance = Problems("test"), random.Random(0)
-    usual, _ = collect("test", some, 8, 3, "crop", problems)
+    usual, _ = collect_images("test", some, 8, 3, "crop", problems)
     usual = usual.clone()
     for _ in range(8):
         flip(next((tmp_path / "cache").glob(f"*{suffix}")), chance)
-        again, kept = collect("test", some, 8, 3, "crop", problems)
+        again, kept = collect_images("test", some, 8, 3, "crop", problems)
         assert torch.equal(again, usual)
         assert len(kept) == 12
     assert capsys.readouterr().out.count("decoding the images again") >= 7  # a flip in JSON's spaces changes nothing
@@ -43,7 +46,7 @@ def test_damaged_file_of_decoded_images_is_made_again(suffix, some, tmp_path, ca
 def test_damaged_embeddings_are_computed_again(some, tmp_path, capsys):
     chance = random.Random(1)
     clip, tokenizer, preprocess = load_clip(build(tmp_path / "pipeline"))
-    data = captioned("test", *collect("test", some, 8, 3, "crop", Problems("test")))
+    data = build_data_set("test", *collect_images("test", some, 8, 3, "crop", Problems("test")))
 
     def embedded():
         found = embed_images(data, clip, "0" * 64, tokenizer, preprocess, torch.device("cpu"), tmp_path / "embedded")

@@ -24,10 +24,14 @@ from own_images import (
 )
 from PIL import Image
 
-from data import records
+from data import decoding, paths
+from data.caption_values import as_captions
 from data.dataset import shuffled_rows
-from data.records import Problems, Record, as_captions, decode, decoded, split_records
+from data.decoding import decode_image, decode_images
+from data.problems import Problems
+from data.records import Record
 from data.sources import SourceConfig, load, read
+from data.splits import SPLITS, split_records
 
 pytestmark = pytest.mark.usefixtures("own_caches")
 
@@ -79,7 +83,7 @@ def test_a_source_read_twice_is_the_same_and_a_changed_one_is_not(kind, tmp_path
 def test_splits_are_disjoint_large_enough_and_hardly_change_when_a_row_is_added(count):
     rows = [Record(f"{n}.png", None, ("x",)) for n in range(count)]
     more = [*rows[:7], Record("new.png", None, ("x",)), *rows[7:]]
-    parts, larger = ({split: set(split_records(r, split)) for split in records.SPLITS} for r in (rows, more))
+    parts, larger = ({split: set(split_records(r, split)) for split in SPLITS} for r in (rows, more))
     assert sum(map(len, parts.values())) == len(set().union(*parts.values())) == count
     for split in ("validation", "test"):
         assert len(parts[split]) == max(10, count // 20)
@@ -91,7 +95,7 @@ def test_several_rows_about_one_image_are_its_captions(tmp_path):
     rows = [("file_name", "text"), *((f"{n:03d}.png", f"{caption(n)}, {k}") for k in range(3) for n in range(40))]
     with open(tmp_path / "metadata.csv", "w", newline="", encoding="utf-8-sig") as file:
         csv.writer(file).writerows(rows)
-    parts = load(SourceConfig(str(tmp_path)), records.SPLITS)
+    parts = load(SourceConfig(str(tmp_path)), SPLITS)
     assert [len(part) for part in parts] == [20, 10, 10]
     shown = [{image.tobytes() for image in part.images.numpy()} for part in parts]
     assert not shown[0] & shown[1] | shown[1] & shown[2] | shown[0] & shown[2]
@@ -105,11 +109,11 @@ def test_what_is_in_no_split_is_named(tmp_path):
     problems = Problems("x")
     listing = read(SourceConfig(str(tmp_path / "images")), problems)
     assert len(listing.records) == 24
-    assert [name for name, _ in problems.found] == ["extra/000.jpg", "extra/001.jpg"]
+    assert [name for name, _ in problems.rows] == ["extra/000.jpg", "extra/001.jpg"]
     datasets.DatasetDict({"train": table(12), "test": table(12), "more": table(3)}).save_to_disk(tmp_path / "saved")
     problems = Problems("x")
     assert len(read(SourceConfig(str(tmp_path / "saved")), problems).records) == 24
-    assert problems.found == {("split more", "its 3 rows are not used; name a split with --data.split"): 3}
+    assert problems.rows == {("split more", "its 3 rows are not used; name a split with --data.split"): 3}
 
 
 def test_a_table_over_folders_of_splits_keeps_the_splits(tmp_path):
@@ -143,13 +147,13 @@ def test_numbers_are_captions_and_other_things_are_not():
 def test_a_source_keeps_its_own_splits(tmp_path):
     for split, count in (("train", 30), ("val", 12), ("test", 11)):
         with_text_files(tmp_path / split, count)
-    sizes = [len(data) for data in load(SourceConfig(str(tmp_path)), records.SPLITS)]
+    sizes = [len(data) for data in load(SourceConfig(str(tmp_path)), SPLITS)]
     assert sizes == [30, 12, 11]
     parts = datasets.DatasetDict({"train": table(40), "test": table(12)})
     parts.save_to_disk(tmp_path / "saved")
-    sizes = [len(data) for data in load(SourceConfig(str(tmp_path / "saved")), records.SPLITS)]
+    sizes = [len(data) for data in load(SourceConfig(str(tmp_path / "saved")), SPLITS)]
     assert sizes == [40, 12, 12], "the test split serves for validation where there is no other"
-    alone = load(SourceConfig(str(tmp_path / "saved"), split="train"), records.SPLITS)
+    alone = load(SourceConfig(str(tmp_path / "saved"), split="train"), SPLITS)
     assert sum(map(len, alone)) == 40
 
 
@@ -223,7 +227,7 @@ def half_and_half() -> Image.Image:
 
 def test_crop_pad_and_stretch():
     record = Record("x", half_and_half, ("x",))
-    crop, pad, stretch = (decode(record, 16, 3, fit).transpose(1, 2, 0) for fit in ("crop", "pad", "stretch"))
+    crop, pad, stretch = (decode_image(record, 16, 3, fit).transpose(1, 2, 0) for fit in ("crop", "pad", "stretch"))
     assert (crop[:, 2:-2] == COLOURS["green"]).all()
     assert (pad[:3] == 255).all()
     assert (pad[-3:] == 255).all()
@@ -244,21 +248,21 @@ def test_many_images_in_a_file_give_the_batches_that_few_in_memory_give(tmp_path
         return [(data.images[r], [data.captions[i] for i in data.draw(r, torch.default_generator)]) for r in rows]
 
     (small,) = load(config, ["train"])
-    monkeypatch.setattr(records, "MEMORY", 1000)
+    monkeypatch.setattr(decoding, "MEMORY", 1000)
     (large,) = load(config, ["train"])
-    assert len(list(records.CACHE.glob("images-*.npy"))) == 1
+    assert len(list(paths.CACHE.glob("images-*.npy"))) == 1
     assert small.fingerprint == large.fingerprint
     for (a, text_a), (b, text_b) in zip(batches(small), batches(large), strict=True):
         assert torch.equal(a, b)
         assert text_a == text_b
 
-    monkeypatch.setattr(records, "decode", None)  # the file is found again, nothing is decoded
+    monkeypatch.setattr(decoding, "decode_image", None)  # the file is found again, nothing is decoded
     (again,) = load(config, ["train"])
     assert again.fingerprint == small.fingerprint
 
 
 def test_a_file_of_images_is_not_taken_for_that_of_other_images(tmp_path, monkeypatch):
-    monkeypatch.setattr(records, "MEMORY", 1000)
+    monkeypatch.setattr(decoding, "MEMORY", 1000)
     for folder in "ab":
         (tmp_path / folder).mkdir()
         shades = np.full((40, 8, 8, 3), 50 if folder == "a" else 90, np.uint8)
@@ -266,7 +270,7 @@ def test_a_file_of_images_is_not_taken_for_that_of_other_images(tmp_path, monkey
     a, b = (load(SourceConfig(str(tmp_path / folder / "x.npz")), ["train"])[0] for folder in "ab")
     assert a.images.unique().tolist() == [50]
     assert b.images.unique().tolist() == [90]
-    for file in records.CACHE.glob("*.npy"):
+    for file in paths.CACHE.glob("*.npy"):
         file.unlink()
     (again,) = load(SourceConfig(str(tmp_path / "a" / "x.npz")), ["train"])
     assert torch.equal(again.images, a.images)
@@ -274,22 +278,22 @@ def test_a_file_of_images_is_not_taken_for_that_of_other_images(tmp_path, monkey
 
 def test_a_file_of_images_that_is_not_finished_is_not_used(tmp_path, monkeypatch):
     with_text_files(tmp_path / "images", 40)
-    monkeypatch.setattr(records, "MEMORY", 1000)
+    monkeypatch.setattr(decoding, "MEMORY", 1000)
 
     def interrupt(*_):
         raise KeyboardInterrupt
 
     config = SourceConfig(str(tmp_path / "images"))
     with monkeypatch.context() as during:
-        during.setattr(records, "_fill", interrupt)
+        during.setattr(decoding, "_fill", interrupt)
         with pytest.raises(KeyboardInterrupt):
             load(config, ["train"])
-    assert files_under(records.CACHE) == []
+    assert files_under(paths.CACHE) == []
     assert len(load(config, ["train"])[0]) == 20
 
 
 def test_images_are_decoded_in_order_and_not_all_ahead(monkeypatch):
-    monkeypatch.setattr(records, "WAITING", 2)
+    monkeypatch.setattr(decoding, "WAITING", 2)
     opened = []
 
     def opener(number: int):
@@ -299,7 +303,7 @@ def test_images_are_decoded_in_order_and_not_all_ahead(monkeypatch):
 
         return open_it
 
-    results = decoded([Record(str(n), opener(n), ("x",)) for n in range(100)], 4, 3, "crop")
+    results = decode_images([Record(str(n), opener(n), ("x",)) for n in range(100)], 4, 3, "crop")
     first = [tuple(next(results)[:, 0, 0]) for _ in range(5)]
     assert first == [picture(n).getpixel((0, 0)) for n in range(5)]
     assert len(opened) < 40

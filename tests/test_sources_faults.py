@@ -9,7 +9,9 @@ import pytest
 from own_images import caption, everything, fill, picture, table, with_csv, with_jsonl, with_npz, with_text_files
 from PIL import Image
 
-from data.records import Problems, as_captions, unreadable
+from data.caption_values import as_captions
+from data.decoding import explain_unreadable
+from data.problems import Problems
 from data.sources import SourceConfig, load, read
 from stages.clip import fitting_patch
 from unclip.errors import UserError
@@ -93,7 +95,7 @@ def test_what_can_only_be_meant_in_one_way_is_read_so(plant, tmp_path):
     plant(tmp_path / "it")
     source = next((tmp_path / "it").iterdir()) if plant is brackets else tmp_path / "it"
     assert set(everything(source)) == EVERY
-    assert not problems_of(source).found
+    assert not problems_of(source).rows
     if plant is brackets:
         assert set(everything(source / "x[1].parquet")) == EVERY
 
@@ -137,7 +139,7 @@ def test_captions_in_any_script_stay_as_they_are(text):
 def test_rows_of_parquet_that_hold_other_things(tmp_path):
     columns = {"image": ["https://example.org/a.png"] * 40, "text": [b"bytes"] * 3 + [b""] * 37}
     datasets.Dataset.from_dict(columns).to_parquet(tmp_path / "x.parquet")
-    assert set(dict(problems_of(tmp_path / "x.parquet").found.keys()).values()) == {"has no caption that is text"}
+    assert set(dict(problems_of(tmp_path / "x.parquet").rows.keys()).values()) == {"has no caption that is text"}
     columns["text"] = [caption(n) for n in range(40)]
     datasets.Dataset.from_dict(columns).to_parquet(tmp_path / "y.parquet")
     record, *_ = read(SourceConfig(str(tmp_path / "y.parquet")), Problems("x")).records
@@ -146,16 +148,19 @@ def test_rows_of_parquet_that_hold_other_things(tmp_path):
 
 
 def test_an_image_of_too_many_pixels_is_told_in_plain_words():
-    assert unreadable(Image.DecompressionBombError("DOS")) == "has more pixels than are safe to decode; scale it down"
+    assert (
+        explain_unreadable(Image.DecompressionBombError("DOS"))
+        == "has more pixels than are safe to decode; scale it down"
+    )
 
 
 def test_tables_with_an_empty_name_or_without_rows(tmp_path):
     with_csv(tmp_path)
     with open(tmp_path / "metadata.csv", "a") as file:
         file.write(",nothing\n")
-    assert dict(problems_of(tmp_path).found.keys()) == {"metadata.csv:42": "has an empty file_name"}
+    assert dict(problems_of(tmp_path).rows.keys()) == {"metadata.csv:42": "has an empty file_name"}
     (tmp_path / "metadata.csv").write_text("")
-    assert ("metadata.csv", "holds no rows") in problems_of(tmp_path).found
+    assert ("metadata.csv", "holds no rows") in problems_of(tmp_path).rows
 
 
 # --- noted ------------------------------------------------------------------------------------------------------------
@@ -274,7 +279,7 @@ def a_list_in_an_object(folder):
 def test_links_names_and_layouts_that_are_easily_met(plant, tmp_path):
     plant(tmp_path / "it")
     assert set(everything(tmp_path / "it")) == EVERY
-    assert not problems_of(tmp_path / "it").found
+    assert not problems_of(tmp_path / "it").rows
 
 
 def test_a_table_may_be_a_text_file(tmp_path):
@@ -294,7 +299,7 @@ def test_splits_are_known_by_their_other_names(names, tmp_path):
 def test_each_line_at_which_csv_fails_is_named(tmp_path):
     with_csv(tmp_path)
     replace_text(tmp_path / "metadata.csv", "a red square", '"a ""red\\" square"')
-    found = problems_of(tmp_path).found
+    found = problems_of(tmp_path).rows
     assert [name for name, why in found if "is not readable as CSV" in why] == [
         f"metadata.csv:{n}" for n in range(2, 42, 3)
     ]
@@ -305,7 +310,7 @@ def test_text_in_an_encoding_that_is_not_known_is_told_so(tmp_path):
     (tmp_path / "003.txt").write_text("a square", encoding="utf-16-le")
     (tmp_path / "004.txt").write_bytes("赤い四角".encode("shift_jis"))
     (tmp_path / "005.txt").write_text(" \n")
-    why = dict(problems_of(tmp_path).found.keys())
+    why = dict(problems_of(tmp_path).rows.keys())
     told = "txt holds no caption that is text in UTF-8, UTF-16 or Windows-1252"
     assert why == {"003.jpg": f"003.{told}", "004.jpg": f"004.{told}", "005.jpg": "005.txt holds no caption"}
 
@@ -314,10 +319,10 @@ def test_a_json_file_beside_each_image_is_not_taken_for_a_table_of_all(tmp_path)
     fill(tmp_path, 3)
     for number in range(3):
         (tmp_path / f"{number:03d}.json").write_text(json.dumps({"text": caption(number)}))
-    assert ("000.png", "has no 000.txt beside it") in problems_of(tmp_path).found
+    assert ("000.png", "has no 000.txt beside it") in problems_of(tmp_path).rows
 
 
 def test_a_problem_is_one_line_whatever_the_name(tmp_path):
     with_text_files(tmp_path)
     picture(0).save(tmp_path / "a\nb.png")
-    assert all("\n" not in name + why for name, why in problems_of(tmp_path).found)
+    assert all("\n" not in name + why for name, why in problems_of(tmp_path).rows)

@@ -10,9 +10,12 @@ import pytest
 from own_images import COLOURS, caption, everything, fill, picture, with_csv, with_jsonl, with_text_files
 from PIL import Image
 
-from data import records
-from data.records import Problems, as_captions, decode
+from data.caption_values import as_captions
+from data.decoding import collect_images, decode_image
+from data.problems import Problems
+from data.records import Record
 from data.sources import SourceConfig, load, read
+from data.splits import SPLITS, split_records
 from unclip.errors import UserError
 
 pytestmark = pytest.mark.usefixtures("own_caches")
@@ -20,13 +23,13 @@ pytestmark = pytest.mark.usefixtures("own_caches")
 EVERY = {caption(n) for n in range(40)}
 
 
-def listed(source, **options) -> tuple[list[records.Record], Problems]:
+def listed(source, **options) -> tuple[list[Record], Problems]:
     problems = Problems("x")
     return read(SourceConfig(str(source), **options), problems).records, problems
 
 
 def reasons(problems: Problems) -> dict[str, str]:
-    return dict(problems.found.keys())
+    return dict(problems.rows.keys())
 
 
 def encoded(image: Image.Image, kind: str = "PNG") -> bytes:
@@ -70,7 +73,7 @@ def test_class_numbers_are_noted_and_put_into_words_by_names(tmp_path):
     assert data.labels.tolist() == strongest.tolist()
     found, problems = listed(tmp_path / "x.parquet", caption_column="label", class_names="red,green")
     assert len(found) == 27
-    assert set(reasons(problems).values()) == {"has the class 2, but there are 2 names, for 0 and up"}
+    assert set(reasons(problems).values()) == {"has class 2, but only classes 0 to 1 have names"}
 
 
 def test_class_names_for_captions_that_are_no_numbers_are_refused(tmp_path):
@@ -104,7 +107,7 @@ def test_csv_of_every_dialect(dialect, ending, tmp_path):
     (tmp_path / "metadata.csv").write_bytes(ending.join([*lines, ""]).encode(encoding))
     found, problems = listed(tmp_path)
     assert {r.captions for r in found} == {(row["text"],) for row in rows}
-    assert not problems.found
+    assert not problems.rows
     assert len(problems.notes) == (dialect == "Latin-1")
 
 
@@ -276,7 +279,7 @@ def test_formats_that_pillow_reads_are_read_and_others_are_named(listing, tmp_pa
             (tmp_path / name).with_suffix(".txt").write_text("a square")
     found, problems = listed(tmp_path)
     assert {r.name for r in found} == set(names) - {"x.heic"}
-    assert all(decode(r, 8, 3, "crop").shape == (3, 8, 8) for r in found)
+    assert all(decode_image(r, 8, 3, "crop").shape == (3, 8, 8) for r in found)
     assert reasons(problems) == {"x.heic": "Pillow cannot read .heic files here; save the image as PNG or JPEG"}
 
 
@@ -301,15 +304,15 @@ def test_a_folder_of_training_images_alone_is_split_like_any_other(tmp_path):
     with pytest.raises(UserError, match="it has 12 usable images, but at least 30 are needed"):
         load(SourceConfig(str(tmp_path / "few")), ["train"])
     with_jsonl(tmp_path / "enough" / "train", 40)
-    assert [len(part) for part in load(SourceConfig(str(tmp_path / "enough")), records.SPLITS)] == [20, 10, 10]
+    assert [len(part) for part in load(SourceConfig(str(tmp_path / "enough")), SPLITS)] == [20, 10, 10]
 
 
 def test_a_broken_image_does_not_make_a_small_source_too_small(tmp_path):
     with_text_files(tmp_path, 100)
-    everywhere = [r.name for split in records.SPLITS for r in records.split_records(listed(tmp_path)[0], split)[:3]]
+    everywhere = [r.name for split in SPLITS for r in split_records(listed(tmp_path)[0], split)[:3]]
     for name in everywhere:
         (tmp_path / name).write_bytes(b"no image")
-    assert [len(part) for part in load(SourceConfig(str(tmp_path)), records.SPLITS)] == [71, 10, 10]
+    assert [len(part) for part in load(SourceConfig(str(tmp_path)), SPLITS)] == [71, 10, 10]
 
 
 # --- pixels -----------------------------------------------------------------------------------------------------------
@@ -320,7 +323,7 @@ def test_arrays_of_zeros_and_ones_are_black_and_white(kind, tmp_path):
     images = np.random.default_rng(0).integers(0, 2, (40, 8, 8)).astype(kind)
     np.savez(tmp_path / "a.npz", images=images, captions=[caption(n) for n in range(40)])
     found, problems = listed(tmp_path / "a.npz", grey=True)
-    assert np.array_equal(decode(found[5], 8, 1, "crop")[0], images[5] * np.uint8(255))
+    assert np.array_equal(decode_image(found[5], 8, 1, "crop")[0], images[5] * np.uint8(255))
     assert list(problems.notes.values()) == ["its images hold nothing but 0 and 1, which are taken for black and white"]
 
 
@@ -328,7 +331,7 @@ def test_arrays_of_floats_up_to_255(tmp_path):
     images = np.random.default_rng(0).uniform(0, 255, (40, 8, 8))
     np.savez(tmp_path / "a.npz", images=images, captions=[caption(n) for n in range(40)])
     found, _ = listed(tmp_path / "a.npz")
-    assert np.array_equal(decode(found[5], 8, 1, "crop")[0], np.round(images[5]).astype(np.uint8))
+    assert np.array_equal(decode_image(found[5], 8, 1, "crop")[0], np.round(images[5]).astype(np.uint8))
 
 
 def test_labels_of_arrays_without_names(tmp_path):
@@ -349,11 +352,11 @@ def test_twelve_bits_in_sixteen_are_refused(suffix, tmp_path):
         Image.fromarray(pixels).save(tmp_path / f"{number:02d}{suffix}")
         (tmp_path / f"{number:02d}.txt").write_text("a square")
     problems = Problems("x")
-    images, kept = records.collect("x", listed(tmp_path)[0], 8, 1, "crop", problems)
+    images, kept = collect_images("x", listed(tmp_path)[0], 8, 1, "crop", problems)
     assert [r.name for r in kept] == [f"{number:02d}{suffix}" for number in range(3, 20)]
     assert images.unique().tolist() == [60000 // 256]
     (why,) = set(reasons(problems).values())
-    assert "of 16 bits its pixels use 12 or fewer, as they reach 4095; scale them to 0 .. 65535" in why
+    assert "its pixels have 16 bits but reach only 4095; scale them to 0 .. 65535" in why
 
 
 def test_null_and_junk_images_are_told_in_plain_words(tmp_path):
@@ -364,7 +367,7 @@ def test_null_and_junk_images_are_told_in_plain_words(tmp_path):
     datasets.Dataset.from_dict({"image": [1, 2], "text": ["a", "b"]}).to_parquet(tmp_path / "b.parquet")
     problems = Problems("x")
     for name in "ab":
-        records.collect("x", listed(tmp_path / f"{name}.parquet")[0], 8, 3, "crop", problems)
+        collect_images("x", listed(tmp_path / f"{name}.parquet")[0], 8, 3, "crop", problems)
     assert list(reasons(problems).values()) == [
         "cannot be read as an image (the row has none)",
         "cannot be read as an image (it is in no format that Pillow knows)",

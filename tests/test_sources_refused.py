@@ -19,9 +19,12 @@ from own_images import (
     with_text_files,
 )
 
-from data import records
-from data.records import Problems, as_captions, collect, split_records
+from data import paths
+from data.caption_values import as_captions
+from data.decoding import collect_images
+from data.problems import SHOWN, Problems
 from data.sources import SourceConfig, load, read
+from data.splits import SPLITS, split_records
 from stages.data_config import DataConfig
 from stages.identity import settings
 from stages.prior import PriorRun
@@ -36,8 +39,8 @@ def test_rows_that_cannot_be_used_are_counted_named_and_written_down(tmp_path, c
     assert set(found) == {caption(n) for n in range(8, 40)}
     said = capsys.readouterr().out
     assert f"{len(faults)} rows of {tmp_path / 'images'} cannot be used" in said
-    assert sum(line.startswith("  ") and ": " in line for line in said.splitlines()) == records.SHOWN
-    (file,) = (records.CACHE / "problems").iterdir()
+    assert sum(line.startswith("  ") and ": " in line for line in said.splitlines()) == SHOWN
+    (file,) = (paths.CACHE / "problems").iterdir()
     assert str(file) in said
     lines = file.read_text().splitlines()
     assert len(lines) == len(faults)
@@ -48,9 +51,9 @@ def test_rows_that_cannot_be_used_are_counted_named_and_written_down(tmp_path, c
 def test_strict_refuses_rows_that_cannot_be_used(tmp_path):
     with_faults(tmp_path / "images")
     with pytest.raises(UserError, match=r"12 rows of .* cannot be used, the first is metadata\.jsonl:4: is not JSON"):
-        load(SourceConfig(str(tmp_path / "images"), strict=True), records.SPLITS)
+        load(SourceConfig(str(tmp_path / "images"), strict=True), SPLITS)
     with_jsonl(tmp_path / "clean", 40)
-    assert sum(map(len, load(SourceConfig(str(tmp_path / "clean"), strict=True), records.SPLITS))) == 40
+    assert sum(map(len, load(SourceConfig(str(tmp_path / "clean"), strict=True), SPLITS))) == 40
 
 
 def test_pairs_with_faults(tmp_path):
@@ -62,7 +65,7 @@ def test_pairs_with_faults(tmp_path):
     problems = Problems("x")
     listing = read(SourceConfig(str(tmp_path)), problems)
     assert len(listing.records) == 26
-    assert {name for name, _ in problems.found} == {"000.jpg", "001.jpg", "002.txt", "003.jpg"}
+    assert {name for name, _ in problems.rows} == {"000.jpg", "001.jpg", "002.txt", "003.jpg"}
 
 
 def test_tables_with_faults(tmp_path):
@@ -75,10 +78,10 @@ def test_tables_with_faults(tmp_path):
     datasets.Dataset.from_dict({"image": images, "text": text}, features=features).to_parquet(tmp_path / "a.parquet")
     problems = Problems("x")
     listing = read(SourceConfig(str(tmp_path / "a.parquet")), problems)
-    assert [name for name, _ in problems.found] == ["train 42", "train 43"]
-    images, kept = collect("x", listing.records, 8, 3, "crop", problems)
+    assert [name for name, _ in problems.rows] == ["train 42", "train 43"]
+    images, kept = collect_images("x", listing.records, 8, 3, "crop", problems)
     assert len(images) == len(kept) == 40
-    assert {name for name, _ in problems.found} == {"train 40", "train 41", "train 42", "train 43"}
+    assert {name for name, _ in problems.rows} == {"train 40", "train 41", "train 42", "train 43"}
 
 
 def test_strict_looks_at_every_split(tmp_path):
@@ -94,7 +97,7 @@ def test_a_row_is_counted_once_though_two_splits_are_the_same(tmp_path, capsys):
     for split in ("train", "test"):
         with_text_files(tmp_path / split, 12)
     (tmp_path / "test" / "003.jpg").write_bytes(b"no image")
-    load(SourceConfig(str(tmp_path)), records.SPLITS)
+    load(SourceConfig(str(tmp_path)), SPLITS)
     assert "1 row of" in capsys.readouterr().out
 
 
@@ -127,7 +130,7 @@ def test_an_open_quote_does_not_swallow_the_rows_after_it(tmp_path):
     table.write_text("file_name,text\n" + "\n".join(rows) + "\n")
     problems = Problems("x")
     listing = read(SourceConfig(str(tmp_path)), problems)
-    assert {name for name, _ in problems.found} == {"metadata.csv:7", "005.png", "006.png"}
+    assert {name for name, _ in problems.rows} == {"metadata.csv:7", "005.png", "006.png"}
     assert {r.captions for r in listing.records} == {(caption(n),) for n in range(40) if n not in (5, 6)}
 
 
@@ -139,7 +142,7 @@ def test_links_to_nothing_are_missing_files(tmp_path):
     (tmp_path / "000.txt").symlink_to(tmp_path / "nowhere.txt")
     problems = Problems("x")
     assert len(read(SourceConfig(str(tmp_path)), problems).records) == 29
-    assert set(problems.found) == {
+    assert set(problems.rows) == {
         ("a.jpg", "the file is missing"),
         ("000.jpg", "000.txt cannot be read (No such file or directory)"),
     }
@@ -162,7 +165,7 @@ def test_no_file_of_tables_is_lost(tmp_path):
     picture(0).save(tmp_path / "preview.png")
     problems = Problems("x")
     assert len(read(SourceConfig(str(tmp_path)), problems).records) == 32
-    assert [name for name, _ in problems.found] == ["data/more.parquet"]
+    assert [name for name, _ in problems.rows] == ["data/more.parquet"]
 
 
 def test_captions_of_numbers_and_of_several_classes(tmp_path):
@@ -179,7 +182,7 @@ def test_captions_of_numbers_and_of_several_classes(tmp_path):
         ("an image of a cat", "an image of an orange"),
         ("an image of an orange",),
     ]
-    assert [name for name, _ in problems.found] == ["train 2"]
+    assert [name for name, _ in problems.rows] == ["train 2"]
 
 
 REFUSED = {

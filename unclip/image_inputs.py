@@ -24,7 +24,7 @@ def prepare(pipe: UnCLIP, images: Pictures) -> np.ndarray:
     """Images as the decoder was trained on them: uint8 (N, H, W, C) of its size and channels.
 
     The middle square is taken and resized, transparent parts become white, photographs are turned upright: what
-    `data/records.py` does. An image that has the decoder's size stays as it is.
+    `data/decoding.py` does. An image that has the decoder's size stays as it is.
     """
     size, channels = pipe.decoder.config.image_size, pipe.decoder.config.channels
     flat = [upright(picture, channels) for picture in _opened(images)]

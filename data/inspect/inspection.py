@@ -25,22 +25,14 @@ from PIL import Image
 from tqdm import tqdm
 
 from data import fashion_mnist
+from data.decoding import decode_image, explain_unreadable, load_upright
 from data.inspect.charts import bars, binned, contact_sheet, side_by_side
 from data.inspect.proposal import Speed, command, cost, measure, pipeline, propose, shown
+from data.problems import SHOWN, Problems, quantity
 from data.provenance import check_source, default
-from data.records import (
-    SHOWN,
-    SPLITS,
-    Listing,
-    Problems,
-    Record,
-    counted,
-    decode,
-    loaded,
-    split_records,
-    unreadable,
-)
-from data.sources import SourceConfig, image_size, read, too_few
+from data.records import Listing, Record
+from data.sources import SourceConfig, image_size, read
+from data.splits import SPLITS, explain_too_few, split_records
 from unclip.cli import options as cli
 from unclip.errors import UserError
 from unclip.images import save_png
@@ -88,7 +80,7 @@ def inspect(options: InspectOptions) -> Found | None:
     problems = Problems(config.source)
     listing = garments(config) if config.source == "fashion-mnist" else read(config, problems)
     classes = f", classes {', '.join(listing.classes)}" if listing.classes else ""
-    print(f"{counted(len(listing.records), 'image')} with captions{classes}")
+    print(f"{quantity(len(listing.records), 'image')} with captions{classes}")
     grey = config.grey or config.source == "fashion-mnist"
     began = time.perf_counter()
     usable = _images(listing.records, grey, problems)
@@ -103,7 +95,7 @@ def inspect(options: InspectOptions) -> Found | None:
     counts = {split: len(split_records(usable, split)) for split in SPLITS}
     print("splits: " + ", ".join(f"{count} for {split}" for split, count in counts.items()))
     for split, count in counts.items():
-        if why := too_few(usable, split, count):
+        if why := explain_too_few(usable, split, count):
             print(f"{config.source} cannot be trained on: {why}")
             return None
     print(f"training uses {size}x{size} {'grey' if grey else 'colour'} images: {cost(size)}")
@@ -150,9 +142,9 @@ def _images(records: list[Record], grey: bool, problems: Problems) -> list[Recor
         try:
             with record.open() as image:
                 size, mode = image.size, image.mode
-                pixels = loaded(image, 3)
+                pixels = load_upright(image, 3)
         except Exception as error:  # Pillow raises many kinds for broken files
-            problems.add(record.name, unreadable(error))
+            problems.add(record.name, explain_unreadable(error))
             continue
         usable.append(record)
         sizes[size] += 1
@@ -166,7 +158,7 @@ def _images(records: list[Record], grey: bool, problems: Problems) -> list[Recor
         print("  none is in colour: --data.grey trains on them as they are")
     twice = [list(names) for names in copies.values() if len(names) > 1]
     copied = sum(len(names) - 1 for names in twice)
-    print(f"duplicates: {counted(copied, 'image')} equal to an earlier one")
+    print(f"duplicates: {quantity(copied, 'image')} equal to an earlier one")
     print("".join(f"  {', '.join(names[:SHOWN])}\n" for names in twice[:SHOWN]), end="")
     return usable
 
@@ -184,7 +176,7 @@ def _draw(out: Path, records: list[Record], size: int, channels: int, config: So
     """The contact sheet, of images from all over the source, and the plot of the captions."""
     count = min(GRID, len(records))
     shown = [records[i * len(records) // count] for i in range(count)]
-    pictures = [decode(record, size, channels, config.fit).transpose(1, 2, 0) for record in shown]
+    pictures = [decode_image(record, size, channels, config.fit).transpose(1, 2, 0) for record in shown]
     save_png(out / "grid.png", contact_sheet(pictures, [record.captions[0] for record in shown]))
     captions = [caption for record in records for caption in record.captions]
     words = Counter(word for caption in captions for word in re.findall(r"\w+", caption.lower()))
@@ -201,7 +193,7 @@ def _draw(out: Path, records: list[Record], size: int, channels: int, config: So
 def most_common(counts: Counter, show: Callable[[object], str]) -> str:
     """ "32x32 (60000), 28x28 (3), and 7 others"."""
     shown: Iterable[str] = (f"{show(key)} ({count})" for key, count in counts.most_common(SHOWN))
-    return ", ".join(shown) + (f", and {counted(len(counts) - SHOWN, 'other')}" if len(counts) > SHOWN else "")
+    return ", ".join(shown) + (f", and {quantity(len(counts) - SHOWN, 'other')}" if len(counts) > SHOWN else "")
 
 
 def main() -> None:
