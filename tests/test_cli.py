@@ -4,7 +4,7 @@ import gzip
 import os
 import shutil
 import tempfile
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import pytest
 import torch
@@ -14,6 +14,7 @@ from PIL import Image
 from data import fashion_mnist
 from unclip.cli import options as cli
 from unclip.errors import UserError
+from unclip.fields import bounded, flat_values, flattened, from_data
 from unclip.store.checkpoint import read_manifest
 
 BAG = "an image of a bag"
@@ -302,6 +303,61 @@ def test_right_options_are_read_and_typed(monkeypatch):
     assert cli.parse(Options, "") == Options(5)
     monkeypatch.setattr("sys.argv", ["x"])
     assert cli.parse(Options, "", Options(7)) == Options(7)
+
+
+@dataclass(frozen=True)
+class Network:
+    width: int = bounded(4, 1, 100)
+    """Width of the network."""
+    inputs: int = from_data(3)
+    """Values per input."""
+
+
+@dataclass(frozen=True)
+class Backbone:
+    network: Network = flattened(Network())
+    depth: int = 2
+    """Number of blocks."""
+
+
+@dataclass(frozen=True)
+class Model:
+    backbone: Backbone = flattened(Backbone())
+    timesteps: int = 10
+    """Steps of the process."""
+
+
+@dataclass(frozen=True)
+class Training:
+    model: Model = field(default_factory=Model)
+    rate: float = 0.1
+    """Learning rate."""
+
+
+DEEP = Training(Model(Backbone(Network(inputs=7), depth=5)))
+
+
+def test_options_of_flattened_configs_have_the_name_of_the_config_around_them():
+    arguments = ["--model.width", "9", "--model.timesteps", "3"]
+    expected = Training(Model(Backbone(Network(9, inputs=7), depth=5), timesteps=3))
+    assert cli.parse(Training, "", DEEP, arguments) == expected
+    assert cli.parse(Training, "", argv=arguments).model.backbone == Backbone(Network(9))
+    assert flat_values(expected) == {
+        "model.width": 9, "model.inputs": 7, "model.depth": 5, "model.timesteps": 3, "rate": 0.1
+    }  # fmt: skip
+    with pytest.raises(UserError, match=r"^--model.width must be from 1 to 100, not 0$"):
+        cli.parse(Training, "", DEEP, ["--model.width", "0"])
+
+
+def test_help_of_nested_configs_names_the_fields_that_are_options(capsys):
+    with pytest.raises(SystemExit):
+        cli.parse(Training, "", DEEP, ["--help"])
+    shown = " ".join(capsys.readouterr().out.split())
+    for text in ("--model.width INT Width of the network. (default: 4)", "--model.depth INT Number of blocks.",
+                 "--model.timesteps INT", "--rate FLOAT Learning rate. (default: 0.1)"):  # fmt: skip
+        assert text in shown
+    assert "inputs" not in shown
+    assert "network" not in shown.replace("Width of the network", "")
 
 
 def test_help_of_a_trainer_speaks_of_its_options_alone(script):

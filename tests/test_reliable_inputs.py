@@ -23,6 +23,7 @@ from PIL import Image
 from unclip import UnCLIP
 from unclip.cli import options as cli
 from unclip.errors import UserError
+from unclip.fields import flat_values
 from unclip.settings import SAMPLING_OPTIONS
 from unclip.store.checkpoint import write_index
 from unclip.store.files import read_json, write_record
@@ -68,7 +69,7 @@ class Reached(Exception):
 def options_of(kind: str) -> list[str]:
     """Every option of a trainer that takes a number."""
     module = __import__(f"configs.{kind}", fromlist=["PRESETS"])
-    flat = cli._options(module.PRESETS["tiny"])
+    flat = flat_values(module.PRESETS["tiny"])
     numbers = [k for k, v in flat.items() if isinstance(v, (int, float, tuple)) and not isinstance(v, bool)]
     return ["--" + name.replace("_", "-") for name in numbers if not name.startswith(("model.preprocess", "sampling"))]
 

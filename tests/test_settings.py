@@ -1,12 +1,14 @@
 """Settings of sampling: seeds, names, ranges, and which of option, pipeline and library has the last word."""
 
 from dataclasses import asdict, fields, replace
+from typing import get_type_hints
 
 import numpy as np
 import pytest
 import torch
 
 from unclip.errors import UserError
+from unclip.fields import field_docs
 from unclip.settings import (
     MAX_SEED,
     SAMPLING_OPTIONS,
@@ -91,6 +93,18 @@ def test_every_setting_has_an_option_and_every_option_a_setting():
         after = flat(asdict(own.override(**{name: value})))
         changed += [key for key, before in flat(asdict(own)).items() if after[key] != before]
     assert sorted(changed) == sorted(flat(asdict(own)))
+
+
+def test_options_have_the_types_bounds_and_help_of_the_settings_they_stand_for():
+    options = {item.name: item for item in fields(SamplingOptions)}
+    docs = field_docs(SamplingOptions)
+    for owner, names in ((PriorSettings, "prior_{}"), (DecoderSettings, "{}")):
+        for item in fields(owner):
+            option = options[names.format(item.name)]
+            assert (option.type, option.default) == (get_type_hints(owner)[item.name], item.default)
+            assert {**option.metadata, "help": None} == {**item.metadata, "help": None}
+            assert docs[option.name] == field_docs(owner)[item.name] != ""
+    assert docs["batch_size"].startswith("Images drawn at once")
 
 
 def flat(tree: dict, prefix: str = "") -> dict:

@@ -1,8 +1,12 @@
-"""Configs: what their fields say of themselves, the one check of all of them, and how they are read from JSON."""
+"""Config dataclasses: fields with bounds and choices, the check of their values, and their conversion from JSON."""
 
+import ast
+import inspect
+import textwrap
 import types
 from collections.abc import Mapping
-from dataclasses import field, fields, is_dataclass
+from dataclasses import Field, field, fields, is_dataclass
+from itertools import pairwise
 from pathlib import Path
 from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 
@@ -32,6 +36,55 @@ def choice(default: Any, table: Mapping[str, Any], **notes: Any) -> Any:
 def from_data(default: Any, low: Number | None = None, high: Number | None = None) -> Any:
     """A field of a model's config that the trainer takes from the data or from the frozen CLIP: no option."""
     return bounded(default, low, high, option=False)
+
+
+def flattened(default: Any, **notes: Any) -> Any:
+    """A field that holds a nested config, whose options are named as if its fields stood beside this one.
+
+    With `network: NetworkConfig = flattened(NetworkConfig())` in the config of `model`, the option of the network's
+    width is --model.width and not --model.network.width. Files keep the nesting.
+    """
+    return field(default=default, metadata={"flatten": True, **notes})
+
+
+def field_docs(cls: type) -> dict[str, str]:
+    """The help text of each field of a dataclass: the string beneath it in the source, or "help" in its metadata."""
+    docs: dict[str, str] = {}
+    for base in reversed(cls.__mro__[:-1]):
+        docs |= _strings_beneath_fields(base)
+    return docs | {item.name: item.metadata["help"] for item in fields(cls) if "help" in item.metadata}
+
+
+def _strings_beneath_fields(cls: type) -> dict[str, str]:
+    """Field name -> docstring, read from the source of the class; empty for a class that has no source file."""
+    try:
+        source = inspect.getsource(cls)
+    except (OSError, TypeError):
+        return {}
+    definition = ast.parse(textwrap.dedent(source)).body[0]
+    docs = {}
+    for statement, after in pairwise(getattr(definition, "body", [])):
+        match statement, after:
+            case (
+                ast.AnnAssign(target=ast.Name(id=name)),
+                ast.Expr(value=ast.Constant(value=str(text))),
+            ):
+                docs[name] = " ".join(text.split())
+    return docs
+
+
+def flat_values(config: Any, prefix: str = "") -> dict[str, Any]:
+    """The values of a config and its nested ones by their dotted names, as options spell them: {"train.lr": 1e-3}."""
+    flat = {}
+    for item in fields(config):
+        value = getattr(config, item.name)
+        flat |= flat_values(value, nested_prefix(item, prefix)) if is_dataclass(value) else {prefix + item.name: value}
+    return flat
+
+
+def nested_prefix(item: Field, prefix: str = "") -> str:
+    """The prefix of the names of a nested config's fields."""
+    return prefix if item.metadata.get("flatten") else f"{prefix}{item.name}."
 
 
 def from_dict(cls, values: dict[str, Any], where: str):
@@ -70,7 +123,7 @@ def check(config: Any, prefix: str = "", spell=lambda name: name) -> None:
     for item in fields(config):
         value, name = getattr(config, item.name), spell(item.metadata.get("display_name", prefix + item.name))
         if is_dataclass(value):
-            check(value, f"{prefix}{item.name}.", spell)
+            check(value, nested_prefix(item, prefix), spell)
         else:
             _check_value(value, hints[item.name], item.metadata, name)
     for name, rule in config.conflicts() if hasattr(config, "conflicts") else ():

@@ -1,12 +1,13 @@
 """How to sample. Kept apart from the models so that `sample.py --help` need not import torch."""
 
 import operator
+from collections import defaultdict
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict, dataclass, field, fields, replace
-from typing import Any, Literal, Self
+from dataclasses import dataclass, field, fields, make_dataclass, replace
+from typing import Any, Literal, Self, get_type_hints
 
 from unclip.errors import UserError, shown
-from unclip.fields import bounded, check, choice
+from unclip.fields import bounded, check, choice, field_docs
 from unclip.registry import SAMPLERS
 
 Device = Literal["auto", "cpu", "cuda", "mps"]
@@ -22,13 +23,13 @@ def check_seeds(seed: int, n: int) -> None:
 
 
 def seed_list(seed: int | Sequence[int], n: int) -> list[int]:
-    """n seeds: those from `seed` on, or the n that are given, as any kind of integers: Python's, numpy's, torch's.
+    """n seeds: those from `seed` on, or the n that are given, as integers of Python, numpy or torch.
 
-    Raises UserError for other numbers of them, or for one out of range.
+    Raises UserError for another number of seeds, or for one out of range.
     """
     seed = list(seed) if isinstance(seed, Iterator) else seed
     try:
-        seeds = [operator.index(one) for one in ([seed] if is_single(seed) else seed)]
+        seeds = [operator.index(number) for number in ([seed] if is_single(seed) else seed)]
     except (TypeError, ValueError):
         raise UserError(f"seed must be an integer or a list of them, not {shown(seed)}") from None
     if is_single(seed):
@@ -36,8 +37,8 @@ def seed_list(seed: int | Sequence[int], n: int) -> list[int]:
         return list(range(seeds[0], seeds[0] + n))
     if len(seeds) != n:
         raise UserError(f"{len(seeds)} seeds do not go with {n} images")
-    for one in seeds:
-        check_seeds(one, 1)
+    for number in seeds:
+        check_seeds(number, 1)
     return seeds
 
 
@@ -46,27 +47,44 @@ def is_single(seed: Any) -> bool:
     return not hasattr(seed, "__iter__") or isinstance(seed, str) or getattr(seed, "ndim", 1) == 0
 
 
-@dataclass(frozen=True)
-class PriorSettings:
-    """How to draw from the prior. Raises UserError for values out of range."""
+class PartSettings:
+    """The settings of one part of a pipeline: a frozen dataclass in which each has a default.
 
-    steps: int = bounded(20, 1, 10_000, display_name="prior_steps")
-    """Prior steps per embedding (dpmpp)."""
-    guidance: float = bounded(1.0, 0, 100, display_name="prior_guidance")
-    """Prior guidance scale: 1 is none, more follows the caption closer at the price of variety."""
-    num_candidates: int = bounded(4, 1, 256, display_name="prior_num_candidates")
-    """Image embeddings drawn for each sample, of which one is kept: see `threshold`."""
-    threshold: float = bounded(0.85, 0, 1, display_name="prior_threshold")
-    """Of a class's caption the first draw is kept to which CLIP gives at least this probability, beside those of the
-    other classes; if none has it, or for other captions, the likeliest; without classes the closest to the text."""
+    As options of a program, and in messages, the fields are named with `prefix` before them. Raises UserError for a
+    value out of range.
+    """
+
+    prefix = ""
 
     def __post_init__(self):
-        check(self)
+        check(self, self.prefix)
+
+    def override(self, **settings: Any) -> Self:
+        """The same with other values for some of the fields."""
+        return replace(self, **settings)
 
 
 @dataclass(frozen=True)
-class DecoderSettings:
-    """How to draw from the decoder. Raises UserError for values out of range."""
+class PriorSettings(PartSettings):
+    """How to draw from the prior."""
+
+    prefix = "prior_"
+
+    steps: int = bounded(20, 1, 10_000)
+    """Prior steps per embedding (dpmpp)."""
+    guidance: float = bounded(1.0, 0, 100)
+    """Prior guidance scale: 1 is none, more follows the caption closer at the price of variety."""
+    num_candidates: int = bounded(4, 1, 256)
+    """Candidate image embeddings drawn for each sample, of which reranking keeps one: see the threshold."""
+    threshold: float = bounded(0.85, 0, 1)
+    """For the caption of a class, reranking keeps the first candidate to which CLIP gives at least this probability
+    among the captions of all classes, or the most probable one if none reaches it. For any other caption it keeps the
+    most probable one; without classes, the one closest to the text."""
+
+
+@dataclass(frozen=True)
+class DecoderSettings(PartSettings):
+    """How to draw from the decoder."""
 
     steps: int = bounded(10, 1, 10_000)
     """Decoder steps per image, from 1 to the decoder's timesteps."""
@@ -81,11 +99,9 @@ class DecoderSettings:
     spacing: Spacing = "karras"
     """Spacing of the decoder's steps: even in time, or karras, dense where there is little noise."""
     num_candidates: int = bounded(1, 1, 256)
-    """Images drawn for each embedding, each from noise of its own, of which the one is kept whose own embedding is the
-    closest to it: truer to the embedding, at so many times the cost. Without an embedding, or from given noise, one."""
-
-    def __post_init__(self):
-        check(self)
+    """Candidate images drawn for each embedding, each from noise of its own; the one whose embedding is closest to it
+    is kept. More are truer to the embedding, and cost so many times as much. There is one candidate without an
+    embedding, or from given noise."""
 
     def conflicts(self) -> Iterator[tuple[str, str]]:
         if self.guidance_interval[0] > self.guidance_interval[1]:
@@ -94,35 +110,57 @@ class DecoderSettings:
             readers = ", ".join(name for name, sampler in SAMPLERS.items() if "eta" in sampler.reads)
             yield "eta", f"be 0 for the {self.sampler} sampler (only {readers} reads it)"
 
+    def override(self, **settings: Any) -> Self:
+        """The same with other values. Another sampler does not take over the eta of this one."""
+        if settings.get("sampler", self.sampler) != self.sampler:
+            settings = {"eta": 0.0} | settings
+        return replace(self, **settings)
+
 
 @dataclass(frozen=True)
 class Sampling:
-    """All settings of drawing. A pipeline carries its own in model_index.json; what is given at a call beats them."""
+    """All settings of drawing. A pipeline carries its own in model_index.json; arguments of a call override them.
+
+    A further part gets settings by one more field here, whose default is a `PartSettings`.
+    """
 
     prior: PriorSettings = field(default_factory=PriorSettings)
     decoder: DecoderSettings = field(default_factory=DecoderSettings)
     batch_size: int = bounded(64, 1, 4096)
-    """Images drawn at once; less needs less memory. It does not change the images."""
+    """Images drawn at once; fewer need less memory. It does not change the images."""
 
     def __post_init__(self):
         check(self)
 
     def override(self, style: str = "clear", **settings: Any) -> "Sampling":
-        """The same with other values, by the names of `SamplingOptions`; what is named beats the style.
+        """The same with other values, by the names of `SamplingOptions`; a setting overrides the style.
 
         Raises UserError for an unknown name.
         """
         if style not in list(STYLES):
             raise UserError(f"there is no style {shown(style)}; choose from {', '.join(STYLES)}")
-        prior, decoder, own = {}, {}, {}
-        for name, value in (STYLES[style] | settings).items():
-            if name not in SAMPLING_OPTIONS:
-                raise UserError(f"there is no setting {name!r}; choose from {', '.join(SAMPLING_OPTIONS)}")
-            part = own if name == "batch_size" else prior if name in PRIOR_OPTIONS else decoder
-            part[PRIOR_OPTIONS.get(name, name)] = plain(value)
-        if "sampler" in decoder and decoder["sampler"] != self.decoder.sampler:
-            decoder = {"eta": 0.0} | decoder  # that of the other sampler says nothing of this one
-        return replace(self, prior=replace(self.prior, **prior), decoder=replace(self.decoder, **decoder), **own)
+        by_part: dict[str, dict[str, Any]] = defaultdict(dict)
+        for option, value in (STYLES[style] | settings).items():
+            if option not in SAMPLING_OPTIONS:
+                raise UserError(f"there is no setting {option!r}; choose from {', '.join(SAMPLING_OPTIONS)}")
+            part, name = SAMPLING_OPTIONS[option]
+            by_part[part][name] = plain(value)
+        whole = by_part.pop("", {})
+        return replace(self, **{part: getattr(self, part).override(**by_part[part]) for part in by_part}, **whole)
+
+
+def _options_of_parts() -> dict[str, tuple[str, str]]:
+    options = {}
+    parts = {item.name: getattr(Sampling(), item.name) for item in fields(Sampling)}
+    settings = {part: value for part, value in parts.items() if isinstance(value, PartSettings)}
+    for part, value in sorted(settings.items(), key=lambda entry: entry[1].prefix):
+        options |= {value.prefix + item.name: (part, item.name) for item in fields(value)}
+    return options | {name: ("", name) for name in parts if name not in settings}
+
+
+SAMPLING_OPTIONS = _options_of_parts()
+"""Option -> (part, name of its setting), as "prior_steps": ("prior", "steps"); the part of batch_size is ""."""
+PRIOR_OPTIONS = tuple(option for option, (part, _) in SAMPLING_OPTIONS.items() if part == "prior")
 
 
 def plain(value: Any) -> Any:
@@ -136,62 +174,41 @@ STYLES: dict[str, dict[str, Any]] = {
     "clear": {},
     "faithful": {"guidance": 1.0, "prior_guidance": 1.0, "prior_num_candidates": 1, "num_candidates": 1},
 }
-"""Named settings over the pipeline's own: clear changes nothing; faithful guides nothing and picks nothing, so that the
-samples are as varied as the model has learned the images to be, and a Frechet distance tells what it has learned."""
+"""Named settings over the pipeline's own: clear changes nothing; faithful neither guides nor reranks, so that samples
+are as varied as the images that the model has learned, and a Frechet distance measures what it has learned."""
+
+
+def _flat_fields() -> Iterator[tuple[str, Any, Any]]:
+    """Name, type and field of each option, for `dataclasses.make_dataclass`; help texts travel in the metadata."""
+    style = "clear keeps the pipeline's own settings; faithful neither guides nor reranks: less typical, as varied as "
+    yield "style", str, choice("clear", STYLES, help=f"{style}the data.")
+    for option, (part, name) in SAMPLING_OPTIONS.items():
+        owner = type(getattr(Sampling(), part)) if part else Sampling
+        item = next(item for item in fields(owner) if item.name == name)
+        metadata = {**item.metadata, "help": field_docs(owner).get(name)}
+        yield option, get_type_hints(owner)[name], field(default=item.default, metadata=metadata)
 
 
 @dataclass(frozen=True)
-class SamplingOptions:
-    """All settings side by side, as options of a program, whose defaults are the pipeline's own."""
+class SamplingOptions(make_dataclass("FlatSettings", _flat_fields(), frozen=True)):  # type: ignore[misc]
+    """All settings side by side, as options of a program: the fields of `Sampling`'s parts, with a prefix where needed.
 
-    style: str = choice("clear", STYLES)
-    """clear is the pipeline's own settings, faithful no guidance, no choice: less typical, as varied as the data."""
-    steps: int = bounded(DecoderSettings.steps, 1, 10_000)
-    """Decoder steps per image, from 1 to the decoder's timesteps."""
-    guidance: float = bounded(DecoderSettings.guidance, 0, 100)
-    """Decoder guidance scale: 1 is none, more follows the caption closer at the price of variety."""
-    guidance_interval: tuple[float, float] = bounded(DecoderSettings.guidance_interval, 0, 1)
-    """Guide the decoder only at these times, from 0, the clean image, to 1, pure noise."""
-    sampler: SamplerName = choice(DecoderSettings.sampler, SAMPLERS)
-    """Decoder sampler."""
-    eta: float = bounded(DecoderSettings.eta, 0, 1)
-    """Noise of the ddim sampler: 0 is deterministic, 1 as noisy as ddpm."""
-    spacing: Spacing = DecoderSettings.spacing
-    """Spacing of the decoder's steps: even in time, or karras, dense where there is little noise."""
-    num_candidates: int = bounded(DecoderSettings.num_candidates, 1, 256)
-    """Images drawn for each embedding, each from noise of its own, of which the one is kept whose own embedding is the
-    closest to it: truer to the embedding, at so many times the cost. Without an embedding, or from given noise, one."""
-    prior_steps: int = bounded(PriorSettings.steps, 1, 10_000)
-    """Prior steps per embedding (dpmpp)."""
-    prior_guidance: float = bounded(PriorSettings.guidance, 0, 100)
-    """Prior guidance scale: 1 is none, more follows the caption closer at the price of variety."""
-    prior_num_candidates: int = bounded(PriorSettings.num_candidates, 1, 256)
-    """Image embeddings drawn for each sample, of which one is kept: see `threshold`."""
-    prior_threshold: float = bounded(PriorSettings.threshold, 0, 1)
-    """Of a class's caption the first draw is kept to which CLIP gives at least this probability, beside those of the
-    other classes; if none has it, or for other captions, the likeliest; without classes the closest to the text."""
-    batch_size: int = bounded(64, 1, 4096)
-    """Images drawn at once; less needs less memory. It does not change the images."""
+    The defaults are the library's; `of` makes those of a pipeline.
+    """
 
     @classmethod
     def of(cls, sampling: Sampling, style: str = "clear", **others: Any) -> Self:
         """A pipeline's settings, in a style, as defaults; `others` are the fields of a subclass."""
         sampling = sampling.override(style)
-        prior = {option: getattr(sampling.prior, name) for option, name in PRIOR_OPTIONS.items()}
-        return cls(style=style, **asdict(sampling.decoder), **prior, batch_size=sampling.batch_size, **others)
+        values = {
+            option: getattr(getattr(sampling, part) if part else sampling, name)
+            for option, (part, name) in SAMPLING_OPTIONS.items()
+        }
+        return cls(style=style, **values, **others)
 
     def changed(self, sampling: Sampling) -> dict[str, Any]:
-        """The style, and what differs from a pipeline's in it, for `Sampling.override` and calls of the pipeline."""
-        own = SamplingOptions.of(sampling, self.style)
-        changed = {name: value for name in SAMPLING_OPTIONS if (value := getattr(self, name)) != getattr(own, name)}
+        """The style, and the settings that differ from a pipeline's in it, as arguments for `Sampling.override`."""
+        defaults = SamplingOptions.of(sampling, self.style)
+        names = [name for name in SAMPLING_OPTIONS if getattr(self, name) != getattr(defaults, name)]
+        changed = {name: getattr(self, name) for name in names}
         return changed if self.style == "clear" else {"style": self.style} | changed
-
-
-SAMPLING_OPTIONS = tuple(option.name for option in fields(SamplingOptions) if option.name != "style")
-PRIOR_OPTIONS = {
-    "prior_steps": "steps",
-    "prior_guidance": "guidance",
-    "prior_num_candidates": "num_candidates",
-    "prior_threshold": "threshold",
-}
-"""Which options are the prior's, and what it calls them; the others are the decoder's, by its own names."""

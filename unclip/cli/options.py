@@ -1,26 +1,22 @@
 """What the command-line programs share: typed options, and one clear line for bad input. Imports no torch."""
 
-import ast
 import contextlib
 import errno
-import inspect
 import io
 import os
 import re
 import sys
-import textwrap
 import traceback
 import warnings
-from collections.abc import Callable
-from dataclasses import fields, is_dataclass, replace
-from itertools import pairwise
-from typing import Any, TypeVar, get_type_hints
+from collections.abc import Callable, Sequence
+from dataclasses import MISSING, Field, fields, is_dataclass, replace
+from typing import Annotated, Any, TypeVar, get_type_hints
 
 import tyro
 
 from unclip.cli import signals
 from unclip.errors import UserError, reason
-from unclip.fields import as_option, check
+from unclip.fields import as_option, check, field_docs, flat_values
 
 C = TypeVar("C")
 
@@ -38,39 +34,42 @@ REGISTRY = tyro.constructors.ConstructorRegistry()
 
 
 @REGISTRY.struct_rule
-def _only_options(info: tyro.constructors.StructTypeInfo) -> tyro.constructors.StructConstructorSpec | None:
-    """A config with fields that are not options (`unclip.fields.from_data`): those keep their defaults."""
-    if not is_dataclass(info.type) or all(item.metadata.get("option", True) for item in fields(info.type)):
+def _config(info: tyro.constructors.StructTypeInfo) -> tyro.constructors.StructConstructorSpec | None:
+    """How a config dataclass becomes options, by the metadata of its fields; see `unclip.fields`.
+
+    Fields that are not options keep their defaults. The options of a flattened config are named as its parent's.
+    """
+    if not is_dataclass(info.type) or getattr(info.type, "__parameters__", ()):  # tyro wraps commands in a generic one
         return None
-    types, texts = get_type_hints(info.type), _docstrings(info.type)
-    default = info.default if is_dataclass(info.default) else info.type()
-    options = [item.name for item in fields(info.type) if item.metadata.get("option", True)]
-    return tyro.constructors.StructConstructorSpec(
-        instantiate=lambda **given: replace(default, **given),  # --help would show what `replace` says of itself
-        fields=tuple(
-            tyro.constructors.StructFieldSpec(name, types[name], getattr(default, name), texts.get(name))
-            for name in options
-        ),
-    )
+    types = get_type_hints(info.type, include_extras=True)
+    docs = field_docs(info.type)
+    options = []
+    for item in fields(info.type):
+        if not item.metadata.get("option", True):
+            continue
+        annotation = types[item.name]
+        if item.metadata.get("flatten"):
+            annotation = Annotated[annotation, tyro.conf.arg(name="")]
+        default = _default_of(item, info.default)
+        options.append(tyro.constructors.StructFieldSpec(item.name, annotation, default, docs.get(item.name)))
+
+    def instantiate(**values: Any) -> Any:  # a function of ours, as --help would show the docstring of `replace`
+        return replace(info.default, **values) if is_dataclass(info.default) else info.type(**values)
+
+    return tyro.constructors.StructConstructorSpec(instantiate, tuple(options))
 
 
-def _docstrings(kind: type) -> dict[str, str]:
-    """The strings beneath the fields of a dataclass and of its bases."""
-    texts = {}
-    for base in reversed(kind.__mro__[:-1]):
-        body = ast.parse(textwrap.dedent(inspect.getsource(base))).body[0].body
-        for item, after in pairwise(body):
-            if (
-                isinstance(item, ast.AnnAssign)
-                and isinstance(after, ast.Expr)
-                and isinstance(after.value, ast.Constant)
-            ):
-                texts[item.target.id] = " ".join(after.value.value.split())
-    return texts
+def _default_of(item: Field, config: Any) -> Any:
+    """The default of an option: its value in `config`, if that is a config; else the default of the field."""
+    if is_dataclass(config):
+        return getattr(config, item.name)
+    if item.default_factory is not MISSING:
+        return item.default_factory()
+    return tyro.MISSING if item.default is MISSING else item.default
 
 
-def parse(kind: type[C], description: str, default: C | None = None) -> C:
-    """Read a config dataclass from the command line; --help documents each field by its docstring.
+def parse(kind: type[C], description: str, default: C | None = None, argv: Sequence[str] | None = None) -> C:
+    """Read a config dataclass from arguments (default: the command line's); --help documents each field.
 
     Raises UserError, in one line that names the nearest right option, for an unknown or an ill-typed one.
     """
@@ -79,7 +78,7 @@ def parse(kind: type[C], description: str, default: C | None = None) -> C:
         with contextlib.redirect_stderr(messages):
             options = {} if default is None else {"default": default}
             config = (tyro.conf.FlagCreatePairsOff,)
-            given = tyro.cli(kind, description=description, config=config, registry=REGISTRY, **options)
+            given = tyro.cli(kind, args=argv, description=description, config=config, registry=REGISTRY, **options)
     except SystemExit as stop:
         if stop.code in (0, None):
             raise
@@ -116,8 +115,8 @@ def parse_run(presets: dict[str, C], description: str) -> C:
     if name not in presets:
         raise UserError(f"unknown preset {name!r}; choose one of {', '.join(presets)}")
     config = parse(type(presets[name]), description, presets[name])
-    defaults = _options(presets[name])
-    changed = [f"{key} = {value}" for key, value in _options(config).items() if value != defaults[key]]
+    defaults = flat_values(presets[name])
+    changed = [f"{key} = {value}" for key, value in flat_values(config).items() if value != defaults[key]]
     if os.environ.get("RANK", "0") == "0":
         print(f"preset {name}{', with ' if changed else ''}{', '.join(changed)}")
     return config
@@ -133,15 +132,6 @@ def argument(name: str, default: str | None = None) -> str | None:
         if option.replace("_", "-") == as_option(name):
             default = value if equals else after
     return default
-
-
-def _options(config: Any, prefix: str = "") -> dict[str, Any]:
-    """{"train.lr": 1e-3, ...}."""
-    flat = {}
-    for item in fields(config):
-        value = getattr(config, item.name)
-        flat |= _options(value, f"{prefix}{item.name}.") if is_dataclass(value) else {prefix + item.name: value}
-    return flat
 
 
 def is_first() -> bool:
