@@ -21,14 +21,14 @@ ASIDE = ("strict",)
 """What decides nothing of what is read."""
 
 
-def note(config: SourceConfig, size: int) -> dict[str, Any]:
+def describe_source(config: SourceConfig, size: int) -> dict[str, Any]:
     """A source and its options as a manifest keeps them: with whole paths, and the size of the images."""
     values = {name: value for name, value in asdict(_whole(config)).items() if name not in ASIDE}
     size = None if config.source == "fashion-mnist" else size  # which takes none
     return values | {"size": size, "root": config.root and str(values["root"])}
 
 
-def recall(pipeline: Path, plain: C) -> C | None:
+def read_provenance(pipeline: Path, plain: C) -> C | None:
     """What the first stage of a pipeline was trained on, in a config of the kind of `plain`.
 
     A stage of before there were notes names its data all the same: one of `NAMES` is taken, with plain's options. None
@@ -44,13 +44,13 @@ def recall(pipeline: Path, plain: C) -> C | None:
     return next((replace(plain, source=name) for name in names if name in NAMES), None)
 
 
-def default(pipeline: Path, plain: C) -> C:
+def inherit_source(pipeline: Path, plain: C) -> C:
     """The data options of a program that works on a pipeline, as long as the command line does not set them.
 
     They are the pipeline's. Of another source that --data names, only the size and the number of the images are; the
     rest is as in `plain`.
     """
-    noted, given = recall(pipeline, plain), cli.argument("data")
+    noted, given = read_provenance(pipeline, plain), cli.argument("data")
     if noted is None:
         return plain
     if given is None or _same(given, noted.source):
@@ -59,12 +59,12 @@ def default(pipeline: Path, plain: C) -> C:
     return replace(plain, source=given, **{name: getattr(noted, name) for name in kept})
 
 
-def check_source(pipeline: Path, config: SourceConfig, tell: Tell = print) -> bool:
+def compare_source(pipeline: Path, config: SourceConfig, tell: Tell = print) -> bool:
     """Whether the data is what the pipeline was trained on, by its options; a line tells which differ, or what is read.
 
     Raises UserError if the source is the same, but not on this machine.
     """
-    noted = recall(pipeline, config)
+    noted = read_provenance(pipeline, config)
     if noted is None:
         return True
     if config.source == noted.source and not is_there(noted.source):
@@ -78,7 +78,7 @@ def check_source(pipeline: Path, config: SourceConfig, tell: Tell = print) -> bo
     return not differ
 
 
-def check_content(pipeline: Path, train: CaptionedImages, tell: Tell = print) -> None:
+def compare_content(pipeline: Path, train: CaptionedImages, tell: Tell = print) -> None:
     """Tell in a line if these are not the training images and captions of the pipeline's first stage."""
     for stage in PARTS:
         if (pipeline / stage / "config.json").is_file() and (data := read_manifest(pipeline / stage).data):

@@ -5,7 +5,7 @@ from collections import Counter
 from collections.abc import Sequence
 
 
-def varied(captions: Sequence[str], count: int) -> list[str]:
+def choose_varied(captions: Sequence[str], count: int) -> list[str]:
     """At most `count` distinct captions that use as many of the words as such a choice does, the frequent ones first.
 
     Each next caption is the one whose words that are not used yet are in most captions. Once all words are used, they

@@ -13,8 +13,8 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from data.dataset import CaptionedImages, random_flip, random_shift
-from data.provenance import note
-from data.variety import varied
+from data.provenance import describe_source
+from data.variety import choose_varied
 from stages import loop, runtime
 from stages.data_config import DataConfig
 from stages.evaluation.metrics import recall_at_k
@@ -169,7 +169,7 @@ class CLIPStage:
 
     def preview(self, model: CLIP) -> Image.Image:
         """For each plain caption, or for ten varied ones, the validation images that match it best."""
-        captions = self.validation.class_captions or varied(self.validation.captions, 10)
+        captions = self.validation.class_captions or choose_varied(self.validation.captions, 10)
         text = self._encode(model, self.tokenizer.encode(captions, model.config.text.context))
         best = (text @ self._embed(model, self.validation.images).T).topk(min(8, len(self.validation))).indices
         images = self.validation.images.permute(0, 2, 3, 1).numpy()
@@ -234,7 +234,7 @@ def train(run: CLIPRun) -> Manifest:
     with runtime.seeded(run.train.seed):
         model = CLIP(replace(run.model, vision=vision, text=text))
     parents = {"tokenizer": sha256(tokenizer.to_json().encode()), **start_from(model, run.init_from, "clip")}
-    source = note(run.data, data.image_size)
+    source = describe_source(run.data, data.image_size)
     manifest = Manifest("clip", parents=parents, data=data_entry(data), source=source, training=settings(run))
     stage = CLIPStage(model, tokenizer, data, validation, run.augment, device, run.train.accumulate)
     return loop.train(stage, run.train, device, run.out, manifest, {"tokenizer.json": tokenizer.to_json()})

@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from data.dataset import CaptionedImages
-from data.provenance import check_content, check_source, default, recall
+from data.provenance import compare_content, compare_source, inherit_source, read_provenance
 from data.sources import SourceConfig, load
 from stages.runtime import is_main, main_first
 from unclip.cli import options as cli
@@ -24,10 +24,10 @@ class DataConfig(SourceConfig):
 
         Raises UserError if they should be, but are not on this machine.
         """
-        same = check_source(pipeline, self, _tell)
+        same = compare_source(pipeline, self, _tell)
         found = self.load(*splits)
         if same:
-            check_content(pipeline, found[0], _tell)
+            compare_content(pipeline, found[0], _tell)
         return found
 
 
@@ -37,8 +37,8 @@ def on_pipeline(presets: dict[str, Any]) -> dict[str, Any]:
     out = Path(cli.argument("out", str(preset.out)))
     start = cli.argument("init-from")
     named = [Path(path) for path in (cli.argument("clip"), out, start and find_pipeline(start)) if path]
-    pipeline = next((path for path in named if recall(path, preset.data)), out)
-    return {name: replace(run, data=default(pipeline, run.data)) for name, run in presets.items()}
+    pipeline = next((path for path in named if read_provenance(path, preset.data)), out)
+    return {name: replace(run, data=inherit_source(pipeline, run.data)) for name, run in presets.items()}
 
 
 def _tell(line: str) -> None:

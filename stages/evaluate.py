@@ -15,7 +15,7 @@ if __name__ == "__main__":  # before the other imports, which may take seconds
 
     signals.install()
 
-from data.provenance import default
+from data.provenance import inherit_source
 from stages.data_config import DataConfig
 from stages.evaluation.evaluate import EvaluateOptions, evaluate
 from unclip.cli import options as cli
@@ -28,7 +28,7 @@ def main() -> None:
     checkpoint = find_pipeline(cli.argument("checkpoint", str(EvaluateOptions.checkpoint)))
     style = cli.argument("sampling.style", "clear")
     sampling = SamplingOptions.of(read_sampling(checkpoint), style)
-    own = EvaluateOptions(data=default(checkpoint, DataConfig()), sampling=sampling)
+    own = EvaluateOptions(data=inherit_source(checkpoint, DataConfig()), sampling=sampling)
     evaluate(cli.parse(EvaluateOptions, __doc__, own))
 
 

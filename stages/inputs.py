@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from data.provenance import note
+from data.provenance import describe_source
 from stages.data_config import DataConfig
 from stages.embed import EmbeddedImages, embed_images
 from stages.runtime import print0
@@ -77,5 +77,5 @@ def open_inputs(out: Path, data: DataConfig, device: torch.device) -> Inputs:
     train, validation = (embed_images(split, clip, manifest.sha256, tokenizer, preprocess, device) for split in splits)
     classes, none = train.data.class_captions, torch.zeros(0, clip.config.embed_dim)
     rivals = encode_captions(clip, tokenizer, classes).embedding if len(set(classes)) > 1 else none
-    source = note(data, splits[0].image_size)
+    source = describe_source(data, splits[0].image_size)
     return Inputs(clip.config, manifest.sha256, clip.scale().item(), rivals.cpu(), source, train, validation)

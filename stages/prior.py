@@ -13,7 +13,7 @@ import tyro
 from PIL import Image
 from torch import Tensor, nn
 
-from data.variety import varied
+from data.variety import choose_varied
 from stages import loop, runtime
 from stages.data_config import DataConfig
 from stages.embed import EmbeddedImages
@@ -144,7 +144,7 @@ class PriorStage:
         number = {validation.data.captions[i]: i for i in ids.unique().tolist()}
         blank = torch.full_like(validation.data.images[0], 255)
         rows, notes = [], []
-        for caption in varied(list(number), 10):
+        for caption in choose_varied(list(number), 10):
             own = (ids == number[caption]).nonzero()[:, 0]
             encoded = validation.captions(torch.tensor([number[caption]] * 8)).to(self.device)
             drawn = model.draw(encoded, range(8), self.sampling).cpu()

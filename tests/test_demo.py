@@ -12,9 +12,9 @@ from PIL import Image
 from small_pipeline import build
 
 from data.inspect import proposal
-from data.provenance import note
+from data.provenance import describe_source
 from data.sources import SourceConfig, load
-from data.variety import varied
+from data.variety import choose_varied
 from stages.demo import __main__ as demo
 from unclip import UnCLIP
 from unclip.errors import UserError
@@ -26,8 +26,8 @@ STEPS = 12
 def test_demo_looks_measures_trains_and_draws(tmp_path, monkeypatch, capfd):
     with_jsonl(tmp_path / "My Squares", 60)
     monkeypatch.chdir(tmp_path)
-    trainer = proposal.trainer
-    monkeypatch.setattr(proposal, "trainer", lambda *given: [*trainer(*given), "--preset", "tiny"])
+    trainer_command = proposal.trainer_command
+    monkeypatch.setattr(proposal, "trainer_command", lambda *given: [*trainer_command(*given), "--preset", "tiny"])
     monkeypatch.setattr(proposal, "LEAST_STEPS", STEPS)
     monkeypatch.setattr(demo, "BUDGET", 1)
     monkeypatch.setenv("UNCLIP_CACHE", str(tmp_path / "cache"))
@@ -42,7 +42,7 @@ def test_demo_looks_measures_trains_and_draws(tmp_path, monkeypatch, capfd):
         assert (out / stage / "train" / "curves.png").exists()
     captions = (tmp_path / "outputs" / "demo" / "captions.txt").read_text().splitlines()
     [validation] = load(SourceConfig("My Squares"), ["validation"])
-    assert captions == varied(validation.captions, 10)
+    assert captions == choose_varied(validation.captions, 10)
     assert Image.open("outputs/demo.png").size == Image.open("outputs/demo/grid.png").size
     assert UnCLIP.from_pretrained(out)("a red square").images.shape == (1, 20, 20, 3)
 
@@ -59,7 +59,7 @@ def test_what_has_begun_goes_on_as_planned_and_the_rest_takes_the_time_that_is_l
     monkeypatch.setattr(time, "monotonic", lambda: clock[0])
     begun = proposal.Proposal("clip", 777, 16, 0)
     monkeypatch.setattr(demo, "begun", lambda out, stage: begun if stage == "clip" else None)
-    demo.train(demo.Found(100_000, 32, speeds), SourceConfig("x"), tmp_path)
+    demo.train(demo.Measurements(100_000, 32, speeds), SourceConfig("x"), tmp_path)
     steps = [int(line[line.index("--train.steps") + 1]) for line in ran]
     assert [line[0] for line in ran] == [f"train_{stage}.py" for stage in proposal.RECIPES]
     assert steps[0] == 777
@@ -78,7 +78,7 @@ def test_too_few_images_end_the_demo_with_one_line(tmp_path, monkeypatch):
 
 def test_a_pipeline_of_other_data_is_refused_before_anything_is_measured(tmp_path):
     folder, mine, other = build(tmp_path / "own"), str(tmp_path / "mine"), str(tmp_path / "other")
-    edit(folder / "clip", source=note(SourceConfig(mine), 32))
+    edit(folder / "clip", source=describe_source(SourceConfig(mine), 32))
     with pytest.raises(UserError, match=f"was trained with --data {mine}; this is with --data {other}; choose another"):
         demo.demo(demo.DemoOptions(other, out=folder))
 
@@ -124,8 +124,8 @@ def test_a_signal_lets_what_runs_save_and_ends_the_demo(tmp_path):
 def test_varied_captions_use_as_many_words_as_they_can():
     colours, shapes = ("red", "green", "blue"), ("circle", "square")
     captions = [f"a {colour} {shape}" for colour in colours for shape in shapes]
-    chosen = varied(captions, 3)
+    chosen = choose_varied(captions, 3)
     assert {word for caption in chosen for word in caption.split()} == {"a", *colours, *shapes}
-    assert sorted(varied(captions, 100)) == sorted(captions)
-    assert varied([*captions[:1] * 9, ""], 5) == [captions[0], ""]
-    assert varied([], 5) == []
+    assert sorted(choose_varied(captions, 100)) == sorted(captions)
+    assert choose_varied([*captions[:1] * 9, ""], 5) == [captions[0], ""]
+    assert choose_varied([], 5) == []

@@ -18,10 +18,19 @@ from PIL import Image
 from configs.clip import PRESETS as CLIP
 from configs.decoder import PRESETS as DECODER
 from configs.prior import PRESETS as PRIOR
-from data.inspect.charts import bars, binned, contact_sheet
-from data.inspect.inspection import InspectOptions, inspect
+from data.inspect.charts import bin_counts, draw_bars, draw_contact_sheet
+from data.inspect.inspection import InspectOptions, inspect_source
 from data.inspect.inspection import main as inspect_main
-from data.inspect.proposal import RECIPES, Speed, command, measure, pipeline, propose, run_trial, shown
+from data.inspect.proposal import (
+    RECIPES,
+    Speed,
+    format_command,
+    measure_speeds,
+    pipeline_folder,
+    propose_trainings,
+    run_trial,
+    training_command,
+)
 from data.problems import Problems
 from data.sources import SourceConfig, image_size, read
 from stages.demo.__main__ import main as demo_main
@@ -36,14 +45,14 @@ SPEEDS = {"clip": Speed(0.14, 10), "prior": Speed(0.16, 12), "decoder": Speed(0.
 @pytest.fixture
 def measured(monkeypatch) -> None:
     """No training steps are measured in this process, which takes half a minute."""
-    monkeypatch.setattr("data.inspect.inspection.measure", lambda *_: SPEEDS)
+    monkeypatch.setattr("data.inspect.inspection.measure_speeds", lambda *_: SPEEDS)
 
 
 def test_inspect_prints_what_a_source_holds_and_what_is_wrong_with_it(tmp_path, capsys):
     with_faults(tmp_path / "images")
     (tmp_path / "images" / "009.png").write_bytes((tmp_path / "images" / "008.png").read_bytes())
     Image.new("L", (30, 10)).save(tmp_path / "images" / "010.png")
-    inspect(InspectOptions(str(tmp_path / "images"), out=tmp_path / "out"))
+    inspect_source(InspectOptions(str(tmp_path / "images"), out=tmp_path / "out"))
     said = capsys.readouterr().out
     assert "34 images with captions" in said
     assert "20x20 (31), 30x10 (1)" in said
@@ -57,14 +66,14 @@ def test_inspect_prints_what_a_source_holds_and_what_is_wrong_with_it(tmp_path, 
 def test_inspect_names_what_is_wrong_where_nothing_can_be_used(tmp_path, capsys):
     fill(tmp_path / "images", 3)
     with pytest.raises(UserError, match="holds nothing that can be used"):
-        inspect(InspectOptions(str(tmp_path / "images"), out=tmp_path / "out"))
+        inspect_source(InspectOptions(str(tmp_path / "images"), out=tmp_path / "out"))
     assert "000.png: has no 000.txt beside it" in capsys.readouterr().out
 
 
 def test_inspect_of_few_images_and_of_fashion_mnist(tmp_path, capsys):
     with_jsonl(tmp_path / "few", 4)
-    inspect(InspectOptions(str(tmp_path / "few"), out=tmp_path / "out"))
-    inspect(InspectOptions("fashion-mnist", out=tmp_path / "out"))
+    inspect_source(InspectOptions(str(tmp_path / "few"), out=tmp_path / "out"))
+    inspect_source(InspectOptions("fashion-mnist", out=tmp_path / "out"))
     said = capsys.readouterr().out
     assert "4 images with captions" in said
     assert "66374 images with captions" in said
@@ -78,7 +87,7 @@ def test_inspect_reads_every_format_to_its_end_while_the_file_is_open(suffix, tm
         (tmp_path / "images" / f"{number:03d}.txt").write_text("a square")
     broken = tmp_path / "images" / f"007{suffix}"
     broken.write_bytes(broken.read_bytes()[: broken.stat().st_size // 2])
-    inspect(InspectOptions(str(tmp_path / "images"), out=tmp_path / "out"))
+    inspect_source(InspectOptions(str(tmp_path / "images"), out=tmp_path / "out"))
     said = capsys.readouterr().out
     assert "20x20 (32)" in said
     assert f"007{suffix}: cannot be read as an image" in said
@@ -89,7 +98,7 @@ def test_inspect_of_parquet_of_jpeg_bytes(tmp_path, capsys):
     files = sorted((tmp_path / "images").glob("*.jpg"))
     columns = {"image": [{"bytes": f.read_bytes(), "path": None} for f in files], "text": ["a square"] * 33}
     type(table(1)).from_dict(columns).to_parquet(tmp_path / "x.parquet")
-    inspect(InspectOptions(str(tmp_path / "x.parquet"), out=tmp_path / "out"))
+    inspect_source(InspectOptions(str(tmp_path / "x.parquet"), out=tmp_path / "out"))
     assert "20x20 (33)" in capsys.readouterr().out
 
 
@@ -99,7 +108,7 @@ def test_inspect_says_the_size_its_cost_and_commands_that_train_on_it(tmp_path, 
     for number in range(100):
         picture(number, (60, 60)).save(folder / f"{number}.png")
         (folder / f"{number}.txt").write_text("a square")
-    inspect(InspectOptions(str(folder), out=tmp_path / "out", data=SourceConfig(fit="pad", grey=True)))
+    inspect_source(InspectOptions(str(folder), out=tmp_path / "out", data=SourceConfig(fit="pad", grey=True)))
     said = capsys.readouterr().out
     assert "training uses 60x60 grey images" in said
     assert "4.6 times as long as at 28x28, a quarter of that with --data.size 30" in said
@@ -115,7 +124,7 @@ def test_inspect_says_the_size_its_cost_and_commands_that_train_on_it(tmp_path, 
 
 def test_inspect_of_too_few_images_says_how_many_there_are(tmp_path, capsys):
     with_jsonl(tmp_path / "few", 12)
-    inspect(InspectOptions(str(tmp_path / "few"), out=tmp_path / "out"))
+    inspect_source(InspectOptions(str(tmp_path / "few"), out=tmp_path / "out"))
     said = capsys.readouterr().out
     assert "it has 12 usable images, but at least 30 are needed: 10 each for training, validation and test" in said
     assert "python train" not in said
@@ -127,38 +136,38 @@ def test_inspect_of_too_few_images_says_how_many_there_are(tmp_path, capsys):
      ("owner/birds", "birds"), ("...", "run")],
 )  # fmt: skip
 def test_no_training_is_proposed_into_a_pipeline_that_comes_with_the_project(source, name):
-    assert pipeline(SourceConfig(source)) == Path("checkpoints") / name
+    assert pipeline_folder(SourceConfig(source)) == Path("checkpoints") / name
 
 
 def test_proposed_commands_set_the_options_of_the_source_and_are_what_the_trainers_take(monkeypatch):
     config = SourceConfig("x.csv", caption_column="what is seen", class_names="cat,dog", grey=True, limit=50)
     presets = {"clip": CLIP, "prior": PRIOR, "decoder": DECODER}
-    for proposal in propose(50, SPEEDS):
-        line = command(proposal, config, 32, pipeline(config))
+    for proposal in propose_trainings(50, SPEEDS):
+        line = training_command(proposal, config, 32, pipeline_folder(config))
         monkeypatch.setattr("sys.argv", line)
         run = cli.parse_run(presets[proposal.stage], "")
         assert SourceConfig(**vars(run.data)) == replace(config, size=32)
         assert (run.train.steps, run.train.batch_size) == (proposal.steps, 32)
-        assert run.out == pipeline(config)
+        assert run.out == pipeline_folder(config)
         assert run.train.warmup < run.train.steps / 5
         assert run.train.evaluate_every * 4 >= run.train.steps > run.train.evaluate_every * 3
-        assert shlex.split(shown(line).replace("\\\n", " ")) == ["python", *line]
+        assert shlex.split(format_command(line).replace("\\\n", " ")) == ["python", *line]
 
 
 def test_propositions_keep_to_the_budget_and_do_not_pass_over_few_images_too_often():
     fast, slow = ({stage: speed.times(factor) for stage, speed in SPEEDS.items()} for factor in (0.01, 3))
     for speeds in (SPEEDS, fast, slow):
-        many, few = propose(50_000, speeds, 1440), propose(60, speeds, 1440)
+        many, few = propose_trainings(50_000, speeds, 1440), propose_trainings(60, speeds, 1440)
         assert 0.9 * 1440 < sum(one.seconds for one in many) < 1.1 * 1440 or speeds is fast
         for one in many:
             assert one.seconds == one.steps * speeds[one.stage].step + speeds[one.stage].rest
         assert all(a.steps >= b.steps for a, b in zip(many, few, strict=True))
-        assert all(one.steps * one.batch_size <= 1.1 * RECIPES[one.stage].passes * 60 + 6400 for one in few)
+        assert all(one.steps * one.batch_size <= 1.1 * RECIPES[one.stage].epochs * 60 + 6400 for one in few)
         assert [one.batch_size for one in many] == [64, 64, 32]
         assert max(one.batch_size for one in few) <= 60
-    assert propose(50_000, SPEEDS, 3600)[2].steps > propose(50_000, SPEEDS, 1440)[2].steps
+    assert propose_trainings(50_000, SPEEDS, 3600)[2].steps > propose_trainings(50_000, SPEEDS, 1440)[2].steps
     rest = {stage: speed for stage, speed in SPEEDS.items() if stage != "clip"}
-    assert sum(one.seconds for one in propose(50_000, rest, 1000)) == pytest.approx(1000, abs=20)
+    assert sum(one.seconds for one in propose_trainings(50_000, rest, 1000)) == pytest.approx(1000, abs=20)
 
 
 def test_speeds_are_those_that_the_trials_log(monkeypatch):
@@ -183,7 +192,7 @@ def test_speeds_are_those_that_the_trials_log(monkeypatch):
 
     monkeypatch.setattr("data.inspect.proposal.run_trial", trial)
     monkeypatch.setattr(time, "perf_counter", lambda: clock[0])
-    speeds = measure(SourceConfig("x"), 32, 3200, 1.5)
+    speeds = measure_speeds(SourceConfig("x"), 32, 3200, 1.5)
     assert [speed.step for speed in speeds.values()] == pytest.approx([0.5] * 3)
     embedding = 3200 / 64 * 0.5
     assert [speed.rest for speed in speeds.values()] == pytest.approx([11.5, 11.5 + embedding, 11.5])
@@ -200,26 +209,26 @@ def test_a_signal_ends_a_trial_too():
 def test_a_trial_that_fails_says_why(tmp_path):
     with_npz(tmp_path / "x.npz")
     with pytest.raises(UserError, match=r"a trial of train_clip.py on this data failed: --data.root has no meaning"):
-        measure(SourceConfig(str(tmp_path / "x.npz"), root=tmp_path), 20, 20, 0.0)
+        measure_speeds(SourceConfig(str(tmp_path / "x.npz"), root=tmp_path), 20, 20, 0.0)
 
 
 def test_contact_sheet_is_compact_and_shows_each_image_once():
     images = [np.asarray(picture(number, (32, 32))) for number in range(20)]
-    sheet = np.asarray(contact_sheet(images, ["a very long caption that takes several lines"] * 20))
+    sheet = np.asarray(draw_contact_sheet(images, ["a very long caption that takes several lines"] * 20))
     assert sheet.shape[1] > sheet.shape[0]
     for image in images:
         assert (sheet == image[0, 0]).all(axis=2).sum() == 128**2, "enlarged fourfold"
-    alone = contact_sheet([np.zeros((8, 8, 1), np.uint8)], [""])
+    alone = draw_contact_sheet([np.zeros((8, 8, 1), np.uint8)], [""])
     assert alone.size[0] < 200
 
 
 def test_bars_are_as_long_as_their_counts():
-    picture = np.asarray(bars("title", [("a", 100), ("b", 25), ("x" * 99, 0)]))
+    picture = np.asarray(draw_bars("title", [("a", 100), ("b", 25), ("x" * 99, 0)]))
     blue = (picture == (70, 110, 170)).all(axis=2)
     rows = blue.sum(axis=1)
     assert sorted({int(n) for n in rows if n}) == pytest.approx([1, 65, 260], abs=1)
-    assert binned([1, 1, 3]) == [("1", 2), ("2", 0), ("3", 1)]
-    assert binned(list(range(24))) == [(f"{n} - {n + 1}", 2) for n in range(0, 24, 2)]
+    assert bin_counts([1, 1, 3]) == [("1", 2), ("2", 0), ("3", 1)]
+    assert bin_counts(list(range(24))) == [(f"{n} - {n + 1}", 2) for n in range(0, 24, 2)]
 
 
 @pytest.mark.parametrize(
@@ -243,11 +252,11 @@ def test_images_of_one_size_up_to_64_are_used_at_that_size(sizes, fit, expected,
 
 def test_inspect_from_the_command_line(tmp_path):
     with_npz(tmp_path / "sprites.npz", 20)
-    done = run_python("-m", "data.inspect.inspection", tmp_path / "sprites.npz", "--out", tmp_path / "out")
+    done = run_python("-m", "data.inspect", tmp_path / "sprites.npz", "--out", tmp_path / "out")
     assert done.code == 0, done.err
     assert "20 images with captions" in done.out
     assert "cannot be trained on" in done.out
-    assert_one_error_line(run_python("-m", "data.inspect.inspection", tmp_path / "missing"), "there is no data set")
+    assert_one_error_line(run_python("-m", "data.inspect", tmp_path / "missing"), "there is no data set")
 
 
 def test_two_sources_are_refused(tmp_path, monkeypatch):

@@ -13,7 +13,7 @@ BAR, BAR_COLOUR = 260, (70, 110, 170)
 """The longest bar in pixels."""
 
 
-def contact_sheet(images: Sequence[np.ndarray], captions: Sequence[str], columns: int = 8) -> Image.Image:
+def draw_contact_sheet(images: Sequence[np.ndarray], captions: Sequence[str], columns: int = 8) -> Image.Image:
     """Images uint8 (H, W, 1 or 3) of one size in several columns, each over its caption."""
     font = ImageFont.load_default(12)
     pictures = [to_pil(image, 112) for image in images]
@@ -34,7 +34,7 @@ def contact_sheet(images: Sequence[np.ndarray], captions: Sequence[str], columns
     return sheet
 
 
-def bars(title: str, counts: Sequence[tuple[str, int]]) -> Image.Image:
+def draw_bars(title: str, counts: Sequence[tuple[str, int]]) -> Image.Image:
     """A bar for each count, with its label on the left and the number on the right."""
     font = ImageFont.load_default(12)
     labels = [(wrap(label, 150, font) or [""])[0] for label, _ in counts]
@@ -51,7 +51,7 @@ def bars(title: str, counts: Sequence[tuple[str, int]]) -> Image.Image:
     return picture
 
 
-def side_by_side(pictures: Sequence[Image.Image]) -> Image.Image:
+def join_pictures(pictures: Sequence[Image.Image]) -> Image.Image:
     sheet = Image.new("RGB", (sum(p.width for p in pictures), max(p.height for p in pictures)), PAPER)
     left = 0
     for picture in pictures:
@@ -60,7 +60,7 @@ def side_by_side(pictures: Sequence[Image.Image]) -> Image.Image:
     return sheet
 
 
-def binned(values: Sequence[int], bins: int = 12) -> list[tuple[str, int]]:
+def bin_counts(values: Sequence[int], bins: int = 12) -> list[tuple[str, int]]:
     """How many of the whole numbers lie in each of at most so many equal steps, from the least to the greatest."""
     low, high = min(values), max(values)
     step = -(-(high - low + 1) // bins)

@@ -26,10 +26,18 @@ from tqdm import tqdm
 
 from data import fashion_mnist
 from data.decoding import decode_image, explain_unreadable, load_upright
-from data.inspect.charts import bars, binned, contact_sheet, side_by_side
-from data.inspect.proposal import Speed, command, cost, measure, pipeline, propose, shown
+from data.inspect.charts import bin_counts, draw_bars, draw_contact_sheet, join_pictures
+from data.inspect.proposal import (
+    Speed,
+    describe_cost,
+    format_command,
+    measure_speeds,
+    pipeline_folder,
+    propose_trainings,
+    training_command,
+)
 from data.problems import SHOWN, Problems, quantity
-from data.provenance import check_source, default
+from data.provenance import compare_source, inherit_source
 from data.records import Listing, Record
 from data.sources import SourceConfig, image_size, read
 from data.splits import SPLITS, explain_too_few, split_records
@@ -55,7 +63,7 @@ class InspectOptions:
 
 
 @dataclass(frozen=True)
-class Found:
+class Measurements:
     """What training on a source depends on."""
 
     count: int
@@ -65,7 +73,7 @@ class Found:
     speeds: dict[str, Speed]
 
 
-def inspect(options: InspectOptions) -> Found | None:
+def inspect_source(options: InspectOptions) -> Measurements | None:
     """Print what a source holds and how to train on it, and write OUT/grid.png and OUT/captions.png.
 
     Returns None for a source that is too small to train on. Raises UserError if there is no such source, if nothing of
@@ -73,12 +81,12 @@ def inspect(options: InspectOptions) -> Found | None:
     """
     if bool(options.source) == bool(options.checkpoint):
         raise UserError("give a source, such as emoji or a folder, or else --checkpoint DIR")
-    named_once(options.source)
+    refuse_second_source(options.source)
     config = replace(options.data, source=options.source or options.data.source)
     if options.checkpoint:
-        check_source(options.checkpoint, config)
+        compare_source(options.checkpoint, config)
     problems = Problems(config.source)
-    listing = garments(config) if config.source == "fashion-mnist" else read(config, problems)
+    listing = list_splits(config) if config.source == "fashion-mnist" else read(config, problems)
     classes = f", classes {', '.join(listing.classes)}" if listing.classes else ""
     print(f"{quantity(len(listing.records), 'image')} with captions{classes}")
     grey = config.grey or config.source == "fashion-mnist"
@@ -98,32 +106,32 @@ def inspect(options: InspectOptions) -> Found | None:
         if why := explain_too_few(usable, split, count):
             print(f"{config.source} cannot be trained on: {why}")
             return None
-    print(f"training uses {size}x{size} {'grey' if grey else 'colour'} images: {cost(size)}")
+    print(f"training uses {size}x{size} {'grey' if grey else 'colour'} images: {describe_cost(size)}")
     count = min(counts["train"], config.limit or counts["train"])
     print("measuring a few steps of each stage on them", flush=True)
-    found = Found(count, size, measure(config, size, count, reading))
+    found = Measurements(count, size, measure_speeds(config, size, count, reading))
     _propose(found, config)
     return found
 
 
-def named_once(source: str) -> None:
+def refuse_second_source(source: str) -> None:
     """Raise UserError if the command line names a source with --data, too."""
     if source and (other := cli.argument("data")) is not None:
         raise UserError(f"two sources are named, {source} and --data {other}; leave --data out")
 
 
-def _propose(found: Found, config: SourceConfig) -> None:
+def _propose(found: Measurements, config: SourceConfig) -> None:
     """Print how fast this machine trains on a source, and the commands to do so."""
     rates = ", ".join(f"{stage} {speed.step:.2g} s" for stage, speed in found.speeds.items())
-    proposals = propose(found.count, found.speeds)
+    proposals = propose_trainings(found.count, found.speeds)
     minutes = [round(proposal.seconds / 60) for proposal in proposals]
     print(f"seconds per step here: {rates}")
     print(f"to train on them, in about {' + '.join(map(str, minutes))} minutes here, some more or less as it is busy:")
     for proposal in proposals:
-        print(shown(command(proposal, config, found.size, pipeline(config))))
+        print(format_command(training_command(proposal, config, found.size, pipeline_folder(config))))
 
 
-def garments(config: SourceConfig) -> Listing:
+def list_splits(config: SourceConfig) -> Listing:
     """Fashion-MNIST, each image with a caption that is drawn for it."""
     generator = torch.Generator().manual_seed(0)
     records = []
@@ -152,8 +160,8 @@ def _images(records: list[Record], grey: bool, problems: Problems) -> list[Recor
         copies[hashlib.sha256(repr(size).encode() + pixels.tobytes()).digest()][record.name] = None
     if not usable:
         return usable
-    print("sizes: " + most_common(sizes, lambda size: f"{size[0]}x{size[1]}"))
-    print("pixels: " + most_common(modes, str))
+    print("sizes: " + format_most_common(sizes, lambda size: f"{size[0]}x{size[1]}"))
+    print("pixels: " + format_most_common(modes, str))
     if set(modes) <= {"1", "L", "LA", "I", "I;16"} and not grey:
         print("  none is in colour: --data.grey trains on them as they are")
     twice = [list(names) for names in copies.values() if len(names) > 1]
@@ -168,7 +176,7 @@ def _captions(captions: list[str], images: int) -> None:
     per_image, per_caption = len(captions) / images, len(captions) / distinct
     print(f"captions: {len(captions)} ({per_image:.1f} per image), {distinct} distinct ({per_caption:.1f} images each)")
     print(f"  words: {words[0]} to {words[-1]}, median {words[len(words) // 2]}")
-    print("  most frequent: " + most_common(Counter(captions), repr))
+    print("  most frequent: " + format_most_common(Counter(captions), repr))
     print(f"  longest: {max(captions, key=len)[:200]!r}")
 
 
@@ -177,20 +185,20 @@ def _draw(out: Path, records: list[Record], size: int, channels: int, config: So
     count = min(GRID, len(records))
     shown = [records[i * len(records) // count] for i in range(count)]
     pictures = [decode_image(record, size, channels, config.fit).transpose(1, 2, 0) for record in shown]
-    save_png(out / "grid.png", contact_sheet(pictures, [record.captions[0] for record in shown]))
+    save_png(out / "grid.png", draw_contact_sheet(pictures, [record.captions[0] for record in shown]))
     captions = [caption for record in records for caption in record.captions]
     words = Counter(word for caption in captions for word in re.findall(r"\w+", caption.lower()))
     charts = [
-        bars("captions by their number of words", binned([len(caption.split()) for caption in captions])),
-        bars("captions by their number of characters", binned([len(caption) for caption in captions])),
+        draw_bars("captions by their number of words", bin_counts([len(caption.split()) for caption in captions])),
+        draw_bars("captions by their number of characters", bin_counts([len(caption) for caption in captions])),
     ]
     if words:  # of captions of signs alone there are none
-        charts.append(bars("captions' most frequent words", words.most_common(WORDS)))
-    save_png(out / "captions.png", side_by_side(charts))
+        charts.append(draw_bars("captions' most frequent words", words.most_common(WORDS)))
+    save_png(out / "captions.png", join_pictures(charts))
     print(f"pictures: {out / 'grid.png'} (images), {out / 'captions.png'} (their captions)")
 
 
-def most_common(counts: Counter, show: Callable[[object], str]) -> str:
+def format_most_common(counts: Counter, show: Callable[[object], str]) -> str:
     """ "32x32 (60000), 28x28 (3), and 7 others"."""
     shown: Iterable[str] = (f"{show(key)} ({count})" for key, count in counts.most_common(SHOWN))
     return ", ".join(shown) + (f", and {quantity(len(counts) - SHOWN, 'other')}" if len(counts) > SHOWN else "")
@@ -198,5 +206,5 @@ def most_common(counts: Counter, show: Callable[[object], str]) -> str:
 
 def main() -> None:
     checkpoint = cli.argument("checkpoint")
-    data = default(Path(checkpoint), SourceConfig()) if checkpoint else SourceConfig()
-    inspect(cli.parse(InspectOptions, __doc__, InspectOptions(data=data)))
+    data = inherit_source(Path(checkpoint), SourceConfig()) if checkpoint else SourceConfig()
+    inspect_source(cli.parse(InspectOptions, __doc__, InspectOptions(data=data)))

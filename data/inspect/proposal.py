@@ -29,14 +29,14 @@ class Recipe:
     share: float
     """Of the time of all stages."""
     batch_size: int
-    passes: int
+    epochs: int
     """Over the images, at most: after so many the stage learns no more from them."""
 
 
 RECIPES = {
-    "clip": Recipe(share=0.2, batch_size=64, passes=16),
-    "prior": Recipe(share=0.15, batch_size=64, passes=60),
-    "decoder": Recipe(share=0.65, batch_size=32, passes=200),
+    "clip": Recipe(share=0.2, batch_size=64, epochs=16),
+    "prior": Recipe(share=0.15, batch_size=64, epochs=60),
+    "decoder": Recipe(share=0.65, batch_size=32, epochs=200),
 }
 BUDGET = 24 * 60
 """Seconds that the proposed trainings take together."""
@@ -78,12 +78,12 @@ class Proposal:
     """That it is expected to take."""
 
 
-def batch_size(stage: str, count: int) -> int:
+def choose_batch_size(stage: str, count: int) -> int:
     """No batch holds one of `count` images twice."""
     return min(RECIPES[stage].batch_size, 2 ** (count.bit_length() - 1))
 
 
-def propose(count: int, speeds: Mapping[str, Speed], budget: float = BUDGET) -> list[Proposal]:
+def propose_trainings(count: int, speeds: Mapping[str, Speed], budget: float = BUDGET) -> list[Proposal]:
     """Steps of each of these stages for `count` training images.
 
     The stages share the budget (seconds), but none passes over few images more often than it learns from them.
@@ -92,14 +92,14 @@ def propose(count: int, speeds: Mapping[str, Speed], budget: float = BUDGET) -> 
     shares = sum(RECIPES[stage].share for stage in speeds)
     proposals = []
     for stage, speed in speeds.items():
-        recipe, batch = RECIPES[stage], batch_size(stage, count)
-        steps = min(recipe.share / shares * budget / speed.step, recipe.passes * count / batch)
+        recipe, batch = RECIPES[stage], choose_batch_size(stage, count)
+        steps = min(recipe.share / shares * budget / speed.step, recipe.epochs * count / batch)
         steps = max(LEAST_STEPS, round(steps / 50) * 50)
         proposals.append(Proposal(stage, steps, batch, steps * speed.step + speed.rest))
     return proposals
 
 
-def measure(config: SourceConfig, size: int, count: int, reading: float) -> dict[str, Speed]:
+def measure_speeds(config: SourceConfig, size: int, count: int, reading: float) -> dict[str, Speed]:
     """The speed of each stage on `count` training images of this data, which takes `reading` seconds to read.
 
     Each trainer takes a few steps in a folder that is thrown away. Raises UserError, with its words, if one fails. A
@@ -108,8 +108,8 @@ def measure(config: SourceConfig, size: int, count: int, reading: float) -> dict
     speeds = {}
     with signals.postponed() as stop, tempfile.TemporaryDirectory() as folder:
         for stage in RECIPES:
-            batch, began = batch_size(stage, count), time.perf_counter()
-            trial = trainer(stage, config, size, Path(folder), min(count, TRIAL_IMAGES))
+            batch, began = choose_batch_size(stage, count), time.perf_counter()
+            trial = trainer_command(stage, config, size, Path(folder), min(count, TRIAL_IMAGES))
             trial += ["--train.steps", str(TRIAL_STEPS), "--train.batch-size", str(batch)]
             trial += ["--train.log-every", str(TRIAL_EVERY)]
             environment = os.environ | {"UNCLIP_CACHE": folder}
@@ -125,7 +125,7 @@ def measure(config: SourceConfig, size: int, count: int, reading: float) -> dict
             steps = sum(batch * TRIAL_EVERY / rate for rate in rates)
             rest = time.perf_counter() - began - steps  # with one validation and one preview
             speeds[stage] = Speed(batch / statistics.median(rates[1:]), VALIDATIONS / 2 * rest + reading)
-    embedding = count * speeds["clip"].step / batch_size("clip", count)  # less: a step also goes backwards
+    embedding = count * speeds["clip"].step / choose_batch_size("clip", count)  # less: a step also goes backwards
     speeds["prior"] = Speed(speeds["prior"].step, speeds["prior"].rest + embedding)
     return speeds
 
@@ -142,14 +142,14 @@ def run_trial(command: list[str], environment: dict[str, str], stop: signals.Sto
                 child.kill()
 
 
-def trainer(stage: str, config: SourceConfig, size: int, out: Path, limit: int | None = None) -> list[str]:
+def trainer_command(stage: str, config: SourceConfig, size: int, out: Path, limit: int | None = None) -> list[str]:
     """The start of a trainer's command: those options of the source that are set, and where to train."""
     size = None if config.source == "fashion-mnist" else size  # which is used as it is
     options = as_options(replace(config, size=size, limit=limit or config.limit, strict=False))
-    return [f"train_{stage}.py", "--out", str(out), *options, *suited(stage, size or SMALLEST)]
+    return [f"train_{stage}.py", "--out", str(out), *options, *suited_options(stage, size or SMALLEST)]
 
 
-def suited(stage: str, size: int) -> list[str]:
+def suited_options(stage: str, size: int) -> list[str]:
     """What suits images of one's own better than the presets, which are made for many images of one thing each."""
     if stage == "clip":
         # By the presets' larger patches, unshifted, it learns pairs by heart: of a shape in a colour that it has not
@@ -161,7 +161,7 @@ def suited(stage: str, size: int) -> list[str]:
     return []
 
 
-def command(proposal: Proposal, config: SourceConfig, size: int, out: Path) -> list[str]:
+def training_command(proposal: Proposal, config: SourceConfig, size: int, out: Path) -> list[str]:
     """What to give to the Python interpreter. Warm-up, validations and previews keep pace with the steps."""
     steps, every = proposal.steps, -(-proposal.steps // VALIDATIONS)
     options = {
@@ -172,10 +172,10 @@ def command(proposal: Proposal, config: SourceConfig, size: int, out: Path) -> l
         "preview-every": 2 * every,
     }
     given = [word for name, value in options.items() for word in (f"--train.{name}", str(value))]
-    return trainer(proposal.stage, config, size, out) + given
+    return trainer_command(proposal.stage, config, size, out) + given
 
 
-def shown(arguments: list[str]) -> str:
+def format_command(arguments: list[str]) -> str:
     """A command as one types it, on several lines, no option apart from its value."""
     words = shlex.join(["python", *arguments]).split(" --")
     lines = [words[0]]
@@ -187,7 +187,7 @@ def shown(arguments: list[str]) -> str:
     return "\n".join(lines)
 
 
-def pipeline(config: SourceConfig) -> Path:
+def pipeline_folder(config: SourceConfig) -> Path:
     """Where to train on a source."""
     if config.source == "fashion-mnist":
         return Path("checkpoints") / "run"
@@ -195,7 +195,7 @@ def pipeline(config: SourceConfig) -> Path:
     return Path("checkpoints") / (f"my-{named}" if named in COMMITTED else named)
 
 
-def cost(size: int) -> str:
+def describe_cost(size: int) -> str:
     """What a size costs, and how half of it is had: CLIP and the decoder work on every pixel, the prior on none."""
     if size <= SMALLEST:
         return f"no more work than the {SMALLEST}x{SMALLEST} that the presets are made for"

@@ -23,11 +23,11 @@ from typing import Annotated
 
 import tyro
 
-from data.inspect.inspection import Found, InspectOptions, inspect, named_once
-from data.inspect.proposal import BUDGET, Proposal, command, pipeline, propose, shown
-from data.provenance import check_source
+from data.inspect.inspection import InspectOptions, Measurements, inspect_source, refuse_second_source
+from data.inspect.proposal import BUDGET, Proposal, format_command, pipeline_folder, propose_trainings, training_command
+from data.provenance import compare_source
 from data.sources import SourceConfig, load
-from data.variety import varied
+from data.variety import choose_varied
 from unclip.cli import options as cli
 from unclip.cli import signals
 from unclip.errors import UserError
@@ -51,7 +51,7 @@ def run(arguments: list[str]) -> None:
 
     It has a session of its own, as a terminal would send it a signal too, and a second one ends it at once.
     """
-    print(shown(arguments), flush=True)
+    print(format_command(arguments), flush=True)
     program = [sys.executable, str(ROOT / arguments[0]), *arguments[1:]]
     with signals.postponed() as stop:
         child, told = subprocess.Popen(program, start_new_session=True), False
@@ -74,14 +74,14 @@ def begun(out: Path, stage: str) -> Proposal | None:
     return Proposal(stage, train["steps"], train["batch_size"], 0)
 
 
-def train(found: Found, config: SourceConfig, out: Path) -> None:
+def train(found: Measurements, config: SourceConfig, out: Path) -> None:
     """Train the stages within the budget: after each one the rest is planned anew, in the time that is left."""
     speeds, end = dict(found.speeds), time.monotonic() + BUDGET
     while speeds:
         began = time.monotonic()
-        planned = propose(found.count, speeds, end - began)[0]
+        planned = propose_trainings(found.count, speeds, end - began)[0]
         proposal = begun(out, planned.stage) or planned
-        run(command(proposal, config, found.size, out))
+        run(training_command(proposal, config, found.size, out))
         slower = 1.0
         if proposal is planned:  # than measured: a machine may have become busy since
             slower = max(1.0, (time.monotonic() - began) / planned.seconds)
@@ -89,18 +89,18 @@ def train(found: Found, config: SourceConfig, out: Path) -> None:
 
 
 def demo(options: DemoOptions) -> None:
-    named_once(options.source)
+    refuse_second_source(options.source)
     config = replace(options.data, source=options.source)
-    out, told = options.out or pipeline(config), []
-    if not check_source(out, config, told.append):
+    out, told = options.out or pipeline_folder(config), []
+    if not compare_source(out, config, told.append):
         raise UserError(f"{told[0]}; choose another --out, or delete {out}")
-    found = inspect(InspectOptions(options.source, out=PICTURES / "data", data=config))
+    found = inspect_source(InspectOptions(options.source, out=PICTURES / "data", data=config))
     if found is None:
         raise UserError(f"{options.source} has too few images to train on")
     train(found, config, out)
     [validation] = load(config, ["validation"])
     captions = PICTURES / "captions.txt"
-    write_atomically(captions, "".join(f"{' '.join(c.split())}\n" for c in varied(validation.captions, 10)))
+    write_atomically(captions, "".join(f"{' '.join(c.split())}\n" for c in choose_varied(validation.captions, 10)))
     run(["sample.py", "--checkpoint", str(out), "--captions-file", str(captions), "--n", "8", "--out", str(PICTURES)])
     shutil.copy(PICTURES / "grid.png", f"{PICTURES}.png")
     print(f"Look at {PICTURES}.png; the pipeline is in {out}")

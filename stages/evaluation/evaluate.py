@@ -11,7 +11,7 @@ from typing import Any, Literal
 import torch
 
 from data.dataset import CaptionedImages
-from data.provenance import check_source
+from data.provenance import compare_source
 from stages.data_config import DataConfig
 from stages.embed import embed_images
 from stages.evaluation.attributes import has_attributes, held_out_section
@@ -76,7 +76,7 @@ def evaluate(options: EvaluateOptions) -> dict[str, Any]:
     manifests = read_manifests(folder)
     pipe = UnCLIP.from_pretrained(folder, device)
     pipe.sampling = pipe.sampling.override(**options.sampling.changed(pipe.sampling))
-    check_source(folder, options.data)
+    compare_source(folder, options.data)
     test, _, train = real = real_images(options)
     sections, seconds = measure(pipe, manifests["clip"].sha256, real, options)
     figures = {name: section.figures for name, section in sections.items() if section.figures}

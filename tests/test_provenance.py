@@ -11,7 +11,7 @@ from own_images import picture, with_csv, with_jsonl
 from small_pipeline import build
 
 from data.inspect.proposal import RECIPES, Speed
-from data.provenance import default, note, recall
+from data.provenance import describe_source, inherit_source, read_provenance
 from data.sources import SourceConfig
 from unclip.store.checkpoint import read_manifest
 
@@ -48,7 +48,7 @@ def test_later_stages_and_inspection_read_what_the_first_was_told(clip, drawings
         assert read_manifest(clip / stage).source == read_manifest(clip / "clip").source
         assert read_manifest(clip / stage).data == read_manifest(clip / "clip").data
     assert read_manifest(clip / "decoder").model["image_size"] == 16
-    monkeypatch.setattr("data.inspect.inspection.measure", lambda *_: dict.fromkeys(RECIPES, Speed(1, 1)))
+    monkeypatch.setattr("data.inspect.inspection.measure_speeds", lambda *_: dict.fromkeys(RECIPES, Speed(1, 1)))
     done = script("data.inspect.inspection", "--checkpoint", clip, "--out", tmp_path / "out")
     assert done.code == 0, done.err
     assert "40 images with captions" in done.out
@@ -118,25 +118,25 @@ def test_fine_tuning_of_a_clip_reads_the_data_of_the_pipeline_that_it_starts_fro
 
 def test_a_published_pipeline_names_no_path(script, tmp_path):
     copied = build(tmp_path / "pipeline")
-    edit(copied / "clip", source=note(SourceConfig(str(tmp_path), root=tmp_path), 32))
+    edit(copied / "clip", source=describe_source(SourceConfig(str(tmp_path), root=tmp_path), 32))
     assert script("unclip.store.publish", copied, tmp_path / "published").code == 0
     source = read_manifest(tmp_path / "published" / "clip").source
     assert source["source"] == tmp_path.name
     assert str(tmp_path) not in json.dumps(source)
-    assert recall(tmp_path / "published", SourceConfig()).size == 32
+    assert read_provenance(tmp_path / "published", SourceConfig()).size == 32
 
 
 def test_pipelines_without_a_note_are_read_as_before(tmp_path, monkeypatch):
     monkeypatch.setattr("sys.argv", ["x"])
     plain, copied = SourceConfig(limit=50), build(tmp_path / "pipeline")
     edit(copied / "clip", data={"name": "fashion-mnist/train"})
-    assert recall(copied, plain) == plain
+    assert read_provenance(copied, plain) == plain
     edit(copied / "clip", data={"name": "emoji/train"})
-    assert default(copied, plain) == SourceConfig("emoji", limit=50)
+    assert inherit_source(copied, plain) == SourceConfig("emoji", limit=50)
     edit(copied / "clip", data={"name": "drawings/train"})
-    assert recall(copied, plain) is None
-    assert default(copied, plain) == plain
-    assert recall(tmp_path / "nothing", plain) is None
+    assert read_provenance(copied, plain) is None
+    assert inherit_source(copied, plain) == plain
+    assert read_provenance(tmp_path / "nothing", plain) is None
 
 
 def test_inspection_of_a_source_or_of_a_pipeline_not_of_both_or_neither(script):
