@@ -136,7 +136,7 @@ def draw(drawing: Drawing, pipeline, trajectory, settings: dict, batch_size: int
     with signals.postponed() as stop, tqdm(total=drawing.total, unit="image", leave=False, disable=None) as bar:
         for rows in drawing.batches(batch_size):
             shown = [at for at, i in enumerate(rows) if drawing.is_shown(i)]
-            watch = trajectory.of(shown) if trajectory and shown else None
+            watch = trajectory.of_samples(shown) if trajectory and shown else None
             seeds = [drawing.seed(i) for i in rows]
             output = pipeline(map(drawing.caption, rows), 1, seeds, on_step=watch, **settings)
             drawing.keep(rows, output.images)
@@ -152,7 +152,8 @@ def write(drawing: Drawing, trajectory, sampling, checkpoint: Path) -> None:
     import numpy as np
     from PIL import Image
 
-    from unclip.images import captioned_grid, save_gif, save_png
+    from unclip.grids import captioned_grid, save_gif
+    from unclip.images import save_png
     from unclip.store.files import write_array_file, write_atomically
     from unclip.trajectory import denoising_frames, denoising_strip
 

@@ -18,7 +18,7 @@ from data.decoded_cache import Errors, open_decoded
 from data.problems import Problems
 from data.records import Record
 from unclip.errors import UserError, reason
-from unclip.images import upright
+from unclip.images import to_grey_or_rgb
 
 MEMORY = 2**30
 """Bytes of decoded images that are held in memory; more are decoded into a file and read on demand."""
@@ -32,7 +32,7 @@ Fit = Literal["crop", "pad", "stretch"]
 
 
 def load_upright(image: Image.Image, channels: int) -> Image.Image:
-    """Read an opened image to its end, turned upright and with 1 or 3 channels (see `upright`).
+    """Read an opened image to its end, turned upright and with 1 or 3 channels (see `to_grey_or_rgb`).
 
     Raises what Pillow raises for a broken image, and UserError for pixels whose range cannot be known.
     """
@@ -41,7 +41,7 @@ def load_upright(image: Image.Image, channels: int) -> Image.Image:
         brightest = int(np.asarray(image).max())
         if 0 < brightest < 4096:
             raise UserError(f"its pixels have 16 bits but reach only {brightest}; scale them to 0 .. 65535")
-    return upright(image, channels)
+    return to_grey_or_rgb(image, channels)
 
 
 def explain_unreadable(error: Exception) -> str:

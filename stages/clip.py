@@ -26,7 +26,7 @@ from unclip.clip import CLIP, CLIPConfig, Preprocess, Tokenizer
 from unclip.clip.loss import chance_loss, contrastive_loss
 from unclip.clip.pretrained import load_bundle
 from unclip.fields import bounded
-from unclip.images import captioned_grid
+from unclip.grids import captioned_grid
 from unclip.store.checkpoint import Manifest, read_manifest, sha256
 from unclip.store.hub import find_pipeline
 from unclip.tensor_batch import TensorBatch

@@ -18,7 +18,8 @@ from stages.memory import WIDTHS, check_fits
 from unclip.clip import TextFeatures
 from unclip.decoder import Decoder, DecoderConfig
 from unclip.fields import bounded
-from unclip.images import captioned_grid, to_float, to_uint8
+from unclip.grids import captioned_grid
+from unclip.images import to_float, to_uint8
 from unclip.layers import at_least_float32
 from unclip.settings import DecoderSettings
 from unclip.store.checkpoint import Manifest

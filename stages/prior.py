@@ -25,7 +25,7 @@ from unclip.clip import TextFeatures
 from unclip.clip.pretrained import adopt
 from unclip.devices import device_of
 from unclip.fields import bounded
-from unclip.images import captioned_grid
+from unclip.grids import captioned_grid
 from unclip.layers import at_least_float32
 from unclip.prior import Prior, PriorConfig
 from unclip.settings import PriorSettings

@@ -16,6 +16,7 @@ from unclip.clip.model import CLIPConfig
 from unclip.clip.text import TextConfig
 from unclip.clip.vision import VisionConfig
 from unclip.decoder import Decoder, DecoderConfig
+from unclip.edit.manipulations import LEAN
 from unclip.prior import Prior, PriorConfig
 
 EXAMPLES = ROOT / "checkpoints" / "fashion-mnist" / "examples"
@@ -72,19 +73,19 @@ def test_an_image_of_the_decoders_size_stays_as_it_is_in_every_form(pipe, shoe):
     forms = [EXAMPLES / "sneaker.png", str(EXAMPLES / "sneaker.png"), shoe, pixels, pixels[..., None],
              pixels[None, ..., None], [pixels], torch.from_numpy(pixels.copy()), shoe.convert("RGB")]  # fmt: skip
     for form in forms:
-        assert np.array_equal(edit.prepare(pipe, form), pixels[None, ..., None])
-    assert edit.prepare(pipe, [shoe, pixels, EXAMPLES / "bag.png"]).shape == (3, 28, 28, 1)
+        assert np.array_equal(edit.prepare_images(pipe, form), pixels[None, ..., None])
+    assert edit.prepare_images(pipe, [shoe, pixels, EXAMPLES / "bag.png"]).shape == (3, 28, 28, 1)
 
 
 def test_a_large_image_is_cut_to_its_middle_and_its_transparent_parts_are_white(pipe):
     picture = np.zeros((60, 100, 4), np.uint8)
     picture[:, 20:80] = (0, 0, 0, 255)  # outside of the middle square: transparent black
     picture[:30, 20:80, :3] = 200
-    prepared = edit.prepare(pipe, picture)
+    prepared = edit.prepare_images(pipe, picture)
     assert prepared.shape == (1, 28, 28, 1)
     assert (prepared[0, :13] > 190).all()
     assert (prepared[0, 16:, 2:-2] < 10).all()
-    assert edit.prepare(pipe, np.zeros((9, 9, 4), np.uint8)).min() == 255
+    assert edit.prepare_images(pipe, np.zeros((9, 9, 4), np.uint8)).min() == 255
 
 
 def test_a_mask_keeps_its_single_pixel_however_large_the_image(pipe):
@@ -106,18 +107,18 @@ BLACK = np.zeros((28, 28), np.uint8)
 @pytest.mark.parametrize(
     ("call", "words"),
     [
-        (lambda p: edit.prepare(p, []), "empty"),
-        (lambda p: edit.prepare(p, np.zeros((0, 28, 28, 1), np.uint8)), "empty"),
-        (lambda p: edit.prepare(p, np.zeros((28, 28))), "uint8"),
-        (lambda p: edit.prepare(p, np.zeros((28, 28, 2), np.uint8)), "1, 3 or 4 channels"),
-        (lambda p: edit.prepare(p, "nowhere.png"), "no image nowhere.png"),
-        (lambda p: edit.prepare(p, ROOT / "README.md"), "not an image that can be read"),
+        (lambda p: edit.prepare_images(p, []), "empty"),
+        (lambda p: edit.prepare_images(p, np.zeros((0, 28, 28, 1), np.uint8)), "empty"),
+        (lambda p: edit.prepare_images(p, np.zeros((28, 28))), "uint8"),
+        (lambda p: edit.prepare_images(p, np.zeros((28, 28, 2), np.uint8)), "1, 3 or 4 channels"),
+        (lambda p: edit.prepare_images(p, "nowhere.png"), "no image nowhere.png"),
+        (lambda p: edit.prepare_images(p, ROOT / "README.md"), "not an image that can be read"),
         (lambda p: edit.inpaint(p, BLACK, np.zeros((27, 28), bool)), "28x28 as its image"),
         (lambda p: edit.inpaint(p, BLACK, np.zeros((28, 28))), "bool or uint8"),
         (lambda p: edit.inpaint(p, BLACK, [BLACK, BLACK]), "2 masks do not go with 1 images"),
         (lambda p: edit.inpaint(p, BLACK, BLACK > 0, ["a", "b"]), "2 captions do not go with 1 images"),
         (lambda p: edit.inpaint(p, BLACK, BLACK == 0, sampler="ddim"), "leave sampler out"),
-        (lambda p: edit.inpaint(p, BLACK, BLACK == 0, num_candidates=2), "leave tries out"),
+        (lambda p: edit.inpaint(p, BLACK, BLACK == 0, num_candidates=2), "leave num_candidates out"),
         (lambda p: edit.mix(p, {}), "weights"),
         (lambda p: edit.mix(p, {"a bag": 0, "a boot": 0.0}), "weights must be at least 0"),
         (lambda p: edit.mix(p, {"a bag": 2, "a boot": -1}), "weights must be at least 0"),
@@ -130,7 +131,7 @@ BLACK = np.zeros((28, 28), np.uint8)
         (lambda p: edit.vary(p, BLACK, seed=-1), "seed"),
         (lambda p: edit.blend(p, BLACK, BLACK, frames=1), "at least 2 frames"),
         (lambda p: edit.blend(p, BLACK, BLACK, spacing="karras"), "leave spacing out"),
-        (lambda p: edit.blend(p, BLACK, BLACK, num_candidates=2), "leave tries out"),
+        (lambda p: edit.blend(p, BLACK, BLACK, num_candidates=2), "leave num_candidates out"),
         (lambda p: edit.blend(p, [BLACK] * 2, BLACK), "2 images cannot be blended with 1"),
         (lambda p: edit.change(p, BLACK, "a bag", "a bag"), "nothing to change"),
         (lambda p: edit.change(p, BLACK, "a bag", "a boot", amounts=(0, 2)), "amounts must lie between 0 and 1"),
@@ -169,14 +170,14 @@ def test_an_inverted_image_is_reconstructed(pipe, shoe, boot):
     assert latent.noise.shape == (2, 1, 28, 28)
     assert 0.7 < latent.noise.std() < 1.3
     again = edit.reconstruct(pipe, latent)
-    for one, other in zip(again, edit.prepare(pipe, [shoe, boot]), strict=True):
+    for one, other in zip(again, edit.prepare_images(pipe, [shoe, boot]), strict=True):
         assert psnr(one, other) > 30
     torch.testing.assert_close(edit.invert(pipe, boot, steps=20).noise, latent.noise[1:], atol=1e-3, rtol=0)
 
 
 def test_inversion_reads_captions_and_guidance_too(pipe, boot):
     latent = edit.invert(pipe, boot, "an ankle boot", steps=20, guidance=2.0)
-    assert psnr(edit.reconstruct(pipe, latent), edit.prepare(pipe, boot)) > 30
+    assert psnr(edit.reconstruct(pipe, latent), edit.prepare_images(pipe, boot)) > 30
 
 
 def test_variations_depend_on_their_own_image_and_seed(pipe, shoe, boot):
@@ -199,7 +200,7 @@ def test_of_several_tries_at_a_variation_the_closest_to_the_image_is_kept(pipe, 
 
 def test_keep_leads_from_new_noise_to_the_image_itself(pipe, boot):
     images = {keep: edit.vary(pipe, boot, n=2, keep=keep, steps=20).images for keep in (0.01, 0.9, 1.0)}
-    given = edit.prepare(pipe, boot)[0]
+    given = edit.prepare_images(pipe, boot)[0]
     assert psnr(images[1.0][0], given) > 30
     assert psnr(images[0.01][0], given) < psnr(images[0.9][0], given) < psnr(images[1.0][0], given)
 
@@ -232,14 +233,14 @@ def test_among_images_the_direction_of_a_change_leans_towards_what_it_leads_to(p
     before, after = prior.scaler.std * prior.regression(text) + prior.scaler.mean
     one, other = (after - before) / (after - before).norm(), after / after.norm()
     leaning = edit.text_difference(pipe, "a narrow shoe", "a wide shoe")[0]
-    torch.testing.assert_close(leaning, (one + edit.LEAN * other) / (one + edit.LEAN * other).norm())
+    torch.testing.assert_close(leaning, (one + LEAN * other) / (one + LEAN * other).norm())
     assert 0.8 < leaning @ one < 1
     assert leaning @ other > one @ other
 
 
 def test_a_dark_coat_becomes_light(pipe):
     images = edit.change(pipe, EXAMPLES / "coat.png", "a dark coat", "a light coat", amounts=(0, 0.5), steps=20)
-    assert psnr(images[0, 0], edit.prepare(pipe, EXAMPLES / "coat.png")[0]) > 30
+    assert psnr(images[0, 0], edit.prepare_images(pipe, EXAMPLES / "coat.png")[0]) > 30
     assert images[0, 1].mean() > 1.3 * images[0, 0].mean()
 
 
@@ -257,7 +258,7 @@ def test_inpainting_leaves_the_rest_alone_bit_for_bit(pipe, shoe, boot):
     mask = np.zeros((28, 28), bool)
     mask[14:, :20] = True
     both = edit.inpaint(pipe, [shoe, boot], mask, ["a sneaker", "an ankle boot"], n=2, seed=3, **FEW)
-    given = edit.prepare(pipe, [shoe, boot]).repeat(2, axis=0)
+    given = edit.prepare_images(pipe, [shoe, boot]).repeat(2, axis=0)
     assert np.array_equal(both.images[:, ~mask], given[:, ~mask])
     assert not np.array_equal(both.images[:, mask], given[:, mask])
     alone = edit.inpaint(pipe, boot, mask, "an ankle boot", n=1, seed=4, **FEW)
@@ -265,7 +266,7 @@ def test_inpainting_leaves_the_rest_alone_bit_for_bit(pipe, shoe, boot):
 
 
 def test_masks_of_all_of_one_and_of_no_pixel(pipe, boot):
-    given = edit.prepare(pipe, boot)
+    given = edit.prepare_images(pipe, boot)
     whole = edit.inpaint(pipe, boot, np.ones((28, 28), bool), "a bag", **FEW)
     assert psnr(whole.images, given) < 20
     one = np.zeros((28, 28), bool)
@@ -302,7 +303,7 @@ def test_corruption_follows_the_forward_process(pipe, boot):
     shown = edit.corrupt(pipe, [boot, boot], times=4, seed=2)
     assert shown.times == [0, 333, 666, 999]
     assert shown.noised.shape == shown.predicted.shape == (2, 4, 28, 28, 1)
-    given = edit.prepare(pipe, boot)[0]
+    given = edit.prepare_images(pipe, boot)[0]
     for x in (shown.noised, shown.predicted):
         quality = [psnr(one, given) for one in x[0]]
         assert quality == sorted(quality, reverse=True)

@@ -22,7 +22,7 @@ from unclip.page import answers, markup
 from unclip.page.shelf import OpenPipeline, Shelf, complete_pipelines
 from unclip.store.checkpoint import write_index
 from unclip.store.files import write_json
-from unclip.trajectory import Moment, watch
+from unclip.trajectory import Moment, watch_drawing
 
 COMMITTED = ROOT / "checkpoints" / "fashion-mnist"
 WEIRD = '<script>alert(1)</script> "${1+1}" {{x}} & \u202e'
@@ -314,7 +314,7 @@ def test_watch_tells_the_moments_then_the_result():
             on_step(moment(step))
         return "done"
 
-    *moments, result = watch(work)
+    *moments, result = watch_drawing(work)
     assert [told.step for told in moments] == [0, 1, 2]
     assert result == "done"
 
@@ -324,7 +324,7 @@ def test_watch_raises_where_it_is_watched():
         raise UserError("bad")
 
     with pytest.raises(UserError, match="bad"):
-        list(watch(work))
+        list(watch_drawing(work))
 
 
 def test_drawing_ends_when_nobody_watches():
@@ -337,7 +337,7 @@ def test_drawing_ends_when_nobody_watches():
         finally:
             ended.set()
 
-    watched = watch(work)
+    watched = watch_drawing(work)
     next(watched)
     watched.close()
     assert ended.wait(5)

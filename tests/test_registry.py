@@ -120,7 +120,7 @@ def test_a_decoder_of_another_kind_draws_sizes_and_channels_of_its_own(copied, m
     out = pipe(BAG, n=3, seed=40, prior_steps=2, batch_size=2, on_step=moments.append)
     assert out.images.shape == (3, 6, 6, 3)
     assert out.images[:, 0, 0, 0].tolist() == [round((1 - s / 100) * 127.5) for s in (40, 41, 42)]
-    assert [(m.rows, m.step) for m in moments] == [(range(2), 0), (range(2, 3), 0)]
+    assert [(m.samples, m.step) for m in moments] == [(range(2), 0), (range(2, 3), 0)]
 
 
 def test_a_kind_that_the_table_does_not_have_is_refused_in_one_line(echoed, monkeypatch):

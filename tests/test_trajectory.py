@@ -16,7 +16,7 @@ SETTINGS = {"steps": 15, "prior_steps": 4}
 def test_every_step_is_told_from_noise_to_the_image(sampler, tiny):
     moments = []
     out = tiny([BAG, DRESS], n=2, sampler=sampler, on_step=moments.append, **SETTINGS)
-    assert [(m.step, m.steps, m.rows) for m in moments] == [(i, 15, range(4)) for i in range(15)]
+    assert [(m.step, m.steps, m.samples) for m in moments] == [(i, 15, range(4)) for i in range(15)]
     assert [m.t for m in moments] == sorted({m.t for m in moments}, reverse=True)
     assert moments[0].t == karras_timesteps(tiny.decoder.diffusion(), 15)[0]
     assert np.array_equal(moments[0].x, to_uint8(out.noise).permute(0, 2, 3, 1).numpy())
@@ -31,7 +31,7 @@ def test_every_step_is_told_from_noise_to_the_image(sampler, tiny):
 def test_batches_are_told_one_after_the_other_with_their_rows(tiny):
     moments = []
     tiny([BAG, DRESS, ""], n=2, batch_size=4, steps=3, prior_steps=2, on_step=moments.append)
-    assert [(m.rows, m.step) for m in moments] == [(rows, i) for rows in (range(4), range(4, 6)) for i in range(3)]
+    assert [(m.samples, m.step) for m in moments] == [(rows, i) for rows in (range(4), range(4, 6)) for i in range(3)]
     assert [len(m.x) for m in moments] == [4] * 3 + [2] * 3
 
 
@@ -57,7 +57,7 @@ def test_a_trajectory_of_some_samples_keeps_them_whatever_the_batches(tiny):
     for size, tries in ((64, 1), (2, 1), (4, 2)):
         trajectory = Trajectory(moments=4)
         few = SETTINGS | {"num_candidates": tries, "batch_size": size}
-        out = tiny([BAG, DRESS, ""], n=2, on_step=trajectory.of([1, 4]), **few)
+        out = tiny([BAG, DRESS, ""], n=2, on_step=trajectory.of_samples([1, 4]), **few)
         assert trajectory.x.shape == (4, 2, 28, 28, 1)
         assert_same_images(trajectory.x0[-1], out.images[[1, 4]])
 

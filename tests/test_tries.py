@@ -50,7 +50,7 @@ def test_without_embeddings_or_with_noise_there_is_nothing_to_choose(tiny):
 def test_of_several_tries_that_is_watched_which_is_kept(sampler, tiny):
     moments = []
     out = tiny([BAG, DRESS], n=2, num_candidates=3, batch_size=6, on_step=moments.append, sampler=sampler, **FEW)
-    assert [len(moment.rows) for moment in moments] == [2] * (2 * FEW["steps"])
+    assert [len(moment.samples) for moment in moments] == [2] * (2 * FEW["steps"])
     last = np.concatenate([moment.x0 for moment in moments if moment.step == FEW["steps"] - 1])
     assert_same_images(last, out.images)
     assert_same_images(out.images, tiny([BAG, DRESS], n=2, num_candidates=3, sampler=sampler, **FEW).images)

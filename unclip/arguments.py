@@ -17,7 +17,7 @@ from unclip.errors import UserError, reason, shown
 
 Captions = str | Iterable[str]
 Images = Tensor | np.ndarray | Image.Image | Iterable[Image.Image | np.ndarray | Tensor]
-MOST = 10**6
+MAX_SAMPLES = 10**6
 """Samples of one call: they are all held in memory."""
 
 
@@ -34,7 +34,7 @@ def caption_list(captions: Captions) -> list[str]:
     return [str(caption) for caption in captions]  # numpy has strings of its own
 
 
-def per_caption(n: Any, captions: int) -> int:
+def samples_per_caption(n: Any, captions: int) -> int:
     """Samples per caption. Raises UserError for what is not a whole number, or too many to hold in memory."""
     try:
         n = operator.index(n)
@@ -42,8 +42,10 @@ def per_caption(n: Any, captions: int) -> int:
         raise UserError(f"n must be a whole number, not {shown(n)}") from None
     if n < 1:
         raise UserError(f"n must be at least 1, not {n}")
-    if n * captions > MOST:
-        raise UserError(f"{n * captions} samples do not fit in memory; draw at most {MOST} at once, or use sample.py")
+    if n * captions > MAX_SAMPLES:
+        raise UserError(
+            f"{n * captions} samples do not fit in memory; draw at most {MAX_SAMPLES} at once, or use sample.py"
+        )
     return n
 
 

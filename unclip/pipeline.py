@@ -16,7 +16,7 @@ from unclip.arguments import (
     device_named,
     image_batch,
     noise_like,
-    per_caption,
+    samples_per_caption,
     unit_embeddings,
 )
 from unclip.clip import CLIP, Preprocess, TextFeatures, Tokenizer, encode_captions, load_clip
@@ -207,7 +207,7 @@ class UnCLIP:
     def _rows(self, captions: Captions, n: int, seed: Seeds) -> tuple[list[str], list[int]]:
         """Captions and seeds, one per sample."""
         captions = caption_list(captions)
-        n = per_caption(n, len(captions))
+        n = samples_per_caption(n, len(captions))
         seeds = seed_list(seed, n) * len(captions) if is_single(seed) else seed_list(seed, n * len(captions))
         return [caption for caption in captions for _ in range(n)], seeds
 

@@ -1,4 +1,4 @@
-"""The denoising as it is watched: moments of it, kept and drawn."""
+"""Watch the denoising: its moments, a record of them, and pictures of the record."""
 
 import contextvars
 import queue
@@ -10,7 +10,7 @@ from typing import TypeVar
 import numpy as np
 from PIL import Image
 
-from unclip.images import captioned_grid
+from unclip.grids import captioned_grid
 
 T = TypeVar("T")
 
@@ -19,13 +19,14 @@ T = TypeVar("T")
 class Moment:
     """One step of the denoising of a batch."""
 
-    rows: range
-    """Which samples are in the batch."""
+    samples: range
+    """Indices of the batch's samples among all samples of the call."""
     step: int
-    """0 for the first, at pure noise."""
+    """Index of the step; 0 starts at pure noise."""
     steps: int
-    """How many there will be."""
+    """Number of steps."""
     t: int
+    """Timestep of the state."""
     x: np.ndarray
     """The state x_t, uint8 (B, H, W, C)."""
     x0: np.ndarray
@@ -33,72 +34,75 @@ class Moment:
 
 
 class Trajectory:
-    """Keeps moments, evenly spread from the first step to the last: give it to a pipeline as its `on_step`."""
+    """Record moments that are evenly spread from the first step to the last. Pass it to a pipeline as `on_step`."""
 
     def __init__(self, moments: int = 10):
         self.count = moments
-        self.parts: dict[int, list[Moment]] = {}
+        self.batches: dict[int, list[Moment]] = {}
+        """Step -> the moments of all batches at it."""
 
     def __call__(self, moment: Moment) -> None:
         if moment.step in np.linspace(0, moment.steps - 1, self.count).round():
-            self.parts.setdefault(moment.step, []).append(moment)
+            self.batches.setdefault(moment.step, []).append(moment)
 
-    def of(self, rows: Sequence[int]) -> Callable[[Moment], None]:
-        """An `on_step` that keeps these of the samples alone."""
+    def of_samples(self, samples: Sequence[int]) -> Callable[[Moment], None]:
+        """Return an `on_step` that records only these samples."""
 
-        def keep(moment: Moment) -> None:
-            if own := [at for at, row in enumerate(moment.rows) if row in rows]:
-                self(replace(moment, x=moment.x[own], x0=moment.x0[own]))
+        def record(moment: Moment) -> None:
+            chosen = [row for row, sample in enumerate(moment.samples) if sample in samples]
+            if chosen:
+                self(replace(moment, x=moment.x[chosen], x0=moment.x0[chosen]))
 
-        return keep
+        return record
 
     @property
     def x(self) -> np.ndarray:
         """The states of all samples, uint8 (moments, N, H, W, C)."""
-        return np.stack([np.concatenate([part.x for part in parts]) for parts in self.parts.values()])
+        return np.stack([np.concatenate([moment.x for moment in batches]) for batches in self.batches.values()])
 
     @property
     def x0(self) -> np.ndarray:
         """The clean images predicted from them, uint8 (moments, N, H, W, C)."""
-        return np.stack([np.concatenate([part.x0 for part in parts]) for parts in self.parts.values()])
+        return np.stack([np.concatenate([moment.x0 for moment in batches]) for batches in self.batches.values()])
 
 
-class NobodyWatches(Exception):
-    """Ends a drawing whose watcher has left."""
+class WatcherLeft(Exception):
+    """Ends a drawing that nobody watches any more."""
 
 
-def watch(draw: Callable[[Callable[[Moment], None]], T]) -> Iterator[Moment | T]:
-    """The moments of a drawing, as they come from a thread of its own, and last what it returns.
+def watch_drawing(draw: Callable[[Callable[[Moment], None]], T]) -> Iterator[Moment | T]:
+    """Yield the moments of a drawing as they happen, and finally its result.
 
-    `draw` is given the on_step that it shall call. Once the iterator is closed the drawing ends at its next step.
+    `draw(on_step)` runs in a thread of its own and calls `on_step` with each moment. Once the iterator is closed, the
+    drawing ends at its next step. An error in the drawing is raised here.
     """
-    told: queue.SimpleQueue = queue.SimpleQueue()
-    left = threading.Event()
+    events: queue.SimpleQueue = queue.SimpleQueue()
+    closed = threading.Event()
 
     def on_step(moment: Moment) -> None:
-        if left.is_set():
-            raise NobodyWatches
-        told.put(moment)
+        if closed.is_set():
+            raise WatcherLeft
+        events.put(moment)
 
-    def work() -> None:
+    def run() -> None:
         try:
-            told.put(draw(on_step))
-        except BaseException as error:  # raised where it is watched
-            told.put(error)
+            events.put(draw(on_step))
+        except BaseException as error:  # the watcher raises it
+            events.put(error)
 
-    threading.Thread(target=contextvars.copy_context().run, args=(work,), daemon=True).start()
+    threading.Thread(target=contextvars.copy_context().run, args=(run,), daemon=True).start()
     try:
-        while isinstance(item := told.get(), Moment):
-            yield item
-        if isinstance(item, BaseException):
-            raise item
-        yield item
+        while isinstance(event := events.get(), Moment):
+            yield event
+        if isinstance(event, BaseException):
+            raise event
+        yield event
     finally:
-        left.set()
+        closed.set()
 
 
 def denoising_strip(captions: Sequence[str], trajectory: Trajectory, n: int) -> Image.Image:
-    """Moments from left to right, for the first of each caption's n samples: the state x_t above the predicted x0."""
+    """Draw the moments from left to right, for the first of each caption's n samples: x_t above the predicted x0."""
     rows = []
     for i in range(0, len(captions), n):
         rows.append((f"{captions[i]}: x_t", trajectory.x[:, i]))
@@ -107,7 +111,7 @@ def denoising_strip(captions: Sequence[str], trajectory: Trajectory, n: int) -> 
 
 
 def denoising_frames(captions: Sequence[str], trajectory: Trajectory, n: int) -> list[Image.Image]:
-    """A grid for each moment: of the states, then, as the last frame, of the final prediction."""
+    """Draw a grid of all states for each moment, and as the last frame a grid of the final prediction."""
     states = [*trajectory.x, trajectory.x0[-1]]
     starts = range(0, len(captions), n)
     return [captioned_grid([(captions[i], state[i : i + n]) for i in starts]) for state in states]

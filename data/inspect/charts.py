@@ -5,7 +5,8 @@ from collections.abc import Sequence
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
-from unclip.images import INK, PAPER, to_pil, wrap
+from unclip.grids import INK, PAPER, wrap_text
+from unclip.images import to_pil
 
 GAP, LINE = 8, 15
 """Pixels between things, and from one line of text to the next."""
@@ -19,7 +20,7 @@ def draw_contact_sheet(images: Sequence[np.ndarray], captions: Sequence[str], co
     pictures = [to_pil(image, 112) for image in images]
     width, height = pictures[0].size
     width = max(width, 112)
-    texts = [wrap(caption, width, font) for caption in captions]
+    texts = [wrap_text(caption, width, font) for caption in captions]
     rows = [range(start, min(start + columns, len(pictures))) for start in range(0, len(pictures), columns)]
     heights = [height + LINE * max(len(texts[i]) for i in row) + 2 * GAP for row in rows]
     sheet = Image.new("RGB", (min(columns, len(pictures)) * (width + GAP) + GAP, sum(heights) + GAP), PAPER)
@@ -37,7 +38,7 @@ def draw_contact_sheet(images: Sequence[np.ndarray], captions: Sequence[str], co
 def draw_bars(title: str, counts: Sequence[tuple[str, int]]) -> Image.Image:
     """A bar for each count, with its label on the left and the number on the right."""
     font = ImageFont.load_default(12)
-    labels = [(wrap(label, 150, font) or [""])[0] for label, _ in counts]
+    labels = [(wrap_text(label, 150, font) or [""])[0] for label, _ in counts]
     left = GAP + max(font.getlength(label) for label in labels) + GAP
     width = int(max(left + BAR + 70, font.getlength(title) + 2 * GAP))
     picture = Image.new("RGB", (width, (len(counts) + 2) * (LINE + 3) + GAP), PAPER)

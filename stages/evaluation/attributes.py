@@ -16,7 +16,7 @@ from stages.evaluation.judge import judge
 from stages.evaluation.metrics import share
 from stages.evaluation.reference import Reference, Section
 from unclip import UnCLIP
-from unclip.images import captioned_grid
+from unclip.grids import captioned_grid
 
 
 def has_attributes(data: CaptionedImages) -> bool:

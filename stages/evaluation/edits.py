@@ -94,7 +94,7 @@ class Bench:
 
     def pictures(self, rows: Tensor) -> np.ndarray:
         """uint8 (N, H, W, C), of the decoder's size."""
-        return edit.prepare(self.pipe, self.data.images[rows].permute(0, 2, 3, 1))
+        return edit.prepare_images(self.pipe, self.data.images[rows].permute(0, 2, 3, 1))
 
     def seen(self, images: np.ndarray) -> Tensor:
         """The classes (...) that the classifier sees in images (..., H, W, C)."""

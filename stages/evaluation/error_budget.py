@@ -14,7 +14,7 @@ from stages.evaluation.judge import judge
 from stages.evaluation.metrics import confusion, share
 from stages.evaluation.reference import Reference, Section, distances, inception_fid
 from unclip import UnCLIP
-from unclip.images import captioned_grid
+from unclip.grids import captioned_grid
 
 SHOWN = 20
 """Classes in the pictures."""

@@ -26,7 +26,8 @@ from stages.clip import CLIPBatch
 from stages.embed import CACHE
 from stages.identity import settings
 from unclip.clip.loss import contrastive_loss
-from unclip.images import captioned_grid, to_float
+from unclip.grids import captioned_grid
+from unclip.images import to_float
 from unclip.store.checkpoint import FORMAT, Manifest, load_part, sha256
 from unclip.tensor_batch import TensorBatch
 

@@ -13,7 +13,7 @@ from torch.utils.data import Subset
 from data.dataset import CaptionedImages
 from stages.evaluation.judge import Judge, judge
 from stages.evaluation.metrics import coverage, frechet_distance, nearest, share
-from unclip.images import captioned_grid
+from unclip.grids import captioned_grid
 
 
 @dataclass(frozen=True)

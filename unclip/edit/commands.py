@@ -27,7 +27,8 @@ from unclip.cli import options as cli
 from unclip.devices import pick_device
 from unclip.edit.lesson import lesson
 from unclip.errors import UserError
-from unclip.images import captioned_grid, save_gif, save_png, to_pil
+from unclip.grids import captioned_grid, save_gif
+from unclip.images import save_png, to_pil
 from unclip.pipeline import Output, UnCLIP
 from unclip.settings import Device, Sampling, SamplingOptions
 from unclip.store.files import write_arrays
@@ -238,7 +239,7 @@ def heads(pipe: UnCLIP, o: Options) -> tuple[str, ...]:
 
 def with_originals(pipe: UnCLIP, files: tuple[Path, ...], drawn: np.ndarray) -> TensorBatch:
     """A row per image: as it was given, prepared, then what was drawn of it (N, K, H, W, C)."""
-    given = edit.prepare(pipe, files)[:, None]
+    given = edit.prepare_images(pipe, files)[:, None]
     whole = np.concatenate([given, drawn], axis=1)
     return [(file.stem, row) for file, row in zip(files, whole, strict=True)]
 

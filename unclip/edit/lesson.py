@@ -7,7 +7,8 @@ import numpy as np
 import torch
 
 from unclip.diffusion.samplers import DECODER_STREAM, RowNoise, ddpm, spaced_timesteps
-from unclip.images import captioned_grid, save_png
+from unclip.grids import captioned_grid
+from unclip.images import save_png
 from unclip.pipeline import UnCLIP, as_array
 
 GUIDANCES = (0.0, 1.0, 2.0, 4.0, 8.0)

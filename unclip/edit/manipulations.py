@@ -24,8 +24,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from unclip.diffusion.samplers import RowNoise
+from unclip.edit.image_inputs import OneImage, Pictures, is_single_image, prepare_images, prepare_mask
 from unclip.errors import UserError
-from unclip.image_inputs import OneImage, Pictures, is_one, prepare, prepare_mask
 from unclip.images import to_float
 from unclip.pipeline import Captions, Output, UnCLIP, as_array, batches, caption_list
 from unclip.settings import MAX_SEED, PRIOR_OPTIONS, Sampling, seed_list
@@ -84,7 +84,7 @@ def invert(
         captions: N captions that the decoder is to read too; one for all, or None for none.
         steps: of DDIM, at least 2; `reconstruct` takes as many.
     """
-    prepared = prepare(pipe, images)
+    prepared = prepare_images(pipe, images)
     said = _captions(captions, len(prepared))
     embeddings, encoded = pipe.encode_image(prepared), pipe.encode_captions(said)
     pixels = to_float(torch.from_numpy(prepared).permute(0, 3, 1, 2)).to(pipe.device)
@@ -163,7 +163,7 @@ def vary(pipe: UnCLIP, images: Pictures, n: int = 8, seed: int = 0, keep: float 
     """
     if not 0 <= keep <= 1:
         raise UserError(f"keep must lie between 0 and 1, not {keep}")
-    prepared = prepare(pipe, images)
+    prepared = prepare_images(pipe, images)
     seeds, noise = _seeds(seed, n) * len(prepared), None
     if keep:
         decoder = _backwards(pipe, "vary with keep", **settings).decoder
@@ -186,7 +186,7 @@ def blend(pipe: UnCLIP, a: Pictures, b: Pictures, frames: int = 8, **settings: A
     """
     if frames < 2:
         raise UserError(f"a blend has at least 2 frames, not {frames}")
-    first, last = prepare(pipe, a), prepare(pipe, b)
+    first, last = prepare_images(pipe, a), prepare_images(pipe, b)
     if len(first) != len(last):
         raise UserError(f"{len(first)} images cannot be blended with {len(last)}; give as many of each")
     decoder = _backwards(pipe, "blend", **settings).decoder
@@ -194,7 +194,7 @@ def blend(pipe: UnCLIP, a: Pictures, b: Pictures, frames: int = 8, **settings: A
     amounts = torch.linspace(0, 1, frames)
     embeddings, noise = (slerp(*whole.chunk(2), amounts) for whole in (both.embeddings, both.noise))
     drawn = _redraw(pipe, both, embeddings, noise)
-    return drawn[0] if is_one(a) and is_one(b) else drawn
+    return drawn[0] if is_single_image(a) and is_single_image(b) else drawn
 
 
 @torch.inference_mode()
@@ -289,14 +289,14 @@ def inpaint(
             dark half of a boot. None takes the image's own embedding, so that the part is varied.
         seed: image i of every image uses seed + i.
     """
-    prepared, painted = prepare(pipe, images), prepare_mask(pipe, images, mask)
+    prepared, painted = prepare_images(pipe, images), prepare_mask(pipe, images, mask)
     if not painted.any():
         warnings.warn("the mask selects no pixel, so nothing is painted", stacklevel=2)
     sampling = pipe.sampling.override(**PAINTING | settings)
     if sampling.decoder.sampler != "ddpm":
         raise UserError(f"inpaint draws with the ddpm sampler, not with {sampling.decoder.sampler}; leave sampler out")
     if "num_candidates" in settings:
-        raise UserError("inpaint draws each image once; leave tries out")
+        raise UserError("inpaint draws each image once; leave num_candidates out")
     said = [caption for caption in _captions(captions, len(prepared)) for _ in range(n)]
     seeds = _seeds(seed, n) * len(prepared)
     embeddings = pipe.encode_image(prepared).repeat_interleave(n, dim=0)
@@ -360,7 +360,7 @@ def probe(
     """
     if not components or any(count != int(count) or count < 0 for count in components):
         raise UserError(f"components must be whole numbers of at least 0, not {components}")
-    embeddings = pipe.encode_image(prepare(pipe, images))
+    embeddings = pipe.encode_image(prepare_images(pipe, images))
     if reference is None:
         reference = pipe.embed("", **AXES_FROM)
     mean, axes = (part.to(embeddings) for part in principal_axes(reference))
@@ -386,7 +386,7 @@ class Corrupted:
 @torch.inference_mode()
 def corrupt(pipe: UnCLIP, images: Pictures, times: int = 10, seed: int = 0) -> Corrupted:
     """The forward process (Ho et al. 2020, eq. 4) at so many evenly spread times, and one-step predictions from it."""
-    prepared, diffusion = prepare(pipe, images), pipe.decoder.diffusion()
+    prepared, diffusion = prepare_images(pipe, images), pipe.decoder.diffusion()
     if not 1 <= times <= diffusion.timesteps:
         raise UserError(f"times must lie between 1 and {diffusion.timesteps}, not {times}")
     chosen = np.linspace(0, diffusion.timesteps - 1, times).round().astype(int).tolist()

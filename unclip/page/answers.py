@@ -14,13 +14,14 @@ from PIL import Image
 
 from unclip import edit
 from unclip.errors import UserError
-from unclip.images import captioned_grid, to_pil
+from unclip.grids import captioned_grid
+from unclip.images import to_pil
 from unclip.page.markup import LARGE, picture, png_bytes, row, saved_as_gif, saved_as_png, sheet, table
 from unclip.page.shelf import OpenPipeline
 from unclip.store.files import write_atomically
-from unclip.trajectory import Moment, Trajectory, denoising_frames, watch
+from unclip.trajectory import Moment, Trajectory, denoising_frames, watch_drawing
 
-MOST = 64
+MAX_PICTURES = 64
 """Pictures per click."""
 FRAMES = 9
 """Of a blend, and of an edit."""
@@ -47,12 +48,12 @@ Picked = str | Path | None
 def draw(opened: OpenPipeline, text: str, n: int, seed: int, guidance: float, steps: int) -> Shown:
     """A row of pictures per caption, denoised before the visitor's eyes, one caption after the other."""
     captions = captions_in(text)
-    if len(captions) * n > MOST:
-        raise UserError(f"{len(captions) * n} pictures are more than the {MOST} of one click; ask for fewer")
+    if len(captions) * n > MAX_PICTURES:
+        raise UserError(f"{len(captions) * n} pictures are more than the {MAX_PICTURES} of one click; ask for fewer")
     trajectory, rows, drawn = Trajectory(), [], []
     for caption in captions:
         settings = {"n": n, "seed": seed, "guidance": guidance, "steps": steps}
-        for told in watch(lambda on_step: opened.pipe(caption, on_step=on_step, **settings)):  # noqa: B023
+        for told in watch_drawing(lambda on_step: opened.pipe(caption, on_step=on_step, **settings)):  # noqa: B023
             if isinstance(told, Moment):
                 trajectory(told)
                 yield (sheet(*rows, row(caption, [picture(x, f"{caption}, being drawn") for x in told.x])),)
@@ -111,7 +112,7 @@ def inpaint(
     opened: OpenPipeline, image: Picked, painting: dict[str, Any] | None, part: str, caption: str, n: int, seed: int
 ) -> Shown:
     """The image with a part of it painted anew: what the brush went over on the canvas, or else a named part."""
-    prepared = edit.prepare(opened.pipe, picked(image))
+    prepared = edit.prepare_images(opened.pipe, picked(image))
     mask = mask_of(painting, part, prepared.shape[1])
     painted = []
     for one in range(seed, seed + n):
@@ -219,7 +220,7 @@ def canvas(opened: OpenPipeline, image: Picked) -> str | None:
     visitor's browser may be fetching the same one.
     """
     try:
-        prepared = edit.prepare(opened.pipe, picked(image))[0]
+        prepared = edit.prepare_images(opened.pipe, picked(image))[0]
     except UserError:
         return None
     file = Path(image).with_name(f"canvas-{'x'.join(map(str, prepared.shape))}.png")

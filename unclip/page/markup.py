@@ -11,7 +11,8 @@ from html import escape
 import numpy as np
 from PIL import Image
 
-from unclip.images import gif_bytes, to_pil
+from unclip.grids import gif_bytes
+from unclip.images import to_pil
 
 SHOWN, LARGE = 112, 280
 """About how high a picture is shown, in CSS pixels."""

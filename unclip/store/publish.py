@@ -28,7 +28,8 @@ import tyro
 from unclip.cli import options as cli
 from unclip.devices import pick_device
 from unclip.errors import UserError
-from unclip.images import captioned_grid, save_png
+from unclip.grids import captioned_grid
+from unclip.images import save_png
 from unclip.pipeline import UnCLIP
 from unclip.registry import PARTS
 from unclip.store.checkpoint import (

@@ -13,21 +13,21 @@ from PIL import Image, ImageOps
 from torch import Tensor
 
 from unclip.errors import UserError, reason
-from unclip.images import upright
+from unclip.images import to_grey_or_rgb
 from unclip.pipeline import UnCLIP
 
 OneImage = Image.Image | str | Path | np.ndarray | Tensor
 Pictures = OneImage | Sequence[OneImage]
 
 
-def prepare(pipe: UnCLIP, images: Pictures) -> np.ndarray:
+def prepare_images(pipe: UnCLIP, images: Pictures) -> np.ndarray:
     """Images as the decoder was trained on them: uint8 (N, H, W, C) of its size and channels.
 
     The middle square is taken and resized, transparent parts become white, photographs are turned upright: what
     `data/decoding.py` does. An image that has the decoder's size stays as it is.
     """
     size, channels = pipe.decoder.config.image_size, pipe.decoder.config.channels
-    flat = [upright(picture, channels) for picture in _opened(images)]
+    flat = [to_grey_or_rgb(picture, channels) for picture in _opened(images)]
     fitted = [picture if picture.size == (size, size) else ImageOps.fit(picture, (size, size)) for picture in flat]
     return np.stack([np.array(picture).reshape(size, size, channels) for picture in fitted])
 
@@ -113,6 +113,6 @@ def _mask_array(mask: OneImage) -> np.ndarray:
     return mask > mask.max() / 2
 
 
-def is_one(images: Pictures) -> bool:
+def is_single_image(images: Pictures) -> bool:
     """Whether one image was given, and not a list or an array of several."""
     return isinstance(images, (Image.Image, str, Path)) or getattr(images, "ndim", 4) < 4
