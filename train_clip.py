@@ -16,16 +16,9 @@ from unclip.cli import options as cli
 
 
 def main() -> None:
-    from configs.clip import PRESETS
-    from stages.clip import train
-    from stages.data_config import on_pipeline
-    from stages.runtime import is_main
+    from stages.train import train_from_command_line
 
-    run = cli.parse_run(on_pipeline(PRESETS), __doc__)
-    manifest = train(run)
-    if is_main():
-        figures = ", ".join(f"{key} {value:.4g}" for key, value in manifest.figures.items())
-        print(f"clip in {run.out / 'clip'}: {figures}")
+    train_from_command_line("clip", __doc__)
 
 
 if __name__ == "__main__":

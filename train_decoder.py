@@ -16,16 +16,9 @@ from unclip.cli import options as cli
 
 
 def main() -> None:
-    from configs.decoder import PRESETS
-    from stages.data_config import on_pipeline
-    from stages.decoder import train
-    from stages.runtime import is_main
+    from stages.train import train_from_command_line
 
-    run = cli.parse_run(on_pipeline(PRESETS), __doc__)
-    manifest = train(run)
-    if is_main():
-        figures = ", ".join(f"{key} {value:.4g}" for key, value in manifest.figures.items())
-        print(f"decoder in {run.out / 'decoder'}: {figures}")
+    train_from_command_line("decoder", __doc__)
 
 
 if __name__ == "__main__":

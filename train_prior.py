@@ -16,16 +16,9 @@ from unclip.cli import options as cli
 
 
 def main() -> None:
-    from configs.prior import PRESETS
-    from stages.data_config import on_pipeline
-    from stages.prior import train
-    from stages.runtime import is_main
+    from stages.train import train_from_command_line
 
-    run = cli.parse_run(on_pipeline(PRESETS), __doc__)
-    manifest = train(run)
-    if is_main():
-        figures = ", ".join(f"{key} {value:.4g}" for key, value in manifest.figures.items())
-        print(f"prior in {run.out / 'prior'}: {figures}")
+    train_from_command_line("prior", __doc__)
 
 
 if __name__ == "__main__":

@@ -3,7 +3,8 @@
 from stages.data_config import DataConfig
 from stages.decoder import DecoderRun
 from stages.loop import TrainConfig
-from unclip.decoder import DecoderConfig
+from unclip.decoder import DecoderConfig, DiffusionDecoderConfig, UNetConfig
+from unclip.diffusion import ProcessConfig
 from unclip.settings import DecoderSettings
 
 PRESETS = {
@@ -11,14 +12,20 @@ PRESETS = {
         preset="tiny",
         evaluate_on=100,
         data=DataConfig(limit=2000),
-        model=DecoderConfig(space_to_depth=2, width=16, multipliers=(1, 2), blocks=1, condition_width=32, head_dim=16),
+        model=DiffusionDecoderConfig(
+            DecoderConfig(
+                UNetConfig(space_to_depth=2, width=16, multipliers=(1, 2), blocks=1, condition_width=32, head_dim=16)
+            )
+        ),
         train=TrainConfig(steps=60, batch_size=32, lr=2e-3, warmup=10, evaluate_every=30, preview_every=60, ema=0.9),
     ),
     "quick": DecoderRun(
         evaluate_on=500,
         log_sigma=None,  # with min-SNR, as its figures were taken; the new weights are untried in so few steps
         min_snr=5.0,
-        model=DecoderConfig(space_to_depth=2, width=40, multipliers=(1, 2), blocks=1, attention_levels=(1,)),
+        model=DiffusionDecoderConfig(
+            DecoderConfig(UNetConfig(space_to_depth=2, width=40, multipliers=(1, 2), blocks=1, attention_levels=(1,)))
+        ),
         train=TrainConfig(
             steps=1250,
             batch_size=32,
@@ -34,7 +41,9 @@ PRESETS = {
         preset="small",
         drop_text=0.2,
         embedding_noise=0.15,
-        model=DecoderConfig(space_to_depth=2, width=48, multipliers=(1, 2), blocks=1, attention_levels=(1,)),
+        model=DiffusionDecoderConfig(
+            DecoderConfig(UNetConfig(space_to_depth=2, width=48, multipliers=(1, 2), blocks=1, attention_levels=(1,)))
+        ),
         # 6 epochs of the 51,374 training images
         train=TrainConfig(
             steps=4_800,
@@ -49,8 +58,17 @@ PRESETS = {
     ),
     "base": DecoderRun(
         preset="base",
-        model=DecoderConfig(
-            space_to_depth=1, width=32, multipliers=(1, 2, 4, 8), blocks=2, attention_levels=(2, 3), condition_width=256
+        model=DiffusionDecoderConfig(
+            DecoderConfig(
+                UNetConfig(
+                    space_to_depth=1,
+                    width=32,
+                    multipliers=(1, 2, 4, 8),
+                    blocks=2,
+                    attention_levels=(2, 3),
+                    condition_width=256,
+                )
+            )
         ),
         # 100 epochs of the 51,374 training images
         train=TrainConfig(
@@ -70,18 +88,22 @@ PRESETS = {
         preset="paper",
         sampling=DecoderSettings(steps=250, sampler="ddpm", spacing="even"),
         data=DataConfig(size=64),
-        model=DecoderConfig(
-            image_size=64,
-            channels=3,
-            space_to_depth=1,
-            width=512,
-            multipliers=(1, 2, 3, 4),
-            blocks=3,
-            attention_levels=(1, 2, 3),
-            head_dim=64,
-            condition_width=2048,
-            text_layers=24,
-            prediction="eps",
+        model=DiffusionDecoderConfig(
+            DecoderConfig(
+                UNetConfig(
+                    space_to_depth=1,
+                    width=512,
+                    multipliers=(1, 2, 3, 4),
+                    blocks=3,
+                    attention_levels=(1, 2, 3),
+                    head_dim=64,
+                    condition_width=2048,
+                ),
+                image_size=64,
+                channels=3,
+                text_layers=24,
+            ),
+            ProcessConfig(prediction="eps"),
         ),
         train=TrainConfig(
             steps=800_000,

@@ -3,7 +3,7 @@
 from stages.data_config import DataConfig
 from stages.loop import TrainConfig
 from stages.prior import PriorRun
-from unclip.prior import PriorConfig
+from unclip.prior import DiffusionPriorConfig, PriorConfig
 from unclip.settings import PriorSettings
 
 PRESETS = {
@@ -11,12 +11,12 @@ PRESETS = {
         preset="tiny",
         evaluate_on=200,
         data=DataConfig(limit=2000),
-        model=PriorConfig(width=32, layers=2, heads=2),
+        model=DiffusionPriorConfig(PriorConfig(width=32, layers=2, heads=2)),
         train=TrainConfig(steps=60, batch_size=64, lr=2e-3, warmup=10, evaluate_every=30, preview_every=60, ema=0.9),
     ),
     "quick": PriorRun(
         evaluate_on=500,
-        model=PriorConfig(width=128, layers=4, heads=4),
+        model=DiffusionPriorConfig(PriorConfig(width=128, layers=4, heads=4)),
         train=TrainConfig(
             steps=600, batch_size=64, lr=1e-3, muon_lr=4e-3, warmup=60, evaluate_every=300, preview_every=600, ema=0.99
         ),
@@ -24,7 +24,7 @@ PRESETS = {
     "small": PriorRun(
         preset="small",
         sampling=PriorSettings(num_candidates=2),
-        model=PriorConfig(width=128, layers=6, heads=4),
+        model=DiffusionPriorConfig(PriorConfig(width=128, layers=6, heads=4)),
         # 2 epochs of the 51,374 training images
         train=TrainConfig(
             steps=1_600,
@@ -39,7 +39,7 @@ PRESETS = {
     ),
     "base": PriorRun(
         preset="base",
-        model=PriorConfig(width=256, layers=6, heads=8),
+        model=DiffusionPriorConfig(PriorConfig(width=256, layers=6, heads=8)),
         # 150 epochs of the 51,374 training images
         train=TrainConfig(
             steps=60_200,
@@ -58,7 +58,7 @@ PRESETS = {
         hide_tokens=False,
         sampling=PriorSettings(steps=64, num_candidates=2),
         data=DataConfig(size=256),
-        model=PriorConfig(width=2048, layers=24, heads=32),
+        model=DiffusionPriorConfig(PriorConfig(width=2048, layers=24, heads=32)),
         train=TrainConfig(
             steps=600_000,
             batch_size=4096,

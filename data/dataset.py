@@ -178,10 +178,18 @@ def random_flip(images: Tensor, generator: torch.Generator) -> Tensor:
 
 def random_shift(images: Tensor, pixels: int, generator: torch.Generator) -> Tensor:
     """Shift each image (B, C, H, W) by up to `pixels` either way, a whole batch at once; its edge enters, repeated."""
-    if pixels == 0:
-        return images
+    return images if pixels == 0 else shift_images(images, random_offsets(len(images), pixels, generator))
+
+
+def random_offsets(count: int, pixels: int, generator: torch.Generator) -> Tensor:
+    """Offsets (N, 2) down and to the right, each up to `pixels` either way."""
+    return torch.randint(-pixels, pixels + 1, (2, count, 1), generator=generator)[..., 0].T
+
+
+def shift_images(images: Tensor, offsets: Tensor) -> Tensor:
+    """Shift images (B, C, H, W) by offsets (B, 2) in pixels; an image's edge enters, repeated."""
     batch, _, height, width = images.shape
-    dy, dx = torch.randint(-pixels, pixels + 1, (2, batch, 1), generator=generator)
+    dy, dx = offsets.T[..., None]
     rows = (dy + torch.arange(height)).clamp(0, height - 1)  # (B, H)
     columns = (dx + torch.arange(width)).clamp(0, width - 1)  # (B, W)
     picked = images[torch.arange(batch)[:, None, None], :, rows[:, :, None], columns[:, None, :]]  # (B, H, W, C)

@@ -4,7 +4,6 @@ import math
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
-from pathlib import Path
 
 import torch
 import torch.nn.functional as F
@@ -12,23 +11,17 @@ from PIL import Image
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from data.dataset import CaptionedImages, random_flip, random_shift
-from data.provenance import describe_source
+from data.dataset import CaptionedImages, random_offsets, shift_images
 from data.variety import choose_varied
-from stages import loop, runtime
-from stages.data_config import DataConfig
+from stages import runtime
+from stages.batches import StepDraw
 from stages.evaluation.metrics import recall_at_k
-from stages.identity import settings
-from stages.inputs import data_entry
-from stages.memory import check_fits
-from stages.state import start_from
-from unclip.clip import CLIP, CLIPConfig, Preprocess, Tokenizer
+from stages.inputs import CLIPInputs
+from stages.run import PartRun, Shapes
+from unclip.clip import CLIP, CLIPConfig, Preprocess
 from unclip.clip.loss import chance_loss, contrastive_loss
-from unclip.clip.pretrained import load_bundle
 from unclip.fields import bounded
 from unclip.grids import captioned_grid
-from unclip.store.checkpoint import Manifest, read_manifest, sha256
-from unclip.store.hub import find_pipeline
 from unclip.tensor_batch import TensorBatch
 
 PHRASINGS = 4
@@ -50,42 +43,27 @@ class AugmentConfig:
 
 
 @dataclass(frozen=True)
-class CLIPRun:
-    out: Path = bounded(Path("checkpoints/run"), affects_weights=False)
-    """Folder of the pipeline; CLIP goes to its subfolder clip."""
-    preset: str = bounded("quick", affects_weights=False)
-    """Defaults of all other options: tiny (tests), quick (a laptop), small (hours), base (a GPU), paper (a cluster)."""
-    init_from: Path | None = bounded(None, affects_weights=False)
-    """Start from the CLIP and tokenizer of the pipeline in this folder; shapes must be equal. Without it: at random."""
+class CLIPRun(PartRun):
+    kind: str = bounded("transformer", affects_weights=False)
+    """Kind of the CLIP, of those in unclip/registry.py."""
     vocab_size: int = bounded(1024, 258, 2**20)
     """Largest vocabulary of the tokenizer, which is trained on the captions."""
-    data: DataConfig = field(default_factory=DataConfig)
     model: CLIPConfig = bounded(CLIPConfig(), affects_weights=False)
     augment: AugmentConfig = field(default_factory=AugmentConfig)
-    train: loop.TrainConfig = field(default_factory=loop.TrainConfig)
 
 
 @dataclass(frozen=True)
 class CLIPBatch(TensorBatch):
+    """A rank's images, and its share of the distinct captions, the last of which may stand there repeatedly."""
+
     images: Tensor
-    """uint8 (B, C, H, W)."""
-    caption: Tensor
-    """(B,), which row of `ids` each image's caption is."""
-    ids: Tensor
-    """The distinct captions (U, L), tokenised."""
+    """uint8 (b, C, H, W)."""
+    caption_id: Tensor
+    """(B,), which distinct caption each image has, of all ranks' images, the first rank's first."""
+    token_ids: Tensor
+    """A share of the distinct captions (u, L), tokenised."""
     patches: Tensor | None = None
-    """(B, K), the patches that each image is seen by; None for all."""
-
-    def share(self, rank: int, ranks: int) -> "CLIPBatch":
-        """One rank's images, and its share of the distinct captions, the last of which may stand there repeatedly.
-
-        `caption` is that of all ranks' images, the first rank's first: each rank contrasts its own with all.
-        """
-        count = -(-len(self.ids) // ranks)
-        rows = torch.arange(rank * count, (rank + 1) * count).clamp(max=len(self.ids) - 1)
-        caption = torch.cat([self.caption[first::ranks] for first in range(ranks)])
-        patches = None if self.patches is None else self.patches[rank::ranks]
-        return CLIPBatch(self.images[rank::ranks], caption, self.ids[rows], patches)
+    """(b, K), the patches that each image is seen by; None for all."""
 
     def split(self, parts: int) -> list["CLIPBatch"]:
         """The batch as it is, as all of it is contrasted; the objective takes it apart."""
@@ -105,8 +83,8 @@ class CLIPObjective(nn.Module):
 
     def forward(self, batch: CLIPBatch) -> Tensor:
         image = self._in_parts(self._encode_image, batch.images, batch.patches)
-        text = self._in_parts(self.model.embed_text, batch.ids)
-        return contrastive_loss(image, text, batch.caption, self.model.scale(), runtime.gather, runtime.rank())
+        text = self._in_parts(self.model.embed_text, batch.token_ids)
+        return contrastive_loss(image, text, batch.caption_id, self.model.scale(), runtime.gather, runtime.rank())
 
     def _encode_image(self, images: Tensor, patches: Tensor | None) -> Tensor:
         return self.model.encode_image(self.preprocess(images), patches)
@@ -124,35 +102,67 @@ class CLIPStage:
 
     name = "clip"
 
-    def __init__(self, model: CLIP, tokenizer: Tokenizer, data: CaptionedImages, validation: CaptionedImages,
-                 augment: AugmentConfig, device: torch.device, parts: int = 1):  # fmt: skip
-        self.model, self.data, self.validation = model, data, validation
-        self.best_is = ("accuracy" if validation.classes else "image_to_text_recall@1", "highest")
-        self.tokenizer, self.augment, self.device = tokenizer, augment, device
-        self.size = len(data)
+    def __init__(self, run: CLIPRun, model: CLIP, inputs: CLIPInputs, device: torch.device):
+        self.model = model
+        self.train_data = inputs.train
+        self.validation = inputs.validation
+        self.best_is = ("accuracy" if inputs.validation.classes else "image_to_text_recall@1", "highest")
+        self.tokenizer = inputs.tokenizer
+        self.augment = run.augment
+        self.device = device
+        self.size = len(inputs.train)
         config = model.config
-        self.ids = tokenizer.encode(data.captions, config.text.context)
-        self.lengths = model.text.mask(self.ids).sum(dim=1)
+        self.token_ids = inputs.tokenizer.encode(inputs.train.captions, config.text.context)
+        self.lengths = model.text.mask(self.token_ids).sum(dim=1)
         self.preprocess = Preprocess(config.vision.image_size, config.vision.channels, config.preprocess)
-        self.objective = CLIPObjective(model, self.preprocess, parts)
+        self.objective = CLIPObjective(model, self.preprocess, run.train.accumulate)
+        wanted = run.model.vision.patch_size
+        if config.vision.patch_size != wanted:
+            sizes = f"{config.vision.patch_size} pixels, as {wanted} does not divide {config.vision.image_size}"
+            runtime.print0(f"clip: patches of {sizes}")
 
-    def batch(self, rows: Tensor, generator: torch.Generator) -> CLIPBatch:
-        images = random_shift(self.data.images[rows], self.augment.shift, generator)
+    @staticmethod
+    def build_model(run: CLIPRun, shapes: Shapes) -> CLIP:
+        patch_size = fitting_patch(run.model.vision.patch_size, shapes.image_size)
+        images = {"image_size": shapes.image_size, "channels": shapes.channels, "patch_size": patch_size}
+        vision = replace(run.model.vision, **images)
+        text = replace(run.model.text, vocab_size=shapes.vocab_size, eos_id=shapes.eos_id)
+        return CLIP(replace(run.model, vision=vision, text=text))
+
+    def fit_buffers(self) -> None:
+        """CLIP has no buffers that are fitted."""
+
+    def batch(self, draw: StepDraw) -> CLIPBatch:
+        data = self.train_data
+        count = len(draw.rows)
+        images = data.images[draw.share(draw.rows)]
+        if self.augment.shift:
+            images = shift_images(images, draw.share(random_offsets(count, self.augment.shift, draw.generator)))
         if self.augment.flip:
-            images = random_flip(images, generator)
-        distinct, caption = self.data.draw(rows, generator, one_phrasing=True).unique(return_inverse=True)
-        ids = self.ids[distinct, : self.lengths[distinct].max()]
-        return CLIPBatch(images, caption, ids, self._patches(len(rows), generator))
+            flip = draw.share(torch.rand(count, generator=draw.generator) < 0.5)
+            images = torch.where(flip[:, None, None, None], images.flip(-1), images)
+        drawn = data.draw(draw.rows, draw.generator, one_phrasing=True)
+        distinct, caption_id = drawn.unique(return_inverse=True)
+        token_ids = self.token_ids[distinct, : self.lengths[distinct].max()]
+        patches = self._draw_patches(count, draw.generator)
+        per_rank = -(-len(distinct) // draw.ranks)
+        own_captions = torch.arange(draw.rank * per_rank, (draw.rank + 1) * per_rank).clamp(max=len(distinct) - 1)
+        return CLIPBatch(
+            images=images,
+            caption_id=torch.cat([caption_id[rank :: draw.ranks] for rank in range(draw.ranks)]),
+            token_ids=token_ids[own_captions],
+            patches=None if patches is None else draw.share(patches),
+        )
 
-    def _patches(self, count: int, generator: torch.Generator) -> Tensor | None:
+    def _draw_patches(self, count: int, generator: torch.Generator) -> Tensor | None:
         total = len(self.model.vision.positions) - 1
-        kept = self.augment.patches(total)
-        if kept == total:
+        visible = self.augment.patches(total)
+        if visible == total:
             return None
-        return torch.rand(count, total, generator=generator).topk(kept).indices
+        return torch.rand(count, total, generator=generator).topk(visible).indices
 
     def figures(self, batch: CLIPBatch) -> dict[str, float | Tensor]:
-        chance = chance_loss(len(batch.caption), batch.caption.max() + 1)
+        chance = chance_loss(len(batch.caption_id), batch.caption_id.max() + 1)
         return {"chance_loss": chance, "logit_scale": self.model.logit_scale.detach().exp()}
 
     def evaluate(self, model: CLIP) -> dict[str, float]:
@@ -163,8 +173,10 @@ class CLIPStage:
             text = self._encode(model, self.tokenizer.encode(self.validation.class_captions, model.config.text.context))
             right = (images @ text.T).argmax(dim=1) == self.validation.labels
             figures["accuracy"] = right.float().mean().item()
-        ids = self.tokenizer.encode(self.validation.captions, model.config.text.context)
-        recall = caption_recall(images, self.validation, lambda chosen: self._encode(model, ids[chosen]))
+        token_ids = self.tokenizer.encode(self.validation.captions, model.config.text.context)
+        recall = caption_recall(
+            images, self.validation, lambda caption_ids: self._encode(model, token_ids[caption_ids])
+        )
         return {**figures, **recall, "logit_scale": model.scale().item()}
 
     def preview(self, model: CLIP) -> Image.Image:
@@ -179,8 +191,8 @@ class CLIPStage:
     def _embed(self, model: CLIP, images: Tensor) -> Tensor:
         return torch.cat([model.encode_image(self.preprocess(p.to(self.device))).cpu() for p in images.split(500)])
 
-    def _encode(self, model: CLIP, ids: Tensor) -> Tensor:
-        return torch.cat([model.encode_text(part.to(self.device))[0].cpu() for part in ids.split(500)])
+    def _encode(self, model: CLIP, token_ids: Tensor) -> Tensor:
+        return torch.cat([model.encode_text(part.to(self.device))[0].cpu() for part in token_ids.split(500)])
 
 
 def caption_recall(images: Tensor, data: CaptionedImages, encode: Callable[[Tensor], Tensor]) -> dict[str, float]:
@@ -210,31 +222,4 @@ def fitting_patch(wanted: int, image_size: int) -> int:
     if wanted < 1:  # the model refuses it
         return wanted
     choices = [n for n in range(-(-wanted // 2), 2 * wanted + 1) if image_size % n == 0 and 2 * n <= image_size]
-    fitting = min(choices, key=lambda n: abs(math.log(n / wanted)), default=min(wanted, image_size))
-    if fitting != wanted and runtime.is_main():
-        print(f"clip: patches of {fitting} pixels, as {wanted} does not divide {image_size}")
-    return fitting
-
-
-def train(run: CLIPRun) -> Manifest:
-    """Train the tokenizer and CLIP into run.out. Returns the manifest of the trained CLIP."""
-    device = runtime.start(run.train.device)
-    sized = replace(run.model, text=replace(run.model.text, vocab_size=run.vocab_size))
-    check_fits(lambda: CLIP(sized), device, shared=run.train.shard)
-    start = find_pipeline(run.init_from) if run.init_from else None
-    data, validation = run.data.load_as(start or run.out, "train", "validation")
-    if start:
-        read_manifest(start / "clip")  # one of ours: another project's may lack a tokenizer
-        tokenizer = load_bundle(start).tokenizer
-    else:
-        tokenizer = Tokenizer.train(data.captions, run.vocab_size)
-    patch_size = fitting_patch(run.model.vision.patch_size, data.image_size)
-    vision = replace(run.model.vision, image_size=data.image_size, channels=data.channels, patch_size=patch_size)
-    text = replace(run.model.text, vocab_size=tokenizer.vocab_size, eos_id=tokenizer.end_id)
-    with runtime.seeded(run.train.seed):
-        model = CLIP(replace(run.model, vision=vision, text=text))
-    parents = {"tokenizer": sha256(tokenizer.to_json().encode()), **start_from(model, run.init_from, "clip")}
-    source = describe_source(run.data, data.image_size)
-    manifest = Manifest("clip", parents=parents, data=data_entry(data), source=source, training=settings(run))
-    stage = CLIPStage(model, tokenizer, data, validation, run.augment, device, run.train.accumulate)
-    return loop.train(stage, run.train, device, run.out, manifest, {"tokenizer.json": tokenizer.to_json()})
+    return min(choices, key=lambda n: abs(math.log(n / wanted)), default=min(wanted, image_size))

@@ -1,39 +1,33 @@
 """Train the decoder: the frozen CLIP's image embeddings, and captions -> pixels."""
 
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass, field, replace
-from pathlib import Path
+from dataclasses import dataclass, replace
+from functools import cached_property
 
 import torch
 import torch.nn.functional as F
 from PIL import Image
 from torch import Tensor, nn
 
-from stages import loop, runtime
-from stages.data_config import DataConfig
-from stages.embed import EmbeddedImages
-from stages.identity import settings
-from stages.inputs import Inputs, open_inputs
-from stages.memory import WIDTHS, check_fits
+from stages.batches import StepDraw
+from stages.inputs import Inputs
+from stages.run import FrozenCLIPRun, Shapes
 from unclip.clip import TextFeatures
-from unclip.decoder import Decoder, DecoderConfig
+from unclip.decoder import DiffusionDecoder, DiffusionDecoderConfig
+from unclip.diffusion.prediction import min_snr_weight, noised_pair
+from unclip.diffusion.process import NoiseLevels
 from unclip.fields import bounded
 from unclip.grids import captioned_grid
 from unclip.images import to_float, to_uint8
 from unclip.layers import at_least_float32
 from unclip.settings import DecoderSettings
-from unclip.store.checkpoint import Manifest
 from unclip.tensor_batch import TensorBatch
 
 
 @dataclass(frozen=True)
-class DecoderRun:
-    out: Path = bounded(Path("checkpoints/run"), affects_weights=False)
-    """Folder of the pipeline, which holds a trained clip; the decoder goes to its subfolder decoder."""
-    preset: str = bounded("quick", affects_weights=False)
-    """Defaults of all other options: tiny (tests), quick (a laptop), small (hours), base (a GPU), paper (a cluster)."""
-    init_from: Path | None = bounded(None, affects_weights=False)
-    """Start from the decoder of the pipeline in this folder; shapes must be equal. Without it: at random."""
+class DecoderRun(FrozenCLIPRun):
+    kind: str = bounded("diffusion", affects_weights=False)
+    """Kind of the decoder, of those in unclip/registry.py."""
     drop_image: float = bounded(0.1, 0, 0.99)
     """Share of the image embeddings that are replaced by the learned null, for guidance."""
     drop_text: float = bounded(0.5, 0, 0.99)
@@ -48,10 +42,8 @@ class DecoderRun:
     evaluate_on: int = bounded(1000, 1, 10**7)
     """Validation images that the loss is taken on."""
     sampling: DecoderSettings = bounded(DecoderSettings(), affects_weights=False)
-    """How the trained decoder is drawn from; noted in the pipeline's model_index.json."""
-    data: DataConfig = field(default_factory=DataConfig)
-    model: DecoderConfig = bounded(DecoderConfig(), affects_weights=False)
-    train: loop.TrainConfig = field(default_factory=loop.TrainConfig)
+    """How the trained decoder is sampled; noted in the pipeline's model_index.json."""
+    model: DiffusionDecoderConfig = bounded(DiffusionDecoderConfig(), affects_weights=False)
 
     def conflicts(self) -> Iterator[tuple[str, str]]:
         if self.log_sigma and self.log_sigma[1] <= 0:
@@ -66,32 +58,40 @@ class DecoderBatch(TensorBatch):
     """Their unit image embeddings (B, D)."""
     drop: Tensor
     """(B,), True where the embedding is dropped."""
-    captions: TextFeatures
-    t: Tensor
-    """Times (B,)."""
+    text: TextFeatures
+    levels: NoiseLevels
     noise: Tensor
     """(B, C, H, W)."""
 
 
 class DecoderObjective(nn.Module):
-    def __init__(self, model: Decoder, min_snr: float | None = None):
+    def __init__(self, model: DiffusionDecoder, min_snr: float | None = None):
         super().__init__()
-        self.model, self.diffusion, self.min_snr = model, model.diffusion(), min_snr
+        self.model = model
+        self.min_snr = min_snr
 
     def forward(self, batch: DecoderBatch) -> Tensor:
         """Squared error on the target, averaged over the batch: noise levels alike, or as `min_snr` weighs them."""
-        noised, target = self.diffusion.training_pair(to_float(batch.pixels), batch.noise, batch.t)
-        condition = self.model.condition(batch.embeddings, batch.captions, batch.drop)
-        return self._loss(at_least_float32(self.model(noised, batch.t, condition)) - target, batch.t)
+        noised, target = self._pair(batch)
+        condition = self.model.condition(batch.embeddings, batch.drop, batch.text)
+        return self._loss(at_least_float32(self.model.network(noised, batch.levels.time, condition)) - target, batch)
 
     def chance(self, batch: DecoderBatch) -> Tensor:
         """The loss of a decoder that answers nothing but zeros."""
-        _, target = self.diffusion.training_pair(to_float(batch.pixels), batch.noise, batch.t)
-        return self._loss(target, batch.t)
+        return self._loss(self._pair(batch)[1], batch)
 
-    def _loss(self, error: Tensor, t: Tensor) -> Tensor:
+    def _pair(self, batch: DecoderBatch) -> tuple[Tensor, Tensor]:
+        """Noised images and the target for them."""
+        prediction = self.model.config.diffusion.prediction
+        return noised_pair(prediction, to_float(batch.pixels), batch.noise, batch.levels)
+
+    def _loss(self, error: Tensor, batch: DecoderBatch) -> Tensor:
         squared = error.square().mean(dim=(1, 2, 3))  # (B,)
-        return (squared if self.min_snr is None else squared * self.diffusion.loss_weight(t, self.min_snr)).mean()
+        if self.min_snr is not None:
+            levels = batch.levels
+            prediction = self.model.config.diffusion.prediction
+            squared = squared * min_snr_weight(prediction, levels.alpha, levels.sigma, self.min_snr)
+        return squared.mean()
 
 
 class DecoderStage:
@@ -100,82 +100,99 @@ class DecoderStage:
     name = "decoder"
     best_is = ("loss", "lowest")
 
-    def __init__(self, model: Decoder, inputs: Inputs, run: DecoderRun, device: torch.device):
-        self.model, self.inputs, self.run, self.device = model, inputs, run, device
+    def __init__(self, run: DecoderRun, model: DiffusionDecoder, inputs: Inputs, device: torch.device):
+        self.run = run
+        self.model = model
+        self.inputs = inputs
+        self.device = device
         self.objective = DecoderObjective(model, run.min_snr)
-        self.diffusion = model.diffusion()
+        self.process = model.process
         self.size = len(inputs.train)
-        self.std = model.image_condition.scaler.std.cpu()  # now, as later a step would wait for its device
 
-    def batch(self, rows: Tensor, generator: torch.Generator) -> DecoderBatch:
-        batch = self._examples(self.inputs.train, rows, generator)
-        drop_image, drop_text = torch.rand(2, len(rows), generator=generator)
-        return replace(
-            batch,
-            embeddings=self._perturbed(batch.embeddings, generator),
-            drop=drop_image < self.run.drop_image,
-            captions=batch.captions.drop(drop_text < self.run.drop_text),
+    @staticmethod
+    def build_model(run: DecoderRun, shapes: Shapes) -> DiffusionDecoder:
+        network = replace(
+            run.model.network,
+            embed_dim=shapes.embed_dim,
+            text_width=shapes.text_width,
+            image_size=shapes.image_size,
+            channels=shapes.channels,
+        )
+        return DiffusionDecoder(replace(run.model, network=network))
+
+    def fit_buffers(self) -> None:
+        """Fit the scaling of the embeddings that the decoder reads."""
+        self.model.network.image_condition.scaler.fit(self.inputs.train.embeddings)
+
+    def batch(self, draw: StepDraw) -> DecoderBatch:
+        images = self.inputs.train
+        rows = draw.share(draw.rows)
+        caption_ids = draw.share(images.data.draw(draw.rows, draw.generator))
+        levels = draw.share(self.process.draw_levels(len(draw.rows), draw.generator, self.run.log_sigma))
+        drop_image, drop_text = torch.rand(2, len(draw.rows), generator=draw.generator)
+        embedding_noise = draw.share(self._embedding_noise(draw))
+        pixels = images.data.images[rows]
+        return DecoderBatch(
+            pixels=pixels,
+            embeddings=F.normalize(images.embeddings[rows] + embedding_noise, dim=-1),
+            drop=draw.share(drop_image < self.run.drop_image),
+            text=images.text_features(caption_ids).drop(draw.share(drop_text < self.run.drop_text)),
+            levels=levels,
+            noise=draw.normal(*pixels.shape[1:]),
         )
 
-    def _perturbed(self, embeddings: Tensor, generator: torch.Generator) -> Tensor:
-        noise = self.run.embedding_noise * self.std * torch.randn(embeddings.shape, generator=generator)
-        return F.normalize(embeddings + noise, dim=-1)
+    @cached_property
+    def embedding_std(self) -> Tensor:
+        """Deviations of the embeddings (D,), on the CPU."""
+        return self.model.network.image_condition.scaler.std.cpu()
 
-    def _examples(self, images: EmbeddedImages, rows: Tensor, generator: torch.Generator) -> DecoderBatch:
-        """Images with their embeddings and a caption each, nothing of them dropped, and the noise to train with."""
+    def _embedding_noise(self, draw: StepDraw) -> Tensor:
+        """Noise on the embeddings (B, D); zeros (B, 1) where none is asked for."""
+        if self.run.embedding_noise == 0:
+            return torch.zeros(len(draw.rows), 1)
+        normal = torch.randn(len(draw.rows), len(self.embedding_std), generator=draw.generator)
+        return self.run.embedding_noise * self.embedding_std * normal
+
+    def figures(self, batch: DecoderBatch) -> dict[str, float | Tensor]:
+        return {"chance_loss": self.objective.chance(batch)}
+
+    def evaluate(self, model: DiffusionDecoder) -> dict[str, float]:
+        """The loss on validation images with nothing dropped; times and noise are the same at every call."""
+        generator = torch.Generator().manual_seed(0)
+        objective = DecoderObjective(model, self.run.min_snr)
+        rows = torch.arange(len(self.inputs.validation))[: self.run.evaluate_on]
+        total = 0.0
+        for part in rows.split(250):
+            loss = objective(self._validation_batch(part, generator).to(self.device))
+            total += loss.item() * len(part) / len(rows)
+        return {"loss": total}
+
+    def _validation_batch(self, rows: Tensor, generator: torch.Generator) -> DecoderBatch:
+        """Validation images with their embeddings and a caption each, of which nothing is dropped."""
+        images = self.inputs.validation
         pixels = images.data.images[rows]
         return DecoderBatch(
             pixels=pixels,
             embeddings=images.embeddings[rows],
             drop=torch.zeros(len(rows), dtype=torch.bool),
-            captions=images.captions(images.data.draw(rows, generator)),
-            t=self.diffusion.draw_times(len(rows), generator, self.run.log_sigma),
+            text=images.text_features(images.data.draw(rows, generator)),
+            levels=self.process.draw_levels(len(rows), generator, self.run.log_sigma),
             noise=torch.randn(pixels.shape, generator=generator),
         )
 
-    def figures(self, batch: DecoderBatch) -> dict[str, float | Tensor]:
-        return {"chance_loss": self.objective.chance(batch)}
-
-    def evaluate(self, model: Decoder) -> dict[str, float]:
-        """The loss on validation images with nothing dropped; times and noise are the same at every call."""
-        validation, generator = self.inputs.validation, torch.Generator().manual_seed(0)
-        objective, total = DecoderObjective(model, self.run.min_snr), 0.0
-        rows = torch.arange(len(validation))[: self.run.evaluate_on]
-        for part in rows.split(250):
-            loss = objective(self._examples(validation, part, generator).to(self.device))
-            total += loss.item() * len(part) / len(rows)
-        return {"loss": total}
-
-    def preview(self, model: Decoder) -> Image.Image:
-        """For the first ten validation images: the image, and seven draws from its true embedding and caption."""
+    def preview(self, model: DiffusionDecoder) -> Image.Image:
+        """For the first ten validation images: the image, and seven samples from its true embedding and caption."""
         validation = self.inputs.validation
         count = min(10, len(validation))
-        ids = validation.data.draw(torch.arange(count), torch.Generator().manual_seed(0))
+        caption_ids = validation.data.draw(torch.arange(count), torch.Generator().manual_seed(0))
         rows = torch.arange(count).repeat_interleave(7)
-        captions = validation.captions(ids[rows]).to(self.device)
-        settings = replace(self.run.sampling, steps=min(self.run.sampling.steps, model.config.timesteps))
-        drawn = model.draw(validation.embeddings[rows].to(self.device), captions, list(range(7)) * count, settings)
-        drawn = to_uint8(drawn).cpu().unflatten(0, (count, 7))
-        grid = torch.cat([validation.data.images[:count, None], drawn], dim=1).permute(0, 1, 3, 4, 2).numpy()
-        rows = [(validation.data.captions[c], row) for c, row in zip(ids, grid, strict=True)]
-        return captioned_grid(rows, columns=["the image", "drawn from its embedding and caption", *[""] * 6])
-
-
-def fit(model: Decoder, images: EmbeddedImages) -> None:
-    """Take the statistics of the embeddings that the decoder reads."""
-    model.image_condition.scaler.fit(images.embeddings)
-
-
-def train(run: DecoderRun) -> Manifest:
-    """Train a decoder on the CLIP in run.out. Returns the manifest of the trained decoder."""
-    device = runtime.start(run.train.device)
-    check_fits(lambda: Decoder(replace(run.model, **WIDTHS)), device, shared=run.train.shard)
-    inputs = open_inputs(run.out, run.data, device)
-    clip, data = inputs.clip, inputs.train.data
-    shapes = {"embed_dim": clip.embed_dim, "text_width": clip.text.width}
-    shapes |= {"image_size": data.image_size, "channels": data.channels}
-    with runtime.seeded(run.train.seed):
-        model = Decoder(replace(run.model, **shapes))
-    start = inputs.start(model, run.init_from, "decoder", lambda: fit(model, inputs.train))
-    manifest = inputs.manifest("decoder", settings(run), asdict(run.sampling), start)
-    return loop.train(DecoderStage(model, inputs, run, device), run.train, device, run.out, manifest)
+        text = validation.text_features(caption_ids[rows]).to(self.device)
+        steps = min(self.run.sampling.steps, model.config.diffusion.timesteps)
+        settings = replace(self.run.sampling, steps=steps)
+        embeddings = validation.embeddings[rows].to(self.device)
+        samples = model.draw_images(embeddings, text, list(range(7)) * count, settings)
+        samples = to_uint8(samples).cpu().unflatten(0, (count, 7))
+        grid = torch.cat([validation.data.images[:count, None], samples], dim=1).permute(0, 1, 3, 4, 2).numpy()
+        captions = [validation.data.captions[i] for i in caption_ids]
+        headings = ["the image", "drawn from its embedding and caption", *[""] * 6]
+        return captioned_grid(list(zip(captions, grid, strict=True)), columns=headings)

@@ -55,18 +55,18 @@ class EmbeddedImages:
     def __len__(self) -> int:
         return len(self.data)
 
-    def captions(self, ids: Tensor) -> TextFeatures:
-        """The captions ids (B,), as long as the longest of them."""
-        starts = self.token_starts[ids, None]  # (B, 1)
-        lengths = self.token_starts[ids + 1, None] - starts  # (B, 1)
+    def text_features(self, caption_ids: Tensor) -> TextFeatures:
+        """Features of the captions with these numbers (B,), as long as the longest of them."""
+        starts = self.token_starts[caption_ids, None]  # (B, 1)
+        lengths = self.token_starts[caption_ids + 1, None] - starts  # (B, 1)
         places = torch.arange(int(lengths.max()))  # (L,)
         mask = places < lengths  # (B, L)
         tokens = self.tokens[(starts + places).clamp(max=len(self.tokens) - 1)]  # (B, L, W)
         return TextFeatures(
-            embedding=self.text_embeddings[ids],
+            embedding=self.text_embeddings[caption_ids],
             tokens=tokens.masked_fill(~mask[..., None], 0),
             mask=mask,
-            empty=torch.zeros(len(ids), dtype=torch.bool),
+            empty=torch.zeros(len(caption_ids), dtype=torch.bool),
         )
 
 

@@ -1,81 +1,143 @@
-"""What the prior and the decoder are trained on: a frozen CLIP, and captioned images as it sees them."""
+"""What a part is trained on: captioned images, and for all parts but CLIP how the frozen CLIP sees them."""
 
-from collections.abc import Callable
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
+from data.dataset import CaptionedImages
 from data.provenance import describe_source
-from stages.data_config import DataConfig
+from stages import runtime
 from stages.embed import EmbeddedImages, embed_images
-from stages.runtime import print0
-from stages.state import start_from
-from unclip.clip import CLIPConfig, encode_captions, load_clip
+from stages.run import FrozenCLIPRun, PartRun, Shapes
+from unclip.clip import CLIPConfig, Tokenizer, encode_captions, load_clip
+from unclip.clip.pretrained import adopt, load_bundle
 from unclip.errors import UserError
-from unclip.store.checkpoint import Manifest, read_manifest
+from unclip.store.checkpoint import read_manifest, sha256
 from unclip.store.hub import find_pipeline
 
 
 @dataclass
+class CLIPInputs:
+    """Inputs of CLIP itself: captioned images and a tokenizer."""
+
+    train: CaptionedImages
+    validation: CaptionedImages
+    tokenizer: Tokenizer
+    provenance: dict[str, Any]
+    """Where the images are from, as a manifest notes it."""
+
+    @property
+    def parents(self) -> dict[str, str]:
+        """SHA-256 of what the part is trained on, for its manifest."""
+        return {"tokenizer": sha256(self.tokenizer.to_json().encode())}
+
+    @property
+    def files(self) -> dict[str, str]:
+        """Files that the training puts into the pipeline's folder."""
+        return {"tokenizer.json": self.tokenizer.to_json()}
+
+    @property
+    def data(self) -> CaptionedImages:
+        """The training images."""
+        return self.train
+
+    @property
+    def shapes(self) -> Shapes:
+        size, channels = self.train.image_size, self.train.channels
+        return Shapes(size, channels, vocab_size=self.tokenizer.vocab_size, eos_id=self.tokenizer.end_id)
+
+
+@dataclass
 class Inputs:
+    """Inputs of all other parts: captioned images with the frozen CLIP's embeddings."""
+
     clip: CLIPConfig
     clip_sha256: str
     logit_scale: float
     """CLIP's factor on cosines."""
-    rivals: Tensor
+    class_embeddings: Tensor
     """Unit text embeddings (R, D) of the captions of the data's classes; none where there are fewer than two."""
-    source: dict[str, Any]
+    provenance: dict[str, Any]
     """Where the images are from, as a manifest notes it."""
     train: EmbeddedImages
     validation: EmbeddedImages
+    files: dict[str, str]
+    """Files that the training puts into the pipeline's folder."""
 
-    def start(self, model: nn.Module, pipeline: Path | None, stage: str, fit: Callable[[], None]) -> dict[str, str]:
-        """`start_from` for a model with statistics of embeddings, which `fit` takes of these ones.
+    @property
+    def parents(self) -> dict[str, str]:
+        """SHA-256 of what the part is trained on, for its manifest."""
+        return {"clip": self.clip_sha256}
 
-        Those of another pipeline's stage are kept, as its weights are used to them, but not if they are of another
-        CLIP's embeddings, which may lie elsewhere by many deviations, nor what is the data's alone.
-        """
-        fit()
-        if pipeline is None:
-            return {}
-        folder = find_pipeline(pipeline)
-        start = start_from(model, folder, stage)
-        if read_manifest(folder / stage).parents.get("clip") != self.clip_sha256:
-            print0(f"{stage}: {pipeline} has another CLIP; the statistics of the embeddings are taken anew")
-            fit()
-        return start
+    @property
+    def data(self) -> CaptionedImages:
+        """The training images."""
+        return self.train.data
 
-    def manifest(
-        self, stage: str, training: dict[str, Any], sampling: dict[str, Any], start: dict[str, str]
-    ) -> Manifest:
-        """A new stage's manifest, which names its parents (`start` is that of `self.start`) and its data."""
-        data, parents = data_entry(self.train.data), {"clip": self.clip_sha256} | start
-        return Manifest(stage, parents=parents, data=data, source=self.source, training=training, sampling=sampling)
-
-
-def data_entry(data) -> dict[str, str]:
-    """What a manifest says of its data."""
-    return {"name": data.name, "fingerprint": data.fingerprint, "example": data.example}
+    @property
+    def shapes(self) -> Shapes:
+        return Shapes(
+            image_size=self.data.image_size,
+            channels=self.data.channels,
+            vocab_size=self.clip.text.vocab_size,
+            eos_id=self.clip.text.eos_id,
+            embed_dim=self.clip.embed_dim,
+            text_width=self.clip.text.width,
+            context=self.clip.text.context,
+            num_classes=len(self.class_embeddings),
+        )
 
 
-def open_inputs(out: Path, data: DataConfig, device: torch.device) -> Inputs:
+def open_clip_inputs(run: PartRun, vocab_size: int) -> CLIPInputs:
+    """Load the data, and train a tokenizer on its captions; for fine-tuning take the tokenizer of run.init_from."""
+    start = find_pipeline(run.init_from) if run.init_from else None
+    train, validation = run.data.load_as(start or run.out, "train", "validation")
+    if start:
+        read_manifest(start / "clip")  # one of ours: another project's may lack a tokenizer
+        tokenizer = load_bundle(start).tokenizer
+    else:
+        tokenizer = Tokenizer.train(train.captions, vocab_size)
+    return CLIPInputs(train, validation, tokenizer, describe_source(run.data, train.image_size))
+
+
+def open_inputs(run: FrozenCLIPRun, device: torch.device) -> Inputs:
     """Load the data and the pipeline's CLIP, and embed the one with the other.
 
     Raises UserError if the pipeline has no CLIP whose training has ended.
     """
-    manifest = read_manifest(out / "clip")
+    if run.clip:
+        with runtime.main_first():
+            adopt(run.clip, run.out, run.clip_revision)
+    manifest = read_manifest(run.out / "clip")
     if not manifest.complete:
         raise UserError(
-            f"the clip stage in {out} is still in training (step {manifest.step}); "
-            f"finish it with: python train_clip.py --out {out}"
+            f"the clip in {run.out} is still in training (step {manifest.step}); "
+            f"finish it with: python train_clip.py --out {run.out}"
         )
-    clip, tokenizer, preprocess = load_clip(out)
-    splits = data.load_as(out, "train", "validation")
+    clip, tokenizer, preprocess = load_clip(run.out)
+    splits = run.data.load_as(run.out, "train", "validation")
     train, validation = (embed_images(split, clip, manifest.sha256, tokenizer, preprocess, device) for split in splits)
-    classes, none = train.data.class_captions, torch.zeros(0, clip.config.embed_dim)
-    rivals = encode_captions(clip, tokenizer, classes).embedding if len(set(classes)) > 1 else none
-    source = describe_source(data, splits[0].image_size)
-    return Inputs(clip.config, manifest.sha256, clip.scale().item(), rivals.cpu(), source, train, validation)
+    class_captions = train.data.class_captions
+    class_embeddings = torch.zeros(0, clip.config.embed_dim)
+    if len(set(class_captions)) > 1:
+        class_embeddings = encode_captions(clip, tokenizer, class_captions).embedding.cpu()
+    return Inputs(
+        clip=clip.config,
+        clip_sha256=manifest.sha256,
+        logit_scale=clip.scale().item(),
+        class_embeddings=class_embeddings,
+        provenance=describe_source(run.data, train.data.image_size),
+        train=train,
+        validation=validation,
+        files={"captions.txt": spread_captions(train.data.captions)},
+    )
+
+
+def spread_captions(captions: list[str], count: int = 1000) -> str:
+    """At most `count` captions, spread over all of them, one per line: for whoever looks into the pipeline later."""
+    spread = (
+        torch.linspace(0, len(captions) - 1, min(count, len(captions)), dtype=torch.float64).round().long().unique()
+    )
+    return "".join(f"{' '.join(captions[i].split())}\n" for i in spread.tolist())

@@ -79,11 +79,11 @@ class Log:
         recent.append(figures)
         if self.bar is not None:
             self.bar.update()
-        intervals = (self.config.log_every, self.config.evaluate_every, self.config.save_every)
-        if all(step % interval for interval in intervals) and step != self.config.steps:
+        if not self.is_due(step):
             return
         self.check_finite({})
-        rank_means = [sum(float(figures[name]) for figures in recent) / len(recent) for name in figures]
+        values = {name: [float(figures[name]) for figures in recent if name in figures] for name in figures}
+        rank_means = [sum(series) / len(series) for series in values.values()]
         device = next(self.stage.model.parameters()).device
         means = dict(zip(figures, runtime.mean_over_ranks(rank_means, device), strict=True))
         images = (step - self.logged_step) * self.config.batch_size
@@ -95,6 +95,11 @@ class Log:
         self._write({**means, "lr": figures["lr"], "images_per_second": rate})
         text = ", ".join(f"{name} {mean:.4g}" for name, mean in means.items() if name not in ("grad_norm", "lr"))
         self._print(f"{text}, {rate:.0f} images/s, {seconds_left // 60}:{seconds_left % 60:02d} left")
+
+    def is_due(self, step: int) -> bool:
+        """True for a step that writes a line."""
+        intervals = (self.config.log_every, self.config.evaluate_every, self.config.save_every)
+        return step == self.config.steps or not all(step % interval for interval in intervals)
 
     def average_over_ranks(self) -> None:
         """Replace the figures since the last line by their means over all ranks.

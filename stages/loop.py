@@ -20,7 +20,7 @@ from PIL import Image
 from torch import Tensor, nn
 
 from stages import runtime, sharding
-from stages.batches import batches
+from stages.batches import StepDraw, batches
 from stages.identity import check_same_run, record_run, run_checksum
 from stages.log import Log
 from stages.memory import compile_blocks, recompute
@@ -105,11 +105,11 @@ class Stage(Protocol):
     best_is: tuple[str, str]
     """The validation figure that picks the best weights, and "highest" or "lowest"."""
 
-    def batch(self, rows: Tensor, generator: torch.Generator) -> TensorBatch:
-        """These training examples, with all that is random in a step: a pure function of its arguments."""
+    def batch(self, draw: StepDraw) -> TensorBatch:
+        """This rank's training examples of a step, with all that is random in it: a pure function of `draw`."""
 
     def figures(self, batch: TensorBatch) -> dict[str, float | Tensor]:
-        """What to log of a step beside the loss."""
+        """Figures to log beside the loss; computed only at the steps that write a line."""
 
     def evaluate(self, model: nn.Module) -> dict[str, float]:
         """Validation figures."""
@@ -193,7 +193,10 @@ def run_steps(stage: Stage, config: TrainConfig, device: torch.device, folder: P
     with signals.postponed() as stop, contextlib.closing(batches(stage, config, progress.step, device)) as to_come:
         while progress.step < config.steps:
             began = time.perf_counter()
-            figures = take_step(stage, config, next(to_come), objective, optimizers, progress, device)
+            batch = next(to_come)
+            figures = take_step(config, batch, objective, optimizers, progress, device)
+            if log.is_due(progress.step + 1):
+                figures |= {name: sharding.whole(figure) for name, figure in stage.figures(batch).items()}
             update_ema(average, model, progress.step, config.ema)
             progress.step += 1
             progress.seconds += time.perf_counter() - began
@@ -268,7 +271,6 @@ def stop_here(what: str, number: int) -> None:
 
 
 def take_step(
-    stage: Stage,
     config: TrainConfig,
     batch: TensorBatch,
     objective: nn.Module,
@@ -276,7 +278,7 @@ def take_step(
     progress: Progress,
     device: torch.device,
 ) -> dict[str, float | Tensor]:
-    """One optimiser step; what to log of it."""
+    """Take one optimiser step. Returns its loss, gradient norm and learning rate."""
     step, peak = progress.step, peak_rate(config, progress)
     objective.zero_grad()
     loss = backward(objective, batch.split(config.accumulate), device, config.precision)
@@ -286,7 +288,7 @@ def take_step(
         for group in optimizer.param_groups:
             group["lr"] = group["peak"] * (peak / config.lr) * factor
         optimizer.step()
-    figures = {"loss": loss, **stage.figures(batch), "grad_norm": norm.detach(), "lr": peak * factor}
+    figures = {"loss": loss, "grad_norm": norm.detach(), "lr": peak * factor}
     return {name: sharding.whole(figure) for name, figure in figures.items()}
 
 

@@ -187,6 +187,16 @@ def timestep_embedding(t: Tensor, dim: int, max_period: float = 10_000.0) -> Ten
     return F.pad(torch.cat([angles.cos(), angles.sin()], dim=-1), (0, dim % 2))
 
 
+def replace_empty(tokens: Tensor, mask: Tensor, empty: Tensor, null: Tensor) -> tuple[Tensor, Tensor]:
+    """Put the learned null (W,) in place of the tokens (B, L, W) of captions that are empty (B,). Returns tokens, mask.
+
+    An empty caption becomes a single token, so that its length tells nothing.
+    """
+    is_first = torch.arange(mask.shape[1], device=mask.device) == 0
+    tokens = torch.where(empty[:, None, None], null.to(tokens.dtype), tokens)
+    return tokens, torch.where(empty[:, None], is_first, mask)
+
+
 class EmbeddingScaler(nn.Module):
     """Shifts and scales CLIP embeddings so that each coordinate has zero mean and unit variance over the training data.
 

@@ -4,10 +4,11 @@ import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from unclip.arguments import (
     Captions,
@@ -20,23 +21,25 @@ from unclip.arguments import (
     unit_embeddings,
 )
 from unclip.clip import CLIP, Preprocess, TextFeatures, Tokenizer, encode_captions, load_clip
+from unclip.decoder.reranking import draw_closest_images
+from unclip.diffusion.process import Level
 from unclip.errors import UserError, reason, shown
 from unclip.images import to_uint8
-from unclip.settings import MAX_SEED, Sampling, is_single, seed_list
+from unclip.interfaces import Decoder, ImagePart, Prior
+from unclip.registry import PARTS
+from unclip.settings import Sampling, is_single, seed_list
 from unclip.store.checkpoint import check_files, load_part, read_manifests
 from unclip.store.hub import find_pipeline
 from unclip.store.index import read_sampling
 from unclip.trajectory import Moment
 
 Seeds = int | Sequence[int]
-APART = 2**40
-"""So far from a sample's seed is that of its next try: nobody counts seeds up to there."""
 OnStep = Callable[[Moment], None]
 
 
 @dataclass
 class Output:
-    """What the pipeline returns: N images, the n images of each caption in a row."""
+    """The result of a call: N images, the n images of each caption in a row."""
 
     images: np.ndarray
     """uint8 (N, H, W, C)."""
@@ -45,21 +48,22 @@ class Output:
     seeds: list[int]
     """N seeds; sample i of a caption has seed + i."""
     embeddings: Tensor
-    """The image embeddings that the prior drew, unit norm, (N, D)."""
+    """Image embeddings that the prior drew, unit norm, (N, D)."""
     noise: Tensor
-    """What the decoder started from, (N, C, H, W): `UnCLIP.decode` takes it, and draws the images again, unless the
-    sampler adds noise and a second try was kept, which has it from a seed of its own."""
+    """The noise that the decoder started from, (N, C, H, W). `UnCLIP.decode` takes it and draws the same images again,
+    unless the sampler adds noise and another candidate than the first was kept, which was drawn with another seed."""
 
 
 class UnCLIP:
     """A trained pipeline. Open one with `UnCLIP.from_pretrained`.
 
-    A sample depends on its caption, its seed and the settings alone, never on what else is in the batch. The caption ""
-    stands for no caption: the prior and the decoder then use their learned nulls, and the sample is unconditional.
+    A sample depends only on its caption, its seed and the settings, never on the other samples of the batch. The
+    caption "" stands for no caption: the prior and the decoder then use their learned nulls, and the sample is
+    unconditional.
 
-    Settings are those of `unclip.settings.SamplingOptions`, such as steps=50, guidance=3.0, prior_guidance=1.0, or
-    style="faithful" for several at once. One that is given at a call beats the pipeline's own (`sampling`), which beats
-    the library's.
+    Settings are those of `unclip.settings.Sampling` by their flat names, such as steps=50, guidance=3.0,
+    prior_guidance=1.0, or style="faithful" for several at once. A setting that is given at a call beats the pipeline's
+    own (`sampling`), which beats the library's.
     """
 
     def __init__(
@@ -67,18 +71,29 @@ class UnCLIP:
         clip: CLIP,
         tokenizer: Tokenizer,
         preprocess: Preprocess,
-        prior: nn.Module,
-        decoder: nn.Module,
+        prior: Prior,
+        decoder: Decoder,
         sampling: Sampling | None = None,
-        **optional: nn.Module,
+        **optional: ImagePart,
     ):
-        """`prior` and `decoder` are of any kind that can `draw`, see unclip/registry.py; `optional` are its optional
-        stages, by name."""
-        check_widths(clip, {"prior": prior, "decoder": decoder, **optional})
-        self.tokenizer, self.preprocess = tokenizer, preprocess
-        self.clip, self.prior, self.decoder = clip, prior, decoder
-        self.stages = {"clip": clip, "prior": prior, "decoder": decoder, **optional}
+        """Put a pipeline together from its parts.
+
+        Args:
+            prior, decoder: of any kind, see `unclip.interfaces`.
+            optional: parts that come after the decoder, by name. They process its images in the order of the registry.
+        """
+        names = [name for name in PARTS if name in optional]
+        if unknown := set(optional) - set(names):
+            raise UserError(f"a pipeline has no part {min(unknown)!r}; known are: {', '.join(PARTS)}")
+        self.tokenizer = tokenizer
+        self.preprocess = preprocess
+        self.clip = clip
+        self.prior = prior
+        self.decoder = decoder
+        self.image_parts = [optional[name] for name in names]
+        self.parts = {"clip": clip, "prior": prior, "decoder": decoder, **{name: optional[name] for name in names}}
         self.sampling = sampling or Sampling()
+        check_widths(clip, self.parts)
 
     @classmethod
     def from_pretrained(
@@ -104,7 +119,7 @@ class UnCLIP:
     def to(self, device: str | torch.device) -> "UnCLIP":
         device = device_named(device)
         try:
-            for model in self.stages.values():
+            for model in self.parts.values():
                 model.to(device)
         except (RuntimeError, AssertionError, NotImplementedError) as error:  # as torch says that it is not there
             raise UserError(f"device {device} cannot be used here ({reason(error)})") from error
@@ -126,7 +141,7 @@ class UnCLIP:
             n: images per caption, at least 1.
             seed: sample i of every caption uses seed + i; or N seeds, one per image.
             on_step: called with a `Moment` at every step of the decoder, for each batch; `unclip.trajectory.Trajectory`
-                keeps ten of them. Of several tries it sees that which is kept, drawn once more for it.
+                keeps ten of them. Of several candidates it is shown the one that is kept, drawn once more.
             settings: see the class.
 
         Raises:
@@ -176,8 +191,7 @@ class UnCLIP:
             embeddings: image embeddings (N, D), or None to drop them; those that are not of unit norm are normalised.
             captions: N captions, or None to drop the text.
             seed: image i uses seed + i; or N seeds, one per image.
-            noise: what to start from, (N, C, H, W), and nothing else, whatever `tries` says; without it that of the
-                seeds.
+            noise: what to start from, (N, C, H, W), one candidate; without it the noise of the seeds.
             on_step, settings: as for calling the pipeline.
         """
         return self.decode_with_noise(embeddings, captions, seed, noise, on_step, **settings)[0]
@@ -192,7 +206,7 @@ class UnCLIP:
         on_step: OnStep | None = None,
         **settings,
     ) -> tuple[np.ndarray, Tensor]:
-        """`decode`, and the noise (N, C, H, W) that the images were drawn from: that of the tries that are kept."""
+        """Decode as `decode` does. Returns the images' noise (N, C, H, W) too: of several candidates the kept one's."""
         if embeddings is None and captions is None:
             raise UserError("decode needs embeddings, captions, or both; for an unconditional image give captions=['']")
         embeddings = None if embeddings is None else unit_embeddings(embeddings, self.clip.config.embed_dim)
@@ -201,7 +215,7 @@ class UnCLIP:
             raise UserError(f"{len(embeddings)} embeddings do not go with {len(captions)} captions")
         seeds = seed_list(seed, len(captions))
         sampling = self.sampling.override(**settings)
-        noise = None if noise is None else noise_like(noise, self.decoder.noise(seeds))
+        noise = None if noise is None else noise_like(noise, self.decoder.draw_noise(seeds))
         return self._decode(embeddings, self.encode_captions(captions), seeds, sampling, noise, on_step)
 
     def _rows(self, captions: Captions, n: int, seed: Seeds) -> tuple[list[str], list[int]]:
@@ -211,66 +225,64 @@ class UnCLIP:
         seeds = seed_list(seed, n) * len(captions) if is_single(seed) else seed_list(seed, n * len(captions))
         return [caption for caption in captions for _ in range(n)], seeds
 
-    def _embed(self, captions: TextFeatures, seeds: list[int], sampling: Sampling) -> Tensor:
-        parts = batches(
-            len(seeds), max(1, sampling.batch_size // sampling.prior.num_candidates)
-        )  # it draws all at once
-        return torch.cat([self.prior.draw(captions[part], seeds[part], sampling.prior) for part in parts])
+    def _embed(self, text: TextFeatures, seeds: list[int], sampling: Sampling) -> Tensor:
+        size = max(1, sampling.batch_size // sampling.prior.num_candidates)  # all candidates are one batch
+        parts = batches(len(seeds), size)
+        return torch.cat([self.prior.draw_embeddings(text[part], seeds[part], sampling.prior) for part in parts])
 
     def _decode(
         self,
         embeddings: Tensor | None,
-        captions: TextFeatures,
+        text: TextFeatures,
         seeds: list[int],
         sampling: Sampling,
         noise: Tensor | None,
         on_step: OnStep | None,
     ) -> tuple[np.ndarray, Tensor]:
         """uint8 images (N, H, W, C) and the noise (N, C, H, W) that they were drawn from."""
-        tries = 1 if noise is not None or embeddings is None else sampling.decoder.num_candidates
-        drawn, starts = [], []
-        for part in batches(len(seeds), max(1, sampling.batch_size // tries)):  # it draws all tries at once
-            own = None if embeddings is None else embeddings[part].to(self.device)
-            said, used = captions[part], seeds[part]
-            if tries > 1:
-                images, used = self._closest(own, said, used, sampling)
-            start = self.decoder.noise(used) if noise is None else noise[part]
-            if tries == 1 or on_step:  # what is watched is drawn once more, as now only it is known which is kept
-                tell = on_step and display_name_moments(on_step, range(len(seeds))[part], sampling.decoder.steps)
-                images = as_array(self.decoder.draw(own, said, used, sampling.decoder, start, tell))
-            drawn.append(images)
+        settings = sampling.decoder
+        reranks = noise is None and embeddings is not None and settings.num_candidates > 1
+        size = max(1, sampling.batch_size // (settings.num_candidates if reranks else 1))  # candidates are one batch
+        images = []
+        starts = []
+        for part in batches(len(seeds), size):
+            part_embeddings = None if embeddings is None else embeddings[part].to(self.device)
+            part_text = text[part]
+            part_seeds = seeds[part]
+            if reranks:
+                encode = self._encode_drawn
+                drawing = (part_embeddings, part_text, part_seeds, settings, sampling.batch_size)
+                drawn, part_seeds = draw_closest_images(self.decoder, encode, *drawing)
+            start = self.decoder.draw_noise(part_seeds) if noise is None else noise[part]
+            if not reranks or on_step:  # a watched image is drawn once more, now that it is known which is kept
+                tell = on_step and as_moments(on_step, range(len(seeds))[part], settings.steps)
+                drawn = self.decoder.draw_images(part_embeddings, part_text, part_seeds, settings, start, tell)
+            for image_part in self.image_parts:
+                drawn = image_part.process_images(drawn, part_embeddings, part_text, part_seeds)
+            images.append(as_array(drawn))
             starts.append(start)
-        return np.concatenate(drawn), torch.cat(starts)
+        return np.concatenate(images), torch.cat(starts)
 
-    def _closest(
-        self, embeddings: Tensor, captions: TextFeatures, seeds: list[int], sampling: Sampling
-    ) -> tuple[np.ndarray, list[int]]:
-        """Of several images drawn for each embedding that which CLIP embeds closest to it, and the seed it came from.
-
-        For an image's embedding an exact sampler would draw no other image than one that is embedded there. So the
-        choice makes no sample more typical, as that by the text does; it takes away what the decoder adds.
-        """
-        tries, n = sampling.decoder.num_candidates, len(seeds)
-        seeds = [(seed + i * APART) % (MAX_SEED + 1) for i in range(tries) for seed in seeds]
-        rows = torch.arange(n, device=self.device).repeat(tries)
-        drawn, cosines = [], []
-        for part in batches(len(rows), sampling.batch_size):
-            own, start = embeddings[rows[part]], self.decoder.noise(seeds[part])
-            images = self.decoder.draw(own, captions[rows[part]], seeds[part], sampling.decoder, start, None)
-            drawn.append(as_array(images))
-            cosines.append((self.encode_image(drawn[-1]) * own).sum(dim=1))
-        best = torch.cat(cosines).view(tries, n).argmax(dim=0) * n + rows[:n]
-        return np.concatenate(drawn)[best.cpu().numpy()], [seeds[i] for i in best.tolist()]
+    def _encode_drawn(self, images: Tensor) -> Tensor:
+        """CLIP's unit embeddings (B, D) of drawn images (B, C, H, W) in [-1, 1], rounded to whole grey levels."""
+        pixels = to_uint8(images).contiguous(memory_format=torch.channels_last)
+        return self.clip.encode_image(self.preprocess(pixels))
 
 
-def check_widths(clip: CLIP, stages: dict[str, nn.Module]) -> None:
-    """Raise UserError for a stage that was made for a CLIP of other sizes."""
-    own, text = clip.config, clip.config.text
-    sizes = {"embed_dim": own.embed_dim, "text_width": text.width, "context": text.context}
-    for stage, model in stages.items():
+def check_widths(clip: CLIP, parts: dict[str, Any]) -> None:
+    """Raise UserError for a part that was made for a CLIP of other sizes."""
+    sizes = {
+        "embed_dim": clip.config.embed_dim,
+        "text_width": clip.config.text.width,
+        "context": clip.config.text.context,
+    }
+    for part, model in parts.items():
+        config = getattr(model, "config", None)
+        config = getattr(config, "network", config)
         for name, size in sizes.items():
-            if (found := getattr(getattr(model, "config", None), name, size)) != size:
-                raise UserError(f"the {stage} was made for a CLIP with {name} {found}, but this one has {size}")
+            made_for = getattr(config, name, size)
+            if made_for != size:
+                raise UserError(f"the {part} was made for a CLIP with {name} {made_for}, but this one has {size}")
 
 
 def batches(n: int, size: int) -> list[slice]:
@@ -278,13 +290,13 @@ def batches(n: int, size: int) -> list[slice]:
     return [slice(start, min(start + size, n)) for start in range(0, n, size)]
 
 
-def display_name_moments(on_step: OnStep, rows: range, steps: int) -> Callable[[int, Tensor, Tensor], None]:
-    """A decoder's on_step(t, x_t, x0) that tells `on_step` of each as a `Moment`."""
+def as_moments(on_step: OnStep, rows: range, steps: int) -> Callable[[Level, Tensor, Tensor], None]:
+    """A decoder's on_step(level, x_t, x0) that calls `on_step` with a `Moment` for each."""
     count = 0
 
-    def tell(t: int, x: Tensor, x0: Tensor) -> None:
+    def tell(level: Level, x: Tensor, x0: Tensor) -> None:
         nonlocal count
-        on_step(Moment(rows, count, steps, t, as_array(x), as_array(x0)))
+        on_step(Moment(rows, count, steps, level.t, as_array(x), as_array(x0)))
         count += 1
 
     return tell

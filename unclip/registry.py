@@ -1,6 +1,7 @@
-"""What a pipeline is made of, and the samplers: the two tables that a new ability adds a row to.
+"""The parts of a pipeline, their kinds, and the samplers: the tables that a new ability adds a row to.
 
-Code is named as "module:attribute" and imported when it is used, so that reading a table needs no torch.
+Code is named as "module:attribute" and imported when it is used. So reading a table needs no torch, and the library no
+trainer. A row may also hold the object itself.
 """
 
 import importlib
@@ -13,25 +14,51 @@ from unclip.errors import UserError
 
 
 @dataclass(frozen=True)
+class Kind:
+    """One kind of a part: everything that is needed to train, save, load, sample, plan and publish it."""
+
+    model: Any
+    """Class of the model, see `unclip.interfaces`."""
+    presets: Any
+    """Presets of its training: name -> options, instances of a `stages.run.PartRun`."""
+    stage: Any
+    """Class of its training stage, see `stages.train.PartStage`."""
+
+
+@dataclass(frozen=True)
 class Part:
-    """A part of a pipeline that is trained by itself."""
+    """A part of a pipeline, which is trained by itself."""
 
-    kinds: dict[str, Any]
-    """Its kinds, the default first: name -> model class. A model class names its `config_class`.
-
-    What a kind must be able to do: a prior has draw(captions, seeds, settings) -> unit embeddings (N, D); a decoder has
-    noise(seeds) -> (N, C, H, W) and draw(embeddings, captions, seeds, settings, noise, on_step) -> images (N, C, H, W).
-    """
+    kinds: dict[str, Kind]
+    """Its kinds by name, the default first."""
     parents: tuple[str, ...] = ()
-    """The stages that it is trained on, which come before it in the table."""
+    """The parts that it is trained on, which come before it in the table."""
     optional: bool = False
-    """Whether a pipeline is complete without it."""
+    """A pipeline is complete without an optional part. Those that are there process the decoder's images in turn."""
 
 
 PARTS = {
-    "clip": Part({"transformer": "unclip.clip.model:CLIP"}),
-    "prior": Part({"diffusion": "unclip.prior.model:Prior"}, parents=("clip",)),
-    "decoder": Part({"diffusion": "unclip.decoder.model:Decoder"}, parents=("clip",)),
+    "clip": Part(
+        {"transformer": Kind("unclip.clip.model:CLIP", "configs.clip:PRESETS", "stages.clip:CLIPStage")},
+    ),
+    "prior": Part(
+        {
+            "diffusion": Kind(
+                "unclip.prior.diffusion_prior:DiffusionPrior", "configs.prior:PRESETS", "stages.prior:PriorStage"
+            )
+        },
+        parents=("clip",),
+    ),
+    "decoder": Part(
+        {
+            "diffusion": Kind(
+                "unclip.decoder.diffusion_decoder:DiffusionDecoder",
+                "configs.decoder:PRESETS",
+                "stages.decoder:DecoderStage",
+            )
+        },
+        parents=("clip",),
+    ),
 }
 
 
@@ -51,7 +78,7 @@ SAMPLERS = {
 }
 
 
-def find(code: Any) -> Any:
+def resolve(code: Any) -> Any:
     """The object that "module:attribute" names; anything but a string stands for itself."""
     if not isinstance(code, str):
         return code
@@ -59,19 +86,24 @@ def find(code: Any) -> Any:
     return getattr(importlib.import_module(module), attribute)
 
 
-def default_kind(stage: str) -> str:
-    return next(iter(PARTS[stage].kinds))
+def default_kind(part: str) -> str:
+    return next(iter(PARTS[part].kinds))
 
 
-def model_class(stage: str, kind: str) -> type:
-    """The model class of a stage's kind. Raises UserError if the table does not have it."""
-    kinds = PARTS[stage].kinds if stage in PARTS else {}
+def find_kind(part: str, kind: str) -> Kind:
+    """The table's row of a part's kind. Raises UserError if the table does not have it."""
+    kinds = PARTS[part].kinds if part in PARTS else {}
     if kind not in kinds:
-        raise UserError(f"there is no {stage} of kind {kind!r} here; known are: {', '.join(kinds) or 'none'}")
-    return find(kinds[kind])
+        raise UserError(f"there is no {part} of kind {kind!r} here; known are: {', '.join(kinds) or 'none'}")
+    return kinds[kind]
+
+
+def model_class(part: str, kind: str) -> type:
+    """The model class of a part's kind. Raises UserError if the table does not have it."""
+    return resolve(find_kind(part, kind).model)
 
 
 def choose_sampler(settings: Any) -> Callable:
     """The sampler that `DecoderSettings` name, with those of them that it reads."""
-    sampler = SAMPLERS[settings.sampler]
-    return partial(find(sampler.function), **{name: getattr(settings, name) for name in sampler.reads})
+    row = SAMPLERS[settings.sampler]
+    return partial(resolve(row.function), **{name: getattr(settings, name) for name in row.reads})

@@ -23,10 +23,6 @@ class TensorBatch:
     def __getitem__(self, rows: slice | Tensor) -> Self:
         return self.map(lambda part: part[rows])
 
-    def share(self, rank: int, ranks: int) -> Self:
-        """One of several ranks' part of the rows of a training batch."""
-        return self[rank::ranks]
-
     def split(self, parts: int) -> list[Self]:
         """The rows in so many parts; where a batch is more than its rows, it may decline, and be one part."""
         ends = [len(self) * i // parts for i in range(parts + 1)]

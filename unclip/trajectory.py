@@ -25,8 +25,8 @@ class Moment:
     """Index of the step; 0 starts at pure noise."""
     steps: int
     """Number of steps."""
-    t: int
-    """Timestep of the state."""
+    t: float
+    """The time, from 1, pure noise, to 0, clean."""
     x: np.ndarray
     """The state x_t, uint8 (B, H, W, C)."""
     x0: np.ndarray

@@ -14,13 +14,16 @@ from stages.bench.contender import Contender, sampling, training
 from stages.bench.workload import Inputs
 from unclip.clip import CLIP, Preprocess, TextFeatures
 from unclip.clip.loss import contrastive_loss
-from unclip.decoder import Decoder
+from unclip.decoder import DecoderNetwork
+from unclip.diffusion import GaussianDiffusion
 from unclip.images import to_float
 from unclip.layers import Attention, Block, causal_mask, timestep_embedding
-from unclip.prior import Prior
+from unclip.prior import PriorTransformer
 
 STEPS, TIMED = 1000, 2
 """Steps of the sampling, and those of them that are timed."""
+EMBEDDING_DIFFUSION = GaussianDiffusion(STEPS, "cosine", "x0")
+PIXEL_DIFFUSION = GaussianDiffusion(STEPS, "cosine", "v")
 
 
 class HeadByHead(nn.Module):
@@ -83,7 +86,7 @@ def encode_text(clip: CLIP, ids: Tensor) -> TextFeatures:
     return TextFeatures(F.normalize(text, dim=-1), x, tower.mask(ids), torch.zeros(len(ids), dtype=torch.bool))
 
 
-def predict(prior: Prior, noised: Tensor, t: Tensor, captions: TextFeatures) -> Tensor:
+def predict(prior: PriorTransformer, noised: Tensor, t: Tensor, captions: TextFeatures) -> Tensor:
     """Noised, scaled image embeddings (B, D) -> clean ones (B, D), of captions none of which is empty."""
     centre = prior.regression(captions.embedding)
     x = torch.cat(
@@ -91,7 +94,7 @@ def predict(prior: Prior, noised: Tensor, t: Tensor, captions: TextFeatures) -> 
             prior.encoding_in(captions.tokens) + prior.positions[: captions.tokens.shape[1]],
             prior.text_in(captions.embedding * prior.config.embed_dim**0.5)[:, None],
             prior.time_in(timestep_embedding(t, prior.config.width))[:, None],
-            prior.image_in(noised - prior.signal[t, None] * centre)[:, None],
+            prior.image_in(noised - EMBEDDING_DIFFUSION.signal_and_noise(t, noised)[0] * centre)[:, None],
             prior.query.expand(len(t), 1, -1),
         ],
         dim=1,
@@ -100,12 +103,12 @@ def predict(prior: Prior, noised: Tensor, t: Tensor, captions: TextFeatures) -> 
     return centre + prior.out(prior.norm_final(through(prior.blocks, x, mask))[:, -1])
 
 
-def predict_pixels(decoder: Decoder, x: Tensor, t: Tensor, embeddings: Tensor, captions: TextFeatures) -> Tensor:
+def predict_pixels(decoder: DecoderNetwork, x: Tensor, t: Tensor, embeddings: Tensor, captions: TextFeatures) -> Tensor:
     """The decoder, its condition read anew."""
     image = decoder.image_condition(embeddings, torch.zeros(len(x), dtype=torch.bool))
     text = decoder.text_condition
     tokens = text.norm(through(text.blocks, text.project(captions.tokens), captions.mask[:, None]))
-    time = decoder.time(timestep_embedding(t, decoder.config.width))
+    time = decoder.time(timestep_embedding(t, decoder.config.unet.width))
     tokens, mask = torch.cat([image.tokens, tokens], dim=1), torch.cat([image.mask, captions.mask], dim=1)
     return decoder.unet(x, time + image.vector, tokens, mask)
 
@@ -130,13 +133,12 @@ def train_clip(inputs: Inputs) -> Contender:
 def train_prior(inputs: Inputs) -> Contender:
     clip, model = plainly(ours.make_clip(inputs)), plainly(ours.make_prior(inputs))
     preprocess, ids = Preprocess(inputs.shapes.image_size, 1), every_caption(inputs, len(inputs.t))
-    diffusion = model.diffusion()
 
     def loss() -> Tensor:
         with torch.no_grad():
             captions, embeddings = encode_text(clip, ids), encode_image(clip, preprocess(inputs.pixels))
-        noised, target = diffusion.training_pair(model.scaler.scale(embeddings), inputs.noise, inputs.t)
-        return F.mse_loss(predict(model, noised, inputs.t, captions), target)
+        noised, target = training_pair(EMBEDDING_DIFFUSION, model.scaler.scale(embeddings), inputs.noise, inputs.t)
+        return F.mse_loss(predict(model.network, noised, inputs.t, captions), target)
 
     return training("plain code", model, loss, len(inputs.t))
 
@@ -144,16 +146,22 @@ def train_prior(inputs: Inputs) -> Contender:
 def train_decoder(inputs: Inputs) -> Contender:
     clip, prior = plainly(ours.make_clip(inputs)), plainly(ours.make_prior(inputs))
     model, batch = plainly(ours.make_decoder(inputs)), ours.decoder_batch(inputs, inputs.shapes.context)
-    diffusion, ids = model.diffusion(), every_caption(inputs, len(batch))
+    steps = inputs.t[: len(batch)]
+    ids = every_caption(inputs, len(batch))
 
     def loss() -> Tensor:
         with torch.no_grad():
             captions = encode_text(clip, ids)
-            embeddings = prior.scaler.unscale(predict(prior, inputs.noise[: len(batch)], last(ids), captions))
-        noised, target = diffusion.training_pair(to_float(batch.pixels), batch.noise, batch.t)
-        return F.mse_loss(predict_pixels(model, noised, batch.t, embeddings, captions), target)
+            embeddings = prior.scaler.unscale(predict(prior.network, inputs.noise[: len(batch)], last(ids), captions))
+        noised, target = training_pair(PIXEL_DIFFUSION, to_float(batch.pixels), batch.noise, steps)
+        return F.mse_loss(predict_pixels(model.network, noised, steps, embeddings, captions), target)
 
     return training("plain code", model, loss, len(batch))
+
+
+def training_pair(diffusion: GaussianDiffusion, x0: Tensor, noise: Tensor, t: Tensor) -> tuple[Tensor, Tensor]:
+    """The network's input and target."""
+    return diffusion.add_noise(x0, noise, t), diffusion.target(x0, noise, t)
 
 
 def last(rows: Tensor) -> Tensor:
@@ -165,18 +173,18 @@ def draw(inputs: Inputs) -> Contender:
     """1,000 steps of guided ancestral sampling, CLIP and the prior in each of them. Two are timed."""
     clip, prior = plainly(ours.make_clip(inputs)), plainly(ours.make_prior(inputs))
     decoder, count = plainly(ours.make_decoder(inputs)), inputs.shapes.samples
-    ids, diffusion = every_caption(inputs, count), decoder.diffusion()
+    ids = every_caption(inputs, count)
 
     def drawn() -> Tensor:
         x = inputs.pixel_noise[:count]
         for t in range(STEPS - 1, STEPS - 1 - TIMED, -1):
             captions = encode_text(clip, ids)
-            embeddings = prior.scaler.unscale(predict(prior, inputs.noise[:count], last(ids), captions))
+            embeddings = prior.scaler.unscale(predict(prior.network, inputs.noise[:count], last(ids), captions))
             times = torch.full((count,), t)
-            conditional = predict_pixels(decoder, x, times, embeddings, captions)
-            null = predict_pixels(decoder, x, times, torch.zeros_like(embeddings), captions)
-            x0 = diffusion.to_x0(torch.lerp(null, conditional, 2.5), x, t).clamp(-1, 1)
-            mean, variance = diffusion.posterior(x0, x, t)
+            conditional = predict_pixels(decoder.network, x, times, embeddings, captions)
+            null = predict_pixels(decoder.network, x, times, torch.zeros_like(embeddings), captions)
+            x0 = PIXEL_DIFFUSION.to_x0(torch.lerp(null, conditional, 2.5), x, t).clamp(-1, 1)
+            mean, variance = PIXEL_DIFFUSION.posterior(x0, x, t)
             x = mean + variance.sqrt() * torch.randn_like(x)
         return x
 

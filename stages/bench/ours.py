@@ -11,8 +11,10 @@ from stages.clip import CLIPBatch, CLIPObjective
 from stages.decoder import DecoderBatch, DecoderObjective
 from stages.prior import PriorBatch, PriorObjective
 from unclip.clip import CLIP, CLIPConfig, Preprocess, TextConfig, VisionConfig
-from unclip.decoder import Decoder, DecoderConfig
-from unclip.prior import Prior, PriorConfig
+from unclip.decoder import DecoderConfig, DiffusionDecoder, DiffusionDecoderConfig, UNetConfig
+from unclip.diffusion import VariancePreserving
+from unclip.diffusion.process import NoiseLevels
+from unclip.prior import DiffusionPrior, DiffusionPriorConfig, PriorConfig
 from unclip.settings import DecoderSettings, PriorSettings
 
 
@@ -23,20 +25,31 @@ def make_clip(inputs: Inputs) -> CLIP:
     return CLIP(CLIPConfig(s.width, vision, text))
 
 
-def make_prior(inputs: Inputs) -> Prior:
+def make_prior(inputs: Inputs) -> DiffusionPrior:
     s = inputs.shapes
-    return Prior(PriorConfig(s.width, s.width, s.context, s.width, s.layers, s.heads))
+    network = PriorConfig(s.width, s.width, s.context, s.width, s.layers, s.heads)
+    return DiffusionPrior(DiffusionPriorConfig(network))
 
 
-def make_decoder(inputs: Inputs) -> Decoder:
+def make_decoder(inputs: Inputs) -> DiffusionDecoder:
     s = inputs.shapes
     inner = tuple(range(len(s.multipliers)))[-2:]
-    return Decoder(
-        DecoderConfig(
-            embed_dim=s.width, text_width=s.width, image_size=s.image_size, space_to_depth=1, width=s.channels,
-            multipliers=s.multipliers, blocks=s.blocks, attention_levels=inner, condition_width=s.width,
-        )
-    ).to(memory_format=torch.channels_last)  # fmt: skip
+    unet = UNetConfig(
+        space_to_depth=1,
+        width=s.channels,
+        multipliers=s.multipliers,
+        blocks=s.blocks,
+        attention_levels=inner,
+        condition_width=s.width,
+    )
+    network = DecoderConfig(unet, embed_dim=s.width, text_width=s.width, image_size=s.image_size)
+    return DiffusionDecoder(DiffusionDecoderConfig(network)).to(memory_format=torch.channels_last)
+
+
+def noise_levels(steps: Tensor) -> NoiseLevels:
+    """The noise levels of integer steps (B,) of 1,000."""
+    alpha, sigma = VariancePreserving().alpha_sigma((steps + 1) / 1000)
+    return NoiseLevels(steps.float(), alpha.float(), sigma.float())
 
 
 def clip_batch(inputs: Inputs, distinct: bool) -> CLIPBatch:
@@ -48,7 +61,7 @@ def clip_batch(inputs: Inputs, distinct: bool) -> CLIPBatch:
 
 def prior_batch(inputs: Inputs, tokens: int) -> PriorBatch:
     captions = inputs.captions(len(inputs.embeddings), tokens)
-    return PriorBatch(inputs.embeddings, captions, inputs.t, inputs.noise)
+    return PriorBatch(inputs.embeddings, captions, noise_levels(inputs.t), inputs.noise)
 
 
 def decoder_batch(inputs: Inputs, tokens: int) -> DecoderBatch:
@@ -56,7 +69,12 @@ def decoder_batch(inputs: Inputs, tokens: int) -> DecoderBatch:
     captions = inputs.captions(inputs.shapes.decoder_batch, tokens)
     drop = torch.zeros(len(captions), dtype=torch.bool)
     return DecoderBatch(
-        inputs.pixels[rows], inputs.embeddings[rows], drop, captions, inputs.t[rows], inputs.pixel_noise[rows]
+        pixels=inputs.pixels[rows],
+        embeddings=inputs.embeddings[rows],
+        drop=drop,
+        text=captions,
+        levels=noise_levels(inputs.t[rows]),
+        noise=inputs.pixel_noise[rows],
     )
 
 
@@ -83,8 +101,9 @@ def guided_step(inputs: Inputs) -> Contender:
     model, batch = make_decoder(inputs).eval(), decoder_batch(inputs, inputs.shapes.context)
     settings = replace(DecoderSettings(), guidance_interval=(0.0, 1.0))
     with torch.inference_mode():
-        denoise = model.denoiser(batch.embeddings, batch.captions, settings)
-    return sampling("ours", [model], lambda: denoise(batch.noise, 500), len(batch))
+        denoise = model.denoiser(batch.embeddings, batch.text, settings)
+    level = model.process.level(0.5)
+    return sampling("ours", [model], lambda: denoise(batch.noise, level).x0, len(batch))
 
 
 def draw(inputs: Inputs) -> Contender:
@@ -94,7 +113,7 @@ def draw(inputs: Inputs) -> Contender:
     captions, seeds = inputs.captions(count, inputs.shapes.tokens), list(range(count))
 
     def drawn() -> Tensor:
-        embeddings = prior.draw(captions, seeds, PriorSettings())
-        return decoder.draw(embeddings, captions, seeds, DecoderSettings())
+        embeddings = prior.draw_embeddings(captions, seeds, PriorSettings())
+        return decoder.draw_images(embeddings, captions, seeds, DecoderSettings())
 
     return sampling("ours", [prior, decoder], drawn, count)

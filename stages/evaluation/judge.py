@@ -22,6 +22,7 @@ from torch.nn.utils.rnn import pad_sequence
 
 from data.dataset import CaptionedImages, random_flip, random_shift
 from stages import loop, runtime
+from stages.batches import StepDraw
 from stages.clip import CLIPBatch
 from stages.embed import CACHE
 from stages.identity import settings
@@ -137,8 +138,8 @@ class Matcher(nn.Module):
 
     def loss(self, batch: CLIPBatch) -> Tensor:
         scale = self.logit_scale.exp().clamp(max=100)
-        text = self.embed_captions(batch.ids)
-        return contrastive_loss(self.embed_images(batch.images)[0], text, batch.caption, scale)
+        text = self.embed_captions(batch.token_ids)
+        return contrastive_loss(self.embed_images(batch.images)[0], text, batch.caption_id, scale)
 
 
 def term_ids(captions: Sequence[str]) -> Tensor:
@@ -187,8 +188,8 @@ class JudgeStage:
         self.objective = JudgeObjective(model)
         self.data, self.held_out, self.size = data, held_out, len(data)
 
-    def batch(self, rows: Tensor, generator: torch.Generator) -> TensorBatch:
-        return self.model.batch(self.data, rows, generator)
+    def batch(self, draw: StepDraw) -> TensorBatch:
+        return draw.share(self.model.batch(self.data, draw.rows, draw.generator))
 
     def figures(self, batch: TensorBatch) -> dict[str, float | Tensor]:
         return {}

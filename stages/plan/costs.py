@@ -10,7 +10,7 @@ from operator import add
 
 from unclip.clip import CLIPConfig, TextConfig, VisionConfig
 from unclip.decoder import DecoderConfig
-from unclip.decoder.blocks import attention_heads
+from unclip.decoder.unet import attention_heads
 from unclip.layers import FEW_KEYS
 from unclip.prior import PriorConfig
 

@@ -4,7 +4,7 @@ import math
 import re
 from dataclasses import dataclass
 
-from stages.batches import AHEAD
+from stages.batches import PREFETCH
 from unclip.errors import UserError, shown
 
 SCALES = {"": 1, "K": 1e3, "M": 1e6, "G": 1e9, "B": 1e9, "T": 1e12, "P": 1e15, "E": 1e18, "Z": 1e21}
@@ -22,7 +22,7 @@ class Accelerator:
     """Share of the peak that training is assumed to reach."""
     width: int = 2
     """Bytes of a number in those products: 2 for bfloat16, 4 for float32."""
-    threads: int = AHEAD
+    threads: int = PREFETCH
     """That draw batches at once, beside the steps."""
 
     @property

@@ -1,4 +1,5 @@
-from unclip.decoder.model import Decoder, DecoderConfig
+from unclip.decoder.diffusion_decoder import DiffusionDecoder, DiffusionDecoderConfig
+from unclip.decoder.model import DecoderConfig, DecoderNetwork
 from unclip.decoder.unet import UNet, UNetConfig
 
-__all__ = ["Decoder", "DecoderConfig", "UNet", "UNetConfig"]
+__all__ = ["DecoderConfig", "DecoderNetwork", "DiffusionDecoder", "DiffusionDecoderConfig", "UNet", "UNetConfig"]

@@ -1,22 +1,23 @@
 """How the image embedding and the caption enter the UNet (Ramesh et al. 2022, section 2.1)."""
 
-from dataclasses import dataclass, replace
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
 
-from unclip.clip.text_features import TextFeatures
-from unclip.layers import Block, EmbeddingScaler, init_transformer
-from unclip.tensor_batch import TensorBatch
+from unclip.layers import Block, EmbeddingScaler, init_transformer, replace_empty
 
 
-@dataclass(frozen=True)
-class Condition(TensorBatch):
-    """What the UNet is conditioned on: independent of t, so computed once for all steps of a sample."""
+class Condition(NamedTuple):
+    """What the UNet is conditioned on. It does not depend on the time, so it is computed once for all steps."""
 
     vector: Tensor  # (B, E), added to the timestep embedding
     tokens: Tensor  # (B, K, W), concatenated to the attention's keys and values
     mask: Tensor  # (B, K), False for padding
+
+    def first(self, count: int) -> "Condition":
+        """The conditions of the first `count` rows."""
+        return Condition(self.vector[:count], self.tokens[:count], self.mask[:count])
 
 
 class ImageCondition(nn.Module):
@@ -31,14 +32,14 @@ class ImageCondition(nn.Module):
         self.to_tokens = nn.Linear(embed_dim, tokens * width)
 
     def forward(self, embeddings: Tensor, drop: Tensor) -> Condition:
-        """Unit embeddings (B, D) -> vector (B, E), tokens (B, 4, W); drop (B,) marks those that become the null."""
+        """Unit embeddings (B, D) -> vector (B, E), tokens (B, 4, W). The null stands in where drop (B,)."""
         embeddings = torch.where(drop[:, None], self.null, self.scaler.scale(embeddings))
         tokens = self.to_tokens(embeddings).unflatten(1, (self.tokens, -1))  # (B, 4, W)
         return Condition(self.to_vector(embeddings), tokens, tokens.new_ones(tokens.shape[:2], dtype=torch.bool))
 
 
 class TextCondition(nn.Module):
-    """The caption's way in: a small transformer over CLIP's token encodings."""
+    """The caption's way in: a small transformer over CLIP's token features."""
 
     def __init__(self, text_width: int, width: int, layers: int, heads: int):
         super().__init__()
@@ -48,10 +49,12 @@ class TextCondition(nn.Module):
         self.norm = nn.LayerNorm(width)
         init_transformer(self.blocks)
 
-    def forward(self, captions: TextFeatures) -> tuple[Tensor, Tensor]:
-        """B captions -> tokens (B, L, W) and mask (B, L); of an empty caption the learned null is all that is left."""
-        captions = replace(captions, tokens=self.project(captions.tokens)).fill(self.null)
-        x = captions.tokens
+    def forward(self, tokens: Tensor, mask: Tensor, empty: Tensor) -> tuple[Tensor, Tensor]:
+        """Token features (B, L, W_text) and mask (B, L) -> tokens (B, L, W) and mask (B, L).
+
+        Of an empty caption, empty (B,), only the learned null is left.
+        """
+        x, mask = replace_empty(self.project(tokens), mask, empty, self.null)
         for block in self.blocks:
-            x, _ = block(x, captions.mask[:, None, None])
-        return self.norm(x), captions.mask
+            x, _ = block(x, mask[:, None, None])
+        return self.norm(x), mask

@@ -232,8 +232,7 @@ def heads(pipe: UnCLIP, o: Options) -> tuple[str, ...]:
     if isinstance(o, ProbeOptions):
         return ("given", *(str(count) for count in o.components))
     if isinstance(o, CorruptOptions):
-        last = pipe.decoder.diffusion().timesteps - 1
-        return tuple(str(t) for t in np.linspace(0, last, o.times).round().astype(int))
+        return tuple(f"{t:.2f}" for t in pipe.decoder.process.spread_times(o.times))
     return ("given",) + ("",) * o.n if isinstance(o, (VaryOptions, InpaintOptions)) else ()
 
 

@@ -26,7 +26,7 @@ def prepare_images(pipe: UnCLIP, images: Pictures) -> np.ndarray:
     The middle square is taken and resized, transparent parts become white, photographs are turned upright: what
     `data/decoding.py` does. An image that has the decoder's size stays as it is.
     """
-    size, channels = pipe.decoder.config.image_size, pipe.decoder.config.channels
+    channels, size, _ = pipe.decoder.image_shape
     flat = [to_grey_or_rgb(picture, channels) for picture in _opened(images)]
     fitted = [picture if picture.size == (size, size) else ImageOps.fit(picture, (size, size)) for picture in flat]
     return np.stack([np.array(picture).reshape(size, size, channels) for picture in fitted])
@@ -83,7 +83,8 @@ def prepare_mask(pipe: UnCLIP, images: Pictures, mask: OneImage) -> Tensor:
             decoder's. True, or brighter than half of its brightest, is where to paint. A pixel of the decoder that
             holds any such one is painted.
     """
-    pictures, size = _opened(images), pipe.decoder.config.image_size
+    pictures = _opened(images)
+    _, size, _ = pipe.decoder.image_shape
     several = isinstance(mask, (list, tuple)) or getattr(mask, "ndim", 2) == 3
     masks = [_mask_array(one) for one in mask] if several else [_mask_array(mask)] * len(pictures)
     if len(masks) != len(pictures):

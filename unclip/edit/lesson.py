@@ -6,7 +6,9 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from unclip.diffusion.samplers import DECODER_STREAM, RowNoise, ddpm, spaced_timesteps
+from unclip.diffusion.noise import DECODER_STREAM, RowNoise
+from unclip.diffusion.samplers import ddpm
+from unclip.diffusion.spacing import even_levels
 from unclip.grids import captioned_grid
 from unclip.images import save_png
 from unclip.pipeline import UnCLIP, as_array
@@ -16,7 +18,7 @@ GUIDANCES = (0.0, 1.0, 2.0, 4.0, 8.0)
 
 def lesson(pipe: UnCLIP, caption: str, n: int, seed: int, out: Path, slow: int = 1000) -> list[Path]:
     """Draw the three pictures, n images per row, into a folder. `slow` are the steps of DDPM."""
-    slow = min(slow, pipe.decoder.config.timesteps)
+    slow = min(slow, pipe.decoder.config.diffusion.timesteps)
     embeddings = pipe.embed(caption, n=n, seed=seed)
     pictures = {
         "noise": noise_term(pipe, embeddings, seed, slow),
@@ -32,13 +34,13 @@ def lesson(pipe: UnCLIP, caption: str, n: int, seed: int, out: Path, slow: int =
 @torch.inference_mode()
 def noise_term(pipe: UnCLIP, embeddings: torch.Tensor, seed: int, steps: int) -> list[tuple[str, np.ndarray]]:
     """Ho et al. 2020, algorithm 2, with and without its sigma_t z: without it samples collapse to a blur."""
-    seeds, diffusion = list(range(seed, seed + len(embeddings))), pipe.decoder.diffusion()
+    seeds = list(range(seed, seed + len(embeddings)))
     settings = pipe.sampling.override(guidance=1.0).decoder
     denoise = pipe.decoder.denoiser(embeddings, pipe.encode_captions([""] * len(seeds)), settings)
-    times = spaced_timesteps(diffusion.timesteps, steps)
+    levels = even_levels(pipe.decoder.process, steps)
     rows = []
     for label, noise in (("as it is", RowNoise(seeds, DECODER_STREAM)), ("without its noise", torch.zeros_like)):
-        images = as_array(ddpm(denoise, pipe.decoder.noise(seeds), diffusion, times, noise))
+        images = as_array(ddpm(denoise, pipe.decoder.draw_noise(seeds), levels, noise))
         rows.append((f"DDPM {label}, {steps} steps: neighbours differ by {roughness(images):.1f} grey levels", images))
     return rows
 

@@ -23,10 +23,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from unclip.diffusion.samplers import RowNoise
+from unclip.diffusion import RowNoise
 from unclip.edit.image_inputs import OneImage, Pictures, is_single_image, prepare_images, prepare_mask
 from unclip.errors import UserError
 from unclip.images import to_float
+from unclip.interfaces import CanInpaint, CanInvert, MapsText
 from unclip.pipeline import Captions, Output, UnCLIP, as_array, batches, caption_list
 from unclip.settings import MAX_SEED, PRIOR_OPTIONS, Sampling, seed_list
 
@@ -90,8 +91,8 @@ def invert(
     pixels = to_float(torch.from_numpy(prepared).permute(0, 3, 1, 2)).to(pipe.device)
     sampling = _backwards(pipe, "invert", steps=steps, guidance=guidance)
     parts = batches(len(pixels), sampling.batch_size)
-    _needs(pipe, "invert")
-    noise = [pipe.decoder.invert(pixels[p], embeddings[p], encoded[p], sampling.decoder) for p in parts]
+    _needs(pipe, "invert", CanInvert)
+    noise = [pipe.decoder.invert_images(pixels[p], embeddings[p], encoded[p], sampling.decoder) for p in parts]
     return Latent(embeddings, torch.cat(noise), tuple(said) if captions is not None else (), steps, guidance)
 
 
@@ -120,8 +121,8 @@ def _backwards(pipe: UnCLIP, name: str, **settings: Any) -> Sampling:
     return sampling
 
 
-def _needs(pipe: UnCLIP, ability: str) -> None:
-    if not hasattr(pipe.decoder, ability):
+def _needs(pipe: UnCLIP, ability: str, protocol: type) -> None:
+    if not isinstance(pipe.decoder, protocol):
         raise UserError(f"the decoder of this pipeline cannot {ability}; use one of kind diffusion")
 
 
@@ -169,7 +170,9 @@ def vary(pipe: UnCLIP, images: Pictures, n: int = 8, seed: int = 0, keep: float 
         decoder = _backwards(pipe, "vary with keep", **settings).decoder
         latent = invert(pipe, prepared, steps=decoder.steps, guidance=decoder.guidance)
         embeddings, settings = latent.embeddings, BACKWARDS | settings
-        noise = keep * latent.noise.repeat_interleave(n, dim=0) + math.sqrt(1 - keep**2) * pipe.decoder.noise(seeds)
+        noise = keep * latent.noise.repeat_interleave(n, dim=0) + math.sqrt(1 - keep**2) * pipe.decoder.draw_noise(
+            seeds
+        )
     else:
         embeddings = pipe.encode_image(prepared)
     embeddings = embeddings.repeat_interleave(n, dim=0)
@@ -208,9 +211,9 @@ def text_difference(pipe: UnCLIP, before: str, after: str, space: Space = "image
     was, and what `after` says of that too takes its place.
     """
     text = pipe.encode_text(caption_list([before, after]))
-    carried = space == "image" and hasattr(pipe.prior, "regression")
+    carried = space == "image" and isinstance(pipe.prior, MapsText)
     if carried:
-        text = pipe.prior.scaler.std * pipe.prior.regression(text) + pipe.prior.scaler.mean
+        text = pipe.prior.map_text(text)
     difference = text[1:] - text[:1]
     if difference.norm() < 1e-6:
         raise UserError(f"{before!r} and {after!r} are the same to CLIP, so there is nothing to change")
@@ -303,16 +306,16 @@ def inpaint(
     if captions is not None:
         closest = _closest_draws(pipe, said, seeds, embeddings, **settings)
         embeddings = slerp(closest, embeddings, torch.tensor([OWN]))[:, 0]
-    _needs(pipe, "inpaint")
+    _needs(pipe, "inpaint", CanInpaint)
     known = torch.from_numpy(prepared).permute(0, 3, 1, 2).repeat_interleave(n, dim=0)
     painted, encoded = painted.repeat_interleave(n, dim=0), pipe.encode_captions(said)
     drawn = []
     for p in batches(len(seeds), sampling.batch_size):
         rows = (to_float(known[p]).to(pipe.device), painted[p].to(pipe.device), embeddings[p], encoded[p], seeds[p])
-        drawn.append(pipe.decoder.inpaint(*rows, sampling.decoder))
+        drawn.append(pipe.decoder.inpaint_images(*rows, sampling.decoder))
     inside = painted.permute(0, 2, 3, 1).numpy()
     whole = np.where(inside, as_array(torch.cat(drawn)), known.permute(0, 2, 3, 1).numpy())
-    return Output(whole, said, seeds, embeddings, pipe.decoder.noise(seeds))
+    return Output(whole, said, seeds, embeddings, pipe.decoder.draw_noise(seeds))
 
 
 def _closest_draws(pipe: UnCLIP, captions: list[str], seeds: list[int], wanted: Tensor, **settings: Any) -> Tensor:
@@ -375,8 +378,8 @@ def probe(
 class Corrupted:
     """N images at K moments of the forward process."""
 
-    times: list[int]
-    """K times t, from nearly clean to pure noise."""
+    times: list[float]
+    """K times t, from nearly clean, 0, to pure noise, 1."""
     noised: np.ndarray
     """x_t, uint8 (N, K, H, W, C); what lies outside of the range of pixels is cut."""
     predicted: np.ndarray
@@ -386,18 +389,23 @@ class Corrupted:
 @torch.inference_mode()
 def corrupt(pipe: UnCLIP, images: Pictures, times: int = 10, seed: int = 0) -> Corrupted:
     """The forward process (Ho et al. 2020, eq. 4) at so many evenly spread times, and one-step predictions from it."""
-    prepared, diffusion = prepare_images(pipe, images), pipe.decoder.diffusion()
-    if not 1 <= times <= diffusion.timesteps:
-        raise UserError(f"times must lie between 1 and {diffusion.timesteps}, not {times}")
-    chosen = np.linspace(0, diffusion.timesteps - 1, times).round().astype(int).tolist()
+    prepared = prepare_images(pipe, images)
+    process = pipe.decoder.process
+    if times < 1:
+        raise UserError(f"times must be at least 1, not {times}")
+    levels = [process.level(t) for t in process.spread_times(times)]
     x0 = to_float(torch.from_numpy(prepared).permute(0, 3, 1, 2)).to(pipe.device)
     noise = RowNoise([seed_list(seed, 1)[0]] * len(x0))(x0)
-    sampling = pipe.sampling.override(guidance=1.0)
-    captions = pipe.encode_captions([""] * len(x0))
-    denoise = pipe.decoder.denoiser(pipe.encode_image(prepared), captions, sampling.decoder)
-    noised = [diffusion.add_noise(x0, noise, t) for t in chosen]
-    predicted = [denoise(x, t) for x, t in zip(noised, chosen, strict=True)]
-    return Corrupted(chosen, *(np.stack([as_array(x) for x in part], axis=1) for part in (noised, predicted)))
+    settings = pipe.sampling.override(guidance=1.0).decoder
+    text = pipe.encode_captions([""] * len(x0))
+    denoise = pipe.decoder.denoiser(pipe.encode_image(prepared), text, settings)
+    noised = [level.alpha * x0 + level.sigma * noise for level in levels]
+    predicted = [denoise(x, level).x0 for x, level in zip(noised, levels, strict=True)]
+    return Corrupted(
+        [level.t for level in levels],
+        np.stack([as_array(x) for x in noised], axis=1),
+        np.stack([as_array(x) for x in predicted], axis=1),
+    )
 
 
 def _seeds(seed: int, n: int) -> list[int]:

@@ -1,3 +1,5 @@
-from unclip.prior.model import Prefix, Prior, PriorConfig
+from unclip.prior.diffusion_prior import DiffusionPrior, DiffusionPriorConfig
+from unclip.prior.model import Prefix, PriorConfig, PriorTransformer
+from unclip.prior.reranking import Reranker
 
-__all__ = ["Prefix", "Prior", "PriorConfig"]
+__all__ = ["DiffusionPrior", "DiffusionPriorConfig", "Prefix", "PriorConfig", "PriorTransformer", "Reranker"]

@@ -1,21 +1,15 @@
-"""The diffusion prior (Ramesh et al. 2022, section 2.2): caption -> CLIP image embedding."""
+"""The network of the diffusion prior (Ramesh et al. 2022, section 2.2): a causal transformer."""
 
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
-from functools import partial
+from collections.abc import Iterator
+from dataclasses import dataclass
 from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from unclip.clip.text_features import TextFeatures
-from unclip.diffusion.gaussian import GaussianDiffusion, Schedule
-from unclip.diffusion.samplers import PRIOR_STREAM, RowNoise, dpmpp, guided, spaced_timesteps
 from unclip.fields import bounded, check, from_data
-from unclip.layers import Block, EmbeddingScaler, KeyValue, causal_mask, init_transformer, timestep_embedding
-from unclip.prior.reranking import Reranker
-from unclip.settings import PriorSettings
+from unclip.layers import Block, KeyValue, causal_mask, init_transformer, replace_empty, timestep_embedding
 
 
 @dataclass(frozen=True)
@@ -23,7 +17,7 @@ class PriorConfig:
     embed_dim: int = from_data(0, 0, 16_384)
     """Dimension of CLIP's embeddings."""
     text_width: int = from_data(0, 0, 16_384)
-    """Width of CLIP's token encodings."""
+    """Width of CLIP's token features."""
     context: int = from_data(0, 0, 4096)
     """CLIP's longest caption in tokens."""
     width: int = bounded(128, 2, 16_384)
@@ -32,12 +26,6 @@ class PriorConfig:
     """Number of transformer blocks."""
     heads: int = bounded(4, 1, 256)
     """Attention heads; they divide the width."""
-    timesteps: int = bounded(1000, 2, 10_000)
-    """Diffusion steps of the training process."""
-    schedule: Schedule = "cosine"
-    """Noise schedule."""
-    rivals: int = from_data(0, 0, 65_536)
-    """Number of captions of the data's classes, beside which CLIP judges a draw; 0 where it has none."""
 
     def conflicts(self) -> Iterator[tuple[str, str]]:
         if self.width % self.heads:
@@ -45,22 +33,23 @@ class PriorConfig:
 
 
 class Prefix(NamedTuple):
-    """What the text contributes at every timestep: computed once, whatever the number of steps."""
+    """The text's part of the sequence, which is the same at every timestep, so that it is computed once per caption."""
 
     past: list[KeyValue]  # each layer's keys and values, both (B, heads, L + 1, W / heads)
     mask: Tensor  # (B, L + 1), False for padding
-    centre: Tensor  # (B, D), the scaled image embedding that the text makes linearly likely
+    centre: Tensor  # (B, D), the scaled image embedding that is linearly likely given the text
 
-    def rows(self, rows: Tensor) -> "Prefix":
-        """That of some of the captions, by their numbers, each as often as it is named."""
+    def select(self, rows: Tensor) -> "Prefix":
+        """The prefix of the captions with these numbers, each as often as it is named."""
         return Prefix([(keys[rows], values[rows]) for keys, values in self.past], self.mask[rows], self.centre[rows])
 
 
 class TextRegression(nn.Module):
-    """The linear guess of the scaled image embedding from the text embedding, by ridge regression; not trained.
+    """Predicts the scaled image embedding from the text embedding by ridge regression; fitted, not trained.
 
-    CLIP's space is close to linear: "light" moves the images of most classes the same way. What this guess explains the
-    transformer need not learn caption by caption, and a pair of words that it never saw still lands where it belongs.
+    CLIP's space is close to linear: "light" moves the images of most classes the same way. The transformer need not
+    learn caption by caption what this prediction explains, and a pair of words that it never saw still lands where it
+    belongs.
     """
 
     def __init__(self, dim: int):
@@ -73,8 +62,10 @@ class TextRegression(nn.Module):
 
         `ridge` is added to the variance of the text embeddings' coordinates, in units of 1 / D, their size.
         """
-        text, images = text.cpu().double(), images.cpu().double()  # not every device has float64
-        x, y = text - text.mean(dim=0), images - images.mean(dim=0)
+        text = text.cpu().double()  # not every device has float64
+        images = images.cpu().double()
+        x = text - text.mean(dim=0)
+        y = images - images.mean(dim=0)
         covariance = x.T @ x / len(x) + ridge / x.shape[1] * torch.eye(x.shape[1], dtype=x.dtype)
         weight = torch.linalg.solve(covariance, x.T @ y / len(x)).T
         self.weight.copy_(weight)
@@ -84,27 +75,20 @@ class TextRegression(nn.Module):
         return F.linear(text, self.weight, self.bias)
 
 
-class Prior(nn.Module):
-    """A causal transformer over [token encodings, text embedding, timestep, noised image embedding, learned query].
+class PriorTransformer(nn.Module):
+    """A causal transformer over [token features, text embedding, timestep, noised image embedding, learned query].
 
-    The output at the query, added to a linear guess from the text embedding, is the predicted image embedding, scaled
-    to unit variance. As the text stands before the timestep under a causal mask, its keys and values do not depend on
-    t.
+    It works on residuals: the difference of a scaled image embedding to its linear prediction from the text,
+    `Prefix.centre`. Its output at the query is the prediction. As the text stands before the timestep under a causal
+    mask, its keys and values do not depend on t.
     """
-
-    config_class = PriorConfig
-    of_data = "choice."
-    """What is no weight but the data's: fine-tuning takes it of its own data."""
 
     def __init__(self, config: PriorConfig):
         super().__init__()
         check(config)
         self.config = config
         width = config.width
-        self.scaler = EmbeddingScaler(config.embed_dim)
         self.regression = TextRegression(config.embed_dim)
-        self.choice = Reranker(config.embed_dim, config.rivals)
-        self.register_buffer("signal", self.diffusion().alphas_cumprod.sqrt().float(), persistent=False)  # (T,)
         self.encoding_in = nn.Linear(config.text_width, width)
         self.positions = nn.Parameter(torch.empty(config.context, width))
         self.text_in = nn.Linear(config.embed_dim, width)
@@ -119,89 +103,76 @@ class Prior(nn.Module):
         self.init_weights()
 
     def init_weights(self) -> None:
-        """Zero output: an untrained prior predicts the linear guess."""
+        """Zero output: an untrained network predicts the linear prediction itself."""
         for parameter in (self.positions, self.null_encoding, self.null_text, self.query):
             nn.init.normal_(parameter, std=0.02)
         init_transformer(self.blocks)
         nn.init.zeros_(self.out.weight)
         nn.init.zeros_(self.out.bias)
 
-    def diffusion(self) -> GaussianDiffusion:
-        return GaussianDiffusion(self.config.timesteps, self.config.schedule, prediction="x0")
+    def prefix(self, embedding: Tensor, tokens: Tensor, mask: Tensor, empty: Tensor) -> Prefix:
+        """Read B captions. Empty ones become the learned null, and their linear prediction the mean of all images.
 
-    def prefix(self, captions: TextFeatures) -> Prefix:
-        """Read B captions; the empty ones become the learned null, and their linear guess the mean of all."""
-        x, mask, centre = self._text(captions)
-        look = self._look(mask)
+        Args:
+            embedding: unit text embeddings (B, D).
+            tokens: token features (B, L, W_text).
+            mask: (B, L), False for padding.
+            empty: (B,), True for captions that are dropped.
+        """
+        x, mask, centre = self._embed_text(embedding, tokens, mask, empty)
+        attention_mask = causal_padding_mask(mask)
         past = []
         for block in self.blocks:
-            x, kv = block(x, look)
+            x, kv = block(x, attention_mask)
             past.append(kv)
         return Prefix(past, mask, centre)
 
-    def _text(self, captions: TextFeatures) -> tuple[Tensor, Tensor, Tensor]:
-        """The sequence's first part (B, L + 1, W), its mask (B, L + 1), and the linear guess (B, D)."""
-        centre = self.regression(captions.embedding).masked_fill(captions.empty[:, None], 0)  # (B, D)
-        unit_variance = captions.embedding * self.config.embed_dim**0.5
-        captions = replace(captions, embedding=unit_variance).fill(self.null_encoding, self.null_text)
-        x = self.encoding_in(captions.tokens) + self.positions[: captions.tokens.shape[1]]  # (B, L, W)
-        x = torch.cat([x, self.text_in(captions.embedding)[:, None]], dim=1)  # (B, L + 1, W)
-        return x, F.pad(captions.mask, (0, 1), value=True), centre
-
-    def _end(self, noised: Tensor, t: Tensor, centre: Tensor) -> Tensor:
-        """The sequence's second part, which depends on t: timestep, noised embedding, query (B, 3, W).
-
-        The transformer sees and predicts the difference to the text's linear guess.
-        """
-        noised = noised - self.signal[t, None] * centre
-        time = self.time_in(timestep_embedding(t, self.config.width).to(noised.dtype))  # (B, W)
-        return torch.stack([time, self.image_in(noised), self.query.expand(len(t), -1).to(time.dtype)], dim=1)
-
-    @staticmethod
-    def _look(mask: Tensor) -> Tensor:
-        """(B, 1, N, N), where each token of sequences with a mask (B, N) may look: at itself and before, no padding."""
-        return (mask[:, None] & causal_mask(mask.shape[1], mask.device))[:, None]
-
-    def forward(self, noised: Tensor, t: Tensor, prefix: Prefix) -> Tensor:
-        """Noised, scaled image embeddings (B, D) at times t (B,) -> predicted clean ones (B, D), scaled."""
-        x = self._end(noised, t, prefix.centre)  # (B, 3, W)
+    def forward(self, x: Tensor, time: Tensor, prefix: Prefix) -> Tensor:
+        """Noised residuals (B, D) at times (B,) -> prediction (B, D)."""
+        x = self._embed_image(x, time)  # (B, 3, W)
         before = prefix.mask[:, None].expand(-1, 3, -1)  # (B, 3, L + 1)
-        after = causal_mask(3, x.device).expand(len(t), -1, -1)  # (B, 3, 3)
-        look = torch.cat([before, after], dim=2)[:, None]  # (B, 1, 3, L + 4)
+        after = causal_mask(3, x.device).expand(len(x), -1, -1)  # (B, 3, 3)
+        mask = torch.cat([before, after], dim=2)[:, None]  # (B, 1, 3, L + 4)
         for block, past in zip(self.blocks[:-1], prefix.past[:-1], strict=True):
-            x, _ = block(x, look, past)  # (B, 3, W)
-        x, _ = self.blocks[-1](x, look[:, :, 2:], prefix.past[-1], at=2)  # (B, 1, W)
-        return prefix.centre + self.out(self.norm_final(x[:, 0]))  # (B, D)
+            x, _ = block(x, mask, past)  # (B, 3, W)
+        x, _ = self.blocks[-1](x, mask[:, :, 2:], prefix.past[-1], at=2)  # (B, 1, W)
+        return self.out(self.norm_final(x[:, 0]))  # (B, D)
 
-    def predict(self, noised: Tensor, t: Tensor, captions: TextFeatures) -> Tensor:
-        """forward(noised, t, prefix(captions)) in one pass, for training, where every caption meets one t only."""
-        text, mask, centre = self._text(captions)
-        x = torch.cat([text, self._end(noised, t, centre)], dim=1)  # (B, L + 4, W)
-        look = self._look(F.pad(mask, (0, 3), value=True))  # (B, 1, L + 4, L + 4)
+    def centre(self, embedding: Tensor, empty: Tensor) -> Tensor:
+        """The linear prediction (B, D) of the scaled image embedding; zero, the mean of all, for empty captions."""
+        return self.regression(embedding).masked_fill(empty[:, None], 0)
+
+    def forward_with_text(
+        self, x: Tensor, time: Tensor, embedding: Tensor, tokens: Tensor, mask: Tensor, empty: Tensor
+    ) -> Tensor:
+        """forward(x, time, prefix(...)) in one pass, for training, where every caption meets one time only."""
+        text, mask, _ = self._embed_text(embedding, tokens, mask, empty)
+        x = torch.cat([text, self._embed_image(x, time)], dim=1)  # (B, L + 4, W)
+        mask = causal_padding_mask(F.pad(mask, (0, 3), value=True))  # (B, 1, L + 4, L + 4)
         for block in self.blocks[:-1]:
-            x, _ = block(x, look)  # (B, L + 4, W)
-        x, _ = self.blocks[-1](x, look[:, :, -1:], at=-1)  # (B, 1, W)
-        return centre + self.out(self.norm_final(x[:, 0]))  # (B, D)
+            x, _ = block(x, mask)  # (B, L + 4, W)
+        x, _ = self.blocks[-1](x, mask[:, :, -1:], at=-1)  # (B, 1, W)
+        return self.out(self.norm_final(x[:, 0]))  # (B, D)
 
-    @torch.inference_mode()
-    def draw(self, captions: TextFeatures, seeds: Sequence[int], settings: PriorSettings) -> Tensor:
-        """One unit image embedding (N, D) for each of N captions, by diffusion; each depends on its own seed.
+    def _embed_text(
+        self, embedding: Tensor, tokens: Tensor, mask: Tensor, empty: Tensor
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """The sequence's first part (B, L + 1, W), its mask (B, L + 1), and the linear prediction (B, D)."""
+        centre = self.centre(embedding, empty)  # (B, D)
+        unit_variance = embedding * self.config.embed_dim**0.5
+        embedding = torch.where(empty[:, None], self.null_text.to(embedding.dtype), unit_variance)  # (B, D)
+        tokens, mask = replace_empty(tokens, mask, empty, self.null_encoding)
+        x = self.encoding_in(tokens) + self.positions[: tokens.shape[1]]  # (B, L, W)
+        x = torch.cat([x, self.text_in(embedding)[:, None]], dim=1)  # (B, L + 1, W)
+        return x, F.pad(mask, (0, 1), value=True), centre
 
-        Of `settings.num_candidates` candidates `Reranker` keeps one; of an empty caption's, the first
-        is kept. All N x draws candidates are one batch.
-        """
-        diffusion, n = self.diffusion(), len(captions)
-        timesteps = spaced_timesteps(diffusion.timesteps, settings.steps, "prior_steps")
-        rows = torch.arange(n, device=captions.embedding.device).repeat(
-            settings.num_candidates
-        )  # all draws are one batch
-        if settings.guidance == 1:
-            model = partial(self, prefix=self.prefix(captions).rows(rows))
-        else:  # N captions, then the N nulls that belong to them
-            both = self.prefix(TextFeatures.cat([captions, captions.null()]))
-            model = guided(partial(self, prefix=both.rows(torch.cat([rows, rows + n]))), settings.guidance)
-        noise = [RowNoise(seeds, PRIOR_STREAM, draw)(captions.embedding) for draw in range(settings.num_candidates)]
-        x = dpmpp(diffusion.denoiser(model), torch.cat(noise), diffusion, timesteps)
-        candidates = self.scaler.unscale(x).unflatten(0, (-1, n)).transpose(0, 1)  # (N, draws, D)
-        kept = self.choice(candidates, captions.embedding, settings.threshold).masked_fill(captions.empty, 0)
-        return candidates[torch.arange(n, device=kept.device), kept]
+    def _embed_image(self, x: Tensor, time: Tensor) -> Tensor:
+        """The sequence's second part, which depends on the time: timestep, noised residual, query (B, 3, W)."""
+        time = self.time_in(timestep_embedding(time, self.config.width).to(x.dtype))  # (B, W)
+        query = self.query.expand(len(x), -1).to(time.dtype)
+        return torch.stack([time, self.image_in(x), query], dim=1)
+
+
+def causal_padding_mask(mask: Tensor) -> Tensor:
+    """(B, N) -> (B, 1, N, N): each token attends to itself and to those before it, but not to padding."""
+    return (mask[:, None] & causal_mask(mask.shape[1], mask.device))[:, None]

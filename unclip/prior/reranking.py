@@ -1,46 +1,52 @@
-"""Which of several image embeddings that the prior drew for a caption is kept."""
+"""Reranking: which of several candidate embeddings that the prior drew for a caption is kept."""
 
 import torch
 from torch import Tensor, nn
 
-SAME = 0.95
-"""Cosine from which a caption says the same as the class's that is nearest to it: that one is then no rival."""
+SAME_MEANING = 0.95
+"""Cosine from which a caption means the same as the class caption that is nearest to it."""
 
 
 class Reranker(nn.Module):
-    """Keeps a draw that CLIP takes for its caption, and not for another's.
+    """Keeps a candidate that CLIP takes for its own caption and not for another class's.
 
-    Ramesh et al. 2022, section 2.2, keep the draw with the highest dot product with the text embedding. That one is
-    also the most typical, so the more draws, the less samples vary. Where the data has classes, their captions are
-    rivals: how likely CLIP finds the caption beside them, as in zero-shot classification, tells a draw that shows
-    something else from one that is merely unusual. Of a class's own caption the first draw that is likely enough is
-    kept, so that unusual ones stay; if none is, the likeliest. Any other caption says more than its class, as "a dark
-    bag" does, and is obeyed by degrees: of its draws the likeliest is kept. Without rivals the dot product decides.
+    Ramesh et al. 2022, section 2.2, keep the candidate with the highest dot product with the text embedding. It is also
+    the most typical one, so more candidates mean less variety. Where the data has classes, this reranker compares with
+    their captions instead: the probability that CLIP gives to the caption beside those of the other classes, as in
+    zero-shot classification, tells a candidate that shows something else from one that is merely unusual.
+
+    - For a class's own caption, keep the first candidate whose probability passes the threshold; this preserves unusual
+      images. If none passes, keep the most probable one.
+    - Any other caption, such as "a dark bag", says more than its class and is obeyed by degrees: keep the most probable
+      candidate.
+    - Without classes, keep the candidate with the highest dot product.
     """
 
-    def __init__(self, dim: int, rivals: int):
+    def __init__(self, dim: int, num_classes: int):
         super().__init__()
-        # no part of the weights where there are none: those that were trained before this module have neither
-        self.register_buffer("rivals", torch.zeros(rivals, dim), persistent=rivals > 0)
-        self.register_buffer("scale", torch.ones(()), persistent=rivals > 0)
+        # not stored where there are no classes
+        self.register_buffer("class_embeddings", torch.zeros(num_classes, dim), persistent=num_classes > 0)
+        self.register_buffer("logit_scale", torch.ones(()), persistent=num_classes > 0)
 
-    def fit(self, rivals: Tensor, scale: float) -> None:
-        """Take the unit text embeddings (R, D) of the rivals, and CLIP's factor on cosines."""
-        self.rivals.copy_(rivals)
-        self.scale.fill_(scale)
+    def fit(self, class_embeddings: Tensor, logit_scale: float) -> None:
+        """Store the unit text embeddings (R, D) of the class captions, and CLIP's factor on cosines."""
+        self.class_embeddings.copy_(class_embeddings)
+        self.logit_scale.fill_(logit_scale)
 
-    def forward(self, candidates: Tensor, text: Tensor, accept: float) -> Tensor:
-        """Which of K draws (N, K, D) is kept for each caption (N, D), all of unit norm: (N,).
+    def forward(self, candidates: Tensor, text: Tensor, threshold: float) -> Tensor:
+        """Choose one of K candidates (N, K, D) for each caption (N, D), all of unit norm. Returns its index (N,).
 
-        `accept` is the least probability of a class's caption that is likely enough.
+        Args:
+            threshold: least probability at which a candidate for a class's own caption is kept.
         """
-        own = torch.einsum("nkd,nd->nk", candidates, text)
-        if not len(self.rivals):
-            return own.argmax(dim=1)
-        cosines = text @ self.rivals.T  # (N, R)
-        nearest = cosines >= cosines.amax(dim=1, keepdim=True) - 1e-4  # of equal captions all
-        same = nearest & (cosines > SAME)
-        others = (candidates @ self.rivals.T).masked_fill(same[:, None], -torch.inf)  # (N, K, R)
-        odds = self.scale * own - (self.scale * others).logsumexp(dim=2)  # (N, K), logarithms: they never saturate
-        accepted = (odds.sigmoid() >= accept) & same.any(dim=1, keepdim=True)
-        return torch.where(accepted.any(dim=1), accepted.int().argmax(dim=1), odds.argmax(dim=1))
+        cosines = torch.einsum("nkd,nd->nk", candidates, text)
+        if not len(self.class_embeddings):
+            return cosines.argmax(dim=1)
+        text_to_class = text @ self.class_embeddings.T  # (N, R)
+        nearest = text_to_class >= text_to_class.amax(dim=1, keepdim=True) - 1e-4  # all of equal captions
+        same_meaning = nearest & (text_to_class > SAME_MEANING)
+        competitors = (candidates @ self.class_embeddings.T).masked_fill(same_meaning[:, None], -torch.inf)  # (N, K, R)
+        log_odds = self.logit_scale * cosines - (self.logit_scale * competitors).logsumexp(dim=2)  # (N, K)
+        is_class_caption = same_meaning.any(dim=1, keepdim=True)
+        passes = (log_odds.sigmoid() >= threshold) & is_class_caption
+        return torch.where(passes.any(dim=1), passes.int().argmax(dim=1), log_odds.argmax(dim=1))

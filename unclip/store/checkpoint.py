@@ -195,6 +195,7 @@ def load_part(folder: Path, model: type[nn.Module] | None = None) -> tuple[nn.Mo
     """
     folder = Path(folder)
     manifest, tensors = _read_pair(folder)
+    manifest.model, tensors = translate_format_3(manifest.stage, manifest.model, tensors)
     model = model or model_class(manifest.stage, manifest.kind)
     path = folder / "model.safetensors"
     try:
@@ -209,6 +210,28 @@ def load_part(folder: Path, model: type[nn.Module] | None = None) -> tuple[nn.Mo
         raise UserError(f"{folder / 'config.json'} does not describe a {manifest.stage} ({reason(error)})") from error
     load_weights(built, tensors, path)
     return built.eval().requires_grad_(False), manifest
+
+
+def translate_format_3(part: str, config: dict, tensors: dict[str, Tensor]) -> tuple[dict, dict[str, Tensor]]:
+    """Model config and weights of format 3 as those of today."""
+    if part not in ("prior", "decoder") or "network" in config:
+        return config, tensors
+    diffusion = {key: config[key] for key in ("timesteps", "schedule", "prediction") if key in config}
+    rest = {key: value for key, value in config.items() if key not in diffusion}
+    if part == "prior":
+        diffusion["prediction"] = "x0"
+        num_classes = rest.pop("rivals", 0)
+        config = {"network": rest, "diffusion": diffusion, "num_classes": num_classes}
+        renamed = {"choice.rivals": "reranker.class_embeddings", "choice.scale": "reranker.logit_scale"}
+        tensors = {
+            renamed.get(name, name if name.startswith("scaler.") else f"network.{name}"): tensor
+            for name, tensor in tensors.items()
+        }
+        return config, tensors
+    names = ("space_to_depth", "width", "multipliers", "blocks", "attention_levels", "head_dim", "condition_width")
+    unet = {key: rest.pop(key) for key in names if key in rest}
+    config = {"network": {"unet": unet, **rest}, "diffusion": diffusion}
+    return config, {f"network.{name}": tensor for name, tensor in tensors.items()}
 
 
 class WithoutDraws(TorchFunctionMode):

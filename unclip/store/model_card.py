@@ -142,7 +142,7 @@ def _data(manifests: dict[str, Manifest]) -> str:
 def _recipe(manifests: dict[str, Manifest], pipe: UnCLIP) -> str:
     rows = []
     for stage, m in manifests.items():
-        parameters = sum(parameter.numel() for parameter in pipe.stages[stage].parameters())
+        parameters = sum(parameter.numel() for parameter in pipe.parts[stage].parameters())
         train = m.training.get("train", {})
         own = [train.get(key, "") for key in ("batch_size", "lr", "muon_lr", "ema", "seed")]
         rows.append([stage, m.kind, f"{parameters / 1e6:.2f}M", m.step, *own, f"`{m.sha256[:12]}`"])

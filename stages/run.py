@@ -1,0 +1,55 @@
+"""The options that the trainings of all parts share, and the sizes that a model takes from its data."""
+
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Annotated
+
+import tyro
+
+from stages.data_config import DataConfig
+from stages.loop import TrainConfig
+from unclip.fields import bounded
+
+
+@dataclass(frozen=True)
+class PartRun:
+    out: Path = bounded(Path("checkpoints/run"), affects_weights=False)
+    """Folder of the pipeline; the part goes to its subfolder of the part's name."""
+    kind: str = bounded("", affects_weights=False)
+    """Kind of the part, of those in unclip/registry.py."""
+    preset: str = bounded("quick", affects_weights=False)
+    """Defaults of all other options: tiny (tests), quick (a laptop), small (hours), base (a GPU), paper (a cluster)."""
+    init_from: Path | None = bounded(None, affects_weights=False)
+    """Start from the weights of the pipeline in this folder; shapes must be equal. Without it: at random."""
+    data: DataConfig = field(default_factory=DataConfig)
+    train: TrainConfig = field(default_factory=TrainConfig)
+
+
+@dataclass(frozen=True)
+class FrozenCLIPRun(PartRun):
+    """Options of a part that is trained on a frozen CLIP: all but CLIP itself."""
+
+    clip: str | None = bounded(None, affects_weights=False)
+    """A pretrained CLIP to train on: a folder, a file, or its name on the Hugging Face Hub. It is copied into --out."""
+    clip_revision: Annotated[str | None, tyro.conf.arg(name="clip.revision")] = bounded(None, affects_weights=False)
+    """The Hub's branch, tag or commit of that CLIP."""
+
+
+@dataclass(frozen=True)
+class Shapes:
+    """Sizes that a model takes from the data and from the frozen CLIP. The defaults stand for unknown ones."""
+
+    image_size: int = 28
+    channels: int = 1
+    vocab_size: int = 1024
+    """Entries of the tokenizer."""
+    eos_id: int = 1
+    """The end-of-text token."""
+    embed_dim: int = 64
+    """Dimension of CLIP's embeddings."""
+    text_width: int = 64
+    """Width of CLIP's token features."""
+    context: int = 32
+    """CLIP's longest caption in tokens."""
+    num_classes: int = 0
+    """Classes of the data whose captions differ."""

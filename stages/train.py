@@ -1,0 +1,105 @@
+"""Train one part of a pipeline, of any kind.
+
+    python -m stages.train prior                       # the same as python train_prior.py
+    python -m stages.train prior --kind diffusion --help
+
+A kind is a row of the table in unclip/registry.py, which names its model, its presets and its training stage.
+"""
+
+import sys
+from dataclasses import asdict
+from typing import Any, Protocol
+
+import torch
+from torch import nn
+
+from stages import loop, runtime
+from stages.data_config import on_pipeline
+from stages.identity import settings
+from stages.inputs import open_clip_inputs, open_inputs
+from stages.memory import check_fits
+from stages.run import PartRun, Shapes
+from stages.state import start_from
+from unclip.cli import options as cli
+from unclip.errors import UserError
+from unclip.registry import PARTS, default_kind, find_kind, resolve
+from unclip.store.checkpoint import Manifest, read_manifest
+from unclip.store.hub import find_pipeline
+
+
+class PartStage(loop.Stage, Protocol):
+    """The training stage of one kind: what the loop needs, and how it is put together from options and inputs."""
+
+    def __init__(self, run: Any, model: nn.Module, inputs: Any, device: torch.device):
+        """Take the options, a new model, and `stages.inputs.CLIPInputs` (CLIP) or `Inputs` (all other parts)."""
+
+    @staticmethod
+    def build_model(run: Any, shapes: Shapes) -> nn.Module:
+        """A new model by the run's options, completed by sizes that only the data and the frozen CLIP know."""
+
+    def fit_buffers(self) -> None:
+        """Fit the model's buffers, such as statistics of the embeddings, to the training data."""
+
+
+def train_from_command_line(part: str, description: str) -> None:
+    """Train a part by the options of the command line, and print its validation figures."""
+    kind = cli.argument("kind", default_kind(part))
+    presets = resolve(find_kind(part, kind).presets)
+    run = cli.parse_run(on_pipeline(presets), description)
+    manifest = train_part(part, run)
+    if runtime.is_main():
+        figures = ", ".join(f"{name} {value:.4g}" for name, value in manifest.figures.items())
+        print(f"{part} in {run.out / part}: {figures}")
+
+
+def train_part(part: str, run: PartRun) -> Manifest:
+    """Train a part into run.out. Returns the manifest of the trained part.
+
+    Raises UserError for inputs that are missing, and for a model that does not fit into memory.
+    """
+    device = runtime.start(run.train.device)
+    stage_class = resolve(find_kind(part, run.kind).stage)
+    check_fits(lambda: stage_class.build_model(run, Shapes()), device, shared=run.train.shard)
+    inputs = open_clip_inputs(run, run.vocab_size) if part == "clip" else open_inputs(run, device)
+    with runtime.seeded(run.train.seed):
+        model = stage_class.build_model(run, inputs.shapes)
+    stage = stage_class(run, model, inputs, device)
+    stage.fit_buffers()
+    start = _start_from_pipeline(part, run, stage, inputs)
+    manifest = Manifest(
+        part,
+        run.kind,
+        parents=inputs.parents | start,
+        data={"name": inputs.data.name, "fingerprint": inputs.data.fingerprint, "example": inputs.data.example},
+        source=inputs.provenance,
+        training=settings(run),
+        sampling=asdict(run.sampling) if hasattr(run, "sampling") else {},
+    )
+    return loop.train(stage, run.train, device, run.out, manifest, inputs.files)
+
+
+def _start_from_pipeline(part: str, run: PartRun, stage: PartStage, inputs: Any) -> dict[str, str]:
+    """Take the weights of run.init_from, for fine-tuning. Returns the parent to name in the manifest.
+
+    Buffers fitted to embeddings are kept as they come, as the weights are used to them, unless they are of another
+    CLIP's embeddings, which may lie elsewhere by many deviations.
+    """
+    if run.init_from is None:
+        return {}
+    folder = find_pipeline(run.init_from)
+    start = start_from(stage.model, folder, part)
+    if part != "clip" and read_manifest(folder / part).parents.get("clip") != inputs.parents["clip"]:
+        runtime.print0(f"{part}: {run.init_from} has another CLIP; the statistics of the embeddings are taken anew")
+        stage.fit_buffers()
+    return start
+
+
+def main() -> None:
+    part = sys.argv.pop(1) if len(sys.argv) > 1 else ""
+    if part not in PARTS:
+        raise UserError(f"name the part to train: python -m stages.train {'|'.join(PARTS)}, not {part!r}")
+    train_from_command_line(part, __doc__)
+
+
+if __name__ == "__main__":
+    cli.run(main)

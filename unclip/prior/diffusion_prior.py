@@ -1,0 +1,87 @@
+"""The diffusion prior as a part of a pipeline: caption -> image embeddings, sampled and reranked."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from unclip.clip.text_features import TextFeatures
+from unclip.diffusion.guidance import guided
+from unclip.diffusion.noise import PRIOR_STREAM, RowNoise
+from unclip.diffusion.prediction import at_level, make_denoiser
+from unclip.diffusion.process import Level, Process, ProcessConfig
+from unclip.diffusion.samplers import Denoised, dpmpp
+from unclip.diffusion.spacing import even_levels
+from unclip.fields import check, flattened, from_data
+from unclip.layers import EmbeddingScaler
+from unclip.prior.model import Prefix, PriorConfig, PriorTransformer
+from unclip.prior.reranking import Reranker
+from unclip.settings import PriorSettings
+
+
+@dataclass(frozen=True)
+class DiffusionPriorConfig:
+    network: PriorConfig = flattened(PriorConfig())
+    diffusion: ProcessConfig = flattened(ProcessConfig(prediction="x0"))
+    num_classes: int = from_data(0, 0, 65_536)
+    """Number of classes in the data, whose captions the reranker compares a candidate with; 0 where there are none."""
+
+
+class DiffusionPrior(nn.Module):
+    """A transformer that denoises scaled image embeddings, the scaling, and the reranker of candidates."""
+
+    config_class = DiffusionPriorConfig
+    data_buffers = ("reranker.",)
+    """Buffers fitted to the data; fine-tuning refits them instead of loading them."""
+
+    def __init__(self, config: DiffusionPriorConfig):
+        super().__init__()
+        check(config)
+        self.config = config
+        self.network = PriorTransformer(config.network)
+        self.scaler = EmbeddingScaler(config.network.embed_dim)
+        self.reranker = Reranker(config.network.embed_dim, config.num_classes)
+
+    @property
+    def process(self) -> Process:
+        return self.config.diffusion.build()
+
+    def prefix(self, text: TextFeatures) -> Prefix:
+        return self.network.prefix(text.embedding, text.tokens, text.mask, text.empty)
+
+    def model(self, prefix: Prefix) -> Callable[[Tensor, Level], Tensor]:
+        """model(x, level) -> clean scaled embeddings (B, D), for noised ones and B captions."""
+        network = at_level(lambda x, time: self.network(x, time, prefix), self.process)
+        denoise_residual = make_denoiser(network, self.config.diffusion.prediction)
+
+        def model(x: Tensor, level: Level) -> Tensor:
+            return prefix.centre + denoise_residual(x - level.alpha * prefix.centre, level).x0
+
+        return model
+
+    def map_text(self, text: Tensor) -> Tensor:
+        """Image embeddings (N, D), not of unit norm, that are linearly likely given text embeddings (N, D)."""
+        return self.scaler.std * self.network.regression(text) + self.scaler.mean
+
+    @torch.inference_mode()
+    def draw_embeddings(self, text: TextFeatures, seeds: Sequence[int], settings: PriorSettings) -> Tensor:
+        """Draw one unit image embedding (N, D) for each of N captions by diffusion; each depends on its own seed.
+
+        The reranker keeps one of `settings.num_candidates`. Of an empty caption, which has no text embedding, the first
+        candidate is kept. All N x num_candidates candidates are one batch.
+        """
+        count = len(text)
+        levels = even_levels(self.process, settings.steps)
+        rows = torch.arange(count, device=text.embedding.device).repeat(settings.num_candidates)
+        if settings.guidance == 1:
+            model = self.model(self.prefix(text).select(rows))
+        else:  # N captions, then the N nulls that belong to them
+            prefix = self.prefix(TextFeatures.cat([text, text.null()]))
+            model = guided(self.model(prefix.select(torch.cat([rows, rows + count]))), settings.guidance)
+        candidate_numbers = range(settings.num_candidates)
+        noise = torch.cat([RowNoise(seeds, PRIOR_STREAM, i)(text.embedding) for i in candidate_numbers])
+        x = dpmpp(lambda x, level: Denoised(model(x, level)), noise, levels)
+        candidates = self.scaler.unscale(x).unflatten(0, (-1, count)).transpose(0, 1)  # (N, num_candidates, D)
+        chosen = self.reranker(candidates, text.embedding, settings.threshold).masked_fill(text.empty, 0)
+        return candidates[torch.arange(count, device=chosen.device), chosen]
