@@ -1,6 +1,6 @@
-"""What users pass, in any kind that is common, as what the pipeline computes with; or one clear line.
+"""Convert what users pass to what the pipeline computes with, or refuse it with one clear line.
 
-Numbers may be Python's, numpy's or torch's; sequences lists, tuples, generators or arrays of any strides.
+Numbers may be Python's, numpy's or torch's; sequences may be lists, tuples, generators, or arrays of any strides.
 """
 
 import operator
@@ -18,11 +18,11 @@ from unclip.errors import UserError, reason, shown
 Captions = str | Iterable[str]
 Images = Tensor | np.ndarray | Image.Image | Iterable[Image.Image | np.ndarray | Tensor]
 MAX_SAMPLES = 10**6
-"""Samples of one call: they are all held in memory."""
+"""Most samples of one call, as all of them are held in memory."""
 
 
 def caption_list(captions: Captions) -> list[str]:
-    """Captions as a list. Raises UserError if there are none, or for what is not text."""
+    """Captions as a list. Raises UserError if there are none, or if one is no string."""
     if not isinstance(captions, (str, Iterable)) or isinstance(captions, (bytes, Mapping, set)):
         raise UserError(f"captions must be a string or a list of strings, not {shown(captions)}")
     captions = [str(captions)] if isinstance(captions, str) else list(captions)
@@ -31,26 +31,43 @@ def caption_list(captions: Captions) -> list[str]:
     for caption in captions:
         if not isinstance(caption, str):
             raise UserError(f"a caption must be a string, not {shown(caption)}")
-    return [str(caption) for caption in captions]  # numpy has strings of its own
+    return [str(caption) for caption in captions]  # numpy's strings become Python's
 
 
-def samples_per_caption(n: Any, captions: int) -> int:
-    """Samples per caption. Raises UserError for what is not a whole number, or too many to hold in memory."""
+def captions_per_image(captions: Captions | None, images: int) -> list[str]:
+    """One caption for each image, from one for all or one for each; empty captions for None.
+
+    Raises UserError for another number of captions.
+    """
+    captions = [""] if captions is None else caption_list(captions)
+    if len(captions) not in (1, images):
+        raise UserError(f"{len(captions)} captions do not go with {images} images; give one, or one for each")
+    return captions * images if len(captions) == 1 else captions
+
+
+def samples_each(n: Any, inputs: int) -> int:
+    """Check n, the number of samples for each of so many captions or images.
+
+    Raises UserError if n is not a whole number of at least 1, or if the samples would not fit in memory.
+    """
     try:
         n = operator.index(n)
     except TypeError:
         raise UserError(f"n must be a whole number, not {shown(n)}") from None
     if n < 1:
         raise UserError(f"n must be at least 1, not {n}")
-    if n * captions > MAX_SAMPLES:
+    if n * inputs > MAX_SAMPLES:
         raise UserError(
-            f"{n * captions} samples do not fit in memory; draw at most {MAX_SAMPLES} at once, or use sample.py"
+            f"{n * inputs} samples do not fit in memory; draw at most {MAX_SAMPLES} at once, or use sample.py"
         )
     return n
 
 
 def image_batch(images: Images) -> Tensor | Sequence[Image.Image]:
-    """uint8 (N, C, H, W), or PIL images as they are. Raises UserError for anything else, or for none."""
+    """Images as one tensor, uint8 (N, C, H, W), or as a list of PIL images.
+
+    Raises UserError for anything but PIL images or uint8 arrays (N, H, W, C), and for an empty list.
+    """
     if isinstance(images, Image.Image):
         return [images]
     if not isinstance(images, (Tensor, np.ndarray)):
@@ -61,7 +78,6 @@ def image_batch(images: Images) -> Tensor | Sequence[Image.Image]:
             raise UserError("the list of images is empty; give at least one")
         if all(isinstance(image, Image.Image) for image in images):
             return images
-        images = _tensor(images, "images")
     pixels = _tensor(images, "images")
     if pixels.ndim != 4 or pixels.dtype != torch.uint8 or pixels.shape[-1] not in (1, 3) or 0 in pixels.shape:
         raise UserError(f"images must be uint8 (N, H, W, 1 or 3), not {pixels.dtype} {tuple(pixels.shape)}")
@@ -69,9 +85,9 @@ def image_batch(images: Images) -> Tensor | Sequence[Image.Image]:
 
 
 def unit_embeddings(embeddings: Any, width: int) -> Tensor:
-    """Unit embeddings (N, width) in float32; what has another length is brought to 1.
+    """Embeddings (N, width) in float32, normalised to unit length.
 
-    Raises UserError for another shape, and for numbers that are not finite or all zero.
+    Raises UserError for another shape, and for rows that are not finite or all zero.
     """
     embeddings = _tensor(embeddings, "embeddings").detach().float()
     if embeddings.ndim != 2 or embeddings.shape[1] != width or len(embeddings) == 0:
@@ -81,22 +97,23 @@ def unit_embeddings(embeddings: Any, width: int) -> Tensor:
     if bad.any():
         row = int(bad.flatten().nonzero()[0])
         raise UserError(f"embeddings must be finite and not zero, but row {row} has the length {norms[row].item():g}")
-    return torch.where((norms - 1).abs() < 1e-4, embeddings, F.normalize(embeddings, dim=1))
+    is_unit = (norms - 1).abs() < 1e-4
+    return torch.where(is_unit, embeddings, F.normalize(embeddings, dim=1))
 
 
-def noise_like(noise: Any, own: Tensor) -> Tensor:
-    """Noise as the decoder's own is. Raises UserError for another shape, or numbers that are not finite."""
+def noise_like(noise: Any, example: Tensor) -> Tensor:
+    """Noise of the type and on the device of `example`. Raises UserError for another shape, or values not finite."""
     noise = _tensor(noise, "noise")
-    if noise.shape != own.shape:
-        raise UserError(f"noise must be {tuple(own.shape)}, not {tuple(noise.shape)}")
-    noise = noise.detach().to(own)
+    if noise.shape != example.shape:
+        raise UserError(f"noise must be {tuple(example.shape)}, not {tuple(noise.shape)}")
+    noise = noise.detach().to(example)
     if not noise.isfinite().all():
         raise UserError("noise must be finite; it holds NaN or infinity")
     return noise
 
 
 def device_named(device: Any) -> torch.device:
-    """Raises UserError for a device that torch does not know."""
+    """The device of a name such as "cpu" or "cuda:1". Raises UserError if torch does not know it."""
     try:
         return torch.device(device)
     except (RuntimeError, TypeError, ValueError) as error:
@@ -104,15 +121,15 @@ def device_named(device: Any) -> torch.device:
 
 
 def _tensor(values: Any, name: str) -> Tensor:
-    """Any array, or list of numbers or arrays, as a tensor. Raises UserError for what is neither."""
+    """A tensor from an array, or from a list of numbers or arrays. Raises UserError for anything else."""
     try:
         if isinstance(values, Tensor):
             return values
         if not isinstance(values, np.ndarray):
             values = list(values)
-            if values and all(isinstance(one, Tensor) for one in values):
+            if values and all(isinstance(value, Tensor) for value in values):
                 return torch.stack(values)
-        copy = np.array(values)  # torch takes no negative strides, and warns of what cannot be written to
+        copy = np.array(values)  # torch refuses negative strides, and warns of arrays that cannot be written to
         return torch.from_numpy(copy.astype(copy.dtype.newbyteorder("=")))
     except (TypeError, ValueError, RuntimeError) as error:
         raise UserError(f"{name} must be an array of numbers, all of one shape ({reason(error)})") from None

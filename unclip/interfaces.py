@@ -7,6 +7,8 @@ from torch import Tensor
 
 from unclip.clip.text_features import TextFeatures
 from unclip.diffusion.guidance import OnStep
+from unclip.diffusion.process import Process
+from unclip.diffusion.samplers import Denoise
 from unclip.settings import DecoderSettings, PriorSettings
 
 
@@ -62,6 +64,18 @@ class Decoder(PartModel, Protocol):
             noise: what to start from, in place of the seeds' own.
             on_step: called with (level, x_t, predicted x0) at each step.
         """
+
+
+@runtime_checkable
+class CanDenoise(Protocol):
+    """A decoder by diffusion whose process and denoiser can be used apart, as `unclip.edit.corrupt` does."""
+
+    @property
+    def process(self) -> Process:
+        """The process that it was trained on."""
+
+    def denoiser(self, embeddings: Tensor | None, text: TextFeatures, settings: DecoderSettings) -> Denoise:
+        """denoise(x, level), guided as the settings say, given unit image embeddings (N, D) and N captions."""
 
 
 @runtime_checkable

@@ -17,7 +17,7 @@ from unclip.arguments import (
     device_named,
     image_batch,
     noise_like,
-    samples_per_caption,
+    samples_each,
     unit_embeddings,
 )
 from unclip.clip import CLIP, Preprocess, TextFeatures, Tokenizer, encode_captions, load_clip
@@ -221,7 +221,7 @@ class UnCLIP:
     def _rows(self, captions: Captions, n: int, seed: Seeds) -> tuple[list[str], list[int]]:
         """Captions and seeds, one per sample."""
         captions = caption_list(captions)
-        n = samples_per_caption(n, len(captions))
+        n = samples_each(n, len(captions))
         seeds = seed_list(seed, n) * len(captions) if is_single(seed) else seed_list(seed, n * len(captions))
         return [caption for caption in captions for _ in range(n)], seeds
 

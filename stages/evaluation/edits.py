@@ -1,4 +1,4 @@
-"""Measure what `unclip/edit/manipulations.py` promises, on real images, as the classifier of the evaluation sees them.
+"""Measure what `unclip/edit` promises, on real images, as the classifier of the evaluation sees them.
 
     python -m stages.evaluation.edits                                   # the committed pipeline, 200 test images
     python -m stages.evaluation.edits --checkpoint checkpoints/run --images 20

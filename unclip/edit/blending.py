@@ -1,0 +1,34 @@
+"""Blends: the way from one image to another."""
+
+from typing import Any
+
+import numpy as np
+import torch
+
+from unclip.edit.image_inputs import Pictures, is_single_image, prepare_images
+from unclip.edit.interpolation import slerp
+from unclip.edit.inversion import invert, invertible_sampling, redraw
+from unclip.errors import UserError
+from unclip.pipeline import UnCLIP
+
+
+def blend(pipe: UnCLIP, a: Pictures, b: Pictures, frames: int = 8, **settings: Any) -> np.ndarray:
+    """Draw the frames from image a to image b; embeddings and noise both follow great circles (section 3.2, figure 4).
+
+    Returns:
+        uint8 (frames, H, W, C) for two images, (N, frames, H, W, C) for two lists or arrays of N. The first and the
+        last frame are the reconstructions of a and b.
+    """
+    if frames < 2:
+        raise UserError(f"a blend has at least 2 frames, not {frames}")
+    first = prepare_images(pipe, a)
+    last = prepare_images(pipe, b)
+    if len(first) != len(last):
+        raise UserError(f"{len(first)} images cannot be blended with {len(last)}; give as many of each")
+    decoder = invertible_sampling(pipe, "blend", **settings).decoder
+    latent = invert(pipe, np.concatenate([first, last]), steps=decoder.steps, guidance=decoder.guidance)
+    amounts = torch.linspace(0, 1, frames)
+    embeddings = slerp(*latent.embeddings.chunk(2), amounts)
+    noise = slerp(*latent.noise.chunk(2), amounts)
+    drawn = redraw(pipe, latent, embeddings, noise)
+    return drawn[0] if is_single_image(a) and is_single_image(b) else drawn

@@ -1,0 +1,16 @@
+"""Settings with which each kind of edit draws unless the call says otherwise."""
+
+INVERTIBLE = {"sampler": "ddim", "eta": 0.0, "spacing": "even", "guidance": 1.0, "steps": 50, "num_candidates": 1}
+"""For edits that keep an image's own noise. Only deterministic DDIM can run backwards. With evenly spaced times, few
+steps lead back closest to the image. Guidance is off by default."""
+PAINTING = {"sampler": "ddpm", "eta": 0.0, "guidance": 1.0, "steps": 25, "num_candidates": 1}
+DEFAULTS = {
+    "vary": {},
+    "blend": INVERTIBLE,
+    "change": INVERTIBLE | {"guidance": 2.5},  # with less guidance some images do not reach the second text
+    "mix": {"prior_threshold": 1.0},  # typical samples of each prompt: the mean of unusual ones rarely shows either
+    "inpaint": PAINTING,
+    "probe": {"num_candidates": 1},  # reranking by the embedding would undo the loss of components
+    "corrupt": {},
+}
+"""Settings in which each kind of edit differs from the pipeline's own."""

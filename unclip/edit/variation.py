@@ -1,0 +1,42 @@
+"""Variations: draw again what an image's embedding leaves open."""
+
+import math
+from typing import Any
+
+import torch
+
+from unclip.arguments import samples_each
+from unclip.edit.defaults import INVERTIBLE
+from unclip.edit.image_inputs import Pictures, prepare_images
+from unclip.edit.inversion import invert, invertible_sampling
+from unclip.errors import UserError
+from unclip.pipeline import Output, UnCLIP
+from unclip.settings import seed_list
+
+
+@torch.inference_mode()
+def vary(pipe: UnCLIP, images: Pictures, n: int = 8, seed: int = 0, keep: float = 0.0, **settings: Any) -> Output:
+    """Draw n variations of each image: its embedding stays, the noise changes (section 3.1, figure 3).
+
+    Args:
+        seed: variation i of every image uses seed + i.
+        keep: share of the image's own noise that stays, from 0 to 1. At 0 all noise is new, and the pipeline draws with
+            its own settings. Above 0 the image is inverted, and drawn by DDIM without guidance; 1 reconstructs it.
+    """
+    if not 0 <= keep <= 1:
+        raise UserError(f"keep must lie between 0 and 1, not {keep}")
+    prepared = prepare_images(pipe, images)
+    seeds = seed_list(seed, samples_each(n, len(prepared))) * len(prepared)
+    noise = None
+    if keep:
+        decoder = invertible_sampling(pipe, "vary with keep", **settings).decoder
+        latent = invert(pipe, prepared, steps=decoder.steps, guidance=decoder.guidance)
+        embeddings = latent.embeddings
+        settings = INVERTIBLE | settings
+        new_noise = pipe.decoder.draw_noise(seeds)
+        noise = keep * latent.noise.repeat_interleave(n, dim=0) + math.sqrt(1 - keep**2) * new_noise
+    else:
+        embeddings = pipe.encode_image(prepared)
+    embeddings = embeddings.repeat_interleave(n, dim=0)
+    drawn, noise = pipe.decode_with_noise(embeddings, seed=seeds, noise=noise, **settings)
+    return Output(drawn, [""] * len(seeds), seeds, embeddings, noise)
