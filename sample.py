@@ -154,7 +154,8 @@ def write(drawing: Drawing, trajectory, sampling, checkpoint: Path) -> None:
 
     from unclip.grids import captioned_grid, save_gif
     from unclip.images import save_png
-    from unclip.store.files import write_array_file, write_atomically
+    from unclip.store.array_files import write_npz_by_rows
+    from unclip.store.files import write_atomically
     from unclip.trajectory import denoising_frames, denoising_strip
 
     options, count = drawing.options, drawing.count
@@ -178,7 +179,7 @@ def write(drawing: Drawing, trajectory, sampling, checkpoint: Path) -> None:
             "captions": (np.dtype(f"<U{longest}"), (), drawing.caption),
             "seeds": (np.dtype(np.int64), (), drawing.seed),
         }
-        write_array_file(options.out / "samples.npz", count, columns)
+        write_npz_by_rows(options.out / "samples.npz", count, columns)
     write_atomically(options.out / "samples.json", drawing.samples(sampling, checkpoint))
 
 

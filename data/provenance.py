@@ -13,7 +13,7 @@ from unclip.cli import options as cli
 from unclip.errors import UserError
 from unclip.fields import from_dict
 from unclip.registry import PARTS
-from unclip.store.checkpoint import read_manifest
+from unclip.store.manifest import read_manifest
 
 C = TypeVar("C", bound=SourceConfig)
 Tell = Callable[[str], None]
@@ -37,9 +37,9 @@ def read_provenance(pipeline: Path, plain: C) -> C | None:
     names = []
     for folder in (pipeline / stage for stage in PARTS if (pipeline / stage / "config.json").is_file()):
         manifest = read_manifest(folder)
-        if noted := manifest.source:
+        if noted := manifest.provenance:
             values = noted | {"root": noted.get("root") and Path(noted["root"])}
-            return from_dict(type(plain), values, f"source in {folder / 'config.json'}")
+            return from_dict(type(plain), values, f"provenance in {folder / 'config.json'}")
         names.append(str(manifest.data.get("name")).split("/")[0])
     return next((replace(plain, source=name) for name in names if name in NAMES), None)
 

@@ -1,14 +1,13 @@
 """A data set as the frozen CLIP sees it: computed once and cached, so that no training step runs CLIP.
 
-The cache of a data set is a folder named after hashes of the CLIP and of the data, with an array in each file: the
-image embeddings, and for every caption its text embedding and the encodings of its tokens, end to end. Arrays are
-mapped into memory, so that only what batches ask for is read.
+The cache of a data set is a folder of arrays, named after hashes of the CLIP and of the data: the image embeddings, and
+for every caption its text embedding and the features of its tokens, end to end. Arrays are mapped into memory, so that
+only the rows that batches ask for are read.
 """
 
 import json
-import os
 import shutil
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from itertools import chain
 from pathlib import Path
@@ -22,25 +21,17 @@ from data.paths import CACHE
 from stages import runtime
 from stages.runtime import print0
 from unclip.clip import CLIP, Preprocess, TextFeatures, Tokenizer
-from unclip.errors import UserError, reason
-from unclip.store.checkpoint import sha256
-from unclip.store.files import (
-    file_sha256,
-    flush_folder,
-    make_folder,
-    partial_name,
-    read_record,
-    remove_leftovers,
-    write_record,
-)
+from unclip.store.array_files import array_cache_damage, map_array_cache, new_array_cache
+from unclip.store.checksums import sha256
+from unclip.store.files import make_folder, remove_leftovers
 
 BATCH = 256
-ARRAYS = ("embeddings", "text_embeddings", "tokens", "token_starts")
+"""Images or captions that a rank encodes at once."""
 
 
 @dataclass
 class EmbeddedImages:
-    """Captioned images, with what the frozen CLIP says of them. All tensors are on the CPU."""
+    """Captioned images with their embeddings and those of their captions. All tensors are on the CPU."""
 
     data: CaptionedImages
     embeddings: Tensor
@@ -48,9 +39,9 @@ class EmbeddedImages:
     text_embeddings: Tensor
     """Unit text embeddings (M, D), one per caption of the data set."""
     tokens: Tensor
-    """Token encodings of all captions, end to end, (tokens, W)."""
+    """Token features of all captions, end to end, (tokens, W)."""
     token_starts: Tensor
-    """(M + 1,), where each caption's tokens begin, and the last's end."""
+    """(M + 1,), the first row in `tokens` of each caption, and the end of the last."""
 
     def __len__(self) -> int:
         return len(self.data)
@@ -79,111 +70,83 @@ def embed_images(
     device: torch.device,
     cache: Path = CACHE,
 ) -> EmbeddedImages:
-    """Captioned images with their embeddings from the cache; computed and stored if they are not there or damaged.
+    """Embed captioned images, or read their embeddings from the cache if they are there and intact.
 
-    All ranks must call it: they share the work out. The main one writes, where all of them read.
+    All ranks must call this: they share the work. The main one writes the cache, which all of them read.
     """
-    # Equal weights are not an equal CLIP: the activation, the pooling, the preprocessing or the tokenizer may differ.
+    # two CLIPs of equal weights may still differ in activation, pooling, preprocessing or tokenizer
     identity = sha256((clip_sha256 + json.dumps(asdict(clip.config)) + tokenizer.to_json()).encode())
     folder = cache / f"embedded-{identity[:16]}-{data.fingerprint[:16]}"
     with runtime.main_first():
         if runtime.is_main():
             make_folder(cache)
             remove_leftovers(cache)
-            if folder.exists() and (why := damage(folder)):
-                print0(f"{folder} is damaged ({why}): computing it again")
+            if folder.exists() and (damage := array_cache_damage(folder)):
+                print0(f"{folder} is damaged ({damage}): computing it again")
                 shutil.rmtree(folder)
     if runtime.largest(not folder.exists(), device):
         print0(f"embedding {data.name}: {len(data)} images, {len(data.captions)} captions")
-        compute(folder, data, clip.to(device), tokenizer, preprocess)
+        compute_embeddings(folder, data, clip.to(device), tokenizer, preprocess)
         runtime.barrier()
-    # "c": torch wants what can be written to; the file stays as it is
-    arrays = {name: torch.from_numpy(np.load(folder / f"{name}.npy", mmap_mode="c")) for name in ARRAYS}
-    return EmbeddedImages(data, **arrays)
-
-
-def damage(folder: Path) -> str:
-    """What is wrong with a cache; nothing if its files are those that were written."""
-    try:
-        expected = read_record(folder / "sha256.json")
-        wrong = [name for name in ARRAYS if file_sha256(folder / f"{name}.npy") != expected[name]]
-    except (OSError, UserError, KeyError, TypeError) as error:
-        return reason(error)
-    return f"{wrong[0]}.npy has changed" if wrong else ""
+    arrays = map_array_cache(folder).arrays
+    return EmbeddedImages(data, **{name: torch.from_numpy(array) for name, array in arrays.items()})
 
 
 @torch.inference_mode()
-def compute(folder: Path, data: CaptionedImages, clip: CLIP, tokenizer: Tokenizer, preprocess: Preprocess) -> None:
-    """Put a data set through a CLIP, on the CLIP's device, into a new folder; of several ranks the main one writes."""
-    ids = tokenizer.encode(data.captions, clip.config.text.context)
-    lengths = clip.text.mask(ids).sum(dim=1)
+def compute_embeddings(
+    folder: Path, data: CaptionedImages, clip: CLIP, tokenizer: Tokenizer, preprocess: Preprocess
+) -> None:
+    """Embed a data set on the CLIP's device into a new cache, which the main rank writes."""
+    token_ids = tokenizer.encode(data.captions, clip.config.text.context)
+    lengths = clip.text.mask(token_ids).sum(dim=1)
     starts = torch.cat([torch.zeros(1, dtype=torch.long), lengths.cumsum(dim=0)])
     pieces = chain(
         [("token_starts", slice(None), starts)],
         encoded_images(data, clip, preprocess),
-        encoded_captions(ids, starts, clip),
+        encoded_captions(token_ids, starts, clip),
     )
-    shapes = {
-        "embeddings": (len(data), clip.config.embed_dim),
-        "text_embeddings": (len(ids), clip.config.embed_dim),
-        "tokens": (int(starts[-1]), clip.config.text.width),
-        "token_starts": (len(starts),),
+    layout = {
+        "embeddings": (np.float32, (len(data), clip.config.embed_dim)),
+        "text_embeddings": (np.float32, (len(token_ids), clip.config.embed_dim)),
+        "tokens": (np.float32, (int(starts[-1]), clip.config.text.width)),
+        "token_starts": (np.int64, (len(starts),)),
     }
     if runtime.is_main():
-        write(folder, shapes, pieces)
+        with new_array_cache(folder, layout) as cache:
+            for name, rows, values in pieces:
+                cache.arrays[name][rows] = values.numpy()
     else:
-        for _ in pieces:  # computed with the others
+        for _ in pieces:  # the other ranks compute their share of each piece
             pass
 
 
 Piece = tuple[str, slice, Tensor]
-"""The name of an array, and some of its rows with what belongs there."""
+"""The name of an array, a range of its rows, and their values."""
 
 
 def encoded_images(data: CaptionedImages, clip: CLIP, preprocess: Preprocess) -> Iterator[Piece]:
-    """Of several ranks each encodes a share of every piece, and all have it."""
+    """Pieces of the image embeddings. Each rank encodes a share of every piece, and gets the whole of it."""
 
     def encode(rows: Tensor) -> tuple[Tensor]:
         return (clip.encode_image(preprocess(data.images[rows].to(clip.logit_scale.device))),)
 
-    for rows in _parts(len(data)):
+    for rows in _row_batches(len(data)):
         [embeddings] = runtime.in_shares(encode, rows)
         yield "embeddings", slice(rows[0], rows[-1] + 1), embeddings.cpu()
 
 
-def encoded_captions(ids: Tensor, starts: Tensor, clip: CLIP) -> Iterator[Piece]:
-    """The same for captions, of which no padding is kept."""
-    for rows in _parts(len(ids)):
-        text, encodings = runtime.in_shares(lambda own: clip.encode_text(ids[own].to(clip.logit_scale.device)), rows)
-        yield "text_embeddings", slice(rows[0], rows[-1] + 1), text.cpu()
-        yield "tokens", slice(starts[rows[0]], starts[rows[-1] + 1]), encodings.cpu()[clip.text.mask(ids[rows])]
+def encoded_captions(token_ids: Tensor, starts: Tensor, clip: CLIP) -> Iterator[Piece]:
+    """Pieces of the text embeddings and of the token features, without padding; shared by the ranks as above."""
+
+    def encode(rows: Tensor) -> tuple[Tensor, Tensor]:
+        return clip.encode_text(token_ids[rows].to(clip.logit_scale.device))
+
+    for rows in _row_batches(len(token_ids)):
+        text_embeddings, tokens = runtime.in_shares(encode, rows)
+        yield "text_embeddings", slice(rows[0], rows[-1] + 1), text_embeddings.cpu()
+        yield "tokens", slice(starts[rows[0]], starts[rows[-1] + 1]), tokens.cpu()[clip.text.mask(token_ids[rows])]
 
 
-def write(folder: Path, shapes: dict[str, tuple[int, ...]], pieces: Iterable[Piece]) -> None:
-    """Write arrays, each in a file of its own, which need not fit in memory: the folder whole, or not at all."""
-    temporary = partial_name(folder)
-    make_folder(temporary)
-    try:
-        kinds = {name: np.int64 if name == "token_starts" else np.float32 for name in shapes}
-        arrays = {
-            name: np.lib.format.open_memmap(temporary / f"{name}.npy", "w+", kinds[name], shape)
-            for name, shape in shapes.items()
-        }
-        for name, rows, values in pieces:
-            arrays[name][rows] = values.numpy()
-        for array in arrays.values():
-            array.flush()
-        write_record(temporary / "sha256.json", {name: file_sha256(temporary / f"{name}.npy") for name in ARRAYS})
-        try:
-            os.rename(temporary, folder)
-            flush_folder(folder.parent)
-        except OSError:
-            if not folder.exists():  # else another run was first, with the same
-                raise
-    finally:
-        shutil.rmtree(temporary, ignore_errors=True)
-
-
-def _parts(n: int) -> tuple[Tensor, ...]:
-    """Rows 0 .. n - 1, as many at a time as suit all ranks."""
+def _row_batches(n: int) -> tuple[Tensor, ...]:
+    """The rows 0 .. n - 1, a batch for every rank at a time."""
     return torch.arange(n).split(BATCH * runtime.world_size())

@@ -14,8 +14,9 @@ from stages.run import FrozenCLIPRun, PartRun, Shapes
 from unclip.clip import CLIPConfig, Tokenizer, encode_captions, load_clip
 from unclip.clip.pretrained import adopt, load_bundle
 from unclip.errors import UserError
-from unclip.store.checkpoint import read_manifest, sha256
+from unclip.store.checksums import sha256
 from unclip.store.hub import find_pipeline
+from unclip.store.manifest import read_manifest
 
 
 @dataclass

@@ -30,8 +30,12 @@ from unclip.cli import signals
 from unclip.devices import Device
 from unclip.errors import UserError
 from unclip.fields import as_option, bounded, check
-from unclip.store.checkpoint import Manifest, read_manifest, save_part, settle, write_index
-from unclip.store.files import checksum, only_writer, remove_leftovers, write_atomically, write_record
+from unclip.store.checksums import json_sha256
+from unclip.store.files import remove_leftovers, write_atomically
+from unclip.store.index import write_index
+from unclip.store.lock import only_writer
+from unclip.store.manifest import Manifest, read_manifest
+from unclip.store.parts import finish_saving, save_changed_manifest, save_part
 from unclip.tensor_batch import TensorBatch
 
 
@@ -167,7 +171,7 @@ def clean_up(folder: Path) -> None:
     for place in (folder.parent, folder, folder / "train"):
         remove_leftovers(place)
     with contextlib.suppress(UserError):  # of a manifest that cannot be read, which is told where it is needed
-        settle(folder)
+        finish_saving(folder)
 
 
 def run_steps(stage: Stage, config: TrainConfig, device: torch.device, folder: Path, manifest: Manifest) -> Manifest:
@@ -338,7 +342,7 @@ def finish(folder: Path, manifest: Manifest) -> None:
     saved = read_manifest(folder)
     training = saved.training | {k: v for k, v in manifest.training.items() if k == "resumed_with"}
     wanted = replace(saved, complete=True, sampling=manifest.sampling, training=training)
-    if checksum(asdict(saved)) != checksum(asdict(wanted)):
+    if json_sha256(asdict(saved)) != json_sha256(asdict(wanted)):
         write_index(folder.parent, leave_out=folder.name)
-        write_record(folder / "config.json", asdict(wanted))
+        save_changed_manifest(folder, wanted)
     write_index(folder.parent)

@@ -1,4 +1,4 @@
-"""What a run goes on from: one of its last two states, or the weights of another pipeline."""
+"""Where a run goes on from: one of its last two states, or the weights of another pipeline."""
 
 import contextlib
 import json
@@ -6,30 +6,22 @@ import os
 from collections import defaultdict
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
-import safetensors.torch
 import torch
-import xxhash
-from safetensors import SafetensorError
 from torch import Tensor, nn
 
 from stages import runtime
 from stages.sharding import alike, fill, made_whole, whole
-from unclip.errors import UserError, reason
-from unclip.store.checkpoint import dump_tensors, load_part, load_weights
+from unclip.errors import UserError
 from unclip.store.files import partial_name, write_atomically
 from unclip.store.hub import find_pipeline
-
-BLANK = "0" * 32
-"""Stands for the checksum while it is computed."""
-FAULTS = (ValueError, LookupError, TypeError, AttributeError, ArithmeticError, RecursionError, SafetensorError)
-"""What reading a damaged file raises."""
+from unclip.store.parts import load_part, load_weights
+from unclip.store.tensors import dump_sealed_tensors, load_sealed_tensors
 
 
 @dataclass
 class Progress:
-    """What a run carries from step to step beside its tensors."""
+    """Everything that a run carries from step to step beside its tensors."""
 
     step: int = 0
     best: float | None = None
@@ -47,7 +39,7 @@ class Progress:
 
 
 def state_tensors(model: nn.Module, average: nn.Module, optimizers: list[torch.optim.Optimizer]) -> dict[str, Tensor]:
-    """All tensors that a run goes on from, those of the optimisers made whole. All ranks must call it."""
+    """All tensors that a run goes on from, with those of the optimisers made whole. All ranks must call it."""
     tensors = {f"model.{k}": v for k, v in model.state_dict().items()}
     tensors |= {f"average.{k}": v for k, v in average.state_dict().items()}
     for optimizer in optimizers:
@@ -58,17 +50,17 @@ def state_tensors(model: nn.Module, average: nn.Module, optimizers: list[torch.o
 
 
 def save_state(path: Path, tensors: dict[str, Tensor], progress: Progress) -> None:
-    """All that a run needs to go on, in one file with its own checksum; the one before it is kept beside it."""
-    progress.threads, progress.ranks = torch.get_num_threads(), runtime.world_size()
-    metadata = {"progress": json.dumps(vars(progress), default=float), "checksum": BLANK}
-    content = sealed(dump_tensors(tensors, metadata))
+    """Write all that a run needs to go on, in one sealed file. The state before it is kept beside it."""
+    progress.threads = torch.get_num_threads()
+    progress.ranks = runtime.world_size()
+    content = dump_sealed_tensors(tensors, {"progress": json.dumps(vars(progress), default=float)})
     if path.exists():
-        keep(path)
+        keep_previous_state(path)
     write_atomically(path, content)
 
 
 def not_finite(tensors: dict[str, Tensor]) -> str | None:
-    """The first of the tensors that holds NaN or infinity."""
+    """The name of the first tensor that holds NaN or infinity."""
     floating = {name: tensor for name, tensor in tensors.items() if tensor.is_floating_point() and tensor.numel()}
     if not floating:
         return None
@@ -77,73 +69,50 @@ def not_finite(tensors: dict[str, Tensor]) -> str | None:
     return next((name for name, good in zip(floating, finite, strict=True) if not good), None)
 
 
-def keep(path: Path) -> None:
-    """Give a state a second name, that of the state before, such that at every moment there is a state."""
+def keep_previous_state(path: Path) -> None:
+    """Give a state a second name, that of the previous state, so that there is a state at every moment."""
     second = partial_name(path)
     try:
         os.link(path, second)
-        os.replace(second, earlier(path))
+        os.replace(second, previous_state(path))
         second.unlink(missing_ok=True)  # a rename between two names of one file does nothing
     except OSError:  # a file system without links
-        os.replace(path, earlier(path))
+        os.replace(path, previous_state(path))
 
 
-def earlier(path: Path) -> Path:
+def previous_state(path: Path) -> Path:
     return path.with_name("state-before.safetensors")
 
 
-def sealed(content: bytes) -> list[bytes | memoryview]:
-    """A safetensors file, in parts, with its checksum in the header's metadata; it is taken while a blank is there."""
-    length = 8 + int.from_bytes(content[:8], "little")
-    header, body = content[:length], memoryview(content)[length:]
-    digest = xxhash.xxh3_128(header)
-    digest.update(body)
-    return [header.replace(BLANK.encode(), digest.hexdigest().encode(), 1), body]
-
-
-def unsealed(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
-    """The tensors and the metadata of a file that was sealed. Raises UserError if any of its bytes has changed."""
-    content = path.read_bytes()
-    length = 8 + int.from_bytes(content[:8], "little")
-    try:
-        metadata = json.loads(content[8:length])["__metadata__"]
-        written = metadata["checksum"]
-        header = content[:length].replace(written.encode(), BLANK.encode(), 1)
-        digest = xxhash.xxh3_128(header)
-        digest.update(memoryview(content)[length:])
-        if digest.hexdigest() != written:
-            raise UserError("its checksum is another")
-        return safetensors.torch.load(content), metadata
-    except FAULTS as error:
-        raise UserError(f"{path} is damaged ({reason(error)})") from error
-
-
 def open_state(path: Path) -> tuple[dict[str, Tensor], Progress]:
-    """The last state, or the one before if it is damaged, which is said. Raises UserError if both are."""
-    why = ""
-    for one in (path, earlier(path)):
+    """The last state, or the previous one, with a message, if it is damaged. Raises UserError if both are."""
+    damage = ""
+    for candidate in (path, previous_state(path)):
         with contextlib.suppress(FileNotFoundError):
             try:
-                tensors, metadata = unsealed(one)
+                tensors, metadata = load_sealed_tensors(candidate)
             except UserError as error:
-                why = why or str(error)
+                damage = damage or str(error)
                 continue
             values = json.loads(metadata["progress"])
             progress = Progress(**{name: values[name] for name in vars(Progress()) if name in values})
-            if why:
-                runtime.print0(f"{why}: going on from the one before, of step {progress.step}")
-                if runtime.is_main():  # it is not to take the good one's place at the next save
+            if damage:
+                runtime.print0(f"{damage}: going on from the one before, of step {progress.step}")
+                if runtime.is_main():  # so that the next save does not keep it in place of the good one
                     path.replace(path.with_name("state-damaged.safetensors"))
             return tensors, progress
-    raise UserError(f"{why}, and so is the one before; delete the folder {path.parents[1]} to train it anew")
+    raise UserError(f"{damage}, and so is the one before; delete the folder {path.parents[1]} to train it anew")
 
 
 def has_state(path: Path) -> bool:
-    return path.exists() or earlier(path).exists()
+    return path.exists() or previous_state(path).exists()
 
 
 def load_state(path: Path, model: nn.Module, average: nn.Module, optimizers: list[torch.optim.Optimizer]) -> Progress:
-    """Go on from a saved state, or from the beginning if there is none. Raises UserError if none is whole."""
+    """Fill the models and the optimisers from a saved state, if there is one. Returns its progress.
+
+    Raises UserError if there are states but none is whole.
+    """
     if not has_state(path):
         return Progress()
     tensors, progress = open_state(path)
@@ -161,25 +130,25 @@ def load_state(path: Path, model: nn.Module, average: nn.Module, optimizers: lis
         for key, value in parts[type(optimizer).__name__].items():
             index, name = key.split(".", 1)
             weight = weights[int(index)]
-            if value.ndim and value.shape == weight.shape:  # in the order in memory that the optimiser gave it
+            if value.ndim and value.shape == weight.shape:  # in the memory format that the optimiser gave it
                 value = alike(value, weight)
             state[int(index)][name] = value
         optimizer.load_state_dict({"state": state, "param_groups": optimizer.state_dict()["param_groups"]})
     return progress
 
 
-def start_from(model: nn.Module, pipeline: Path | None, stage: str) -> dict[str, str]:
-    """Fill a new model with the weights of another pipeline's stage, if one is given: fine-tuning.
+def start_from(model: nn.Module, pipeline: Path | None, part: str) -> dict[str, str]:
+    """Fill a new model with the weights of another pipeline's part, if one is given: fine-tuning.
 
-    What a model names as `of_data` it keeps. Returns the parent to name in the manifest, {"start": SHA-256}.
-    Raises UserError if shapes differ.
+    Weights that the model names as `data_buffers` keep their values. Returns the parent to name in the manifest,
+    {"start": SHA-256}. Raises UserError if shapes differ.
     """
     if pipeline is None:
         return {}
     pipeline = find_pipeline(pipeline)
-    parent, manifest = load_part(pipeline / stage)
-    prefix = getattr(model, "of_data", ())  # no name starts with an empty tuple
-    theirs = {name: tensor for name, tensor in parent.state_dict().items() if not name.startswith(prefix)}
-    own = {name: tensor for name, tensor in model.state_dict().items() if name.startswith(prefix)}
-    load_weights(model, theirs | own, pipeline / stage / "model.safetensors")
+    parent, manifest = load_part(pipeline / part)
+    prefix = getattr(model, "data_buffers", ())  # no name starts with an empty tuple
+    inherited = {name: tensor for name, tensor in parent.state_dict().items() if not name.startswith(prefix)}
+    retained = {name: tensor for name, tensor in model.state_dict().items() if name.startswith(prefix)}
+    load_weights(model, inherited | retained, pipeline / part / "model.safetensors")
     return {"start": manifest.sha256}

@@ -23,8 +23,8 @@ from stages.state import start_from
 from unclip.cli import options as cli
 from unclip.errors import UserError
 from unclip.registry import PARTS, default_kind, find_kind, resolve
-from unclip.store.checkpoint import Manifest, read_manifest
 from unclip.store.hub import find_pipeline
+from unclip.store.manifest import Manifest, read_manifest
 
 
 class PartStage(loop.Stage, Protocol):
@@ -71,7 +71,7 @@ def train_part(part: str, run: PartRun) -> Manifest:
         run.kind,
         parents=inputs.parents | start,
         data={"name": inputs.data.name, "fingerprint": inputs.data.fingerprint, "example": inputs.data.example},
-        source=inputs.provenance,
+        provenance=inputs.provenance,
         training=settings(run),
         sampling=asdict(run.sampling) if hasattr(run, "sampling") else {},
     )

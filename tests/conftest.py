@@ -19,7 +19,7 @@ from data.fashion_mnist_captions import CLASSES, PLAIN_CAPTIONS, Grammar, Gramma
 from stages import log
 from unclip import UnCLIP
 from unclip.cli import options as cli
-from unclip.store.files import read_record, write_record
+from unclip.store.sealed_json import read_record, write_record
 
 ROOT = Path(__file__).resolve().parents[1]
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # scripts beside each other do not wait in turns for the same cores

@@ -7,8 +7,8 @@ from conftest import files_under
 from toy import SETTINGS, LineStage, manifest
 
 from stages import loop
-from unclip.store.checkpoint import load_tensors
-from unclip.store.files import read_json
+from unclip.store.sealed_json import read_json
+from unclip.store.tensors import load_tensors
 
 CPU = torch.device("cpu")
 

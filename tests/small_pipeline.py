@@ -9,8 +9,11 @@ from unclip.clip import CLIP, CLIPConfig, TextConfig, Tokenizer, VisionConfig
 from unclip.decoder import Decoder, DecoderConfig
 from unclip.prior import Prior, PriorConfig
 from unclip.settings import DecoderSettings, PriorSettings
-from unclip.store.checkpoint import Manifest, save_part, sha256, write_index
+from unclip.store.checksums import sha256
 from unclip.store.files import write_atomically
+from unclip.store.index import write_index
+from unclip.store.manifest import Manifest
+from unclip.store.parts import save_part
 
 CAPTIONS = ["a bag", "a dark coat", "a wide sneaker"]
 

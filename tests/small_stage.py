@@ -22,7 +22,7 @@ from torch import Tensor, nn
 
 from stages import loop, runtime
 from unclip.cli import options as cli
-from unclip.store.checkpoint import Manifest
+from unclip.store.manifest import Manifest
 from unclip.tensor_batch import TensorBatch
 
 SETTINGS = loop.TrainConfig(

@@ -12,21 +12,15 @@ from torch import nn
 from unclip import UnCLIP
 from unclip.errors import UserError
 from unclip.settings import DecoderSettings, PriorSettings
-from unclip.store import checkpoint, files
-from unclip.store.checkpoint import (
-    Manifest,
-    check_lineage,
-    dump_tensors,
-    load_part,
-    load_tensors,
-    load_weights,
-    read_manifest,
-    save_part,
-    sha256,
-    write_index,
-)
-from unclip.store.files import read_json, read_record, write_atomically, write_json
-from unclip.store.index import read_index, read_sampling
+from unclip.store import files
+from unclip.store.checksums import sha256
+from unclip.store.files import write_atomically
+from unclip.store.formats import FORMAT
+from unclip.store.index import read_index, read_sampling, write_index
+from unclip.store.manifest import Manifest, check_lineage, read_manifest
+from unclip.store.parts import load_part, load_weights, save_part
+from unclip.store.sealed_json import read_json, read_record, write_json
+from unclip.store.tensors import dump_tensors, load_tensors
 
 
 @dataclass(frozen=True)
@@ -122,7 +116,7 @@ def test_missing_pipeline_says_that_it_does_not_exist(tmp_path):
     assert "python train_decoder.py" in message
 
 
-@pytest.mark.parametrize("content", ["", "{", "not json", '{"stage": "prior",', b"\xff\xfe\x00", "[" * 50])
+@pytest.mark.parametrize("content", ["", "{", "not json", '{"part": "prior",', b"\xff\xfe\x00", "[" * 50])
 def test_manifest_that_is_not_json_is_refused(content, stage):
     (stage[0] / "config.json").write_bytes(content if isinstance(content, bytes) else content.encode())
     assert "config.json is not readable JSON" in refusal(stage[0])
@@ -131,7 +125,7 @@ def test_manifest_that_is_not_json_is_refused(content, stage):
 @pytest.mark.parametrize("version", [0, 1, 2, "3", None])
 def test_other_format_version_is_refused(version, stage):
     edit(stage[0], format=version)
-    assert f"has format {version}, but this version reads format {checkpoint.FORMAT}" in refusal(stage[0])
+    assert f"has format {version}, but this version reads the formats 3 and 4" in refusal(stage[0])
 
 
 @pytest.mark.parametrize("content", ["[]", "3", "null", "{}"])
@@ -280,7 +274,7 @@ def save(folder, stage: str, **named) -> str:
 
 def test_index_lists_the_complete_stages_with_their_kinds(tmp_path):
     hashes = {stage: save(tmp_path, stage, figures={"f": 1.5}) for stage in ("clip", "decoder")}
-    save(tmp_path, "prior", complete=False, sampling={"prior_num_candidates": 9})
+    save(tmp_path, "prior", complete=False, sampling={"num_candidates": 9})
     write_index(tmp_path)
     rest = {"step": 3, "figures": {"f": 1.5}}
     listed = {
@@ -290,12 +284,12 @@ def test_index_lists_the_complete_stages_with_their_kinds(tmp_path):
     index = read_index(tmp_path)
     files = {f"{stage}/model.safetensors": hashes[stage] for stage in hashes}
     files |= {f"{stage}/config.json": sha256((tmp_path / stage / "config.json").read_bytes()) for stage in hashes}
-    assert index == {"format": checkpoint.FORMAT, "files": files, "stages": listed, "sampling": {}}
+    assert index == {"format": FORMAT, "files": files, "parts": listed, "sampling": {}}
 
 
 def test_index_carries_the_settings_of_sampling_stage_by_stage(tmp_path):
     save(tmp_path, "clip")
-    save(tmp_path, "prior", sampling={"prior_num_candidates": 9, "guidance": 2.0})
+    save(tmp_path, "prior", sampling={"num_candidates": 9, "guidance": 2.0})
     save(tmp_path, "decoder", sampling={"guidance_interval": (0.0, 0.5)})
     write_index(tmp_path)
     sampling = {"prior": {"num_candidates": 9, "guidance": 2.0}, "decoder": {"guidance_interval": [0.0, 0.5]}}
@@ -335,13 +329,13 @@ def test_manifest_on_disk_names_all_that_a_stage_comes_from(trained):
     assert prior.parents == decoder.parents == {"clip": clip.sha256}
     assert clip.parents == {"tokenizer": sha256((trained.folder / "tokenizer.json").read_bytes())}
     for name, manifest in (("clip", clip), ("prior", prior), ("decoder", decoder)):
-        assert (manifest.stage, manifest.kind) == (name, "transformer" if name == "clip" else "diffusion")
-        assert manifest.format == checkpoint.FORMAT
+        assert (manifest.part, manifest.kind) == (name, "transformer" if name == "clip" else "diffusion")
+        assert manifest.format == FORMAT
         assert manifest.complete
         assert 0 < manifest.step <= manifest.training["train"]["steps"]
         assert manifest.data["name"].startswith("fashion-mnist/train")
         assert len(manifest.data["fingerprint"]) == 64
         assert manifest.data["example"] == "an image of a t-shirt/top"
         weights = (trained.folder / name / "model.safetensors").read_bytes()
-        assert checkpoint.sha256(weights) == manifest.sha256
+        assert sha256(weights) == manifest.sha256
         assert read_record(trained.folder / name / "config.json") == json.loads(json.dumps(asdict(manifest)))

@@ -15,7 +15,7 @@ from data import fashion_mnist
 from unclip.cli import options as cli
 from unclip.errors import UserError
 from unclip.fields import bounded, flat_values, flattened, from_data
-from unclip.store.checkpoint import read_manifest
+from unclip.store.manifest import read_manifest
 
 BAG = "an image of a bag"
 IMAGE = "out/000-an-image-of-a-bag-seed0.png"
@@ -91,7 +91,7 @@ def test_sample_refuses_a_missing_checkpoint_as_a_real_process(tmp_path):
 def test_sample_refuses_an_incomplete_checkpoint(stage, copied, script, tmp_path):
     shutil.rmtree(copied / stage)
     finished = script("sample", BAG, "--checkpoint", copied, "--out", tmp_path / "out")
-    assert_one_error_line(finished, f"has no trained {stage} stage", f"python train_{stage}.py --out {copied}")
+    assert_one_error_line(finished, f"has no trained {stage}", f"python train_{stage}.py --out {copied}")
     assert files_under(tmp_path / "out") == []
 
 
@@ -181,13 +181,13 @@ def test_caption_that_is_not_unicode_is_refused(trained, script, tmp_path):
 
 def test_stages_out_of_order_are_refused_as_a_real_process(tmp_path):
     finished = run_python(ROOT / "train_prior.py", "--preset", "tiny", "--out", tmp_path / "run")
-    assert_one_error_line(finished, "no clip stage", f"python train_clip.py --out {tmp_path / 'run'}")
+    assert_one_error_line(finished, "so it has no clip", f"python train_clip.py --out {tmp_path / 'run'}")
     assert not (tmp_path / "run").exists()
 
 
 def test_decoder_before_clip_is_refused(script, tmp_path):
     finished = script("train_decoder", "--preset", "tiny", "--out", tmp_path)
-    assert_one_error_line(finished, f"{tmp_path} has no trained clip stage")
+    assert_one_error_line(finished, f"{tmp_path} has no trained clip")
     assert files_under(tmp_path) == []
 
 

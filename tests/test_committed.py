@@ -14,8 +14,11 @@ from unclip import UnCLIP
 from unclip.images import to_float
 from unclip.registry import PARTS
 from unclip.settings import DecoderSettings
-from unclip.store.checkpoint import load_part, read_manifest, sha256, write_index
-from unclip.store.files import read_record, write_record
+from unclip.store.checksums import sha256
+from unclip.store.index import write_index
+from unclip.store.manifest import read_manifest
+from unclip.store.parts import load_part
+from unclip.store.sealed_json import read_record, write_record
 
 COMMITTED = ROOT / "checkpoints" / "fashion-mnist"
 EMOJI = ROOT / "checkpoints" / "emoji"

@@ -59,8 +59,11 @@ def build(clip, tokenizer, tmp_path):
     return call
 
 
+ARRAYS = ("embeddings", "text_embeddings", "tokens", "token_starts")
+
+
 def assert_equal(one, other):
-    for name in embed.ARRAYS:
+    for name in ARRAYS:
         assert torch.equal(getattr(one, name), getattr(other, name)), name
 
 
@@ -85,7 +88,7 @@ def test_cache_keeps_no_padding_and_is_mapped_into_memory(build, data, clip, tok
     tokens = sum(len(tokenizer.encode([caption], 32)[0]) for caption in data.captions)
     assert embedded.tokens.shape == (tokens, 16)
     (folder,) = (tmp_path / "cache").iterdir()
-    mapped = np.load(folder / "encodings.npy", mmap_mode="r")
+    mapped = np.load(folder / "tokens.npy", mmap_mode="r")
     assert isinstance(mapped, np.memmap)
     assert np.array_equal(mapped, embedded.tokens)
 
@@ -112,13 +115,13 @@ def test_other_clip_or_other_data_is_another_entry(build, data, calls, tmp_path)
     assert len(list((tmp_path / "cache").iterdir())) == 3
 
 
-@pytest.mark.parametrize("name", ["embeddings.npy", "encodings.npy", "starts.npy", "sha256.json"])
+@pytest.mark.parametrize("name", ["embeddings.npy", "tokens.npy", "token_starts.npy", "arrays.json"])
 @pytest.mark.parametrize(
     "damage", [lambda c: c[: len(c) // 2], lambda c: b"", lambda c: c[:-9] + bytes([c[-9] ^ 1]) + c[-8:]]
 )
 def test_damaged_cache_is_computed_again(name, damage, build, data, calls, tmp_path, capsys):
     first = build(data)
-    kept = {array: getattr(first, array).clone() for array in embed.ARRAYS}
+    kept = {array: getattr(first, array).clone() for array in ARRAYS}
     (folder,) = (tmp_path / "cache").iterdir()
     intact = (folder / name).read_bytes()
     (folder / name).unlink()
@@ -127,7 +130,7 @@ def test_damaged_cache_is_computed_again(name, damage, build, data, calls, tmp_p
     again = build(data)
     assert calls
     assert "is damaged" in capsys.readouterr().err
-    assert all(torch.equal(getattr(again, array), kept[array]) for array in embed.ARRAYS)
+    assert all(torch.equal(getattr(again, array), kept[array]) for array in ARRAYS)
     assert (folder / name).read_bytes() == intact
 
 
@@ -155,7 +158,7 @@ def test_captions_are_cropped_to_the_longest_of_the_batch(build, data, tokenizer
 def test_captions_at_the_end_of_the_store_are_padded_like_others(build, data):
     embedded = build(data)
     last = len(data.captions) - 1
-    longest = int(embedded.starts.diff().argmax())
+    longest = int(embedded.token_starts.diff().argmax())
     padded = embedded.captions(torch.tensor([last, longest]))
     alone = embedded.captions(torch.tensor([last]))
     assert torch.equal(padded.tokens[0, : alone.tokens.shape[1]], alone.tokens[0])

@@ -15,9 +15,10 @@ from PIL import Image
 from data.fashion_mnist_captions import PLAIN_CAPTIONS
 from unclip import UnCLIP
 from unclip.registry import PARTS
-from unclip.store.checkpoint import load_tensors, read_manifest
-from unclip.store.files import read_json
 from unclip.store.index import newest_pipeline
+from unclip.store.manifest import read_manifest
+from unclip.store.sealed_json import read_json
+from unclip.store.tensors import load_tensors
 
 CAPTIONS = ("An image of an ankle boot", "a dark narrow dress", "")
 TEN = (ROOT / "data" / "ten_captions.txt").read_text(encoding="utf-8").splitlines()
@@ -57,9 +58,9 @@ def test_pipeline_folder_is_laid_out_as_promised(trained):
 
 def test_index_names_the_weights_of_all_stages(trained):
     index = read_json(trained.folder / "model_index.json")
-    assert list(index["stages"]) == list(PARTS)
+    assert list(index["parts"]) == list(PARTS)
     for stage in PARTS:
-        assert index["stages"][stage]["sha256"] == read_manifest(trained.folder / stage).sha256
+        assert index["parts"][stage]["sha256"] == read_manifest(trained.folder / stage).sha256
 
 
 @pytest.mark.parametrize("stage", PARTS)
@@ -107,14 +108,14 @@ def test_fine_tuning_another_shape_is_refused(trained, script, tmp_path):
         script("train_clip", *options, "--model.vision.width", 64), "vision.", "but the model expects"
     )
     missing = script("train_clip", *options[:-1], tmp_path / "no")
-    assert_one_error_line(missing, f"{tmp_path / 'no'} does not exist, so it has no clip stage")
+    assert_one_error_line(missing, f"{tmp_path / 'no'} does not exist, so it has no clip")
 
 
 def test_fine_tuning_from_another_projects_clip_is_refused(script, tmp_path):
     huggingface_clip(tmp_path / "foreign")
     (tmp_path / "foreign" / "tokenizer.json").unlink()
     finished = script("train_clip", "--preset", "tiny", "--out", tmp_path, "--init-from", tmp_path / "foreign")
-    assert_one_error_line(finished, f"{tmp_path / 'foreign'} has no trained clip stage")
+    assert_one_error_line(finished, f"{tmp_path / 'foreign'} has no trained clip")
 
 
 def test_same_command_again_leaves_a_trained_stage_alone(trained, script):

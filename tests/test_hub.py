@@ -78,7 +78,7 @@ def test_a_path_wins_over_a_name(online, small, tmp_path):
     (tmp_path / NAME).symlink_to(small)
     UnCLIP.from_pretrained(NAME)
     (tmp_path / NAME).unlink()
-    with pytest.raises(UserError, match="so it has no clip stage"):  # as of a misspelt checkpoints/run
+    with pytest.raises(UserError, match="so it has no clip"):  # as of a misspelt checkpoints/run
         UnCLIP.from_pretrained(NAME)
     assert online.given == []
 

@@ -14,7 +14,10 @@ from stages.data_config import DataConfig
 from stages.identity import settings
 from stages.optim import cosine_warmup
 from unclip.errors import UserError
-from unclip.store.checkpoint import Manifest, load_part, load_tensors, sha256
+from unclip.store.checksums import sha256
+from unclip.store.manifest import Manifest
+from unclip.store.parts import load_part
+from unclip.store.tensors import load_tensors
 
 # --- training ---------------------------------------------------------------------------------------------------------
 

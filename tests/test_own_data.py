@@ -63,7 +63,7 @@ def test_every_stage_trains_on_a_folder_and_says_what_it_left_out(pipeline, imag
         assert "7.png: has no 7.txt beside it" in said[stage]
         manifest = json.loads((folder / stage / "config.json").read_text())
         assert manifest["data"]["name"].endswith("/train")
-        assert manifest.pop("source")["source"] == str(images)
+        assert manifest.pop("provenance")["source"] == str(images)
         assert "/tmp" not in json.dumps(manifest), "a path of this machine"
         assert list((folder / stage / "train").glob("preview-*.png"))
     assert json.loads((folder / "clip" / "config.json").read_text())["model"]["vision"]["patch_size"] in (6, 8)

@@ -20,8 +20,8 @@ from unclip import UserError
 from unclip.cli import options as cli
 from unclip.page import answers, markup
 from unclip.page.shelf import OpenPipeline, Shelf, complete_pipelines
-from unclip.store.checkpoint import write_index
-from unclip.store.files import write_json
+from unclip.store.index import write_index
+from unclip.store.sealed_json import write_json
 from unclip.trajectory import Moment, watch_drawing
 
 COMMITTED = ROOT / "checkpoints" / "fashion-mnist"

@@ -11,8 +11,8 @@ from PIL import Image
 
 from data.fashion_mnist_captions import attributes
 from unclip import UnCLIP
-from unclip.store.checkpoint import read_manifest
-from unclip.store.files import read_json
+from unclip.store.manifest import read_manifest
+from unclip.store.sealed_json import read_json
 
 if browser.MISSING:
     pytest.skip(

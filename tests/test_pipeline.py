@@ -10,7 +10,7 @@ from PIL import Image
 from unclip import UnCLIP, UserError
 from unclip.clip import encode_captions
 from unclip.settings import DecoderSettings, PriorSettings, Sampling
-from unclip.store.files import read_record, write_json, write_record
+from unclip.store.sealed_json import read_record, write_json, write_record
 
 BAG, DRESS = "an image of a bag", "an image of a dress"
 FEW = {"steps": 6, "prior_steps": 4}
@@ -380,7 +380,7 @@ def test_pipeline_opens_frozen_on_the_device_asked_for(trained, tiny):
 @pytest.mark.parametrize("stage", ["clip", "prior", "decoder"])
 def test_pipeline_without_a_stage_is_refused(stage, copied):
     (copied / stage).rename(copied.parent / "away")
-    with pytest.raises(UserError, match=f"has no trained {stage} stage; train it with: python train_{stage}.py"):
+    with pytest.raises(UserError, match=f"has no trained {stage}; train it with: python train_{stage}.py"):
         UnCLIP.from_pretrained(copied)
 
 

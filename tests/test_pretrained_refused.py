@@ -16,9 +16,9 @@ from unclip.clip import load_clip
 from unclip.clip.preprocess_config import OPENAI_MEAN
 from unclip.clip.pretrained import adopt
 from unclip.errors import UserError
-from unclip.store.checkpoint import Manifest
-from unclip.store.files import write_record
 from unclip.store.hub import REFUSALS
+from unclip.store.manifest import Manifest
+from unclip.store.sealed_json import write_record
 
 
 def test_an_index_without_shards_is_refused(tmp_path):

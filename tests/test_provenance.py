@@ -13,7 +13,7 @@ from small_pipeline import build
 from data.inspect.proposal import RECIPES, Speed
 from data.provenance import describe_source, inherit_source, read_provenance
 from data.sources import SourceConfig
-from unclip.store.checkpoint import read_manifest
+from unclip.store.manifest import read_manifest
 
 pytestmark = pytest.mark.usefixtures("own_caches")
 FEW = ("--preset", "tiny", "--train.steps", 1)
@@ -45,7 +45,7 @@ def test_later_stages_and_inspection_read_what_the_first_was_told(clip, drawings
         assert done.code == 0, done.err
         assert f"data of run: --data {drawings} --data.size 16 --data.caption-column 'what is seen'" in done.out
         assert "was trained" not in done.out
-        assert read_manifest(clip / stage).source == read_manifest(clip / "clip").source
+        assert read_manifest(clip / stage).provenance == read_manifest(clip / "clip").provenance
         assert read_manifest(clip / stage).data == read_manifest(clip / "clip").data
     assert read_manifest(clip / "decoder").model["image_size"] == 16
     monkeypatch.setattr("data.inspect.inspection.measure_speeds", lambda *_: dict.fromkeys(RECIPES, Speed(1, 1)))
@@ -89,7 +89,7 @@ def test_a_source_that_is_gone_is_one_line_and_one_that_moved_keeps_its_options(
     done = script("train_prior", *FEW, "--out", clip, "--data", moved)
     assert done.code == 0, done.err
     assert f"{clip} was trained with --data {drawings}; this is with --data {shlex.quote(str(moved))}\n" in done.out
-    assert read_manifest(clip / "prior").source["size"] == 16
+    assert read_manifest(clip / "prior").provenance["size"] == 16
 
 
 def test_with_a_pretrained_clip_the_prior_is_the_first_stage(drawings, script, tmp_path):
@@ -97,30 +97,30 @@ def test_with_a_pretrained_clip_the_prior_is_the_first_stage(drawings, script, t
     options = ("--data", drawings, "--data.size", 16, "--data.caption-column", "what is seen")
     done = script("train_prior", *FEW, "--clip", tmp_path / "foreign", *options, "--out", tmp_path / "run")
     assert done.code == 0, done.err
-    assert read_manifest(tmp_path / "run" / "clip").source == {}
+    assert read_manifest(tmp_path / "run" / "clip").provenance == {}
     done = script("train_decoder", *FEW, "--out", tmp_path / "run")
     assert done.code == 0, done.err
-    assert read_manifest(tmp_path / "run" / "decoder").source["source"] == str(drawings)
+    assert read_manifest(tmp_path / "run" / "decoder").provenance["source"] == str(drawings)
 
 
 def test_a_clip_of_ours_brings_its_data_into_another_pipeline(clip, drawings, script, tmp_path):
     done = script("train_prior", *FEW, "--clip", clip, "--out", tmp_path / "new")
     assert done.code == 0, done.err
-    assert read_manifest(tmp_path / "new" / "prior").source == read_manifest(clip / "clip").source
+    assert read_manifest(tmp_path / "new" / "prior").provenance == read_manifest(clip / "clip").provenance
 
 
 def test_fine_tuning_of_a_clip_reads_the_data_of_the_pipeline_that_it_starts_from(clip, drawings, script, tmp_path):
     done = script("train_clip", *FEW, "--init-from", clip, "--out", tmp_path / "new")
     assert done.code == 0, done.err
     assert f"data of {clip}: --data {drawings} --data.size 16" in done.out
-    assert read_manifest(tmp_path / "new" / "clip").source == read_manifest(clip / "clip").source
+    assert read_manifest(tmp_path / "new" / "clip").provenance == read_manifest(clip / "clip").provenance
 
 
 def test_a_published_pipeline_names_no_path(script, tmp_path):
     copied = build(tmp_path / "pipeline")
-    edit(copied / "clip", source=describe_source(SourceConfig(str(tmp_path), root=tmp_path), 32))
+    edit(copied / "clip", provenance=describe_source(SourceConfig(str(tmp_path), root=tmp_path), 32))
     assert script("unclip.store.publish", copied, tmp_path / "published").code == 0
-    source = read_manifest(tmp_path / "published" / "clip").source
+    source = read_manifest(tmp_path / "published" / "clip").provenance
     assert source["source"] == tmp_path.name
     assert str(tmp_path) not in json.dumps(source)
     assert read_provenance(tmp_path / "published", SourceConfig()).size == 32

@@ -13,9 +13,10 @@ from small_pipeline import build
 from unclip import UnCLIP
 from unclip.errors import UserError
 from unclip.registry import PARTS
-from unclip.store.checkpoint import load_tensors, read_manifest
-from unclip.store.files import write_json
+from unclip.store.manifest import read_manifest
 from unclip.store.publish import publish
+from unclip.store.sealed_json import write_json
+from unclip.store.tensors import load_tensors
 
 CAPTIONS = ["an image of a bag", "a dark sneaker"]
 
@@ -55,7 +56,7 @@ def test_published_manifests_keep_the_history_and_renew_the_hashes(published, tr
         for name in ("kind", "training", "data", "sampling", "figures", "step"):
             assert getattr(ours, name) == getattr(theirs, name), name
     index = json.loads((published / "model_index.json").read_text())
-    assert index["stages"]["clip"]["sha256"] == read_manifest(published / "prior").parents["clip"]
+    assert index["parts"]["clip"]["sha256"] == read_manifest(published / "prior").parents["clip"]
     assert index["sampling"] == json.loads((trained.folder / "model_index.json").read_text())["sampling"]
 
 

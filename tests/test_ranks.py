@@ -16,11 +16,12 @@ from three_stages import clip_stage, decoder_stage, make_inputs, prior_stage, se
 from toy import SETTINGS
 
 from stages import heartbeat, loop, runtime
-from stages.embed import ARRAYS, embed_images
+from stages.embed import embed_images
 from stages.inputs import Inputs
 from stages.state import open_state
 from unclip.clip import CLIP
-from unclip.store.checkpoint import Manifest, load_part
+from unclip.store.manifest import Manifest
+from unclip.store.parts import load_part
 from unclip.tensor_batch import TensorBatch
 
 PARTS = [clip_stage, prior_stage, decoder_stage]
@@ -182,7 +183,8 @@ def test_embedding_is_split_among_the_ranks(inputs, tmp_path, monkeypatch):
 
     def embedded(cache):
         images = embed_images(data, stage.model, "c" * 64, stage.tokenizer, stage.preprocess, CPU, cache)
-        return [getattr(images, name).numpy() for name in ARRAYS], {name: sum(seen) for name, seen in sizes.items()}
+        arrays = (images.embeddings, images.text_embeddings, images.tokens, images.token_starts)
+        return [array.numpy() for array in arrays], {name: sum(seen) for name, seen in sizes.items()}
 
     found = on_ranks(2, lambda: embedded(tmp_path / "two"))
     expected, _ = embedded(tmp_path / "one")

@@ -12,9 +12,11 @@ from torch import nn
 from unclip import UnCLIP, UserError
 from unclip.diffusion.samplers import ddim
 from unclip.registry import PARTS, SAMPLERS, Part, SamplerRow, default_kind, find, model_class
-from unclip.store.checkpoint import Manifest, read_manifest, read_manifests, save_part, write_index
-from unclip.store.files import read_json
+from unclip.store.index import write_index
+from unclip.store.manifest import Manifest, read_manifest, read_manifests
+from unclip.store.parts import save_part
 from unclip.store.publish import publish
+from unclip.store.sealed_json import read_json
 
 BAG, DRESS = "an image of a bag", "an image of a dress"
 
@@ -87,7 +89,7 @@ def put(folder, stage: str, model: nn.Module, kind: str = "", parents: dict[str,
 def echoed(copied, monkeypatch):
     """The trained tiny pipeline with a prior of another kind, known to the table."""
     monkeypatch.setitem(PARTS["prior"].kinds, "echo", Echo)
-    put(copied, "prior", Echo(EchoConfig(spread=0.02)), "echo", sampling={"prior_num_candidates": 1})
+    put(copied, "prior", Echo(EchoConfig(spread=0.02)), "echo", sampling={"num_candidates": 1})
     write_index(copied)
     return copied
 
@@ -106,8 +108,8 @@ def test_a_prior_of_another_kind_draws_through_the_whole_pipeline(echoed, tiny):
 def test_another_kind_is_noted_indexed_and_published_like_the_first(echoed, tmp_path):
     assert read_manifest(echoed / "prior").kind == "echo"
     index = read_json(echoed / "model_index.json")
-    assert (index["stages"]["prior"]["kind"], index["stages"]["decoder"]["kind"]) == ("echo", "diffusion")
-    assert index["sampling"]["prior"] == {"prior_num_candidates": 1}
+    assert (index["parts"]["prior"]["kind"], index["parts"]["decoder"]["kind"]) == ("echo", "diffusion")
+    assert index["sampling"]["prior"] == {"num_candidates": 1}
     publish(echoed, tmp_path / "published", "echoed")
     assert type(UnCLIP.from_pretrained(tmp_path / "published").prior) is Echo
 
@@ -140,8 +142,10 @@ def test_a_kind_that_is_no_name_is_refused(kind, copied):
 def test_a_stage_in_the_folder_of_another_is_refused(copied):
     """Both were trained on the same CLIP, so that their lineage tells nothing."""
     put(copied, "prior", UnCLIP.from_pretrained(copied).decoder)
-    edit(copied / "prior", stage="decoder")
-    with pytest.raises(UserError, match=r"prior/config\.json is not a stage's manifest \(it is that of a decoder\)"):
+    edit(copied / "prior", part="decoder")
+    with pytest.raises(
+        UserError, match=r"prior/config\.json is not the manifest of a part \(it is that of a decoder\)"
+    ):
         UnCLIP.from_pretrained(copied)
 
 
@@ -189,7 +193,7 @@ def test_an_optional_stage_is_loaded_indexed_and_moved_with_the_others(enlarged)
     assert pipe.stages["upsampler"].config == EchoConfig(spread=0.3)
     assert not pipe.stages["upsampler"].weight.requires_grad
     assert pipe.to("meta").stages["upsampler"].weight.device.type == "meta"
-    listed = read_json(enlarged / "model_index.json")["stages"]["upsampler"]
+    listed = read_json(enlarged / "model_index.json")["parts"]["upsampler"]
     assert (listed["kind"], listed["step"]) == ("toy", 5)
     assert "| upsampler | 5 |" in (enlarged / "README.md").read_text()
 

@@ -36,7 +36,7 @@ def test_damaged_file_of_decoded_images_is_made_again(suffix, some, tmp_path, ca
     usual, _ = collect_images("test", some, 8, 3, "crop", problems)
     usual = usual.clone()
     for _ in range(8):
-        flip(next((tmp_path / "cache").glob(f"*{suffix}")), chance)
+        flip(next((tmp_path / "cache").glob(f"*/*{suffix}")), chance)
         again, kept = collect_images("test", some, 8, 3, "crop", problems)
         assert torch.equal(again, usual)
         assert len(kept) == 12
@@ -50,7 +50,7 @@ def test_damaged_embeddings_are_computed_again(some, tmp_path, capsys):
 
     def embedded():
         found = embed_images(data, clip, "0" * 64, tokenizer, preprocess, torch.device("cpu"), tmp_path / "embedded")
-        return [part.clone() for part in (found.embeddings, found.text_embeddings, found.tokens, found.starts)]
+        return [part.clone() for part in (found.embeddings, found.text_embeddings, found.tokens, found.token_starts)]
 
     usual = embedded()
     for _ in range(8):

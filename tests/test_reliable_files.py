@@ -11,9 +11,12 @@ import pytest
 import small_stage
 import torch
 
-from stages.state import keep, load_state, open_state, save_state, unsealed
+from stages.state import keep_previous_state, load_state, open_state, save_state
 from unclip.errors import UserError
-from unclip.store.files import partial_name, read_record, remove_leftovers, write_atomically, write_record
+from unclip.store.checksums import sha256
+from unclip.store.files import partial_name, remove_leftovers, write_atomically
+from unclip.store.sealed_json import read_record, write_record
+from unclip.store.tensors import load_sealed_tensors
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -50,7 +53,7 @@ def test_record_notices_any_change_but_of_layout(tmp_path):
 
 
 def test_checksum_costs_little_of_a_save(tmp_path, monkeypatch):
-    """Two percent; three times as much here, where other work disturbs the clock."""
+    """About a tenth, on a CPU with instructions for SHA-256; three times as much here, where other work disturbs."""
     tensors, progress = {"x": torch.randn(4_000_000)}, small_stage.loop.Progress()
 
     def fastest(work) -> float:
@@ -63,9 +66,7 @@ def test_checksum_costs_little_of_a_save(tmp_path, monkeypatch):
 
     whole = fastest(lambda: save_state(tmp_path / "state.safetensors", tensors, progress))
     content = (tmp_path / "state.safetensors").read_bytes()
-    from stages import state
-
-    assert fastest(lambda: state.sealed(content)) < 0.06 * whole
+    assert fastest(lambda: sha256(content)) < 0.3 * whole
 
 
 def test_leftovers_of_the_dead_are_removed_and_those_of_the_living_stay(tmp_path):
@@ -87,8 +88,8 @@ def test_state_before_is_always_there_once_there_were_two(tmp_path):
     for step in range(3):
         save_state(path, {"x": torch.tensor(float(step))}, small_stage.loop.Progress(step=step))
     assert open_state(path)[1].step == 2
-    keep(path)  # and then a kill
-    assert unsealed(path)[0]["x"] == 2
+    keep_previous_state(path)  # and then a kill
+    assert load_sealed_tensors(path)[0]["x"] == 2
     path.unlink()
     assert open_state(path)[1].step == 2
     assert load_state(tmp_path / "none" / "state.safetensors", None, None, []).step == 0

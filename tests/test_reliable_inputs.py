@@ -25,8 +25,8 @@ from unclip.cli import options as cli
 from unclip.errors import UserError
 from unclip.fields import flat_values
 from unclip.settings import SAMPLING_OPTIONS
-from unclip.store.checkpoint import write_index
-from unclip.store.files import read_json, write_record
+from unclip.store.index import write_index
+from unclip.store.sealed_json import read_json, write_record
 
 MANY = os.environ.get("TORTURE") == "1"
 """Whether to run the full counts."""
@@ -297,7 +297,7 @@ def test_mutated_pipeline_opens_and_draws_or_is_refused_in_one_line(folder, tmp_
             write_record(path, content | {part: mutate(content[part], chance)})
             (copy / "model_index.json").unlink()
             with pytest.MonkeyPatch.context() as patch:
-                patch.setattr("unclip.store.checkpoint.is_complete", lambda path: path.is_dir())
+                patch.setattr("unclip.store.index.is_complete", lambda path: path.is_dir())
                 try:
                     write_index(copy)
                 except Exception:  # the stranger's own program

@@ -19,9 +19,10 @@ from small_stage import SETTINGS, SmallStage, train
 
 from stages.state import open_state
 from unclip.errors import UserError
-from unclip.store import files
-from unclip.store.checkpoint import load_part, read_manifest, save_part
-from unclip.store.files import only_writer
+from unclip.store.files import process_is_alive
+from unclip.store.lock import only_writer
+from unclip.store.manifest import read_manifest
+from unclip.store.parts import load_part, save_part
 
 ROOT = Path(__file__).resolve().parents[1]
 MANY = os.environ.get("TORTURE") == "1"
@@ -115,9 +116,9 @@ def test_weights_wait_until_their_manifest_names_them(tmp_path, monkeypatch):
     old = before.linear.weight.clone()
     with torch.no_grad():
         model.linear.weight += 1
-    for step, name in enumerate(("write_record", "settle")):  # killed before the manifest, and after it
+    for step, name in enumerate(("write_manifest", "finish_saving")):  # killed before the manifest, and after it
         with monkeypatch.context() as patch:
-            patch.setattr(f"unclip.store.checkpoint.{name}", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
+            patch.setattr(f"unclip.store.parts.{name}", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
             with pytest.raises(KeyboardInterrupt):
                 save_part(tmp_path, model, small_stage.manifest())
         found, manifest = load_part(tmp_path, small_stage.Small)
@@ -364,7 +365,7 @@ def test_lock_is_given_back(tmp_path):
         assert (tmp_path / "lock").read_text() == ""
     with pytest.raises(ZeroDivisionError), only_writer(tmp_path):
         1 / 0  # noqa: B018
-    assert files.is_alive(os.getpid())
+    assert process_is_alive(os.getpid())
 
 
 # --- a resume says what it does ---------------------------------------------------------------------------------------

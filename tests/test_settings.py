@@ -18,8 +18,8 @@ from unclip.settings import (
     SamplingOptions,
     seed_list,
 )
-from unclip.store.files import write_record
 from unclip.store.index import read_sampling
+from unclip.store.sealed_json import write_record
 
 # Seeds.
 

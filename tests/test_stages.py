@@ -24,7 +24,8 @@ from unclip.errors import UserError
 from unclip.fields import as_option, check
 from unclip.prior import Prior
 from unclip.settings import PriorSettings
-from unclip.store.checkpoint import Manifest, read_manifest, save_part
+from unclip.store.manifest import Manifest, read_manifest
+from unclip.store.parts import save_part
 
 
 @pytest.fixture(scope="module")
@@ -40,8 +41,8 @@ def test_every_stage_resumed_equals_uninterrupted(make, inputs, tmp_path):
     with pytest.raises(KeyboardInterrupt):
         train(tmp_path / "broken", break_off(make(inputs), "batch", 4), config, described)
     train(tmp_path / "broken", make(inputs), config, described)
-    assert_same_run(tmp_path / "whole", tmp_path / "broken", described.stage)
-    assert read_manifest(tmp_path / "broken" / described.stage).complete
+    assert_same_run(tmp_path / "whole", tmp_path / "broken", described.part)
+    assert read_manifest(tmp_path / "broken" / described.part).complete
 
 
 @pytest.mark.parametrize("theirs", [0, 3])

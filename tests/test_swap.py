@@ -24,7 +24,7 @@ from unclip.clip import load_clip
 from unclip.clip.export import ExportOptions, export
 from unclip.clip.pretrained import adopt, load_bundle
 from unclip.errors import UserError
-from unclip.store.checkpoint import sha256
+from unclip.store.checksums import sha256
 
 
 def test_our_clip_goes_out_to_transformers_and_comes_back_to_the_bit(trained, tmp_path):

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from stages import loop, runtime
-from unclip.store.checkpoint import Manifest
+from unclip.store.manifest import Manifest
 from unclip.tensor_batch import TensorBatch
 
 SETTINGS = loop.TrainConfig(

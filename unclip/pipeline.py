@@ -28,9 +28,10 @@ from unclip.images import to_uint8
 from unclip.interfaces import Decoder, ImagePart, Prior
 from unclip.registry import PARTS
 from unclip.settings import Sampling, is_single, seed_list
-from unclip.store.checkpoint import check_files, load_part, read_manifests
 from unclip.store.hub import find_pipeline
-from unclip.store.index import read_sampling
+from unclip.store.index import check_files, read_sampling
+from unclip.store.manifest import read_manifests
+from unclip.store.parts import load_part
 from unclip.trajectory import Moment
 
 Seeds = int | Sequence[int]

@@ -23,7 +23,8 @@ from stages.bench.workload import Inputs, Shapes
 from stages.bench.works import Build, Work, is_missing, works
 from stages.runtime import keep_freed_memory, print0, seeded
 from unclip.cli import options as cli
-from unclip.store.files import write_atomically, write_json
+from unclip.store.files import write_atomically
+from unclip.store.sealed_json import write_json
 
 
 @dataclass(frozen=True)

@@ -31,7 +31,8 @@ from data.variety import choose_varied
 from unclip.cli import options as cli
 from unclip.cli import signals
 from unclip.errors import UserError
-from unclip.store.files import read_record, write_atomically
+from unclip.store.files import write_atomically
+from unclip.store.sealed_json import read_record
 
 ROOT = Path(__file__).resolve().parents[2]
 PICTURES = Path("outputs/demo")

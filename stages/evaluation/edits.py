@@ -39,7 +39,9 @@ from unclip.devices import pick_device
 from unclip.errors import UserError
 from unclip.fields import bounded
 from unclip.settings import Device, check_seeds
-from unclip.store.files import write_arrays, write_atomically, write_json
+from unclip.store.array_files import write_npz
+from unclip.store.files import write_atomically
+from unclip.store.sealed_json import write_json
 
 STEPS, FRAMES, VARIATIONS = 100, 8, 8
 """Steps of the inversion, frames of a blend, variations of an image."""
@@ -286,7 +288,7 @@ def evaluate_edits(options: EditsOptions) -> dict[str, Any]:
         "figures": {m.name: m.figure | {"wanted": m.wanted} for m in figures},
     }
     text = table(["figure", "wanted", "value"], [[m.name, m.wanted, m.shown] for m in figures])
-    write_arrays(out / "edits.npz", arrays)
+    write_npz(out / "edits.npz", arrays)
     write_json(out / "edits.json", without_nan(report))
     write_atomically(out / "edits.md", f"# Edits by {name}, {len(bench.rows)} images of {test.name}\n\n{text}")
     print(f"\n{text}\nalso in {out / 'edits.md'}")

@@ -28,9 +28,11 @@ from unclip.errors import UserError
 from unclip.fields import bounded
 from unclip.images import save_png
 from unclip.settings import Device, SamplingOptions, check_seeds
-from unclip.store.checkpoint import read_manifests
-from unclip.store.files import write_arrays, write_atomically, write_json
+from unclip.store.array_files import write_npz
+from unclip.store.files import write_atomically
 from unclip.store.hub import find_pipeline
+from unclip.store.manifest import read_manifests
+from unclip.store.sealed_json import write_json
 
 ROOT = Path(__file__).resolve().parents[2]
 JUDGE = TrainConfig(
@@ -158,7 +160,7 @@ def write(report: dict[str, Any], sections: Collection[Section], out: Path) -> N
     pictures = {name: picture for section in sections for name, picture in section.pictures.items()}
     for name, picture in pictures.items():
         save_png(out / f"{name}.png", picture)
-    write_arrays(out / "evaluation.npz", {k: array for section in sections for k, array in section.arrays.items()})
+    write_npz(out / "evaluation.npz", {k: array for section in sections for k, array in section.arrays.items()})
     write_json(out / "evaluation.json", without_nan(report))
     text = markdown(report, list(pictures))
     write_atomically(out / "evaluation.md", text)

@@ -29,7 +29,10 @@ from stages.identity import settings
 from unclip.clip.loss import contrastive_loss
 from unclip.grids import captioned_grid
 from unclip.images import to_float
-from unclip.store.checkpoint import FORMAT, Manifest, load_part, sha256
+from unclip.store.checksums import sha256
+from unclip.store.formats import FORMAT
+from unclip.store.manifest import Manifest
+from unclip.store.parts import load_part
 from unclip.tensor_batch import TensorBatch
 
 WORDS = 8192

@@ -19,9 +19,10 @@ from unclip.clip.foreign.huggingface import export_clip
 from unclip.clip.foreign.weight_files import HUB_FILES
 from unclip.clip.pretrained import load_bundle
 from unclip.errors import UserError
-from unclip.store.checkpoint import dump_tensors
-from unclip.store.files import write_atomically, write_json
-from unclip.store.hub import find
+from unclip.store.files import write_atomically
+from unclip.store.hub import resolve_source
+from unclip.store.sealed_json import write_json
+from unclip.store.tensors import dump_tensors
 
 
 @dataclass(frozen=True)
@@ -42,7 +43,7 @@ def export(options: ExportOptions) -> Path:
     out = options.out or options.source.resolve().with_name(f"{options.source.resolve().name}-hf")
     if out.exists() and any(out.iterdir()):
         raise UserError(f"{out} is not empty; name another folder with --out")
-    clip, tokenizer, _ = load_bundle(find(options.source, HUB_FILES))
+    clip, tokenizer, _ = load_bundle(resolve_source(options.source, HUB_FILES))
     if tokenizer is None:
         raise UserError(f"{options.source} holds no tokenizer, which belongs to what is written; put its files there")
     files, tensors, differences = export_clip(clip.config, clip.state_dict(), tokenizer)

@@ -15,9 +15,12 @@ from unclip.clip.preprocess import Preprocess
 from unclip.clip.tokenizer import Tokenizer
 from unclip.errors import UserError
 from unclip.fields import from_dict
-from unclip.store.checkpoint import Manifest, dump_tensors, load_part, read_manifest, save_part, sha256
+from unclip.store.checksums import sha256
 from unclip.store.files import write_atomically
-from unclip.store.hub import find, is_name
+from unclip.store.hub import is_hub_name, resolve_source
+from unclip.store.manifest import Manifest, read_manifest
+from unclip.store.parts import load_part, save_part
+from unclip.store.tensors import dump_tensors
 
 
 class Bundle(NamedTuple):
@@ -35,7 +38,7 @@ def load_clip(path: str | Path) -> tuple[CLIP, Tokenizer | None, Preprocess]:
     The tokenizer is None where weights come without one; a pipeline takes no such CLIP.
     Raises UserError if there is none, if it is damaged, or if our module has no place for something in it.
     """
-    clip, tokenizer, _ = load_bundle(find(path, HUB_FILES))
+    clip, tokenizer, _ = load_bundle(resolve_source(path, HUB_FILES))
     vision = clip.config.vision
     return clip, tokenizer, Preprocess(vision.image_size, vision.channels, clip.config.preprocess)
 
@@ -59,8 +62,8 @@ def _own_folder(path: Path) -> Path | None:
 
 
 def _load_own(folder: Path) -> Bundle:
-    if (stage := read_manifest(folder).stage) != "clip":
-        raise UserError(f"{folder} holds a {stage}, not a CLIP; give the folder of its pipeline, {folder.parent}")
+    if (part := read_manifest(folder).part) != "clip":
+        raise UserError(f"{folder} holds a {part}, not a CLIP; give the folder of its pipeline, {folder.parent}")
     clip, manifest = load_part(folder, CLIP)
     path = folder.parent / "tokenizer.json"
     tokenizer = Tokenizer.load(path)
@@ -79,7 +82,7 @@ def adopt(source: str, pipeline: Path, revision: str | None = None) -> None:
 
     Raises UserError if the pipeline holds another CLIP, or if this one comes without a tokenizer.
     """
-    path = find(source, HUB_FILES, revision)
+    path = resolve_source(source, HUB_FILES, revision)
     if not path.exists():
         raise UserError(
             f"there is no folder or file {source}; expected the path of a CLIP, or its name OWNER/NAME on the Hugging "
@@ -99,8 +102,8 @@ def adopt(source: str, pipeline: Path, revision: str | None = None) -> None:
             )
         return
     if "pretrained" in manifest.training:
-        place = source if is_name(source) else os.path.abspath(source)
+        place = source if is_hub_name(source) else os.path.abspath(source)
         manifest.training |= {"pretrained": place, "revision": revision}
-    manifest.source = {}  # the first stage that is trained here says what on
+    manifest.provenance = {}  # that of the first part that is trained here counts
     write_atomically(pipeline / "tokenizer.json", tokenizer.to_json())
     save_part(pipeline / "clip", clip, manifest)

@@ -31,7 +31,7 @@ from unclip.grids import captioned_grid, save_gif
 from unclip.images import save_png, to_pil
 from unclip.pipeline import Output, UnCLIP
 from unclip.settings import Device, Sampling, SamplingOptions
-from unclip.store.files import write_arrays
+from unclip.store.array_files import write_npz
 from unclip.store.hub import find_pipeline
 from unclip.store.index import newest_pipeline, read_sampling
 
@@ -277,5 +277,5 @@ def main() -> None:
     seconds = time.perf_counter() - began
     save_png(o.out / f"{name}.png", captioned_grid(rows, margin=150, columns=heads(pipe, o)))
     if o.npz:
-        write_arrays(o.out / f"{name}.npz", arrays)
+        write_npz(o.out / f"{name}.npz", arrays)
     print(f"{seconds:.1f} s with {checkpoint}: {o.out / f'{name}.png'}")

@@ -9,10 +9,10 @@ from torch import Tensor
 
 from unclip.errors import UserError
 from unclip.pipeline import UnCLIP
-from unclip.store.checkpoint import training_captions
-from unclip.store.files import read_json
-from unclip.store.hub import find_pipeline, is_name
-from unclip.store.index import finished
+from unclip.store.hub import find_pipeline, is_hub_name
+from unclip.store.index import time_completed
+from unclip.store.sealed_json import read_json
+from unclip.store.training_captions import read_training_captions
 
 
 @dataclass(frozen=True)
@@ -53,7 +53,7 @@ class OpenPipeline:
 
     @classmethod
     def open(cls, folder: Path, device) -> "OpenPipeline":
-        captions = training_captions(folder)
+        captions = read_training_captions(folder)
         return cls(folder, UnCLIP.from_pretrained(folder, device), captions, Examples.read(folder, captions))
 
     @cached_property
@@ -89,9 +89,9 @@ def complete_pipelines(source: Path) -> dict[str, Path]:
     """The folders of pipelines whose stages are all trained, by name, the newest first: those in a folder of them, or
     the one in this folder, or of this name on the Hugging Face Hub."""
     folder = find_pipeline(source)
-    if is_name(source) or (folder / "model_index.json").is_file():
-        found = {source.as_posix() if is_name(source) else folder.resolve().name: folder}
+    if is_hub_name(source) or (folder / "model_index.json").is_file():
+        found = {source.as_posix() if is_hub_name(source) else folder.resolve().name: folder}
     else:
         found = {path.name: path for path in folder.glob("*/")}
-    times = {name: finished(path) for name, path in found.items()}
+    times = {name: time_completed(path) for name, path in found.items()}
     return {name: found[name] for name in sorted(filter(times.get, times), key=times.get, reverse=True)}

@@ -13,7 +13,7 @@ from unclip.errors import UserError
 from unclip.page import answers
 from unclip.page.markup import CSS, problem
 from unclip.page.shelf import OpenPipeline, Shelf
-from unclip.store.hub import is_name
+from unclip.store.hub import is_hub_name
 
 PRIVATE = {"api_visibility": "private"}
 """The page's functions are for the page alone."""
@@ -123,7 +123,7 @@ def draw_tab(page: Page) -> None:
         told = gr.Textbox(label="The same as a command", buttons=["copy"], interactive=False)
 
     def tell(name: str, *values) -> str:
-        return answers.command(name if is_name(name) else str(page.shelf.folders[name]), *values)
+        return answers.command(name if is_hub_name(name) else str(page.shelf.folders[name]), *values)
 
     samples.click(lambda text, sample: f"{text.rstrip()}\n{sample[0]}".lstrip(), [text, samples], text, **QUIET)
     gr.on([c.change for c in (page.chosen, *settings)], tell, [page.chosen, *settings], told, **SLIDING)

@@ -7,8 +7,9 @@ from typing import Any
 
 from unclip.errors import UserError
 from unclip.pipeline import UnCLIP
-from unclip.store.checkpoint import Manifest
-from unclip.store.hub import is_name
+from unclip.store.hub import is_hub_name
+from unclip.store.manifest import Manifest
+from unclip.store.readme import example_caption
 
 KNOWN_DATA = {
     "fashion-mnist": ("mit", "zalando-datasets/fashion_mnist"),
@@ -23,7 +24,7 @@ FIGURES = {
     "recall": ("error_budget", "prior", "recall"),
     "Fréchet distance": ("error_budget", "prior", "frechet"),
 }
-"""Where evaluation.json has the figures of the card."""
+"""The figures that the card shows, and the keys that lead to them in evaluation.json."""
 
 
 def model_card(
@@ -34,15 +35,15 @@ def model_card(
     shape: tuple[int, int, int],
     report: dict[str, Any],
 ) -> str:
-    """The card.
+    """The card's text.
 
     Args:
-        name: what the pipeline is opened by: OWNER/NAME, or its folder's name.
-        licence: of the weights, as the Hub writes it; without one that of the data, where it is known.
+        name: the name that the pipeline is opened by: OWNER/NAME, or its folder's name.
+        licence: licence of the weights in the Hub's spelling; None for the data's, where that is known.
         shape: height, width and channels of the images.
-        report: what evaluation.json holds; it may be empty.
+        report: the content of evaluation.json; it may be empty.
     """
-    example = next((m.data["example"] for m in manifests.values() if "example" in m.data), "a caption")
+    example = example_caption(manifests)
     quoted = json.dumps(example, ensure_ascii=False)
     height, width, channels = shape
     images = f"{height}x{width} {'grey' if channels == 1 else 'colour'} images"
@@ -71,8 +72,8 @@ images = pipe([{quoted}], n=4).images  # uint8 (4, {height}, {width}, {channels}
 {_data(manifests)}
 ## Recipe
 
-Trained in turn, each stage with the ones before it frozen, by `train_clip.py`, `train_prior.py` and `train_decoder.py`.
-Every setting is in the stage's `config.json`. The weights are stored in float16.
+Trained in turn, each part with the ones before it frozen, by `train_clip.py`, `train_prior.py` and `train_decoder.py`.
+Every setting is in the part's `config.json`. The weights are stored in float16.
 
 {_recipe(manifests, pipe)}
 ## Figures
@@ -81,9 +82,9 @@ Every setting is in the stage's `config.json`. The weights are stored in float16
 
 
 def is_report_of(manifests: dict[str, Manifest], report: Any, path: Path) -> bool:
-    """Whether a report is of just these weights. Raises UserError for one that lacks what the card shows of it."""
+    """Whether a report is of these very weights. Raises UserError if it lacks a figure that the card shows."""
     try:
-        evaluated = {name: stage["sha256"] for name, stage in report["stages"].items()}
+        evaluated = {name: part["sha256"] for name, part in report["stages"].items()}
         if evaluated != {name: manifest.sha256 for name, manifest in manifests.items()}:
             return False
         _figures({}, report)
@@ -100,12 +101,15 @@ def _head(name: str, licence: str | None, manifests: dict[str, Manifest], report
 
     data = {m.data["name"].rpartition("/")[0] for m in manifests.values() if "name" in m.data}
     pretrained = manifests["clip"].training.get("pretrained")
-    known = {KNOWN_DATA.get(one, ("unknown", one if is_name(one) else None)) for one in data}
-    licences = {one for one, _ in known} if not pretrained else set()
-    task, told = "text-to-image", report.get("data", {}).get("name", "")
+    known = {KNOWN_DATA.get(name, ("unknown", name if is_hub_name(name) else None)) for name in data}
+    licences = {licence for licence, _ in known} if not pretrained else set()
+    task = "text-to-image"
+    test_data = report.get("data", {}).get("name", "")
     results = [
-        EvalResult(task, told.rpartition("/")[0], told, what.lower().replace(" ", "_"), value, metric_name=what)
-        for what, (value, _) in _evaluated(report).items()
+        EvalResult(
+            task, test_data.rpartition("/")[0], test_data, figure.lower().replace(" ", "_"), value, metric_name=figure
+        )
+        for figure, (value, _) in _evaluated(report).items()
     ]
     head = ModelCardData(
         license=licence or (licences.pop() if len(licences) == 1 else "unknown"),
@@ -113,7 +117,7 @@ def _head(name: str, licence: str | None, manifests: dict[str, Manifest], report
         pipeline_tag=task,
         tags=["unclip", "dall-e-2", "clip", "diffusion"],
         datasets=sorted(on_hub for _, on_hub in known if on_hub) or None,
-        base_model=pretrained if pretrained and is_name(pretrained) else None,
+        base_model=pretrained if pretrained and is_hub_name(pretrained) else None,
         model_name=name.rpartition("/")[2] if results else None,
         eval_results=results or None,
     )
@@ -122,59 +126,57 @@ def _head(name: str, licence: str | None, manifests: dict[str, Manifest], report
 
 def _data(manifests: dict[str, Manifest]) -> str:
     rows = []
-    for stage, m in manifests.items():
-        own = (
+    for part, m in manifests.items():
+        trained_on = (
             f"the pretrained {m.training['pretrained']}"
             if "pretrained" in m.training
             else m.data.get("name", "unknown")
         )
         rows.append(
             [
-                stage,
-                own,
+                part,
+                trained_on,
                 f"`{m.data['fingerprint'][:12]}`" if "fingerprint" in m.data else "",
                 m.data.get("example", ""),
             ]
         )
-    return _table(["stage", "trained on", "fingerprint", "such as"], rows)
+    return _table(["part", "trained on", "fingerprint", "such as"], rows)
 
 
 def _recipe(manifests: dict[str, Manifest], pipe: UnCLIP) -> str:
     rows = []
-    for stage, m in manifests.items():
-        parameters = sum(parameter.numel() for parameter in pipe.parts[stage].parameters())
+    for part, m in manifests.items():
+        parameters = sum(parameter.numel() for parameter in pipe.parts[part].parameters())
         train = m.training.get("train", {})
-        own = [train.get(key, "") for key in ("batch_size", "lr", "muon_lr", "ema", "seed")]
-        rows.append([stage, m.kind, f"{parameters / 1e6:.2f}M", m.step, *own, f"`{m.sha256[:12]}`"])
-    heads = ["stage", "kind", "parameters", "steps", "batch size", "learning rate", "... of Muon", "EMA", "seed"]
+        settings = [train.get(key, "") for key in ("batch_size", "lr", "muon_lr", "ema", "seed")]
+        rows.append([part, m.kind, f"{parameters / 1e6:.2f}M", m.step, *settings, f"`{m.sha256[:12]}`"])
+    heads = ["part", "kind", "parameters", "steps", "batch size", "learning rate", "... of Muon", "EMA", "seed"]
     return _table([*heads, "SHA-256"], rows)
 
 
 def _figures(manifests: dict[str, Manifest], report: dict[str, Any]) -> str:
-    rows = [[stage, figure, f"{value:.4g}"] for stage, m in manifests.items() for figure, value in m.figures.items()]
-    text = "On validation images, during training:\n\n" + _table(["stage", "figure", "value"], rows)
+    rows = [[part, figure, f"{value:.4g}"] for part, m in manifests.items() for figure, value in m.figures.items()]
+    text = "On validation images, during training:\n\n" + _table(["part", "figure", "value"], rows)
     if report:
-        text += f"\nOf {report['samples']} samples, beside the images of {report['data']['name']}; in brackets 95% "
-        text += "intervals. [The whole report](evaluation.md).\n\n"
-        text += _table(["figure", "value"], [[figure, told] for figure, (_, told) in _evaluated(report).items()])
+        text += f"\nOn {report['samples']} samples, compared with the images of {report['data']['name']}; in brackets "
+        text += "95% intervals. [The whole report](evaluation.md).\n\n"
+        text += _table(["figure", "value"], [[figure, text] for figure, (_, text) in _evaluated(report).items()])
     return text
 
 
 def _evaluated(report: dict[str, Any]) -> dict[str, tuple[float, str]]:
     """Figures of evaluation.json, each as a number and as text."""
-    found = {}
-    for what, way in FIGURES.items() if report else ():
+    figures = {}
+    for figure, keys in FIGURES.items() if report else ():
         value = report
-        for key in way:
+        for key in keys:
             value = value[key]
         if isinstance(value, dict):
-            found[what] = (
-                value["value"],
-                f"{100 * value['value']:.1f}% ({100 * value['low']:.1f}-{100 * value['high']:.1f})",
-            )
+            share, low, high = (100 * value[key] for key in ("value", "low", "high"))
+            figures[figure] = value["value"], f"{share:.1f}% ({low:.1f}-{high:.1f})"
         else:
-            found[what] = value, f"{value:.3f}"
-    return found
+            figures[figure] = value, f"{value:.3f}"
+    return figures
 
 
 def _table(heads: list[str], rows: list[list[Any]]) -> str:

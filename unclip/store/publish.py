@@ -18,7 +18,7 @@ if __name__ == "__main__":  # before the other imports, which may take seconds
 import os
 import shutil
 import tempfile
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -32,28 +32,27 @@ from unclip.grids import captioned_grid
 from unclip.images import save_png
 from unclip.pipeline import UnCLIP
 from unclip.registry import PARTS
-from unclip.store.checkpoint import (
-    Manifest,
-    dump_tensors,
-    read_manifests,
-    read_weights,
-    sha256,
-    training_captions,
-    write_index,
-)
-from unclip.store.files import make_folder, partial_name, read_json, remove_leftovers, write_atomically, write_record
-from unclip.store.hub import check_upload, is_name, upload
+from unclip.store.files import make_folder, partial_name, remove_leftovers, write_atomically
+from unclip.store.hub import check_upload, is_hub_name, upload
+from unclip.store.index import write_index
+from unclip.store.manifest import Manifest, read_manifests
 from unclip.store.model_card import is_report_of, model_card
+from unclip.store.parts import read_weights, save_weights
+from unclip.store.sealed_json import read_json
+from unclip.store.training_captions import read_training_captions
 
 REPORT = ("evaluation.json", "evaluation.md", "*.png")
-SHOWN = (8, 8)
-"""Captions, and samples of each, in the card's picture."""
+"""Patterns of the files of a report that are published with a pipeline."""
+GRID_CAPTIONS = 8
+"""Captions in the card's picture."""
+GRID_SAMPLES = 8
+"""Samples of each of these captions."""
 
 
 @dataclass(frozen=True)
 class PublishOptions:
     source: Annotated[Path, tyro.conf.Positional]
-    """Folder of a pipeline whose stages are trained."""
+    """Folder of a pipeline whose parts are trained."""
     target: Annotated[Path | None, tyro.conf.Positional] = None
     """Folder to write; it must not hold a pipeline yet. With --to-hub it may be left out."""
     to_hub: str | None = None
@@ -72,34 +71,37 @@ def publish(source: Path, target: Path, name: str, licence: str | None = None, e
         licence: of the weights; see `model_card`.
         evaluation: the folder of a report, which joins the card if it is of these weights.
 
-    Raises UserError if a stage is missing or unfinished, or if there is a pipeline in `target` already.
+    Raises UserError if a part is missing or unfinished, or if there is a pipeline in `target` already.
     """
     manifests = read_manifests(source)
-    for stage, manifest in manifests.items():
+    for part, manifest in manifests.items():
         if not manifest.complete:
-            raise UserError(f"the {stage} in {source} is still in training (step {manifest.step}); finish it first")
-        if (target / stage).exists():
-            raise UserError(f"{target} holds a {stage} already; choose another folder, or delete that one")
+            raise UserError(f"the {part} in {source} is still in training (step {manifest.step}); finish it first")
+        if (target / part).exists():
+            raise UserError(f"{target} holds a {part} already; choose another folder, or delete that one")
     report = read_report(evaluation, manifests)
     make_folder(target)
     remove_leftovers(target)
-    whole = partial_name(target / "pipeline")  # so that what is cut short is not taken for a pipeline
+    temporary = partial_name(target / "pipeline")  # if this is cut short, the folder is not taken for a pipeline
     try:
-        whole.mkdir()
-        _write(source, whole, manifests, report, evaluation)
-        pipe = UnCLIP.from_pretrained(whole, pick_device("auto"))
-        shape = draw_samples(pipe, whole / "samples.png")
-        write_atomically(whole / "README.md", model_card(name, licence, manifests, pipe, shape, report))
-        for path in whole.iterdir():
+        temporary.mkdir()
+        _copy_in_float16(source, temporary, manifests, report, evaluation)
+        pipe = UnCLIP.from_pretrained(temporary, pick_device("auto"))
+        shape = draw_samples(pipe, temporary / "samples.png")
+        write_atomically(temporary / "README.md", model_card(name, licence, manifests, pipe, shape, report))
+        for path in temporary.iterdir():
             os.replace(path, target / path.name)
     finally:
-        shutil.rmtree(whole, ignore_errors=True)
+        shutil.rmtree(temporary, ignore_errors=True)
 
 
-def _write(
+def _copy_in_float16(
     source: Path, target: Path, manifests: dict[str, Manifest], report: dict[str, Any], evaluation: Path | None
 ) -> None:
-    """The pipeline in `source` in float16, with its manifests as they are then, and its report if there is one."""
+    """Copy the pipeline in `source`, its weights in float16, and its report if there is one.
+
+    Brings `manifests` up to date with the copy.
+    """
     shutil.copy(source / "tokenizer.json", target / "tokenizer.json")
     if (source / "captions.txt").is_file():
         shutil.copy(source / "captions.txt", target / "captions.txt")
@@ -107,22 +109,19 @@ def _write(
         for path in (path for pattern in REPORT for path in evaluation.glob(pattern)):
             shutil.copy(path, target / path.name)
     pretrained = manifests["clip"].training.get("pretrained")
-    if pretrained and not is_name(pretrained):  # where it lies on this machine concerns nobody else
+    if pretrained and not is_hub_name(pretrained):  # the path on this machine concerns nobody else
         manifests["clip"].training["pretrained"] = Path(pretrained).name
-    for stage, manifest in manifests.items():
-        tensors = read_weights(source / stage, manifest)
+    for part, manifest in manifests.items():
+        tensors = read_weights(source / part, manifest)
         halves = {name: t.to(torch.float16) if t.is_floating_point() else t for name, t in tensors.items()}
-        content = dump_tensors(halves)
-        manifest.sha256 = sha256(content)
-        manifest.source = without_paths(manifest.source)
-        manifest.parents |= {parent: manifests[parent].sha256 for parent in PARTS[stage].parents}
-        write_atomically(target / stage / "model.safetensors", content)
-        write_record(target / stage / "config.json", asdict(manifest))
+        manifest.provenance = without_paths(manifest.provenance)
+        manifest.parents |= {parent: manifests[parent].sha256 for parent in PARTS[part].parents}
+        save_weights(target / part, halves, manifest)
     write_index(target)
 
 
 def read_report(folder: Path | None, manifests: dict[str, Manifest]) -> dict[str, Any]:
-    """The evaluation in a folder, if there is one of just these weights; else nothing, which is said.
+    """The evaluation in a folder if it is one of these very weights; else {}, and a line that says why.
 
     Raises UserError for a file that is no such report.
     """
@@ -138,20 +137,24 @@ def read_report(folder: Path | None, manifests: dict[str, Manifest]) -> dict[str
 
 
 def draw_samples(pipe: UnCLIP, path: Path) -> tuple[int, int, int]:
-    """A picture of samples of captions from all over the training data. Returns an image's height, width, channels."""
-    captions, n = training_captions(path.parent), SHOWN[1]
-    shown = list(dict.fromkeys(captions[:: max(1, len(captions) // SHOWN[0])]))[: SHOWN[0]]
-    images = pipe(shown, n).images
-    rows = images.reshape(len(shown), n, *images.shape[1:])
+    """Draw a grid of samples, of captions from all over the training data.
+
+    Returns an image's height, width, channels.
+    """
+    captions = read_training_captions(path.parent)
+    spread = captions[:: max(1, len(captions) // GRID_CAPTIONS)]
+    shown = list(dict.fromkeys(spread))[:GRID_CAPTIONS]
+    images = pipe(shown, GRID_SAMPLES).images
+    rows = images.reshape(len(shown), GRID_SAMPLES, *images.shape[1:])
     save_png(path, captioned_grid(list(zip(shown, rows, strict=True))))
     return images.shape[1:]
 
 
-def without_paths(source: dict[str, Any]) -> dict[str, Any]:
-    """What a stage notes of its data, without paths of this machine: of the source's the last name."""
-    if Path(source.get("source", "")).is_absolute():
-        source = source | {"source": Path(source["source"]).name}
-    return source | {"root": None} if source else source
+def without_paths(provenance: dict[str, Any]) -> dict[str, Any]:
+    """A provenance without paths of this machine: of the source's path the last name stays."""
+    if Path(provenance.get("source", "")).is_absolute():
+        provenance = provenance | {"source": Path(provenance["source"]).name}
+    return provenance | {"root": None} if provenance else provenance
 
 
 def main() -> None:

@@ -19,7 +19,7 @@ from unclip.clip.model import CLIP
 from unclip.clip.preprocess import Preprocess
 from unclip.clip.tokenizer import Tokenizer
 from unclip.errors import UserError, reason
-from unclip.store.checkpoint import load_weights
+from unclip.store.parts import load_weights
 
 FORMATS = {
     "Hugging Face": (huggingface.read_config, HUGGING_FACE),

@@ -1,0 +1,66 @@
+"""Tensors as safetensors: plain files, and sealed ones, whose header holds the checksum of the whole file."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import safetensors.torch
+from safetensors import SafetensorError, safe_open
+from torch import Tensor
+
+from unclip.errors import UserError, reason
+from unclip.store.checksums import sha256
+
+BLANK = "0" * 64
+"""Stands in the header for the checksum while it is computed."""
+FAULTS = (ValueError, LookupError, TypeError, AttributeError, ArithmeticError, RecursionError, SafetensorError)
+"""Errors that reading a damaged file may raise."""
+
+
+def dump_tensors(tensors: dict[str, Tensor], metadata: dict[str, str] | None = None) -> bytes:
+    """The bytes of a safetensors file."""
+    return safetensors.torch.save({k: v.detach().cpu().contiguous() for k, v in tensors.items()}, metadata)
+
+
+def parse_tensors(content: bytes, path: Path) -> dict[str, Tensor]:
+    """The tensors in the bytes of a safetensors file. Raises UserError, which names `path`, if it is damaged."""
+    try:
+        return safetensors.torch.load(content)
+    except (SafetensorError, ValueError, KeyError) as error:
+        raise UserError(f"{path} is damaged or truncated ({error}); restore it or train that part again") from error
+
+
+def load_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
+    """The tensors of a safetensors file and its metadata. Raises UserError if it is damaged."""
+    try:
+        with safe_open(path, framework="pt") as file:
+            return {key: file.get_tensor(key) for key in file.keys()}, file.metadata() or {}  # noqa: SIM118
+    except SafetensorError as error:
+        raise UserError(f"{path} is damaged or truncated ({error}); restore it or train that part again") from error
+
+
+def dump_sealed_tensors(tensors: dict[str, Tensor], metadata: dict[str, str]) -> list[bytes | memoryview]:
+    """The bytes of a safetensors file, in two parts, with their SHA-256 in the header's metadata."""
+    header, body = _split(dump_tensors(tensors, metadata | {"checksum": BLANK}))
+    checksum = sha256(header, body)
+    return [header.replace(BLANK.encode(), checksum.encode(), 1), body]
+
+
+def load_sealed_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    """The tensors and the metadata of a sealed file. Raises UserError if any of its bytes has changed."""
+    content = path.read_bytes()
+    header, body = _split(content)
+    try:
+        metadata = json.loads(header[8:])["__metadata__"]
+        checksum = metadata["checksum"]
+        if sha256(header.replace(checksum.encode(), BLANK.encode(), 1), body) != checksum:
+            raise UserError("its checksum does not match")
+        return safetensors.torch.load(content), metadata
+    except FAULTS as error:
+        raise UserError(f"{path} is damaged ({reason(error)})") from error
+
+
+def _split(content: bytes) -> tuple[bytes, memoryview]:
+    """The header of a safetensors file, with its length before it, and the rest."""
+    length = 8 + int.from_bytes(content[:8], "little")
+    return content[:length], memoryview(content)[length:]
