@@ -37,7 +37,7 @@ class Echo(nn.Module):
         self.sign = nn.Parameter(torch.ones(()))
 
     def draw(self, captions, seeds, settings):
-        noise = [torch.randn(captions.text.shape[1], generator=torch.Generator().manual_seed(s)) for s in seeds]
+        noise = [torch.randn(captions.embedding.shape[1], generator=torch.Generator().manual_seed(s)) for s in seeds]
         return F.normalize(self.sign * captions.embedding + self.config.spread * torch.stack(noise), dim=-1)
 
 
