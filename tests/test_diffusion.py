@@ -1,7 +1,6 @@
 """The diffusion process against closed forms that are written here a second time, in float64."""
 
 import math
-import statistics
 
 import numpy as np
 import pytest
@@ -224,80 +223,6 @@ def test_weighted_errors_agree_whatever_is_predicted():
 
 def test_loss_weight_is_capped_at_five_unless_said():
     assert GaussianDiffusion(1000, "cosine", "x0").loss_weight(torch.tensor([0])).item() == 5
-
-
-@pytest.mark.parametrize(("timesteps", "batch"), [(1000, 10), (100, 100), (1000, 1), (10, 25)])
-def test_drawn_times_fall_one_in_each_slice(timesteps, batch):
-    d, generator = GaussianDiffusion(timesteps), torch.Generator().manual_seed(0)
-    for _ in range(20):
-        t = d.draw_times(batch, generator)
-        assert t.dtype == torch.int64
-        i = torch.arange(batch)
-        assert (t >= (i * timesteps / batch).floor()).all()
-        assert (t <= ((i + 1) * timesteps / batch).ceil() - 1).all()
-
-
-def test_drawn_times_are_uniform():
-    d, generator = GaussianDiffusion(20), torch.Generator().manual_seed(0)
-    t = torch.cat([d.draw_times(4, generator) for _ in range(1000)])
-    counts = torch.bincount(t, minlength=20)
-    # 4000 draws, 200 a time: within five standard deviations of a binomial(1000, 1/5).
-    assert len(counts) == 20
-    assert (counts - 200).abs().max() < 5 * math.sqrt(1000 * 0.2 * 0.8)
-
-
-@pytest.mark.parametrize("schedule", SCHEDULES)
-def test_drawn_noise_levels_are_log_normal(schedule):
-    d, generator = GaussianDiffusion(1000, schedule), torch.Generator().manual_seed(0)
-    t = torch.cat([d.draw_times(8, generator, (-0.5, 0.9)) for _ in range(1000)])
-    abar = np.array([reference_abar(schedule, 1000, i) for i in range(1000)])
-    levels = 0.5 * np.log((1 - abar) / abar)[t.numpy()]
-    inside = (levels > -3) & (levels < 2)  # what the schedule's ends do not cut off
-    want = statistics.NormalDist(-0.5, 0.9)
-    assert inside.mean() > 0.99
-    for quantile in (0.1, 0.25, 0.5, 0.75, 0.9):
-        assert np.quantile(levels, quantile) == pytest.approx(want.inv_cdf(quantile), abs=0.05)
-
-
-def test_nearest_times_are_those_of_the_noise_levels_themselves():
-    d = GaussianDiffusion(1000, "cosine")
-    sigma = (1 / d.alphas_cumprod - 1).sqrt()
-    assert torch.equal(d.nearest_times(sigma), torch.arange(1000))
-    assert d.nearest_times(torch.tensor([0.0, 1e9])).tolist() == [0, 999]
-
-
-def test_drawn_times_are_the_generator_s_alone():
-    d, state = GaussianDiffusion(1000), torch.get_rng_state()
-    one, other, third = (d.draw_times(8, torch.Generator().manual_seed(seed)) for seed in (4, 4, 5))
-    assert torch.equal(one, other)
-    assert not torch.equal(one, third)
-    assert torch.equal(torch.get_rng_state(), state)
-
-
-@QUICK
-@given(cases(), st.sampled_from(PREDICTIONS))
-def test_a_training_pair_is_what_a_model_is_given_and_has_to_put_out(case, prediction):
-    old, x0, noise, t, a, b = case
-    d = GaussianDiffusion(old.timesteps, old.schedule, prediction)
-    t = torch.as_tensor(t).expand(len(x0))
-    noised, target = d.training_pair(x0, noise, t)
-    assert_close(noised, a * x0.double() + b * noise.double(), x0.dtype)
-    assert_close(d.to_x0(target, noised, t), x0, x0.dtype, a if prediction == "eps" else 1.0)
-
-
-@pytest.mark.parametrize("prediction", PREDICTIONS)
-def test_a_denoiser_gives_the_model_one_time_a_row_and_clips_x0(prediction):
-    d, seen = GaussianDiffusion(100, "cosine", prediction), []
-    x0, noise = 2 * torch.randn(2, 3, 4, generator=torch.Generator().manual_seed(0))
-    xt = d.add_noise(x0, noise, 60)
-
-    def model(x, t):
-        seen.append(t.tolist())
-        return d.target(x0, noise, 60)
-
-    torch.testing.assert_close(d.denoiser(model)(xt, 60), x0, rtol=1e-4, atol=1e-5)
-    torch.testing.assert_close(d.denoiser(model, clip_x0=1.0)(xt, 60), x0.clamp(-1, 1), rtol=1e-4, atol=1e-5)
-    assert seen == [[60, 60, 60]] * 2
 
 
 def test_settings_that_cannot_be_used_are_refused():

@@ -56,6 +56,11 @@ class Process:
         """Descending times, evenly spaced from pure noise on, without the clean end."""
         raise NotImplementedError
 
+    def check_steps(self, steps: int, name: str = "steps") -> None:
+        """Raise UserError for a number of steps in which noise cannot be turned into a sample; `name` is the option."""
+        if steps < 1:
+            raise UserError(f"{name} must be at least 1, not {steps}")
+
     def times_at(self, noise_to_signal: Tensor) -> Tensor:
         """The times at which sigma / alpha has these values, of their shape."""
         raise NotImplementedError
@@ -135,7 +140,6 @@ class VariancePreserving(Process):
 
     def even_times(self, steps: int) -> list[float]:
         """Evenly spaced steps from the last one on ("trailing": Lin et al. 2023, table 2)."""
-        self._check_steps(steps)
         return [round(self.timesteps - i * self.timesteps / steps) / self.timesteps for i in range(steps)]
 
     def times_at(self, noise_to_signal: Tensor) -> Tensor:
@@ -145,7 +149,6 @@ class VariancePreserving(Process):
     def distinct_times_at(self, noise_to_signal: Tensor) -> list[float]:
         """Where neighbours fall on one time they are moved apart, so that T values give all times."""
         count = len(noise_to_signal)
-        self._check_steps(count)
         steps = self._steps_at(noise_to_signal).tolist()
         for i in range(1, count):
             steps[i] = min(steps[i], steps[i - 1] - 1)
@@ -159,9 +162,9 @@ class VariancePreserving(Process):
         boundaries = (self.log_sigmas[1:] + self.log_sigmas[:-1]) / 2
         return torch.bucketize(noise_to_signal.double().log(), boundaries).double()
 
-    def _check_steps(self, steps: int) -> None:
+    def check_steps(self, steps: int, name: str = "steps") -> None:
         if not 1 <= steps <= self.timesteps:
-            raise UserError(f"steps must be between 1 and {self.timesteps}, not {steps}")
+            raise UserError(f"{name} must be between 1 and {self.timesteps}, not {steps}")
 
 
 class StraightPath(Process):

@@ -10,6 +10,7 @@ SIGMA_RANGE = (80.0, 0.02)
 
 def even_levels(process: Process, steps: int) -> list[Level]:
     """`steps` levels whose times are evenly spaced, and the clean level."""
+    process.check_steps(steps)
     return [*map(process.level, process.even_times(steps)), CLEAN]
 
 
@@ -18,6 +19,7 @@ def karras_levels(process: Process, steps: int, rho: float = 7.0) -> list[Level]
 
     With s = sigma / alpha, s^(1/rho) is evenly spaced (Karras et al. 2022, eq. 5).
     """
+    process.check_steps(steps)
     highest, lowest = torch.tensor(SIGMA_RANGE, dtype=torch.float64, device="cpu") ** (1 / rho)
     positions = torch.linspace(0, 1, steps, dtype=torch.float64, device="cpu")
     ratios = torch.lerp(highest, lowest, positions) ** rho

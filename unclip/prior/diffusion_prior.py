@@ -72,7 +72,9 @@ class DiffusionPrior(nn.Module):
         candidate is kept. All N x num_candidates candidates are one batch.
         """
         count = len(text)
-        levels = even_levels(self.process, settings.steps)
+        process = self.process
+        process.check_steps(settings.steps, "prior_steps")
+        levels = even_levels(process, settings.steps)
         rows = torch.arange(count, device=text.embedding.device).repeat(settings.num_candidates)
         if settings.guidance == 1:
             model = self.model(self.prefix(text).select(rows))
