@@ -54,7 +54,7 @@ def test_inverted_images_are_drawn_again_from_the_noise_that_was_found():
     out = pipe(captions)
     pixels = to_float(torch.from_numpy(out.images).permute(0, 3, 1, 2))
     settings = DecoderSettings(steps, sampler="ddim", guidance=1.0)
-    noise = pipe.decoder.invert(pixels, out.embeddings, pipe.encode_captions(captions), settings)
+    noise = pipe.decoder.invert_images(pixels, out.embeddings, pipe.encode_captions(captions), settings)
     again, elsewhere = (pipe.decode(out.embeddings, captions, noise=x, **plain) for x in (noise, None))
     near, far = (np.abs(images.astype(int) - out.images).mean() for images in (again, elsewhere))
     assert near < 3

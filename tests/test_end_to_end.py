@@ -81,10 +81,10 @@ def test_tiny_clip_beats_chance_and_tiny_prior_beats_an_unrelated_caption(traine
     assert prior["cosine_sample"] > prior["cosine_text"]
 
 
-def test_the_prior_tells_draws_apart_by_the_captions_of_the_classes(trained):
+def test_the_prior_reranks_by_the_captions_of_the_classes(trained):
     pipe = UnCLIP.from_pretrained(trained.folder)
-    torch.testing.assert_close(pipe.prior.choice.rivals, pipe.encode_text(list(PLAIN_CAPTIONS)))
-    torch.testing.assert_close(pipe.prior.choice.scale, pipe.clip.scale()[0])
+    torch.testing.assert_close(pipe.prior.reranker.class_embeddings, pipe.encode_text(list(PLAIN_CAPTIONS)))
+    torch.testing.assert_close(pipe.prior.reranker.logit_scale, pipe.clip.scale()[0])
 
 
 @pytest.mark.parametrize("stage", PARTS)

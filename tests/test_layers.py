@@ -10,8 +10,8 @@ from hypothesis import strategies as st
 from torch import nn
 
 import unclip.layers
-from unclip.clip import CLIP, CLIPConfig, TextConfig, TextFeatures
-from unclip.decoder import Decoder, DecoderConfig
+from unclip.clip import CLIP, CLIPConfig, TextConfig
+from unclip.decoder import DecoderConfig, DecoderNetwork, UNetConfig
 from unclip.layers import (
     Block,
     EmbeddingScaler,
@@ -21,9 +21,10 @@ from unclip.layers import (
     attend,
     causal_mask,
     init_transformer,
+    replace_empty,
     timestep_embedding,
 )
-from unclip.prior import Prior, PriorConfig
+from unclip.prior import PriorConfig, PriorTransformer
 
 QUICK = settings(deadline=None, max_examples=50, derandomize=True)
 
@@ -86,8 +87,8 @@ def test_a_stack_of_maps_is_each_of_them_side_by_side():
     "model",
     [
         CLIP(CLIPConfig(text=TextConfig(vocab_size=9, layers=1))),
-        Prior(PriorConfig(embed_dim=128, text_width=32, context=8, width=96, heads=3, layers=1)),
-        Decoder(DecoderConfig(embed_dim=8, text_width=8, width=16)),
+        PriorTransformer(PriorConfig(embed_dim=128, text_width=32, context=8, width=96, heads=3, layers=1)),
+        DecoderNetwork(DecoderConfig(UNetConfig(width=16), embed_dim=8, text_width=8)),
     ],
 )
 def test_what_is_stacked_says_so_and_nothing_else_does(model):
@@ -137,6 +138,42 @@ def test_timestep_embedding_takes_whole_times_and_any_period():
     torch.testing.assert_close(timestep_embedding(torch.tensor([7]), 6), timestep_embedding(torch.tensor([7.0]), 6))
     want = torch.tensor([[math.cos(3), math.cos(0.3), math.sin(3), math.sin(0.3)]])
     torch.testing.assert_close(timestep_embedding(torch.tensor([3]), 4, max_period=100.0), want)
+
+
+def tokens_of_four() -> tuple[torch.Tensor, torch.Tensor]:
+    """Two numbers a token, of four captions of growing length; and their mask."""
+    tokens = torch.randn(4, 5, 2, generator=torch.Generator().manual_seed(4))
+    return tokens, torch.arange(5) <= torch.arange(4)[:, None]
+
+
+@QUICK
+@given(st.lists(st.booleans(), min_size=4, max_size=4))
+def test_replacing_empty_captions_equals_a_slow_loop(empty):
+    tokens, mask = tokens_of_four()
+    null = torch.tensor([0.5, -2.0])
+    got_tokens, got_mask = replace_empty(tokens, mask, torch.tensor(empty), null)
+    for i, is_empty in enumerate(empty):
+        want = [null.tolist()] * 5 if is_empty else tokens[i].tolist()
+        assert got_tokens[i].tolist() == want
+        assert got_mask[i].tolist() == ([True] + [False] * 4 if is_empty else mask[i].tolist())
+
+
+def test_nothing_is_left_of_an_empty_caption_its_length_included():
+    tokens, mask = replace_empty(*tokens_of_four(), torch.ones(4, dtype=torch.bool), torch.ones(2))
+    assert torch.equal(tokens, tokens[:1].expand_as(tokens))
+    assert torch.equal(mask, mask[:1].expand_as(mask))
+
+
+def test_the_null_learns_from_empty_captions_alone():
+    null = torch.zeros(2, requires_grad=True)
+    tokens, mask = replace_empty(*tokens_of_four(), torch.tensor([False, True, False, False]), null)
+    tokens[mask].sum().backward()
+    assert null.grad.tolist() == [1.0, 1.0]  # its single token
+
+
+def test_a_null_of_another_precision_takes_that_of_the_tokens():
+    tokens, _ = replace_empty(*tokens_of_four(), torch.ones(4, dtype=torch.bool), torch.ones(2, dtype=torch.float64))
+    assert tokens.dtype == torch.float32
 
 
 def unit_embeddings(n: int = 500, dim: int = 6) -> torch.Tensor:
@@ -214,10 +251,11 @@ def test_attention_to_few_keys_equals_the_fused_one_with_its_gradients(shape, ki
 
 def test_decoder_in_bfloat16_has_the_gradient_of_float32():
     torch.manual_seed(0)
-    model = Decoder(DecoderConfig(embed_dim=8, text_width=8, width=16, condition_width=32, head_dim=8))
+    unet = UNetConfig(width=16, condition_width=32, head_dim=8)
+    model = DecoderNetwork(DecoderConfig(unet, embed_dim=8, text_width=8))
     nn.init.normal_(model.unet.conv_out.weight, std=0.02)
-    captions = TextFeatures(torch.randn(4, 8), torch.randn(4, 5, 8), torch.ones(4, 5) > 0, torch.zeros(4) > 0)
-    condition = model.condition(torch.randn(4, 8), captions, torch.zeros(4) > 0)
+    none = torch.zeros(4, dtype=torch.bool)
+    condition = model.condition(torch.randn(4, 8), none, torch.randn(4, 5, 8), torch.ones(4, 5) > 0, none)
     x, target, gradients = torch.randn(4, 1, 8, 8), torch.randn(4, 1, 8, 8), []
     for enabled in (False, True):
         with torch.autocast("cpu", torch.bfloat16, enabled=enabled):

@@ -8,15 +8,17 @@ from torch import nn
 
 from stages.optim import Muon, cosine_warmup, make_optimizers, orthogonalised, update_ema
 from unclip.clip import CLIP, CLIPConfig, TextConfig, VisionConfig
-from unclip.decoder import Decoder, DecoderConfig
-from unclip.prior import Prior, PriorConfig
+from unclip.decoder import DecoderConfig, DecoderNetwork, UNetConfig
+from unclip.prior import PriorConfig, PriorTransformer
 
 MODELS = {
     "clip": lambda: CLIP(
         CLIPConfig(8, VisionConfig(width=8, layers=1, heads=2), TextConfig(20, context=6, width=8, layers=1, heads=2))
     ),
-    "prior": lambda: Prior(PriorConfig(embed_dim=8, text_width=8, context=6, width=8, layers=1, heads=2)),
-    "decoder": lambda: Decoder(DecoderConfig(embed_dim=8, text_width=8, width=8, condition_width=32, head_dim=8)),
+    "prior": lambda: PriorTransformer(PriorConfig(embed_dim=8, text_width=8, context=6, width=8, layers=1, heads=2)),
+    "decoder": lambda: DecoderNetwork(
+        DecoderConfig(UNetConfig(width=8, condition_width=32, head_dim=8), embed_dim=8, text_width=8)
+    ),
 }
 
 

@@ -138,13 +138,15 @@ def test_batch_size_has_none(tiny):
 # --- noise ------------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize(("sampler", "tries"), [("dpmpp", 1), ("ddpm", 1), ("dpmpp", 3)])
-def test_noise_of_a_sample_given_back_draws_it_again(sampler, tries, tiny):
+@pytest.mark.parametrize(("sampler", "num_candidates"), [("dpmpp", 1), ("ddpm", 1), ("dpmpp", 3)])
+def test_noise_of_a_sample_given_back_draws_it_again(sampler, num_candidates, tiny):
     """To the bit where it is drawn in as large a batch."""
-    out = tiny([BAG, DRESS], n=2, seed=3, sampler=sampler, num_candidates=tries, **FEW)
+    out = tiny([BAG, DRESS], n=2, seed=3, sampler=sampler, num_candidates=num_candidates, **FEW)
     again = tiny.decode(out.embeddings, out.captions, out.seeds, noise=out.noise, sampler=sampler, **FEW)
-    assert np.array_equal(again, out.images) if tries == 1 else np.abs(again - out.images.astype(int)).max() <= 1
-    assert torch.equal(out.noise, tiny.decoder.noise([3, 4, 3, 4])) == (tries == 1)
+    assert (
+        np.array_equal(again, out.images) if num_candidates == 1 else np.abs(again - out.images.astype(int)).max() <= 1
+    )
+    assert torch.equal(out.noise, tiny.decoder.draw_noise([3, 4, 3, 4])) == (num_candidates == 1)
 
 
 def test_noise_takes_the_place_of_the_seeds(tiny):
@@ -228,7 +230,7 @@ def test_decoder_draws_from_embeddings_alone_and_from_captions_alone(tiny):
     assert_same_images(tiny.decode(embeddings[1:], None, seed=3, **FEW), image_only[1:])  # image i uses seed + i
 
 
-def test_of_a_class_the_first_draw_is_kept_that_is_accepted(tiny):
+def test_of_a_class_the_first_candidate_is_kept_that_passes(tiny):
     once, first, last = (
         tiny.embed(BAG, n=8, prior_steps=4, **s)
         for s in (
@@ -241,16 +243,16 @@ def test_of_a_class_the_first_draw_is_kept_that_is_accepted(tiny):
     assert not torch.allclose(last, once, atol=1e-3)
 
 
-@pytest.mark.parametrize(("caption", "accept"), [(BAG, 1.0), ("a dark narrow dress", 0.0)])
-def test_more_draws_are_never_less_likely(tiny, caption, accept):
-    """Where none is accepted, and of a caption that says more than a class."""
-    text, rivals, scale = tiny.encode_text(caption), tiny.prior.choice.rivals, tiny.clip.scale()
-    rivals = rivals[(rivals @ text[0]) < 0.9999]
-    assert len(rivals) == (9 if caption == BAG else 10)
+@pytest.mark.parametrize(("caption", "threshold"), [(BAG, 1.0), ("a dark narrow dress", 0.0)])
+def test_more_candidates_are_never_less_likely(tiny, caption, threshold):
+    """Where none passes, and of a caption that says more than a class."""
+    text, classes, scale = tiny.encode_text(caption), tiny.prior.reranker.class_embeddings, tiny.clip.scale()
+    competitors = classes[(classes @ text[0]) < 0.9999]
+    assert len(competitors) == (9 if caption == BAG else 10)
     odds = []
-    for draws in (1, 2, 6):
-        drawn = tiny.embed(caption, n=20, prior_num_candidates=draws, prior_steps=4, prior_threshold=accept)
-        odds.append(scale * (drawn @ text[0]) - (scale * drawn @ rivals.T).logsumexp(dim=1))
+    for count in (1, 2, 6):
+        drawn = tiny.embed(caption, n=20, prior_num_candidates=count, prior_steps=4, prior_threshold=threshold)
+        odds.append(scale * (drawn @ text[0]) - (scale * drawn @ competitors.T).logsumexp(dim=1))
     assert (odds[1] >= odds[0] - 1e-3).all()
     assert (odds[2] >= odds[1] - 1e-3).all()
     assert (odds[2] > odds[0] + 1e-2).any()

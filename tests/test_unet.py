@@ -10,9 +10,16 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from networks import close, differ, randomise
 from torch import nn
-from unclip.decoder.blocks import ConditionedAttention, ResBlock, downsample, group_norm, upsample
 
-from unclip.decoder import UNet, UNetConfig
+from unclip.decoder.unet import (
+    ConditionedAttention,
+    ResBlock,
+    UNet,
+    UNetConfig,
+    downsample,
+    group_norm,
+    upsample,
+)
 from unclip.errors import UserError
 
 QUICK = settings(deadline=None, max_examples=20, derandomize=True)

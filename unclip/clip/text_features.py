@@ -32,22 +32,6 @@ class TextFeatures(TensorBatch):
         """As many empty captions: the unconditional half of guidance."""
         return replace(self, empty=torch.ones_like(self.empty))
 
-    def fill(self, encoding: Tensor, embedding: Tensor | None = None) -> "TextFeatures":
-        """The same with a learned null encoding (W,), and text embedding (D,), in place of what is empty.
-
-        An empty caption becomes a single token, so that not even its length is told.
-        """
-        first = torch.arange(self.mask.shape[1], device=self.mask.device) == 0
-        rows = self.empty[:, None]
-        return replace(
-            self,
-            mask=torch.where(rows, first, self.mask),
-            tokens=torch.where(rows[..., None], encoding.to(self.tokens.dtype), self.tokens),
-            embedding=self.embedding
-            if embedding is None
-            else torch.where(rows, embedding.to(self.embedding.dtype), self.embedding),
-        )
-
 
 def encode_captions(clip: CLIP, tokenizer: Tokenizer, captions: Sequence[str]) -> TextFeatures:
     """Put captions through a CLIP, each distinct one once, on the CLIP's device. Those without a word are empty.

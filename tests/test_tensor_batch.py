@@ -4,14 +4,10 @@ from dataclasses import dataclass, fields
 
 import pytest
 import torch
-from hypothesis import given, settings
-from hypothesis import strategies as st
 from torch import Tensor
 
 from unclip.clip import CLIP, CLIPConfig, TextConfig, TextFeatures, Tokenizer, VisionConfig, encode_captions
 from unclip.tensor_batch import TensorBatch
-
-QUICK = settings(deadline=None, max_examples=60, derandomize=True)
 
 
 @dataclass(frozen=True)
@@ -97,47 +93,6 @@ def test_dropped_captions_are_empty_beside_those_that_were():
     assert some.empty.tolist() == [True, False, False, False]  # it stays as it is
     assert some.null().empty.all()
     assert torch.equal(some.null().embedding, some.embedding)
-
-
-def slow_fill(captions: TextFeatures, encoding: list, text: list | None) -> tuple[list, list, list]:
-    """Row by row: text embedding, and encoding and mask of every token."""
-    texts, encodings, masks = captions.text.tolist(), captions.tokens.tolist(), captions.mask.tolist()
-    for i, empty in enumerate(captions.empty.tolist()):
-        if empty:
-            texts[i] = texts[i] if text is None else text
-            encodings[i] = [encoding] * len(encodings[i])
-            masks[i] = [place == 0 for place in range(len(masks[i]))]
-    return texts, encodings, masks
-
-
-@QUICK
-@given(st.lists(st.booleans(), min_size=4, max_size=4), st.booleans())
-def test_filling_equals_a_slow_loop(empty, with_text):
-    some = captions().drop(torch.tensor(empty))
-    encoding, text = torch.tensor([0.5, -2.0]), torch.tensor([1.0, 2.0, 3.0]) if with_text else None
-    filled = some.fill(encoding, text)
-    want = slow_fill(some, encoding.tolist(), None if text is None else text.tolist())
-    assert (filled.text.tolist(), filled.tokens.tolist(), filled.mask.tolist()) == want
-    assert torch.equal(filled.empty, some.empty)
-
-
-def test_filling_hides_all_of_an_empty_caption_its_length_included():
-    null, encoding, text = captions().null(), torch.ones(2), torch.ones(3)
-    filled = null.fill(encoding, text)
-    assert all(equal(filled[i : i + 1], filled[:1]) for i in range(4))
-
-
-def test_filling_teaches_the_null_by_empty_captions_alone():
-    encoding, text = torch.zeros(2, requires_grad=True), torch.zeros(3, requires_grad=True)
-    some = captions().drop(torch.tensor([False, True, False, False])).fill(encoding, text)
-    (some.tokens[some.mask].sum() + some.text.sum()).backward()
-    assert encoding.grad.tolist() == [1.0, 1.0]  # its single token
-    assert text.grad.tolist() == [1.0, 1.0, 1.0]
-
-
-def test_a_null_of_another_precision_takes_that_of_the_captions():
-    filled = captions().null().fill(torch.ones(2, dtype=torch.float64), torch.ones(3, dtype=torch.bfloat16))
-    assert filled.tokens.dtype == filled.text.dtype == torch.float32
 
 
 # Captions through a CLIP.

@@ -1,14 +1,16 @@
-"""Several tries at an image, of which the one is kept that CLIP embeds closest to its embedding."""
+"""Several candidates for an image, of which the one is kept that CLIP embeds closest to its embedding."""
 
 import numpy as np
 import pytest
 import torch
 from test_pipeline import BAG, DRESS, FEW, assert_same_images, differ
 
+from unclip.decoder.reranking import SEED_STEP
 
-def test_of_several_tries_that_is_kept_whose_embedding_is_the_closest(tiny):
+
+def test_the_candidate_is_kept_whose_embedding_is_the_closest(tiny):
     out = tiny([BAG, DRESS], n=4, seed=5, num_candidates=3, **FEW)
-    starts = [tiny.decoder.noise([seed + try_ * 2**40 for seed in out.seeds]) for try_ in range(3)]
+    starts = [tiny.decoder.draw_noise([seed + i * SEED_STEP for seed in out.seeds]) for i in range(3)]
     drawn = [tiny.decode(out.embeddings, out.captions, out.seeds, noise=start, **FEW) for start in starts]
     cosines = torch.stack([(tiny.encode_image(images) * out.embeddings).sum(dim=1) for images in drawn])
     kept = cosines.argmax(dim=0).tolist()
@@ -16,22 +18,22 @@ def test_of_several_tries_that_is_kept_whose_embedding_is_the_closest(tiny):
     reached = (tiny.encode_image(out.images) * out.embeddings).sum(dim=1)
     torch.testing.assert_close(reached, cosines.amax(dim=0), atol=1e-3, rtol=0)
     for i, noise in enumerate(out.noise):
-        [own] = [k for k, start in enumerate(starts) if torch.equal(start[i], noise)]
-        assert_same_images(drawn[own][i], out.images[i])
+        [candidate] = [k for k, start in enumerate(starts) if torch.equal(start[i], noise)]
+        assert_same_images(drawn[candidate][i], out.images[i])
 
 
 @pytest.mark.parametrize("sampler", ["ddpm", "dpmpp"])
-def test_tries_differ_with_every_sampler(sampler, tiny):
-    """ddpm's images come of the noise on the way more than of that at the start."""
+def test_candidates_differ_with_every_sampler(sampler, tiny):
+    """ddpm's images depend on the noise on the way more than on that at the start."""
     embeddings = tiny.embed(BAG, n=8, **FEW)
-    once, thrice = (tiny.decode(embeddings, sampler=sampler, num_candidates=tries, **FEW) for tries in (1, 3))
+    once, thrice = (tiny.decode(embeddings, sampler=sampler, num_candidates=count, **FEW) for count in (1, 3))
     assert differ(once, thrice)
     near, nearer = ((tiny.encode_image(images) * embeddings).sum(dim=1) for images in (once, thrice))
     assert (nearer >= near - 1e-3).all()
     assert (nearer > near + 1e-3).any()
 
 
-def test_tries_depend_on_nothing_but_their_own_sample(tiny):
+def test_candidates_depend_on_nothing_but_their_own_sample(tiny):
     out = tiny([BAG, DRESS], n=2, seed=1, num_candidates=3, **FEW)
     assert_same_images(tiny([BAG, DRESS], n=2, seed=1, num_candidates=3, batch_size=2, **FEW).images, out.images)
     alone = tiny.decode(out.embeddings[3:], [DRESS], seed=2, num_candidates=3, **FEW)
@@ -39,15 +41,15 @@ def test_tries_depend_on_nothing_but_their_own_sample(tiny):
     assert tiny(BAG, seed=2**63 - 2, num_candidates=3, **FEW).images.shape == (1, 28, 28, 1)
 
 
-def test_without_embeddings_or_with_noise_there_is_nothing_to_choose(tiny):
+def test_without_embeddings_or_with_noise_there_is_nothing_to_rerank(tiny):
     assert_same_images(tiny.decode(None, [BAG], num_candidates=3, **FEW), tiny.decode(None, [BAG], **FEW))
-    embeddings, noise = tiny.embed(BAG, n=3, **FEW), tiny.decoder.noise([7, 8, 9])
-    given, own = (tiny.decode(embeddings, noise=noise, num_candidates=tries, **FEW) for tries in (3, 1))
-    assert_same_images(given, own)
+    embeddings, noise = tiny.embed(BAG, n=3, **FEW), tiny.decoder.draw_noise([7, 8, 9])
+    reranked, plain = (tiny.decode(embeddings, noise=noise, num_candidates=count, **FEW) for count in (3, 1))
+    assert_same_images(reranked, plain)
 
 
 @pytest.mark.parametrize("sampler", ["dpmpp", "ddpm"])
-def test_of_several_tries_that_is_watched_which_is_kept(sampler, tiny):
+def test_of_several_candidates_the_kept_one_is_watched(sampler, tiny):
     moments = []
     out = tiny([BAG, DRESS], n=2, num_candidates=3, batch_size=6, on_step=moments.append, sampler=sampler, **FEW)
     assert [len(moment.samples) for moment in moments] == [2] * (2 * FEW["steps"])
