@@ -1,6 +1,7 @@
 """Config dataclasses: fields with bounds and choices, the check of their values, and their conversion from JSON."""
 
 import ast
+import functools
 import inspect
 import textwrap
 import types
@@ -55,6 +56,7 @@ def field_docs(cls: type) -> dict[str, str]:
     return docs | {item.name: item.metadata["help"] for item in fields(cls) if "help" in item.metadata}
 
 
+@functools.cache
 def _strings_beneath_fields(cls: type) -> dict[str, str]:
     """Field name -> docstring, read from the source of the class; empty for a class that has no source file."""
     try:
