@@ -26,7 +26,7 @@ data: setup
 
 ifdef DATA
 demo: setup
-	$(PY) -m stages.demo.__main__ '$(DATA)'
+	$(PY) -m stages.demo '$(DATA)'
 else
 demo: data
 	$(PY) train_clip.py --out $(RUN)

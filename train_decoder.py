@@ -7,19 +7,16 @@
 The same command again goes on with a training that was interrupted.
 """
 
-if __name__ == "__main__":  # before the other imports, which may take seconds
-    from unclip.cli import signals
+from collections.abc import Sequence
 
-    signals.install()
-
-from unclip.cli import options as cli
+from unclip.cli.run import run
 
 
-def main() -> None:
+def main(argv: Sequence[str] | None = None) -> None:
     from stages.train import train_from_command_line
 
-    train_from_command_line("decoder", __doc__)
+    train_from_command_line("decoder", __doc__, argv)
 
 
 if __name__ == "__main__":
-    cli.run(main)
+    run(main)

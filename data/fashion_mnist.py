@@ -13,6 +13,7 @@ import socket
 import sys
 import tempfile
 import zlib
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import ClassVar
@@ -33,6 +34,8 @@ from data.fashion_mnist_captions import (
     class_bounds,
     is_held_out,
 )
+from unclip.cli.options import parse
+from unclip.cli.run import run
 from unclip.errors import UserError
 
 RAW = paths.RAW / "fashion-mnist"
@@ -191,7 +194,17 @@ def _from_debian(folder: Path) -> Path:
     return folder / "usr" / "share" / "datasets" / "fashion-mnist"
 
 
-if __name__ == "__main__":  # python -m data.fashion_mnist: fetch, verify, and say what there is
-    from unclip.cli import options as cli
+@dataclass(frozen=True)
+class FetchOptions:
+    """This program has no options but --help."""
 
-    cli.run(lambda: print(f"Fashion-MNIST in {find()}: " + ", ".join(f"{len(load(s))} {s}" for s in SPLITS)))
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """Fetch Fashion-MNIST if it is not there, verify it, and print the number of images of each split."""
+    parse(FetchOptions, main.__doc__, argv=argv)
+    counts = ", ".join(f"{len(load(split))} {split}" for split in SPLITS)
+    print(f"Fashion-MNIST in {find()}: {counts}")
+
+
+if __name__ == "__main__":
+    run(main)

@@ -9,7 +9,6 @@ from typing import Any, TypeVar
 
 from data.dataset import CaptionedImages
 from data.sources import NAMES, SHAPE, SourceConfig, as_options, is_there
-from unclip.cli import options as cli
 from unclip.errors import UserError
 from unclip.fields import from_dict
 from unclip.registry import PARTS
@@ -44,19 +43,22 @@ def read_provenance(pipeline: Path, plain: C) -> C | None:
     return next((replace(plain, source=name) for name in names if name in NAMES), None)
 
 
-def inherit_source(pipeline: Path, plain: C) -> C:
-    """The data options of a program that works on a pipeline, as long as the command line does not set them.
+def inherit_source(pipeline: Path, plain: C, source: str | None) -> C:
+    """The defaults of the data options of a program that works on a pipeline: those that it was trained with.
 
-    They are the pipeline's. Of another source that --data names, only the size and the number of the images are; the
-    rest is as in `plain`.
+    Args:
+        pipeline: its folder.
+        plain: the defaults where the pipeline does not say what it was trained on.
+        source: the source that --data names. If it is another than the pipeline's, only the size and the number of the
+            images are taken from the pipeline; the rest is as in `plain`.
     """
-    noted, given = read_provenance(pipeline, plain), cli.argument("data")
-    if noted is None:
+    provenance = read_provenance(pipeline, plain)
+    if provenance is None:
         return plain
-    if given is None or _same(given, noted.source):
-        return noted
-    kept = ("limit",) if given == "fashion-mnist" else ("limit", *SHAPE)
-    return replace(plain, source=given, **{name: getattr(noted, name) for name in kept})
+    if source is None or _same(source, provenance.source):
+        return provenance
+    inherited = ("limit",) if source == "fashion-mnist" else ("limit", *SHAPE)
+    return replace(plain, source=source, **{name: getattr(provenance, name) for name in inherited})
 
 
 def compare_source(pipeline: Path, config: SourceConfig, tell: Tell = print) -> bool:

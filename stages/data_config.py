@@ -8,7 +8,7 @@ from data.dataset import CaptionedImages
 from data.provenance import compare_content, compare_source, inherit_source, read_provenance
 from data.sources import SourceConfig, load
 from stages.runtime import is_main, main_first
-from unclip.cli import options as cli
+from unclip.cli.options import EarlyOptions
 from unclip.store.hub import find_pipeline
 
 
@@ -31,14 +31,21 @@ class DataConfig(SourceConfig):
         return found
 
 
-def on_pipeline(presets: dict[str, Any]) -> dict[str, Any]:
-    """A trainer's presets, with the data of the pipeline that the command line names: its --clip, --out, or start."""
+def inherit_data(presets: dict[str, Any], named: EarlyOptions) -> dict[str, Any]:
+    """A trainer's presets, with the data of the pipeline that the command line names by --clip, --out or --init-from.
+
+    Args:
+        presets: name -> the config of a training.
+        named: these options and --data, as the command line gives them.
+    """
     preset = next(iter(presets.values()))
-    out = Path(cli.argument("out", str(preset.out)))
-    start = cli.argument("init-from")
-    named = [Path(path) for path in (cli.argument("clip"), out, start and find_pipeline(start)) if path]
-    pipeline = next((path for path in named if read_provenance(path, preset.data)), out)
-    return {name: replace(run, data=inherit_source(pipeline, run.data)) for name, run in presets.items()}
+    out = Path(preset.out if named.out is None else named.out)
+    pipelines = [Path(named.clip)] if named.clip else []
+    pipelines.append(out)
+    if named.init_from:
+        pipelines.append(find_pipeline(named.init_from))
+    pipeline = next((path for path in pipelines if read_provenance(path, preset.data)), out)
+    return {name: replace(run, data=inherit_source(pipeline, run.data, named.data)) for name, run in presets.items()}
 
 
 def _tell(line: str) -> None:

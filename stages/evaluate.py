@@ -10,27 +10,26 @@ every image that the figures were taken on. On two CPU cores 1,000 samples of pr
 more the first time: the judge of the samples is trained on the real images, and cached.
 """
 
-if __name__ == "__main__":  # before the other imports, which may take seconds
-    from unclip.cli import signals
+from collections.abc import Sequence
 
-    signals.install()
-
-from data.provenance import inherit_source
-from stages.data_config import DataConfig
-from stages.evaluation.evaluate import EvaluateOptions, evaluate
-from unclip.cli import options as cli
-from unclip.settings import SamplingOptions
-from unclip.store.hub import find_pipeline
-from unclip.store.index import read_sampling
+from unclip.cli.run import run
 
 
-def main() -> None:
-    checkpoint = find_pipeline(cli.argument("checkpoint", str(EvaluateOptions.checkpoint)))
-    style = cli.argument("sampling.style", "clear")
-    sampling = SamplingOptions.of(read_sampling(checkpoint), style)
-    own = EvaluateOptions(data=inherit_source(checkpoint, DataConfig()), sampling=sampling)
-    evaluate(cli.parse(EvaluateOptions, __doc__, own))
+def main(argv: Sequence[str] | None = None) -> None:
+    from data.provenance import inherit_source
+    from stages.data_config import DataConfig
+    from stages.evaluation.evaluate import EvaluateOptions, evaluate
+    from unclip.cli.options import parse, read_early_options
+    from unclip.settings import SamplingOptions
+    from unclip.store.hub import find_pipeline
+    from unclip.store.index import read_sampling
+
+    named = read_early_options(argv)
+    checkpoint = find_pipeline(named.checkpoint or EvaluateOptions.checkpoint)
+    data = inherit_source(checkpoint, DataConfig(), named.data)
+    sampling = SamplingOptions.of(read_sampling(checkpoint), named.style or "clear")
+    evaluate(parse(EvaluateOptions, __doc__, EvaluateOptions(data=data, sampling=sampling), argv))
 
 
 if __name__ == "__main__":
-    cli.run(main)
+    run(main)

@@ -6,7 +6,7 @@
 A kind is a row of the table in unclip/registry.py, which names its model, its presets and its training stage.
 """
 
-import sys
+from collections.abc import Sequence
 from dataclasses import asdict
 from typing import Any, Protocol
 
@@ -14,13 +14,14 @@ import torch
 from torch import nn
 
 from stages import loop, runtime
-from stages.data_config import on_pipeline
+from stages.data_config import inherit_data
 from stages.identity import settings
 from stages.inputs import open_clip_inputs, open_inputs
 from stages.memory import check_fits
 from stages.run import PartRun, Shapes
 from stages.state import start_from
-from unclip.cli import options as cli
+from unclip.cli.options import command_line, parse_run, read_early_options
+from unclip.cli.run import run
 from unclip.errors import UserError
 from unclip.registry import PARTS, default_kind, find_kind, resolve
 from unclip.store.hub import find_pipeline
@@ -41,11 +42,11 @@ class PartStage(loop.Stage, Protocol):
         """Fit the model's buffers, such as statistics of the embeddings, to the training data."""
 
 
-def train_from_command_line(part: str, description: str) -> None:
+def train_from_command_line(part: str, description: str, argv: Sequence[str] | None = None) -> None:
     """Train a part by the options of the command line, and print its validation figures."""
-    kind = cli.argument("kind", default_kind(part))
-    presets = resolve(find_kind(part, kind).presets)
-    run = cli.parse_run(on_pipeline(presets), description)
+    named = read_early_options(argv)
+    presets = resolve(find_kind(part, named.kind or default_kind(part)).presets)
+    run = parse_run(inherit_data(presets, named), description, argv)
     manifest = train_part(part, run)
     if runtime.is_main():
         figures = ", ".join(f"{name} {value:.4g}" for name, value in manifest.figures.items())
@@ -94,12 +95,12 @@ def _start_from_pipeline(part: str, run: PartRun, stage: PartStage, inputs: Any)
     return start
 
 
-def main() -> None:
-    part = sys.argv.pop(1) if len(sys.argv) > 1 else ""
+def main(argv: Sequence[str] | None = None) -> None:
+    part, *options = [*command_line(argv), ""]
     if part not in PARTS:
         raise UserError(f"name the part to train: python -m stages.train {'|'.join(PARTS)}, not {part!r}")
-    train_from_command_line(part, __doc__)
+    train_from_command_line(part, __doc__, options[:-1])
 
 
 if __name__ == "__main__":
-    cli.run(main)
+    run(main)

@@ -18,7 +18,7 @@ from data.fashion_mnist import FashionMNIST
 from data.fashion_mnist_captions import CLASSES, PLAIN_CAPTIONS, Grammar, GrammarCaptions
 from stages import log
 from unclip import UnCLIP
-from unclip.cli import options as cli
+from unclip.cli import run
 from unclip.store.sealed_json import read_record, write_record
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -95,19 +95,17 @@ def made_up_data(count: int, seed: int, name: str = "made-up") -> FashionMNIST:
 
 @pytest.fixture
 def script(monkeypatch, capsys):
-    """Call a script's main in this process, as the interpreter would: script("sample", "a bag", "--n", 2)."""
+    """Call the main of a program in this process: script("sample", "a bag", "--n", 2)."""
 
     def call(name: str, *arguments, stdin: bytes = b"") -> Finished:
-        monkeypatch.setattr(sys, "argv", [f"{name}.py", *map(str, arguments)])
         monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(stdin)))
         capsys.readouterr()
-        code, message = 0, ""
         try:
-            cli.run(importlib.import_module(name).main)
-        except SystemExit as stop:  # a string is printed by the interpreter, which then exits with 1
-            code, message = (1, f"{stop.code}\n") if isinstance(stop.code, str) else (stop.code or 0, "")
+            code = run.call(importlib.import_module(name).main, [*map(str, arguments)])
+        except SystemExit as stop:  # as --help ends
+            code = stop.code or 0
         captured = capsys.readouterr()
-        return Finished(code, captured.out, captured.err + message)
+        return Finished(code, captured.out, captured.err)
 
     return call
 

@@ -13,8 +13,7 @@ from typing import NamedTuple
 import torch
 
 from stages.state import open_state
-from unclip.cli import options as cli
-from unclip.cli import signals
+from unclip.cli import run, signals
 
 TIMES = ("seconds", "images_per_second")
 
@@ -56,12 +55,9 @@ def forked(work: Callable[[], object], log: Path) -> Child:
         signals.STOP.number = 0
         signals.install()
         os.write(tell, b".")
-        cli.run(work)
-        status = 0
+        status = run.call(lambda _: status if isinstance(status := work(), int) else 0)
     except SystemExit as stop:
-        if isinstance(stop.code, str):
-            os.write(2, f"{stop.code}\n".encode())
-        status = 1 if isinstance(stop.code, str) else stop.code or 0
+        status = stop.code or 0
     except BaseException:
         import traceback
 

@@ -1,15 +1,11 @@
 """Linear regression, a stage of another kind than the three. Also a program: small_stage.py FOLDER [NAME=VALUE ...]"""
 
 import sys
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
-
-if __name__ == "__main__":
-    from unclip.cli import signals
-
-    signals.install()
 
 import json
 import os
@@ -21,7 +17,8 @@ from PIL import Image
 from torch import Tensor, nn
 
 from stages import loop, runtime
-from unclip.cli import options as cli
+from unclip.cli.options import command_line
+from unclip.cli.run import run
 from unclip.store.manifest import Manifest
 from unclip.tensor_batch import TensorBatch
 
@@ -98,13 +95,14 @@ def train(folder: Path, stage: SmallStage | None = None, config: loop.TrainConfi
     return loop.train(stage or SmallStage(), config, torch.device("cpu"), folder, manifest(config))
 
 
-def main() -> None:
-    changed = {name: json.loads(value) for name, value in (option.split("=") for option in sys.argv[2:])}
+def main(argv: Sequence[str] | None = None) -> None:
+    folder, *options = command_line(argv)
+    changed = {name: json.loads(value) for name, value in (option.split("=") for option in options)}
     runtime.start("cpu")
-    train(Path(sys.argv[1]), config=replace(SETTINGS, **changed))
+    train(Path(folder), config=replace(SETTINGS, **changed))
     print(f"trained by rank {runtime.rank()}")
     runtime.end()
 
 
 if __name__ == "__main__":
-    cli.run(main)
+    run(main)

@@ -7,8 +7,7 @@ import pytest
 import torch
 from torch import nn
 
-from stages.bench import __main__ as bench
-from stages.bench import contender, naive, ours, works
+from stages.bench import bench, contender, naive, ours, works
 from stages.bench.contender import Contender, sampling, training
 from stages.bench.table import Row, markdown, quartiles, ratio
 from stages.bench.workload import Inputs, Shapes
@@ -161,13 +160,11 @@ def test_without_the_other_projects_it_names_them_as_missing(inputs, tmp_path, m
 
 
 def test_quick_is_an_option_and_others_are_refused(monkeypatch):
-    monkeypatch.setattr("sys.argv", ["bench", "--slow"])
     with pytest.raises(UserError, match="--slow"):
-        bench.main()
+        bench.main(["--slow"])
     seen = {}
     monkeypatch.setattr(bench, "bench", lambda out, shapes, rounds: seen.update(shapes=shapes, rounds=rounds))
     monkeypatch.setattr(bench, "Inputs", lambda shapes: shapes)
-    monkeypatch.setattr("sys.argv", ["bench", "--quick"])
-    bench.main()
+    bench.main(["--quick"])
     assert seen["rounds"] == 3
     assert seen["shapes"].batch < Shapes().batch

@@ -12,7 +12,8 @@ from conftest import ROOT, assert_one_error_line, contents, edit, files_under, r
 from PIL import Image
 
 from data import fashion_mnist
-from unclip.cli import options as cli
+from unclip.cli.options import EarlyOptions, find_given, parse, parse_run, read_early_options
+from unclip.cli.run import call
 from unclip.errors import UserError
 from unclip.fields import bounded, flat_values, flattened, from_data
 from unclip.store.manifest import read_manifest
@@ -299,10 +300,10 @@ class Options:
 
 
 def test_right_options_are_read_and_typed(monkeypatch):
-    monkeypatch.setattr("sys.argv", ["x", "--size", "5"])
-    assert cli.parse(Options, "") == Options(5)
-    monkeypatch.setattr("sys.argv", ["x"])
-    assert cli.parse(Options, "", Options(7)) == Options(7)
+    assert parse(Options, "", argv=["--size", "5"]) == Options(5)
+    assert parse(Options, "", Options(7), []) == Options(7)
+    monkeypatch.setattr("sys.argv", ["x", "--size", "6"])
+    assert parse(Options, "") == Options(6)
 
 
 @dataclass(frozen=True)
@@ -340,18 +341,18 @@ DEEP = Training(Model(Backbone(Network(inputs=7), depth=5)))
 def test_options_of_flattened_configs_have_the_name_of_the_config_around_them():
     arguments = ["--model.width", "9", "--model.timesteps", "3"]
     expected = Training(Model(Backbone(Network(9, inputs=7), depth=5), timesteps=3))
-    assert cli.parse(Training, "", DEEP, arguments) == expected
-    assert cli.parse(Training, "", argv=arguments).model.backbone == Backbone(Network(9))
+    assert parse(Training, "", DEEP, arguments) == expected
+    assert parse(Training, "", argv=arguments).model.backbone == Backbone(Network(9))
     assert flat_values(expected) == {
         "model.width": 9, "model.inputs": 7, "model.depth": 5, "model.timesteps": 3, "rate": 0.1
     }  # fmt: skip
     with pytest.raises(UserError, match=r"^--model.width must be from 1 to 100, not 0$"):
-        cli.parse(Training, "", DEEP, ["--model.width", "0"])
+        parse(Training, "", DEEP, ["--model.width", "0"])
 
 
 def test_help_of_nested_configs_names_the_fields_that_are_options(capsys):
     with pytest.raises(SystemExit):
-        cli.parse(Training, "", DEEP, ["--help"])
+        parse(Training, "", DEEP, ["--help"])
     shown = " ".join(capsys.readouterr().out.split())
     for text in ("--model.width INT Width of the network. (default: 4)", "--model.depth INT Number of blocks.",
                  "--model.timesteps INT", "--rate FLOAT Learning rate. (default: 0.1)"):  # fmt: skip
@@ -367,12 +368,11 @@ def test_help_of_a_trainer_speaks_of_its_options_alone(script):
     assert "replac" not in finished.out, "the docstring of dataclasses.replace"
 
 
-def test_preset_gives_the_defaults_that_options_change(monkeypatch):
+def test_preset_gives_the_defaults_that_options_change():
     presets = {"quick": Preset("quick", 1), "base": Preset("base", 2)}
     for argv, expected in (([], Preset("quick", 1)), (["--preset", "base"], Preset("base", 2)),
                            (["--preset=base", "--size", "9"], Preset("base", 9))):  # fmt: skip
-        monkeypatch.setattr("sys.argv", ["x", *argv])
-        assert cli.parse_run(presets, "") == expected
+        assert parse_run(presets, "", argv) == expected
 
 
 @dataclass(frozen=True)
@@ -384,7 +384,7 @@ class Preset:
 
 
 def failing(error: BaseException):
-    def main() -> None:
+    def main(argv) -> None:
         raise error
 
     return main
@@ -396,25 +396,48 @@ def failing(error: BaseException):
         (UserError("bad thing; do that"), "error: bad thing; do that"),
         (OSError(28, "No space left on device", "/x/y"), "error: /x/y: No space left on device"),
         (PermissionError(13, "Permission denied", "/x"), "error: /x: Permission denied"),
+        (MemoryError(), "error: out of memory; choose a smaller batch size"),
+        (torch.OutOfMemoryError("CUDA out of memory. Tried ..."), "error: out of memory; choose a smaller batch size"),
         (KeyboardInterrupt(), "interrupted"),
     ],
 )
-def test_what_a_user_can_mend_becomes_one_line(error, message):
-    with pytest.raises(SystemExit) as caught:
-        cli.run(failing(error))
-    assert str(caught.value.code).startswith(message)
-    assert "\n" not in str(caught.value.code)
+def test_what_a_user_can_mend_becomes_one_line(error, message, capsys):
+    assert call(failing(error)) == 1
+    printed = capsys.readouterr().err
+    assert printed.startswith(message)
+    assert printed.count("\n") == 1
+
+
+def test_memory_of_the_cpu_that_runs_out_becomes_one_line(capsys):
+    assert call(lambda _: torch.empty(10**15)) == 1
+    assert capsys.readouterr().err == "error: out of memory; choose a smaller batch size, or a smaller model\n"
 
 
 def test_a_defect_of_ours_keeps_its_traceback():
     with pytest.raises(ZeroDivisionError):
-        cli.run(failing(ZeroDivisionError()))
+        call(failing(ZeroDivisionError()))
+
+
+def test_the_status_that_a_program_returns_is_its_exit_status():
+    assert call(lambda argv: len(argv), ["a", "b", "c"]) == 3
+    assert call(lambda argv: None, []) == 0
+    source = "from unclip.cli.run import run\nrun(lambda argv: 7)"
+    assert run_python("-c", source).code == 7
 
 
 @pytest.mark.parametrize(
-    "given", [["--init-from", "a_b"], ["--init_from", "a_b"], ["--init-from=a_b"], ["--init_from=a_b"]]
+    "argv", [["--init-from", "a_b"], ["--init_from", "a_b"], ["--init-from=a_b"], ["--init_from=a_b"]]
 )
-def test_options_are_looked_up_before_they_are_parsed_as_the_parser_spells_them(given, monkeypatch):
-    monkeypatch.setattr("sys.argv", ["train.py", "--init-fro", "x", *given])
-    assert cli.argument("init-from") == cli.argument("init_from") == "a_b"
-    assert cli.argument("from", "none") == "none"
+def test_early_options_are_found_as_the_parser_of_all_spells_them(argv):
+    argv = ["caption", "--init-fro", "x", *argv, "--stylish", "--sampling.style", "faithful", "--n", "-3"]
+    assert read_early_options(argv) == EarlyOptions(init_from="a_b", style="faithful")
+    assert read_early_options([]) == EarlyOptions()
+
+
+def test_the_last_of_several_values_of_an_early_option_counts_and_a_missing_one_is_empty():
+    assert read_early_options(["--out", "a", "--out=b", "--preset"]) == EarlyOptions(out="b", preset="")
+    assert read_early_options(["--preset", "--out", "a"]) == EarlyOptions(out="a", preset="")
+
+
+def test_given_options_are_found_whatever_their_values():
+    assert find_given(["--steps", "3", "--guidance=1"], ["steps", "guidance", "eta"]) == ["steps", "guidance"]

@@ -15,7 +15,7 @@ from data.inspect import proposal
 from data.provenance import describe_source
 from data.sources import SourceConfig, load
 from data.variety import choose_varied
-from stages.demo import __main__ as demo
+from stages.demo import demo
 from unclip import UnCLIP
 from unclip.errors import UserError
 
@@ -97,7 +97,7 @@ with signals.postponed() as stop:
 sys.exit(128 + number)
 """
 PARENT = """
-from stages.demo import __main__ as demo
+from stages.demo import demo
 from unclip.cli import signals
 signals.install()
 demo.run([sys.argv[1]])

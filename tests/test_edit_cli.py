@@ -64,7 +64,7 @@ def test_the_lesson_is_three_pictures(tmp_path):
 
 
 def test_ctrl_c_is_told_in_one_line(tmp_path):
-    command = [sys.executable, "-m", "unclip.edit", "lesson", "--out", str(tmp_path)]
+    command = [sys.executable, "-m", "unclip", "edit", "lesson", "--out", str(tmp_path)]
     heard = partial(signal.signal, signal.SIGINT, signal.SIG_DFL)  # which a shell's background jobs ignore
     with subprocess.Popen(command, cwd=ROOT, stderr=subprocess.PIPE, text=True, preexec_fn=heard) as program:
         time.sleep(1.5)  # it imports, or draws for much longer

@@ -33,9 +33,9 @@ from data.inspect.proposal import (
 )
 from data.problems import Problems
 from data.sources import SourceConfig, image_size, read
-from stages.demo.__main__ import main as demo_main
-from unclip.cli import options as cli
+from stages.demo.demo import main as demo_main
 from unclip.cli import signals
+from unclip.cli.options import parse_run
 from unclip.errors import UserError
 
 pytestmark = pytest.mark.usefixtures("own_caches", "measured")
@@ -139,13 +139,12 @@ def test_no_training_is_proposed_into_a_pipeline_that_comes_with_the_project(sou
     assert pipeline_folder(SourceConfig(source)) == Path("checkpoints") / name
 
 
-def test_proposed_commands_set_the_options_of_the_source_and_are_what_the_trainers_take(monkeypatch):
+def test_proposed_commands_set_the_options_of_the_source_and_are_what_the_trainers_take():
     config = SourceConfig("x.csv", caption_column="what is seen", class_names="cat,dog", grey=True, limit=50)
     presets = {"clip": CLIP, "prior": PRIOR, "decoder": DECODER}
     for proposal in propose_trainings(50, SPEEDS):
         line = training_command(proposal, config, 32, pipeline_folder(config))
-        monkeypatch.setattr("sys.argv", line)
-        run = cli.parse_run(presets[proposal.stage], "")
+        run = parse_run(presets[proposal.stage], "", line[1:])
         assert SourceConfig(**vars(run.data)) == replace(config, size=32)
         assert (run.train.steps, run.train.batch_size) == (proposal.steps, 32)
         assert run.out == pipeline_folder(config)
@@ -259,10 +258,9 @@ def test_inspect_from_the_command_line(tmp_path):
     assert_one_error_line(run_python("-m", "data.inspect", tmp_path / "missing"), "there is no data set")
 
 
-def test_two_sources_are_refused(tmp_path, monkeypatch):
+def test_two_sources_are_refused(tmp_path):
     with_npz(tmp_path / "x.npz", 20)
     for given in (["--data", "emoji"], ["--data=fashion-mnist"]):
-        monkeypatch.setattr("sys.argv", ["inspect", str(tmp_path / "x.npz"), *given])
-        for run in (inspect_main, demo_main):
+        for main in (inspect_main, demo_main):
             with pytest.raises(UserError, match=r"two sources are named, .*x.npz and --data .*; leave --data out"):
-                run()
+                main([str(tmp_path / "x.npz"), *given])

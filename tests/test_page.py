@@ -15,9 +15,9 @@ import pytest
 from conftest import ROOT, assert_one_error_line
 from PIL import Image
 
-from sample import Options
 from unclip import UserError
-from unclip.cli import options as cli
+from unclip.cli.options import parse
+from unclip.cli.sample import SampleOptions
 from unclip.page import answers, markup
 from unclip.page.shelf import OpenPipeline, Shelf, complete_pipelines
 from unclip.store.index import write_index
@@ -89,11 +89,10 @@ def test_drawing_is_saved_as_a_grid_and_as_an_animation_of_it(opened):
 
 
 @pytest.mark.parametrize("caption", ["a bag", 'it\'s "quoted" $HOME; ls', "two\nof them", "--n 7"])
-def test_command_draws_the_same(caption, monkeypatch):
+def test_command_draws_the_same(caption):
     words = shlex.split(answers.command("checkpoints/x y", caption, 3, 7, 1.5, 20))
     assert words[:2] == ["python", "sample.py"]
-    monkeypatch.setattr(sys, "argv", words[1:])
-    options = cli.parse(Options, "")
+    options = parse(SampleOptions, "", argv=words[2:])
     assert options.captions == tuple(caption.splitlines())
     assert (options.n, options.seed, options.guidance, options.steps) == (3, 7, 1.5, 20)
     assert str(options.checkpoint) == "checkpoints/x y"

@@ -126,16 +126,15 @@ def test_a_published_pipeline_names_no_path(script, tmp_path):
     assert read_provenance(tmp_path / "published", SourceConfig()).size == 32
 
 
-def test_pipelines_without_a_note_are_read_as_before(tmp_path, monkeypatch):
-    monkeypatch.setattr("sys.argv", ["x"])
+def test_pipelines_without_a_note_are_read_as_before(tmp_path):
     plain, copied = SourceConfig(limit=50), build(tmp_path / "pipeline")
     edit(copied / "clip", data={"name": "fashion-mnist/train"})
     assert read_provenance(copied, plain) == plain
     edit(copied / "clip", data={"name": "emoji/train"})
-    assert inherit_source(copied, plain) == SourceConfig("emoji", limit=50)
+    assert inherit_source(copied, plain, None) == SourceConfig("emoji", limit=50)
     edit(copied / "clip", data={"name": "drawings/train"})
     assert read_provenance(copied, plain) is None
-    assert inherit_source(copied, plain) == plain
+    assert inherit_source(copied, plain, None) == plain
     assert read_provenance(tmp_path / "nothing", plain) is None
 
 

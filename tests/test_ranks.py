@@ -207,10 +207,10 @@ def test_rank_that_falls_silent_is_named_once_and_one_that_is_done_is_not(monkey
         threading.Thread(target=ranks.listen, daemon=True).start()
     third.leave()
     time.sleep(1.2)
-    assert not first.tell_lost()
+    assert not first.report_lost_rank()
     second.others = []  # gives no signs any more
-    assert first.tell_lost()
-    assert first.tell_lost()
+    assert first.report_lost_rank()
+    assert first.report_lost_rank()
     assert capsys.readouterr().err.count("error: another rank has ended (rank 1), so this one cannot go on") == 1
     first.leave()
 
@@ -228,10 +228,10 @@ def test_thread_that_learns_of_a_lost_rank_second_waits_until_it_is_told(monkeyp
             time.sleep(0.3)
         return first
 
-    monkeypatch.setattr(ranks, "is_first_to_tell", slowly)
-    thread = threading.Thread(target=ranks.tell_lost)
+    monkeypatch.setattr(ranks, "may_report", slowly)
+    thread = threading.Thread(target=ranks.report_lost_rank)
     thread.start()
     first_asked.wait()
-    assert ranks.tell_lost()
+    assert ranks.report_lost_rank()
     assert "another rank has ended (rank 1)" in capsys.readouterr().err
     thread.join()

@@ -5,7 +5,6 @@ import os
 import random
 import shutil
 import signal
-import sys
 import time
 import warnings
 from functools import partial
@@ -21,7 +20,8 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from unclip import UnCLIP
-from unclip.cli import options as cli
+from unclip.cli.options import parse_run
+from unclip.cli.sample import main as sample
 from unclip.errors import UserError
 from unclip.fields import flat_values
 from unclip.settings import SAMPLING_OPTIONS
@@ -88,7 +88,7 @@ def before_data(monkeypatch):
 
 
 @pytest.mark.parametrize("kind", ["clip", "prior", "decoder"])
-def test_any_combination_of_options_is_accepted_or_named_before_data_is_read(kind, before_data, monkeypatch, capsys):
+def test_any_combination_of_options_is_accepted_or_named_before_data_is_read(kind, before_data, capsys):
     stage = __import__(f"stages.{kind}", fromlist=["train"])
     presets = __import__(f"configs.{kind}", fromlist=["PRESETS"]).PRESETS
     names = options_of(kind)
@@ -99,8 +99,8 @@ def test_any_combination_of_options_is_accepted_or_named_before_data_is_read(kin
     @given(st.dictionaries(st.sampled_from(names), st.sampled_from(ODD), min_size=1, max_size=3))
     def combine(chosen):
         arguments = [part for name, value in chosen.items() for part in (name, value)]
-        monkeypatch.setattr(sys, "argv", [f"train_{kind}.py", "--preset", "tiny", *arguments])
-        said = refusal(lambda: stage.train(cli.parse_run(presets, "test")), Reached)
+        argv = ["--preset", "tiny", *arguments]
+        said = refusal(lambda: stage.train(parse_run(presets, "test", argv)), Reached)
         assert said is None or any(name in said for name in (*chosen, "--model")), (chosen, said)
 
     combine()
@@ -117,31 +117,26 @@ def test_any_combination_of_options_is_accepted_or_named_before_data_is_read(kin
      ("clip", "--train.lr", "inf"), ("decoder", "--model.timesteps", "1000000000000"), ("prior", "--model.heads", "5"),
      ("clip", "--resume-with", "-1"), ("clip", "--data.limit", "3")],
 )  # fmt: skip
-def test_value_out_of_range_is_named_with_its_option_and_range(program, option, value, monkeypatch, capsys):
+def test_value_out_of_range_is_named_with_its_option_and_range(program, option, value, capsys):
     presets = __import__(f"configs.{program}", fromlist=["PRESETS"]).PRESETS
-    monkeypatch.setattr(sys, "argv", ["train", "--preset", "tiny", option, value])
     with pytest.raises(UserError, match=rf"^{option} must "):
-        cli.parse_run(presets, "test")
+        parse_run(presets, "test", ["--preset", "tiny", option, value])
 
 
-def test_model_that_cannot_fit_is_refused_from_arithmetic(before_data, monkeypatch):
+def test_model_that_cannot_fit_is_refused_from_arithmetic(before_data):
     from configs.clip import PRESETS
     from stages import clip
 
     big = ["--model.vision.width", "16384", "--model.vision.heads", "8", "--model.vision.layers", "200"]
-    monkeypatch.setattr(sys, "argv", ["train", "--preset", "tiny", *big])
     with pytest.raises(UserError, match=r"a model of 6\.4e\+11 parameters takes at least .* GB to train, but cpu has"):
-        clip.train(cli.parse_run(PRESETS, "test"))
+        clip.train(parse_run(PRESETS, "test", ["--preset", "tiny", *big]))
 
 
 # --- sample.py --------------------------------------------------------------------------------------------------------
 
 
-def sampled(folder: Path, out: Path, *options: str):
-    import sample
-
-    sys.argv = ["sample.py", *small_pipeline.CAPTIONS[:2], "--checkpoint", str(folder), "--out", str(out), *options]
-    return sample.main()
+def sampled(folder: Path, out: Path, *options: str) -> int:
+    return sample([*small_pipeline.CAPTIONS[:2], "--checkpoint", str(folder), "--out", str(out), *options])
 
 
 @pytest.mark.parametrize(
@@ -157,14 +152,12 @@ def sampled(folder: Path, out: Path, *options: str):
         ("--n", "100000000000"),
     ],
 )
-def test_sampling_option_out_of_range_is_named(option, value, folder, tmp_path, monkeypatch):
-    monkeypatch.setattr(sys, "argv", [])
+def test_sampling_option_out_of_range_is_named(option, value, folder, tmp_path):
     with pytest.raises(UserError, match=rf"^{option} must "):
         sampled(folder, tmp_path, option, value)
 
 
-def test_images_go_to_disk_as_they_are_drawn_and_are_the_same_in_any_batches(folder, tmp_path, monkeypatch, capsys):
-    monkeypatch.setattr(sys, "argv", [])
+def test_images_go_to_disk_as_they_are_drawn_and_are_the_same_in_any_batches(folder, tmp_path, capsys):
     sampled(folder, tmp_path / "a", "--n", "40", "--npz", "--strip", "--gif", "--batch-size", "7")
     sampled(folder, tmp_path / "b", "--n", "40", "--npz", "--strip", "--gif", "--batch-size", "64")
     names = sorted(path.name for path in (tmp_path / "a").iterdir())

@@ -1,10 +1,16 @@
-if __name__ == "__main__":  # before the other imports, which may take seconds
-    from unclip.cli import signals
+"""`python -m data.inspect`: see data/inspect/inspection.py."""
 
-    signals.install()
+from collections.abc import Sequence
 
-from data.inspect.inspection import main
-from unclip.cli import options as cli
+from unclip.cli.run import run
+
+
+def main(argv: Sequence[str] | None = None) -> int | None:
+    """Run the program. It is imported only here, after the signals are taken over, as that may take seconds."""
+    from data.inspect.inspection import main
+
+    return main(argv)
+
 
 if __name__ == "__main__":
-    cli.run(main)
+    run(main)

@@ -13,7 +13,7 @@ import hashlib
 import re
 import time
 from collections import Counter, defaultdict
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
@@ -41,7 +41,7 @@ from data.provenance import compare_source, inherit_source
 from data.records import Listing, Record
 from data.sources import SourceConfig, image_size, read
 from data.splits import SPLITS, explain_too_few, split_records
-from unclip.cli import options as cli
+from unclip.cli.options import parse, read_early_options
 from unclip.errors import UserError
 from unclip.images import save_png
 
@@ -81,7 +81,6 @@ def inspect_source(options: InspectOptions) -> Measurements | None:
     """
     if bool(options.source) == bool(options.checkpoint):
         raise UserError("give a source, such as emoji or a folder, or else --checkpoint DIR")
-    refuse_second_source(options.source)
     config = replace(options.data, source=options.source or options.data.source)
     if options.checkpoint:
         compare_source(options.checkpoint, config)
@@ -114,9 +113,9 @@ def inspect_source(options: InspectOptions) -> Measurements | None:
     return found
 
 
-def refuse_second_source(source: str) -> None:
-    """Raise UserError if the command line names a source with --data, too."""
-    if source and (other := cli.argument("data")) is not None:
+def refuse_second_source(source: str, other: str | None) -> None:
+    """Raise UserError if --data names another source beside the first argument."""
+    if source and other is not None:
         raise UserError(f"two sources are named, {source} and --data {other}; leave --data out")
 
 
@@ -204,7 +203,11 @@ def format_most_common(counts: Counter, show: Callable[[object], str]) -> str:
     return ", ".join(shown) + (f", and {quantity(len(counts) - SHOWN, 'other')}" if len(counts) > SHOWN else "")
 
 
-def main() -> None:
-    checkpoint = cli.argument("checkpoint")
-    data = inherit_source(Path(checkpoint), SourceConfig()) if checkpoint else SourceConfig()
-    inspect_source(cli.parse(InspectOptions, __doc__, InspectOptions(data=data)))
+def main(argv: Sequence[str] | None = None) -> None:
+    named = read_early_options(argv)
+    data = SourceConfig()
+    if named.checkpoint:
+        data = inherit_source(Path(named.checkpoint), data, named.data)
+    options = parse(InspectOptions, __doc__, InspectOptions(data=data), argv)
+    refuse_second_source(options.source, named.data)
+    inspect_source(options)

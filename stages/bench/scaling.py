@@ -6,21 +6,18 @@
 Prints the images per second of each training, and the ratios of those that followed each other.
 """
 
-if __name__ == "__main__":  # before the other imports, which may take seconds
-    from unclip.cli import signals
-
-    signals.install()
-
 import json
 import os
 import subprocess
 import sys
 import tempfile
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import median
 
-from unclip.cli import options as cli
+from unclip.cli.options import parse
+from unclip.cli.run import run
 from unclip.errors import UserError
 from unclip.fields import bounded
 
@@ -58,16 +55,16 @@ def images_per_second(ranks: int, steps: int) -> float:
     return median([rate for rate in rates if rate][1:])
 
 
-def main() -> None:
-    options = cli.parse(ScalingOptions, __doc__)
+def main(argv: Sequence[str] | None = None) -> None:
+    options = parse(ScalingOptions, __doc__, argv=argv)
     rates: dict[int, list[float]] = {1: [], options.ranks: []}
     for _ in range(options.rounds):
-        for ranks, found in rates.items():
-            found.append(images_per_second(ranks, options.steps))
-            print(f"{ranks} of one thread: {found[-1]:.1f} images per second", flush=True)
-    ratios = [many / one for one, many in zip(*rates.values(), strict=True)]
+        for ranks, measured in rates.items():
+            measured.append(images_per_second(ranks, options.steps))
+            print(f"{ranks} of one thread: {measured[-1]:.1f} images per second", flush=True)
+    ratios = [many / single for single, many in zip(*rates.values(), strict=True)]
     print(f"{options.ranks} against 1: {median(ratios):.2f} times the images ({min(ratios):.2f}-{max(ratios):.2f})")
 
 
 if __name__ == "__main__":
-    cli.run(main)
+    run(main)

@@ -7,11 +7,6 @@ A run is the folder of a pipeline, the folder of one of its stages, or a file me
 curves are also drawn beside its previews, to train/curves.png.
 """
 
-if __name__ == "__main__":  # before the other imports, which may take seconds
-    from unclip.cli import signals
-
-    signals.install()
-
 from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -21,7 +16,8 @@ from typing import Annotated
 import tyro
 
 from stages.curves.drawing import LogLine, draw_curves, read_metrics
-from unclip.cli import options as cli
+from unclip.cli.options import parse
+from unclip.cli.run import run
 from unclip.errors import UserError
 
 
@@ -51,9 +47,9 @@ def draw_runs(options: CurvesOptions) -> list[Path]:
     if not options.runs:
         raise UserError("name at least one run, such as: python -m stages.curves checkpoints/run")
     logs: dict[str, dict[str, Sequence[LogLine]]] = defaultdict(dict)
-    for run in options.runs:
-        for stage, path in find_logs(run).items():
-            logs[stage][str(run)] = read_metrics(path)
+    for folder in options.runs:
+        for stage, path in find_logs(folder).items():
+            logs[stage][str(folder)] = read_metrics(path)
     paths = []
     for stage, runs in logs.items():
         path = options.out / f"{stage}.png"
@@ -62,9 +58,10 @@ def draw_runs(options: CurvesOptions) -> list[Path]:
     return paths
 
 
-def main() -> None:
-    print("curves: " + ", ".join(map(str, draw_runs(cli.parse(CurvesOptions, __doc__)))))
+def main(argv: Sequence[str] | None = None) -> None:
+    paths = draw_runs(parse(CurvesOptions, __doc__, argv=argv))
+    print("curves: " + ", ".join(map(str, paths)))
 
 
 if __name__ == "__main__":
-    cli.run(main)
+    run(main)

@@ -8,12 +8,7 @@ any pipeline whose data has classes; of dark and light, narrow and wide only Fas
 images take twelve minutes, and some more the first time, when the classifier is trained and cached.
 """
 
-if __name__ == "__main__":  # before the other imports, which may take seconds
-    from unclip.cli import signals
-
-    signals.install()
-
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -34,7 +29,8 @@ from stages.evaluation.reference import first
 from stages.evaluation.report import number, percent, table
 from stages.loop import TrainConfig
 from unclip import UnCLIP, edit
-from unclip.cli import options as cli
+from unclip.cli.options import parse
+from unclip.cli.run import run
 from unclip.devices import pick_device
 from unclip.errors import UserError
 from unclip.fields import bounded
@@ -295,5 +291,9 @@ def evaluate_edits(options: EditsOptions) -> dict[str, Any]:
     return report
 
 
+def main(argv: Sequence[str] | None = None) -> None:
+    evaluate_edits(parse(EditsOptions, __doc__, argv=argv))
+
+
 if __name__ == "__main__":
-    cli.run(lambda: evaluate_edits(cli.parse(EditsOptions, __doc__)))
+    run(main)

@@ -11,22 +11,20 @@ stages/plan/machine.py, and of what is around them in --mfu, --disk, --ram and -
 previews, and what Muon computes.
 """
 
-if __name__ == "__main__":  # before the other imports, which may take seconds
-    from unclip.cli import signals
+from collections.abc import Sequence
 
-    signals.install()
-
-from unclip.cli import options as cli
+from unclip.cli.run import run
 
 
-def main() -> None:
+def main(argv: Sequence[str] | None = None) -> None:
     from configs import clip, decoder, prior
     from stages.plan.report import PlanOptions, plan
+    from unclip.cli.options import parse_run
 
     stages = (clip.PRESETS, prior.PRESETS, decoder.PRESETS)
     presets = {name: PlanOptions.of(*(presets[name] for presets in stages)) for name in clip.PRESETS}
-    print(plan(cli.parse_run(presets, __doc__)))
+    print(plan(parse_run(presets, __doc__, argv)))
 
 
 if __name__ == "__main__":
-    cli.run(main)
+    run(main)

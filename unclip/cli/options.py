@@ -1,36 +1,79 @@
-"""What the command-line programs share: typed options, and one clear line for bad input. Imports no torch."""
+"""Options of the command line: config dataclasses with their help, and the few that decide the others' defaults."""
 
+import argparse
 import contextlib
-import errno
 import io
-import os
 import re
 import sys
-import traceback
-import warnings
-from collections.abc import Callable, Sequence
-from dataclasses import MISSING, Field, fields, is_dataclass, replace
+from collections.abc import Iterable, Iterator, Sequence
+from contextvars import ContextVar
+from dataclasses import MISSING, Field, dataclass, fields, is_dataclass, replace
+from itertools import groupby
 from typing import Annotated, Any, TypeVar, get_type_hints
 
 import tyro
 
-from unclip.cli import signals
-from unclip.errors import UserError, reason
+from unclip.cli.reporting import is_rank_zero
+from unclip.errors import UserError
 from unclip.fields import as_option, check, field_docs, flat_values
 
 C = TypeVar("C")
 
-HINTS = {
-    errno.ENOSPC: "; free some space, and give the same command again",
-    **dict.fromkeys((errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR, errno.EEXIST), "; choose another folder"),
-}
-
-OTHER_RANK = ("Connection closed by peer", "Connection reset by peer", "Connection refused", "NCCL", "Broken pipe",
-              "Socket", "gloo", "DistStore", "recvValue")  # fmt: skip
-"""Words by which the backends say that another rank does not answer."""
-RANK_ENDED = "another rank has ended{}, so this one cannot go on; the same command goes on from the last saved state"
-
 REGISTRY = tyro.constructors.ConstructorRegistry()
+PROGRAM: ContextVar[str | None] = ContextVar("program", default=None)
+"""The name that --help shows (default: the file of the program)."""
+
+
+def command_line(argv: Sequence[str] | None) -> list[str]:
+    """The arguments of a program: `argv`, or those of this process. Nothing else here reads `sys.argv`."""
+    return list(sys.argv[1:] if argv is None else argv)
+
+
+@dataclass(frozen=True)
+class EarlyOptions:
+    """Options that other options' defaults depend on, as the command line gives them; None for one that it does not."""
+
+    preset: str | None = None
+    kind: str | None = None
+    checkpoint: str | None = None
+    style: str | None = None
+    """--style, or --sampling.style."""
+    out: str | None = None
+    data: str | None = None
+    clip: str | None = None
+    init_from: str | None = None
+
+
+def read_early_options(argv: Sequence[str] | None = None) -> EarlyOptions:
+    """Find the early options in the arguments, before all of them are parsed. The last of several values counts."""
+    names = [item.name for item in fields(EarlyOptions)]
+    values = _find_options(argv, {name: [name] for name in names} | {"style": ["style", "sampling.style"]})
+    return EarlyOptions(**values)
+
+
+def find_given(argv: Sequence[str] | None, names: Iterable[str]) -> list[str]:
+    """Those of some options that the arguments name, whatever their values."""
+    values = _find_options(argv, {name: [name] for name in names})
+    return [name for name, value in values.items() if value is not None]
+
+
+def _find_options(argv: Sequence[str] | None, spellings: dict[str, list[str]]) -> dict[str, str | None]:
+    """The values of a few options, each of which may be spelled with underscores too, as in the parser of all."""
+    parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+    for name, variants in spellings.items():
+        flags = {flag for variant in variants for flag in (as_option(variant), f"--{variant}")}
+        parser.add_argument(*flags, dest=name, nargs="?", const="")
+    return vars(parser.parse_known_args(command_line(argv))[0])
+
+
+@contextlib.contextmanager
+def program_name(name: str) -> Iterator[None]:
+    """Within the block, --help shows this name of the program."""
+    token = PROGRAM.set(name)
+    try:
+        yield
+    finally:
+        PROGRAM.reset(token)
 
 
 @REGISTRY.struct_rule
@@ -73,115 +116,57 @@ def parse(kind: type[C], description: str, default: C | None = None, argv: Seque
 
     Raises UserError, in one line that names the nearest right option, for an unknown or an ill-typed one.
     """
-    messages = io.StringIO()
+    output = io.StringIO()
+    options = {} if default is None else {"default": default}
     try:
-        with contextlib.redirect_stderr(messages):
-            options = {} if default is None else {"default": default}
-            config = (tyro.conf.FlagCreatePairsOff,)
-            given = tyro.cli(kind, args=argv, description=description, config=config, registry=REGISTRY, **options)
+        with contextlib.redirect_stderr(output):
+            config = tyro.cli(
+                kind,
+                prog=PROGRAM.get(),
+                description=description,
+                args=command_line(argv),
+                config=(tyro.conf.FlagCreatePairsOff,),
+                registry=REGISTRY,
+                **options,
+            )
     except SystemExit as stop:
         if stop.code in (0, None):
             raise
-        raise UserError(_one_line(messages.getvalue())) from None
-    check(given, spell=as_option)
-    return given
-
-
-def _one_line(box: str) -> str:
-    """The message in tyro's box (a title, the message, a rule, suggestions), and the options that it suggests."""
-    lines = [re.sub(r"\x1b\[[\d;]*m", "", line).strip("│╭╮╰╯ ") for line in box.splitlines()]
-    sections: list[list[str]] = [[]]
-    for line in filter(None, lines[1:]):
-        if set(line) <= {"─", "-"}:
-            sections.append([])
-        else:
-            sections[-1].append(line)
-    message, *rest = [section for section in sections if section]
-    message = re.sub(r"^Error parsing \w+: ", "", " ".join(message))  # a config class's own words suffice
-    suggestions = [line for section in rest for line in section if line.startswith("--")]
-    hint = ""
-    if suggestions:  # an unknown option's neighbours; of an ill-typed one its own usage
-        unknown = message.startswith("Unrecognized")
-        hint = f"; did you mean {' or '.join(suggestions[:2])}?" if unknown else f"; expected {suggestions[0]}"
-    return f"{message.rstrip('.')}{hint} (all options: --help)"
-
-
-def parse_run(presets: dict[str, C], description: str) -> C:
-    """Read a trainer's config: --preset names the defaults that the other options change.
-
-    Raises UserError for an unknown preset or option.
-    """
-    name = argument("preset", "quick")
-    if name not in presets:
-        raise UserError(f"unknown preset {name!r}; choose one of {', '.join(presets)}")
-    config = parse(type(presets[name]), description, presets[name])
-    defaults = flat_values(presets[name])
-    changed = [f"{key} = {value}" for key, value in flat_values(config).items() if value != defaults[key]]
-    if os.environ.get("RANK", "0") == "0":
-        print(f"preset {name}{', with ' if changed else ''}{', '.join(changed)}")
+        raise UserError(_summarize_frame(output.getvalue())) from None
+    check(config, spell=as_option)
     return config
 
 
-def argument(name: str, default: str | None = None) -> str | None:
-    """The value that the command line gives --name, before it is parsed: other options' defaults depend on it.
+def _summarize_frame(frame: str) -> str:
+    """The message in the frame that tyro prints around an error, and the options that it suggests.
 
-    As in the parser, a name may be spelled with underscores too.
+    The text is read as tyro (1.0) offers nothing better: the exceptions behind it are private and may change in any
+    release, and `get_parser`, which would list all options, is deprecated. A frame holds a title, the message, and
+    after a rule the help of the options that were meant.
     """
-    for given, after in zip(sys.argv, [*sys.argv[1:], ""], strict=True):
-        option, equals, value = given.partition("=")
-        if option.replace("_", "-") == as_option(name):
-            default = value if equals else after
-    return default
+    lines = [re.sub(r"\x1b\[[\d;]*m", "", line).strip("│╭╮╰╯ ") for line in frame.splitlines()[1:]]
+    sections = [list(group) for is_rule, group in groupby(lines, lambda line: set(line) <= set("─-")) if not is_rule]
+    message = re.sub(r"^Error parsing \w+: ", "", " ".join(sections[0])).rstrip(".")  # without the name of a class
+    suggestions = [line for section in sections[1:] for line in section if line.startswith("--")]
+    if suggestions and message.startswith("Unrecognized"):
+        message += f"; did you mean {' or '.join(suggestions[:2])}?"
+    elif suggestions:  # the usage of an option with an ill-typed value
+        message += f"; expected {suggestions[0]}"
+    return f"{message} (all options: --help)"
 
 
-def is_first() -> bool:
-    """Whether this process is the one to name an error; of several ranks, one. The trainers replace it."""
-    return os.environ.get("RANK", "0") == "0"
+def parse_run(presets: dict[str, C], description: str, argv: Sequence[str] | None = None) -> C:
+    """Read a trainer's config: --preset names the defaults, and a line shows what the other options change.
 
-
-def run(main: Callable[[], None]) -> None:
-    """Call main; what a user can mend becomes one line on standard error and exit status 1, without a traceback."""
-    told = sys.stderr if os.environ.get("RANK", "0") == "0" else None
-    warnings.showwarning = lambda message, *_: told and print(f"warning: {message}", file=told)
-    try:
-        main()
-        sys.stdout.flush()
-    except BrokenPipeError:  # the reader of our output has left, as `| head` does
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        sys.exit(1)
-    except KeyboardInterrupt:
-        sys.exit("interrupted")
-    except Exception as error:
-        if (line := _line(error)) is None and "RANK" not in os.environ:
-            raise
-        _end(line, error)
-
-
-def _line(error: Exception) -> str | None:
-    """What to tell of an error that a user can mend, or that another rank has caused; None for a fault of ours."""
-    if isinstance(error, UserError):
-        return str(error)
-    if isinstance(error, OSError):
-        where = f"{error.filename}: " if error.filename else ""
-        return f"{where}{error.strerror or error}{HINTS.get(error.errno, '')}"
-    text = str(error)
-    if isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError" or "can't allocate memory" in text:
-        return "out of memory; choose a smaller batch size, or a smaller model"
-    if "RANK" in os.environ and any(word in text for word in OTHER_RANK):
-        return RANK_ENDED.format("")
-    return None
-
-
-def _end(line: str | None, error: Exception) -> None:
-    """Leave with status 1 and one line; of several ranks only the first says what is wrong, and none waits."""
-    if "RANK" not in os.environ:
-        sys.exit(f"error: {line}")
-    signals.STOP.postponed = True  # a launcher that ends the other ranks too is not to cut this short
-    lost = line == RANK_ENDED.format("") and signals.tell_lost()
-    if not lost and is_first():
-        if line is None:
-            traceback.print_exception(error)
-            line = f"rank {os.environ['RANK']} has ended: {type(error).__name__}: {reason(error)}"
-        print(f"error: {line}", file=sys.stderr)
-    sys.stderr.flush()
-    os._exit(1)
+    Raises UserError for an unknown preset or option.
+    """
+    name = read_early_options(argv).preset
+    name = "quick" if name is None else name
+    if name not in presets:
+        raise UserError(f"unknown preset {name!r}; choose one of {', '.join(presets)}")
+    config = parse(type(presets[name]), description, presets[name], argv)
+    defaults = flat_values(presets[name])
+    changed = [f"{option} = {value}" for option, value in flat_values(config).items() if value != defaults[option]]
+    if is_rank_zero():
+        print(f"preset {name}{', with ' if changed else ''}{', '.join(changed)}")
+    return config

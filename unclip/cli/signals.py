@@ -1,8 +1,8 @@
-"""Signals that ask a program to end. Imports nothing heavy: a program installs them before it imports anything else.
+"""Signals that ask a program to end. Imports nothing heavy: a program takes them over before it imports anything else.
 
-The first one ends a program at once with one line that says how to go on; within `postponed` it is only noted, and the
-block finishes what it is at. A second one ends the program at once everywhere. The exit status is 128 plus the signal's
-number: 130 for SIGINT, 143 for SIGTERM, 129 for SIGHUP.
+The first signal ends a program at once, with one line that says how to go on. Within `postponed` it is only noted, and
+the block finishes its step. A second signal ends the program at once everywhere. The exit status is 128 plus the
+signal's number: 130 for SIGINT, 143 for SIGTERM, 129 for SIGHUP.
 """
 
 import contextlib
@@ -14,30 +14,29 @@ import threading
 import time
 from collections.abc import Iterator
 
+from unclip.cli.reporting import error_reporter, is_rank_zero
+
 NUMBERS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 RELAY = 2.0
-"""Seconds within which a launcher of several ranks passes on what its terminal has sent them already."""
+"""Seconds within which a launcher of several ranks passes on a signal that its terminal has sent them already."""
 
 
 class Stop:
-    """Whether the program was asked to end."""
+    """The request to end a program."""
 
     def __init__(self):
         self.number = 0
+        """The signal's number; 0 if there was none."""
         self.since = 0.0
+        """Time of the signal, on the monotonic clock."""
         self.postponed = False
 
 
 STOP = Stop()
 
 
-def tell_lost() -> bool:
-    """Whether one of several ranks has ended without a word, which is then told. The trainers replace it."""
-    return False
-
-
 def install() -> None:
-    """Take the signals over, for the rest of the process. What is ignored already, as under nohup, stays so.
+    """Take the signals over, for the rest of the process. Those that are ignored already, as under nohup, stay so.
 
     A thread waits for them: Python calls its own handlers only between two bytecodes of the main thread, which may wait
     for other ranks in a call that lasts hours.
@@ -63,13 +62,16 @@ def _receive(number: int) -> None:
         return
     if STOP.number or not STOP.postponed:
         _leave(number)
-    STOP.number, STOP.since = number, time.monotonic()
+    STOP.number = number
+    STOP.since = time.monotonic()
 
 
 def _leave(number: int) -> None:
-    """End the process from any thread, whatever the others are at; files are written whole or not at all."""
-    lost = number == signal.SIGTERM and tell_lost()  # a launcher so ends the ranks that are left
-    if not lost and os.environ.get("RANK", "0") == "0":
+    """End the process from any thread, whatever the others do; files are written whole or not at all."""
+    rank_is_lost = (
+        number == signal.SIGTERM and error_reporter().report_lost_rank()
+    )  # a launcher so ends the other ranks
+    if not rank_is_lost and is_rank_zero():
         os.write(2, f"stopped by {name(number)}; {how_to_go_on()}\n".encode())
     os._exit(128 + number)
 
@@ -79,13 +81,14 @@ def name(number: int) -> str:
 
 
 def how_to_go_on() -> str:
-    again = "the same command again goes on"
-    return again if "TORCHELASTIC_RUN_ID" in os.environ else f"{again}: {shlex.join(sys.orig_argv)}"
+    """Advice for a program that was stopped: the command to give again, unless torchrun gave it."""
+    advice = "the same command again goes on"
+    return advice if "TORCHELASTIC_RUN_ID" in os.environ else f"{advice}: {shlex.join(sys.orig_argv)}"
 
 
 @contextlib.contextmanager
 def postponed() -> Iterator[Stop]:
-    """Only note a signal while the block runs; what it leaves unanswered ends the program after it."""
+    """Only note a signal while the block runs; one that the block leaves unanswered ends the program after it."""
     STOP.postponed = True
     try:
         yield STOP

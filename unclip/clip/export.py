@@ -3,18 +3,15 @@
 python -m unclip.clip.export checkpoints/fashion-mnist --to hf
 """
 
-if __name__ == "__main__":  # before the other imports, which may take seconds
-    from unclip.cli import signals
-
-    signals.install()
-
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Literal
 
 import tyro
 
-from unclip.cli import options as cli
+from unclip.cli.options import parse
+from unclip.cli.run import run
 from unclip.clip.foreign.huggingface import export_clip
 from unclip.clip.foreign.weight_files import HUB_FILES
 from unclip.clip.pretrained import load_bundle
@@ -56,5 +53,9 @@ def export(options: ExportOptions) -> Path:
     return out
 
 
+def main(argv: Sequence[str] | None = None) -> None:
+    export(parse(ExportOptions, __doc__, argv=argv))
+
+
 if __name__ == "__main__":
-    cli.run(lambda: export(cli.parse(ExportOptions, __doc__)))
+    run(main)

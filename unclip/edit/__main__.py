@@ -1,10 +1,16 @@
-if __name__ == "__main__":  # before the other imports, which may take seconds
-    from unclip.cli import signals
+"""`python -m unclip.edit`, or `unclip edit`: see unclip/edit/commands.py."""
 
-    signals.install()
+from collections.abc import Sequence
 
-from unclip.cli import options as cli
-from unclip.edit.commands import main
+from unclip.cli.run import run
+
+
+def main(argv: Sequence[str] | None = None) -> int | None:
+    """Run the program. It is imported only here, after the signals are taken over, as that may take seconds."""
+    from unclip.edit.commands import main
+
+    return main(argv)
+
 
 if __name__ == "__main__":
-    cli.run(main)
+    run(main)

@@ -14,7 +14,7 @@ size; the middle square is taken. On two CPU cores a command takes some seconds,
 """
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, Union
@@ -23,7 +23,7 @@ import numpy as np
 import tyro
 
 from unclip import edit
-from unclip.cli import options as cli
+from unclip.cli.options import find_given, parse, read_early_options
 from unclip.devices import pick_device
 from unclip.edit.lesson import lesson
 from unclip.errors import UserError
@@ -153,8 +153,6 @@ Drawn = tuple[TensorBatch, dict[str, np.ndarray]]
 
 
 def vary(pipe: UnCLIP, o: VaryOptions, settings: dict[str, Any]) -> Drawn:
-    if o.keep:  # a value that is given is meant, also where it is the pipeline's own
-        settings |= {name: getattr(o, name) for name in ("steps", "guidance") if cli.argument(name)}
     output = edit.vary(pipe, o.images, o.n, o.seed, o.keep, **settings)
     return with_originals(pipe, o.images, per_image(output, o.n)), arrays_of(output)
 
@@ -215,12 +213,11 @@ COMMANDS: dict[str, tuple[type[Options], Callable[..., Drawn] | None, str]] = {
 }
 
 
-def command_line(own: dict[str, Sampling]) -> Any:
-    """A type for tyro: one of the commands, whose options have the defaults that it draws with."""
-    style = cli.argument("style", "clear")
+def command_types(sampling: dict[str, Sampling], style: str) -> Any:
+    """A type for the parser: one of the commands, whose options have the defaults that it draws with."""
     commands = []
     for name, (kind, _, text) in COMMANDS.items():
-        default = kind.of(own[name], style) if issubclass(kind, SamplingOptions) else kind()
+        default = kind.of(sampling[name], style) if issubclass(kind, SamplingOptions) else kind()
         commands.append(Annotated[kind, tyro.conf.subcommand(name, default=default, description=text)])
     return Union[tuple(commands)]  # noqa: UP007
 
@@ -256,12 +253,12 @@ def arrays_of(output: Output) -> dict[str, np.ndarray]:
     }
 
 
-def main() -> None:
-    named = cli.argument("checkpoint")
-    checkpoint = Path(named) if named else newest_pipeline(Path("checkpoints"))
-    sampling = read_sampling(find_pipeline(checkpoint))
-    own = {name: sampling.override(**edit.DEFAULTS.get(name, {})) for name in COMMANDS}
-    o = cli.parse(command_line(own), __doc__)
+def main(argv: Sequence[str] | None = None) -> None:
+    named = read_early_options(argv)
+    checkpoint = Path(named.checkpoint) if named.checkpoint else newest_pipeline(Path("checkpoints"))
+    own = read_sampling(find_pipeline(checkpoint))
+    sampling = {name: own.override(**edit.DEFAULTS.get(name, {})) for name in COMMANDS}
+    o = parse(command_types(sampling, named.style or "clear"), __doc__, argv=argv)
     if getattr(o, "images", None) == ():
         raise UserError("no image; give the files of some, like: python -m unclip.edit vary shoe.png")
     pipe = UnCLIP.from_pretrained(checkpoint, pick_device(o.device))
@@ -271,11 +268,21 @@ def main() -> None:
             print(path)
         return
     name, work = next((name, work) for name, (kind, work, _) in COMMANDS.items() if isinstance(o, kind))
-    settings = [o.changed(own[name])] if isinstance(o, DrawingOptions) else []
+    arguments = [given_settings(o, sampling[name], argv)] if isinstance(o, DrawingOptions) else []
     began = time.perf_counter()
-    rows, arrays = work(pipe, o, *settings)
+    rows, arrays = work(pipe, o, *arguments)
     seconds = time.perf_counter() - began
     save_png(o.out / f"{name}.png", captioned_grid(rows, margin=150, columns=heads(pipe, o)))
     if o.npz:
         write_npz(o.out / f"{name}.npz", arrays)
     print(f"{seconds:.1f} s with {checkpoint}: {o.out / f'{name}.png'}")
+
+
+def given_settings(o: DrawingOptions, sampling: Sampling, argv: Sequence[str] | None) -> dict[str, Any]:
+    """The settings to call a command with: those that differ from its own, and steps and guidance if they are given.
+
+    Where `vary` keeps noise it draws with other steps and guidance by default, so that a value counts if it is given,
+    even if it is the pipeline's own.
+    """
+    given = {name: getattr(o, name) for name in find_given(argv, ["steps", "guidance"])}
+    return given | o.changed(sampling)

@@ -9,10 +9,12 @@ first picture is there a second or two after the click.
 """
 
 import os
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from unclip.cli import options as cli
+from unclip.cli.options import parse
+from unclip.cli.run import run
 from unclip.errors import UserError
 from unclip.settings import Device
 
@@ -36,8 +38,9 @@ class PageOptions:
             raise UserError(f"--port must lie between 1 and 65535, not {self.port}")
 
 
-def main() -> None:
-    options = cli.parse(PageOptions, __doc__)
+def main(argv: Sequence[str] | None = None) -> None:
+    options = parse(PageOptions, __doc__, argv=argv)
+
     from unclip.devices import pick_device
     from unclip.page.shelf import Shelf
 
@@ -54,4 +57,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    cli.run(main)
+    run(main)

@@ -10,14 +10,10 @@ public; for a private one make it on the Hub first. Hashes and lineage are renew
 rounding them moves samples by hardly a grey level.
 """
 
-if __name__ == "__main__":  # before the other imports, which may take seconds
-    from unclip.cli import signals
-
-    signals.install()
-
 import os
 import shutil
 import tempfile
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any
@@ -25,7 +21,8 @@ from typing import Annotated, Any
 import torch
 import tyro
 
-from unclip.cli import options as cli
+from unclip.cli.options import parse
+from unclip.cli.run import run
 from unclip.devices import pick_device
 from unclip.errors import UserError
 from unclip.grids import captioned_grid
@@ -157,8 +154,8 @@ def without_paths(provenance: dict[str, Any]) -> dict[str, Any]:
     return provenance | {"root": None} if provenance else provenance
 
 
-def main() -> None:
-    options = cli.parse(PublishOptions, __doc__)
+def main(argv: Sequence[str] | None = None) -> None:
+    options = parse(PublishOptions, __doc__, argv=argv)
     name = options.to_hub or (options.target.resolve().name if options.target else "")
     if not name:
         raise UserError("nowhere to publish to; name a folder, or --to-hub OWNER/NAME, or both")
@@ -176,4 +173,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    cli.run(main)
+    run(main)
