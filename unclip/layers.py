@@ -1,4 +1,4 @@
-"""What two stages share: the transformer block, the timestep embedding, the scaling of image embeddings."""
+"""Layers that several parts share: the transformer block, the timestep embedding, the scaling of image embeddings."""
 
 import math
 from typing import Literal
@@ -21,17 +21,17 @@ class QuickGELU(nn.Module):
 
 
 FEW_KEYS = 80
-"""Up to so many keys plain matrix products are the better attention on a CPU: forward and backward pass together take a
-third less time than PyTorch's fused kernel does on two threads, and as much on one; with more keys one thread loses."""
+"""Up to this many keys, plain matrix products are the faster attention on a CPU. Forward and backward pass together take
+a third less time than PyTorch's fused kernel on two threads, and as much on one; with more keys one thread loses."""
 REGISTER = 16
-"""Numbers in a register of AVX-512. PyTorch's softmax is ten times slower along rows that do not fill one."""
+"""Numbers in a register of AVX-512. PyTorch's softmax is ten times slower along rows that do not fill a register."""
 
 
 def attend(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None) -> Tensor:
     """Scaled dot-product attention; on a CPU in float32, as its gradient is six times slower in bfloat16 there.
 
     Queries (B, heads, N, d), keys and values (B, heads, M, d), mask (N or 1, M) or (B, 1, N or 1, M), True where a
-    query may look, which is somewhere for each.
+    query attends to a key; every query attends to at least one.
     """
     with torch.autocast("cpu", enabled=False):
         q, k, v = map(wide_on_cpu, (q, k, v))
@@ -44,7 +44,8 @@ def attend_plainly(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None) -> Tens
     bias = q.new_zeros(1, 1) if mask is None else q.new_zeros(mask.shape).masked_fill(~mask, -torch.inf)
     if bias.ndim > 2:  # each sequence's own
         bias = bias.expand(*q.shape[:2], -1, -1).flatten(0, 1)  # (B heads, N or 1, M)
-    scale, (queries, keys, values) = q.shape[-1] ** -0.5, (x.flatten(0, 1) for x in (q, k, v))  # (B heads, N or M, d)
+    scale = q.shape[-1] ** -0.5
+    queries, keys, values = (x.flatten(0, 1) for x in (q, k, v))  # (B heads, N or M, d)
     if keys.shape[1] < REGISTER:  # scores transposed, (B heads, M, N)
         weights = torch.baddbmm(bias.mT, keys, queries.mT, alpha=scale).softmax(dim=1).mT
     else:
@@ -72,7 +73,7 @@ def wide_on_cpu(x: Tensor) -> Tensor:
 class StackedLinear(nn.Linear):
     """Several linear maps of one input, such as queries, keys and values, in one matrix product.
 
-    It says so itself, as an optimiser that looks at a matrix as a whole (Muon) must take each map alone.
+    `stacks` tells how many, since an optimiser that treats a matrix as a whole (Muon) must take each map alone.
     """
 
     def __init__(self, features: int, out: int, stacks: int):
@@ -81,9 +82,9 @@ class StackedLinear(nn.Linear):
 
 
 def split_heads(x: Tensor, stacks: int, heads: int) -> list[Tensor]:
-    """(B, N, stacks W) -> as many of (B, heads, N, W/heads).
+    """(B, N, stacks W) -> a list of `stacks` tensors (B, heads, N, W/heads).
 
-    Cut before it is permuted: so the gradients are put together by one copy, not by two.
+    The tensor is cut before it is permuted, so that the gradients are put together by one copy, not by two.
     """
     return [part.unflatten(-1, (heads, -1)).transpose(1, 2) for part in x.chunk(stacks, dim=-1)]
 
@@ -102,25 +103,28 @@ class Attention(nn.Module):
     def forward(
         self, x: Tensor, mask: Tensor | None = None, past: KeyValue | None = None, at: int | Tensor | None = None
     ) -> tuple[Tensor, KeyValue]:
-        """x (B, N, W), or of it the one token `at`, attends to `past` (P keys) and all of x.
+        """Let all tokens of x (B, N, W) attend to `past` (P keys) and to x; with `at` only that token of each sequence.
 
-        mask (..., N or 1, P + N) is True where it may look.
+        mask (..., N or 1, P + N) is True where a token attends.
         """
         if at is None:
             q, k, v = split_heads(self.qkv(x), 3, self.heads)  # (B, heads, N, W/heads)
         else:
             sizes = (x.shape[-1], 2 * x.shape[-1])
-            (w_q, w_kv), (b_q, b_kv) = self.qkv.weight.split(sizes), self.qkv.bias.split(sizes)
+            w_q, w_kv = self.qkv.weight.split(sizes)
+            b_q, b_kv = self.qkv.bias.split(sizes)
             [q] = split_heads(F.linear(token(x, at), w_q, b_q), 1, self.heads)  # (B, heads, 1, W/heads)
             k, v = split_heads(F.linear(x, w_kv, b_kv), 2, self.heads)
         if past is not None:
-            k, v = torch.cat([past[0], k], dim=2), torch.cat([past[1], v], dim=2)
+            past_k, past_v = past
+            k = torch.cat([past_k, k], dim=2)
+            v = torch.cat([past_v, v], dim=2)
         x = attend(q, k, v, mask)
         return self.out(x.transpose(1, 2).flatten(2)), (k, v)
 
 
 def token(x: Tensor, at: int | Tensor) -> Tensor:
-    """Of sequences (B, N, W) the one token at an index, the same for all or each its own (B,): (B, 1, W)."""
+    """The token (B, 1, W) at an index of each sequence (B, N, W); the index is one for all, or (B,)."""
     return x[:, at, None] if isinstance(at, int) else x[torch.arange(len(x), device=x.device), at, None]
 
 
@@ -151,31 +155,46 @@ class Block(nn.Module):
     ) -> tuple[Tensor, KeyValue]:
         """(B, N, W) -> (B, N, W), and the keys and values to continue from.
 
-        With `at`, an index or one for each sequence (B,), only that token is put out, (B, 1, W): of the last block
-        mostly no other is read, and the attention's keys and values are all that it takes of the others.
+        With `at`, an index or one for each sequence (B,), only that token is put out, (B, 1, W). Mostly only one token of
+        the last block's output is read, and it needs no more of the others than their keys and values.
         """
         h, kv = self.attention(self.norm1(x), mask, past, at)
         x = (x if at is None else token(x, at)) + h
         return x + self.mlp(self.norm2(x)), kv
 
+    def init_weights(self, depth: int) -> None:
+        """CLIP's initialisation: deviation width^-1/2, which keeps the variance of a normalised input at any width.
 
-def init_transformer(blocks: nn.ModuleList) -> None:
-    """CLIP's initialisation: deviation width^-1/2, which keeps the variance of a normalised input at any width (a fixed
-    0.02 starves narrow ones); what writes to the residual stream is scaled down by the square root of the number of
-    writes, so that the stream's variance does not grow with depth; biases are zero."""
-    for block in blocks:
-        width = block.attention.out.in_features
-        residual = (2 * len(blocks)) ** -0.5
-        nn.init.normal_(block.attention.qkv.weight, std=width**-0.5)
-        nn.init.normal_(block.attention.out.weight, std=width**-0.5 * residual)
-        nn.init.normal_(block.mlp[0].weight, std=(2 * width) ** -0.5)
-        nn.init.normal_(block.mlp[2].weight, std=width**-0.5 * residual)
-        for linear in (block.attention.qkv, block.attention.out, block.mlp[0], block.mlp[2]):
+        A fixed 0.02 would starve narrow ones. Layers that write to the residual stream are scaled down by the square
+        root of the number of such layers, so that the stream's variance does not grow with the depth. Biases are zero.
+        """
+        to_hidden, from_hidden = (layer for layer in self.mlp if isinstance(layer, nn.Linear))
+        width = self.attention.out.in_features
+        residual = (2 * depth) ** -0.5
+        nn.init.normal_(self.attention.qkv.weight, std=width**-0.5)
+        nn.init.normal_(self.attention.out.weight, std=width**-0.5 * residual)
+        nn.init.normal_(to_hidden.weight, std=(2 * width) ** -0.5)
+        nn.init.normal_(from_hidden.weight, std=width**-0.5 * residual)
+        for linear in (self.attention.qkv, self.attention.out, to_hidden, from_hidden):
             nn.init.zeros_(linear.bias)
 
 
+def init_transformer(blocks: nn.ModuleList) -> None:
+    """Initialise a stack of `Block`s as CLIP does; see `Block.init_weights`."""
+    for block in blocks:
+        assert isinstance(block, Block)
+        block.init_weights(depth=len(blocks))
+
+
+def zero_init(layer: nn.Linear | nn.Conv2d) -> None:
+    """Let a layer put out zeros."""
+    nn.init.zeros_(layer.weight)
+    if layer.bias is not None:
+        nn.init.zeros_(layer.bias)
+
+
 def causal_mask(length: int, device: torch.device | None = None) -> Tensor:
-    """(N, N), True where row i may look at column j <= i."""
+    """(N, N), True where token i attends to token j <= i."""
     return torch.ones(length, length, dtype=torch.bool, device=device).tril()
 
 
@@ -204,13 +223,16 @@ class EmbeddingScaler(nn.Module):
     drown them. The statistics are stored with the weights.
     """
 
+    mean: Tensor
+    std: Tensor
+
     def __init__(self, dim: int):
         super().__init__()
         self.register_buffer("mean", torch.zeros(dim))
         self.register_buffer("std", torch.full((dim,), 1 / math.sqrt(dim)))
 
     def fit(self, embeddings: Tensor) -> "EmbeddingScaler":
-        """Take the statistics of embeddings (N, D); the deviation is at least a twentieth of its mean."""
+        """Store the mean and deviation of embeddings (N, D); each deviation is at least a twentieth of their mean."""
         std, mean = torch.std_mean(embeddings.float(), dim=0, correction=0)
         self.mean.copy_(mean)
         self.std.copy_(std.clamp(min=0.05 * std.mean() + 1e-8))

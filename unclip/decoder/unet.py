@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from unclip.fields import bounded, check
-from unclip.layers import GroupNorm, StackedLinear, attend, split_heads
+from unclip.layers import GroupNorm, StackedLinear, attend, split_heads, zero_init
 
 
 @dataclass(frozen=True)
@@ -53,7 +53,8 @@ class UNet(nn.Module):
         widths = [config.width * m for m in config.multipliers]
         squares = config.space_to_depth**2
         self.conv_in = nn.Conv2d(channels_in * squares, widths[0], 3, padding=1)
-        channels, skips = widths[0], [widths[0]]
+        channels = widths[0]
+        skips = [channels]
         self.down = nn.ModuleList()
         for level, width in enumerate(widths):
             for _ in range(config.blocks):
@@ -74,13 +75,12 @@ class UNet(nn.Module):
                 self.up.append(upsample(channels))
         self.norm_out = group_norm(channels)
         self.conv_out = nn.Conv2d(channels, channels_out * squares, 3, padding=1)
-        nn.init.zeros_(self.conv_out.weight)  # an untrained network puts out zero
-        nn.init.zeros_(self.conv_out.bias)
+        zero_init(self.conv_out)  # an untrained network puts out zero
 
     def forward(self, x: Tensor, vector: Tensor, tokens: Tensor, mask: Tensor) -> Tensor:
-        """Denoise, modulated and attending.
+        """Predict the output for noised images x.
 
-        A size that the levels cannot halve is padded with zeros, and the result cropped: nothing is lost.
+        A size that the levels cannot halve is padded with zeros, and the result is cropped, so nothing is lost.
 
         Args:
             x: images (B, channels_in, H, W).
@@ -90,8 +90,10 @@ class UNet(nn.Module):
         """
         height, width = x.shape[-2:]
         multiple = self.config.space_to_depth * 2 ** (len(self.config.multipliers) - 1)
-        pad_h, pad_w = -height % multiple, -width % multiple
-        top, left = pad_h // 2, pad_w // 2
+        pad_h = -height % multiple
+        pad_w = -width % multiple
+        top = pad_h // 2
+        left = pad_w // 2
         x = F.pad(x, (left, pad_w - left, top, pad_h - top))
 
         condition = (F.silu(vector), tokens, mask)
@@ -145,8 +147,7 @@ class ResBlock(nn.Module):
         self.norm2 = group_norm(out)
         self.conv2 = nn.Conv2d(out, out, 3, padding=1)
         self.skip = nn.Conv2d(channels, out, 1) if channels != out else nn.Identity()
-        nn.init.zeros_(self.conv2.weight)
-        nn.init.zeros_(self.conv2.bias)
+        zero_init(self.conv2)
 
     def forward(self, x: Tensor, vector: Tensor) -> Tensor:
         """(B, C, H, W) and the activated condition (B, E) -> (B, out, H, W)."""
@@ -169,8 +170,7 @@ class ConditionedAttention(nn.Module):
         self.qkv = StackedLinear(channels, channels, stacks=3)
         self.condition_kv = StackedLinear(condition, channels, stacks=2)
         self.out = nn.Linear(channels, channels)
-        nn.init.zeros_(self.out.weight)
-        nn.init.zeros_(self.out.bias)
+        zero_init(self.out)
 
     def forward(self, x: Tensor, tokens: Tensor | None = None, mask: Tensor | None = None) -> Tensor:
         """(B, C, H, W), condition tokens (B, K, E) and their mask (B, K), False for padding -> (B, C, H, W)."""
@@ -179,7 +179,9 @@ class ConditionedAttention(nn.Module):
         q, k, v = split_heads(self.qkv(pixels), 3, self.heads)  # (B, heads, H W, d)
         if tokens is not None:
             ck, cv = split_heads(self.condition_kv(tokens), 2, self.heads)  # (B, heads, K, d)
-            k, v = torch.cat([ck, k], dim=2), torch.cat([cv, v], dim=2)  # (B, heads, K + H W, d)
+            k = torch.cat([ck, k], dim=2)  # (B, heads, K + H W, d)
+            v = torch.cat([cv, v], dim=2)
+            assert mask is not None, "condition tokens come with their mask"
             mask = F.pad(mask, (0, height * width), value=True)[:, None, None]  # (B, 1, 1, K + H W)
         h = attend(q, k, v, mask)  # (B, heads, H W, d)
         h = self.out(h.transpose(1, 2).flatten(2))  # (B, H W, C)
@@ -187,7 +189,7 @@ class ConditionedAttention(nn.Module):
 
 
 def attention_heads(channels: int, head_dim: int) -> int:
-    """As many heads of at least head_dim numbers as divide the channels; one at least."""
+    """The number of heads, of at least head_dim numbers each, that divides the channels; at least one."""
     return next(heads for heads in range(max(1, channels // head_dim), 0, -1) if channels % heads == 0)
 
 
@@ -208,7 +210,9 @@ class UpsampledConv(nn.Sequential):
     """
 
     def forward(self, x: Tensor) -> Tensor:
-        weight = F.pad(self[1].weight.transpose(0, 1).flip(2, 3), (1, 1, 1, 1))
-        weight = weight[:, :, 1:] + weight[:, :, :-1]  # what falls on the same pixel, along the height and the width
+        conv = self[1]
+        assert isinstance(conv, nn.Conv2d)
+        weight = F.pad(conv.weight.transpose(0, 1).flip(2, 3), (1, 1, 1, 1))
+        weight = weight[:, :, 1:] + weight[:, :, :-1]  # entries that fall on the same pixel, along the height and the width
         weight = weight[..., 1:] + weight[..., :-1]  # (C, C, 4, 4)
-        return F.conv_transpose2d(x, weight, self[1].bias, stride=2, padding=1)
+        return F.conv_transpose2d(x, weight, conv.bias, stride=2, padding=1)

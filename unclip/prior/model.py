@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from unclip.fields import bounded, check, from_data
-from unclip.layers import Block, KeyValue, causal_mask, init_transformer, replace_empty, timestep_embedding
+from unclip.layers import Block, KeyValue, causal_mask, init_transformer, replace_empty, timestep_embedding, zero_init
 
 
 @dataclass(frozen=True)
@@ -51,6 +51,9 @@ class TextRegression(nn.Module):
     learn caption by caption what this prediction explains, and a pair of words that it never saw still lands where it
     belongs.
     """
+
+    weight: Tensor
+    bias: Tensor
 
     def __init__(self, dim: int):
         super().__init__()
@@ -107,8 +110,7 @@ class PriorTransformer(nn.Module):
         for parameter in (self.positions, self.null_encoding, self.null_text, self.query):
             nn.init.normal_(parameter, std=0.02)
         init_transformer(self.blocks)
-        nn.init.zeros_(self.out.weight)
-        nn.init.zeros_(self.out.bias)
+        zero_init(self.out)
 
     def prefix(self, embedding: Tensor, tokens: Tensor, mask: Tensor, empty: Tensor) -> Prefix:
         """Read B captions. Empty ones become the learned null, and their linear prediction the mean of all images.

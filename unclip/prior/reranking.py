@@ -22,6 +22,9 @@ class Reranker(nn.Module):
     - Without classes, keep the candidate with the highest dot product.
     """
 
+    class_embeddings: Tensor
+    logit_scale: Tensor
+
     def __init__(self, dim: int, num_classes: int):
         super().__init__()
         # not stored where there are no classes
