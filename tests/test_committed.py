@@ -9,7 +9,7 @@ import torch
 from conftest import ROOT
 
 from data.fashion_mnist_captions import CLASSES, PLAIN_CAPTIONS
-from stages.evaluation.judge import Classifier, judge
+from stages.evaluation.judge import Classifier, judge_images
 from unclip import UnCLIP
 from unclip.images import to_float
 from unclip.registry import PARTS
@@ -33,14 +33,14 @@ def caption_accuracy(folder) -> float:
     """The share of ten samples per plain caption that the classifier takes for the class of the caption."""
     classifier, _ = load_part(ROOT / "tests" / "classifier", Classifier)
     drawn = UnCLIP.from_pretrained(folder)(list(PLAIN_CAPTIONS), n=N, seed=0)
-    predicted = judge(classifier, drawn.images)[0].argmax(dim=1).numpy()
+    predicted = judge_images(classifier, drawn.images)[0].argmax(dim=1).numpy()
     return (predicted == np.arange(len(CLASSES)).repeat(N)).mean()
 
 
 def test_classifier_knows_the_real_images(splits):
     classifier, _ = load_part(ROOT / "tests" / "classifier", Classifier)
     test = splits["test"].first(2000)
-    assert (judge(classifier, test.images)[0].argmax(dim=1) == test.labels).float().mean() > 0.91
+    assert (judge_images(classifier, test.images)[0].argmax(dim=1) == test.labels).float().mean() > 0.91
 
 
 def test_samples_of_the_committed_weights_are_what_was_asked_for():

@@ -1,4 +1,4 @@
-"""make demo DATA=...: all of it on a folder of one's own, with the smallest models and a few steps."""
+"""make demo DATA=...: all of it on a folder of images, with the smallest models and a few steps."""
 
 import signal
 import subprocess
@@ -31,14 +31,15 @@ def test_demo_looks_measures_trains_and_draws(tmp_path, monkeypatch, capfd):
     monkeypatch.setattr(proposal, "LEAST_STEPS", STEPS)
     monkeypatch.setattr(demo, "BUDGET", 1)
     monkeypatch.setenv("UNCLIP_CACHE", str(tmp_path / "cache"))
-    demo.demo(demo.DemoOptions("My Squares"))
-    said, cached = capfd.readouterr().out, {name.split("/")[0] for name in files_under(tmp_path / "cache")}
-    assert said.index("60 images with captions") < said.index("clip in checkpoints/my-squares/clip")
-    assert "Look at outputs/demo.png" in said
+    demo.run_demo(demo.DemoOptions("My Squares"))
+    printed = capfd.readouterr().out
+    cached = {name.split("/")[0] for name in files_under(tmp_path / "cache")}
+    assert printed.index("60 images with captions") < printed.index("clip in checkpoints/my-squares/clip")
+    assert "Look at outputs/demo.png" in printed
     out = tmp_path / "checkpoints" / "my-squares"
     assert 0 < len(cached) <= 2, "none of the trials"
     for stage in proposal.RECIPES:
-        assert demo.begun(out, stage) == proposal.Proposal(stage, STEPS, 32, 0)
+        assert demo.read_begun_training(out, stage) == proposal.Proposal(stage, STEPS, 32, 0)
         assert (out / stage / "train" / "curves.png").exists()
     captions = (tmp_path / "outputs" / "demo" / "captions.txt").read_text().splitlines()
     [validation] = load(SourceConfig("My Squares"), ["validation"])
@@ -51,15 +52,15 @@ def test_what_has_begun_goes_on_as_planned_and_the_rest_takes_the_time_that_is_l
     clock, ran = [0.0], []
     speeds = {stage: proposal.Speed(0.1, 10) for stage in proposal.RECIPES}
 
-    def run(arguments):
+    def run_program(arguments):
         ran.append(arguments)
         clock[0] += 500  # slower than was measured
 
-    monkeypatch.setattr(demo, "run", run)
+    monkeypatch.setattr(demo, "run_program", run_program)
     monkeypatch.setattr(time, "monotonic", lambda: clock[0])
     begun = proposal.Proposal("clip", 777, 16, 0)
-    monkeypatch.setattr(demo, "begun", lambda out, stage: begun if stage == "clip" else None)
-    demo.train(demo.Measurements(100_000, 32, speeds), SourceConfig("x"), tmp_path)
+    monkeypatch.setattr(demo, "read_begun_training", lambda out, stage: begun if stage == "clip" else None)
+    demo.train_stages(demo.Measurements(100_000, 32, speeds), SourceConfig("x"), tmp_path)
     steps = [int(line[line.index("--train.steps") + 1]) for line in ran]
     assert [line[0] for line in ran] == [f"train_{stage}.py" for stage in proposal.RECIPES]
     assert steps[0] == 777
@@ -73,14 +74,14 @@ def test_too_few_images_end_the_demo_with_one_line(tmp_path, monkeypatch):
     with_jsonl(tmp_path / "few", 12)
     monkeypatch.chdir(tmp_path)
     with pytest.raises(UserError, match="few has too few images to train on"):
-        demo.demo(demo.DemoOptions("few"))
+        demo.run_demo(demo.DemoOptions("few"))
 
 
 def test_a_pipeline_of_other_data_is_refused_before_anything_is_measured(tmp_path):
     folder, mine, other = build(tmp_path / "own"), str(tmp_path / "mine"), str(tmp_path / "other")
     edit(folder / "clip", source=describe_source(SourceConfig(mine), 32))
     with pytest.raises(UserError, match=f"was trained with --data {mine}; this is with --data {other}; choose another"):
-        demo.demo(demo.DemoOptions(other, out=folder))
+        demo.run_demo(demo.DemoOptions(other, out=folder))
 
 
 PROGRAM = """
@@ -100,7 +101,7 @@ PARENT = """
 from stages.demo import demo
 from unclip.cli import signals
 signals.install()
-demo.run([sys.argv[1]])
+demo.run_program([sys.argv[1]])
 print("went on")
 """
 

@@ -12,14 +12,19 @@ import torch
 from conftest import ROOT, assert_one_error_line, made_up_data, run_python
 
 from data.fashion_mnist_captions import CLASSES, PLAIN_CAPTIONS, attribute_captions, attribute_codes, attributes
-from stages.evaluation import drawing
-from stages.evaluation.drawing import SWEEP, WAYS, by_both_ranks
+from stages.evaluation import evaluate as evaluation
+from stages.evaluation import sweep
 from stages.evaluation.error_budget import stage_losses
-from stages.evaluation.evaluate import EvaluateOptions, evaluate, without_nan
-from stages.evaluation.judge import Classifier, ClassifierConfig, judge, trained_judge
-from stages.evaluation.metrics import frechet_distance, mean, share
-from stages.evaluation.reference import Reference, inception_fid, memorisation_section
+from stages.evaluation.evaluate import EvaluateOptions, evaluate, nan_to_none
+from stages.evaluation.inception import inception_fid
+from stages.evaluation.judge import Classifier, JudgeConfig, judge_images
+from stages.evaluation.judge_training import trained_judge
+from stages.evaluation.memorisation import compare_with_training_images
+from stages.evaluation.metrics import frechet_distance, mean_with_interval, share_with_interval
+from stages.evaluation.reference import Reference
 from stages.evaluation.report import OTHER_DATA, markdown, number, percent, table
+from stages.evaluation.samples import DRIVERS, resize_images
+from stages.evaluation.section import Section
 
 SETTINGS = EvaluateOptions(
     samples=40,
@@ -28,16 +33,23 @@ SETTINGS = EvaluateOptions(
     sampling=replace(EvaluateOptions().sampling, steps=3, prior_steps=3),
     judge=replace(EvaluateOptions().judge, steps=20, batch_size=32, warmup=5, evaluate_every=20),
 )
-SMALL_SWEEP = {
+SMALL_PRIOR_GRID = {
     "prior_guidance": (1.0, 2.0),
     "prior_num_candidates": (1,),
-    "prior_threshold": (0.5, 0.9),  # of a single draw the second is not drawn again
+    "prior_threshold": (0.5, 0.9),  # a single candidate is not drawn again for the second
+}
+SMALL_DECODER_GRID = {
     "guidance": (1.0,),
-    "guidance_interval": ((0.0, 1.0), (0.2, 0.8)),  # without guidance the second is not drawn again
+    "guidance_interval": ((0.0, 1.0), (0.2, 0.8)),  # unguided samples are not drawn again for the second
     "sampler": ("dpmpp", "ddim"),
     "steps": (3,),
 }
 N = SETTINGS.samples // len(CLASSES)
+
+
+def measure_brightness(context):
+    """An evaluator from outside: all that it takes is this function and a row of the table."""
+    return Section({"samples": {"mean": context.pipeline_samples.images.mean() / 255}})
 
 
 @pytest.fixture(scope="module")
@@ -45,7 +57,9 @@ def done(trained, tmp_path_factory):
     """The folder of a report on the tiny pipeline, and what evaluate returned. Read only."""
     out = tmp_path_factory.mktemp("evaluation")
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(drawing, "SWEEP", SMALL_SWEEP)
+        patch.setattr(sweep, "PRIOR_GRID", SMALL_PRIOR_GRID)
+        patch.setattr(sweep, "DECODER_GRID", SMALL_DECODER_GRID)
+        patch.setitem(evaluation.SECTIONS, "brightness", measure_brightness)
         return out, evaluate(replace(SETTINGS, checkpoint=trained.folder, out=out))
 
 
@@ -55,7 +69,7 @@ def judged(done):
     data = SETTINGS.data
     classifier = trained_judge(*data.load("train", "validation", held_out=True), SETTINGS.judge, torch.device("cpu"))
     (test,) = data.load("test")
-    return classifier, test, judge(classifier, test.images)[1]
+    return classifier, test, judge_images(classifier, test.images)[1]
 
 
 def test_report_is_written_as_json_markdown_and_pictures(done):
@@ -77,17 +91,17 @@ def test_figures_can_be_recomputed_from_the_arrays(done, judged):
     out, report = done
     classifier, _, real = judged
     arrays = np.load(out / "evaluation.npz")
-    for way in WAYS:
+    for way in DRIVERS:
         images, labels = arrays[f"{way}: images"], arrays[f"{way}: labels"]
         assert images.shape == (SETTINGS.samples, 28, 28, 1)
         assert (np.bincount(labels) == N).all()
-        logits, features = judge(classifier, images)
+        logits, features = judge_images(classifier, images)
         figures = report["error_budget"][way]
         assert figures["caption_accuracy"]["value"] == pytest.approx((logits.argmax(1).numpy() == labels).mean())
         assert figures["caption_accuracy"]["n"] == SETTINGS.samples
         assert figures["frechet"] == pytest.approx(frechet_distance(features, real), rel=1e-6)
         assert len(np.unique(images, axis=0)) > 0.9 * len(images), f"{way}: the same images counted again"
-    predicted = judge(classifier, arrays["prior: images"])[0].argmax(1).numpy()
+    predicted = judge_images(classifier, arrays["prior: images"])[0].argmax(1).numpy()
     for i, row in enumerate(report["error_budget"]["prior"]["confusion"]):
         assert row == np.bincount(predicted[i * N : (i + 1) * N], minlength=10).tolist()
 
@@ -161,9 +175,9 @@ def test_share_of_the_gap_is_that_of_the_mean_cosines(done):
 def test_memorisation_needs_nothing_but_its_arguments():
     train, test = made_up_data(40, 0), made_up_data(30, 1)
     torch.manual_seed(0)
-    reference = Reference.of(Classifier(ClassifierConfig(width=8)).eval(), test)
+    reference = Reference.from_images(Classifier(JudgeConfig(width=8)).eval(), test)
     samples = torch.cat([train.images[:3], test.images[5:9]])  # three copies
-    section = memorisation_section(samples.permute(0, 2, 3, 1).numpy(), train, reference, seed=0)
+    section = compare_with_training_images(samples.permute(0, 2, 3, 1).numpy(), train, reference, seed=0)
     distances = np.sort([
         min(np.linalg.norm(a - b) for b in (train.images.numpy().reshape(40, -1) / 255.0))
         for a in (samples.numpy().reshape(7, -1) / 255.0)
@@ -202,7 +216,8 @@ def test_sweep_covers_the_grid_and_puts_the_best_first(done):
             worse["caption_accuracy"]["value"] > better["caption_accuracy"]["value"]
             and worse["frechet"] < better["frechet"]
         )
-    assert set(SWEEP) == set(SMALL_SWEEP)
+    assert set(sweep.PRIOR_GRID) == set(SMALL_PRIOR_GRID)
+    assert set(sweep.DECODER_GRID) == set(SMALL_DECODER_GRID)
 
 
 def made_up_budget(chain: tuple[float, float, float, float], frechet: tuple[float, float]) -> dict:
@@ -232,7 +247,7 @@ def test_the_stage_that_loses_most_is_named(chain, weakest, frechet, by_frechet)
 
 def test_settings_that_tie_share_a_rank():
     rows = [{"caption_accuracy": {"value": a}, "frechet": f} for a, f in ((0.9, 3), (0.9, 1), (0.9, 2), (0.5, 0))]
-    assert [row["frechet"] for row in by_both_ranks(rows)] == [1, 2, 3, 0]
+    assert [row["frechet"] for row in sweep.sort_by_ranks(rows)] == [1, 2, 3, 0]
 
 
 def test_precision_and_recall_follow_their_definition(done, judged):
@@ -240,7 +255,7 @@ def test_precision_and_recall_follow_their_definition(done, judged):
     arrays = np.load(done[0] / "evaluation.npz")
     classifier, _, real = judged
     figures = done[1]["error_budget"]["nothing"]
-    generated = judge(classifier, arrays["nothing: images"])[1].double()
+    generated = judge_images(classifier, arrays["nothing: images"])[1].double()
     generator = torch.Generator().manual_seed(0)
     for _ in range(10):
         torch.randint(len(generated), (len(generated),), generator=generator)
@@ -265,8 +280,10 @@ def test_tables_and_numbers_of_the_report():
     assert number({"value": 0.8021, "low": 0.8, "high": 0.8042, "n": 90}) == "0.802 ± 0.002"
     assert number({"value": 0.8021, "low": 0.7, "high": 0.9042, "n": 90}, unit=0.01, digits=0) == "80 ± 10"
     nothing = torch.zeros(0, dtype=torch.bool)
-    assert percent(share(nothing)) == number(mean(nothing.float())) == "-", "no image of a class, no pair of a caption"
-    assert without_nan({"a": [mean(nothing.float())["value"], 0.5]}) == {"a": [None, 0.5]}
+    assert percent(share_with_interval(nothing)) == number(mean_with_interval(nothing.float())) == "-", (
+        "no image of a class, no pair of a caption"
+    )
+    assert nan_to_none({"a": [mean_with_interval(nothing.float())["value"], 0.5]}) == {"a": [None, 0.5]}
     assert table(["a", "b"], [[1, "x"]]) == "| a | b |\n| --- | --- |\n| 1 | x |\n"
 
 
@@ -277,11 +294,31 @@ def test_the_words_are_those_of_the_data(done):
     text = markdown(report, [])
     assert "its own caption is the nearest of all 10 that were asked for" in text
     assert "| zero-shot by caption |" in text
-    assert "Of so few" not in text
+    assert "So few images" not in text
     for word in ("class", "plain", "phrasing", "attribute", "never shown"):
         assert word in markdown(done[1], []), word
         assert word not in text, f"{word}: not of this data"
     assert [line.split(" | ")[-1] for line in text.splitlines() if line.startswith("| 1 | 1.0 |")] == ["- |"]
+
+
+def test_an_evaluator_is_a_function_and_a_row(done):
+    out, report = done
+    brightness = np.load(out / "evaluation.npz")["prior: images"].mean() / 255
+    assert report["brightness"] == {"samples": {"mean": pytest.approx(brightness)}}
+    assert f"## Brightness\n\n| figure | value |\n| --- | --- |\n| samples mean | {brightness:.3f} |" in markdown(
+        report, []
+    )
+
+
+def test_images_of_another_size_are_resized_before_they_are_compared():
+    images = np.zeros((1, 2, 2, 1), np.uint8)
+    images[:, 1] = 200  # dark above light
+    assert resize_images(images, 2) is images
+    larger = resize_images(images, 4)
+    assert larger.shape == (1, 4, 4, 1)
+    assert larger.mean() == images.mean()
+    assert larger[0, :, 0, 0].tolist() == sorted(larger[0, :, 0, 0].tolist())
+    assert resize_images(larger, 2).mean() == images.mean()
 
 
 def test_markdown_names_the_weakest_stage_and_the_protocol(done):
@@ -320,28 +357,28 @@ def test_classifier_learns_what_images_show_and_is_trained_once(tmp_path, monkey
     config = replace(SETTINGS.judge, steps=60, lr=1e-2, evaluate_every=60)
     device = torch.device("cpu")
     first = trained_judge(train, held_out, config, device, tmp_path)
-    accuracy = (judge(first, held_out.images)[0].argmax(dim=1) == held_out.labels).float().mean()
+    accuracy = (judge_images(first, held_out.images)[0].argmax(dim=1) == held_out.labels).float().mean()
     assert accuracy > 0.9  # chance is 0.1
     weights = {path: path.stat().st_mtime_ns for path in tmp_path.rglob("model.safetensors")}
     again = trained_judge(train, held_out, config, device, tmp_path)
-    assert torch.equal(judge(again, held_out.images)[0], judge(first, held_out.images)[0])
+    assert torch.equal(judge_images(again, held_out.images)[0], judge_images(first, held_out.images)[0])
     assert {path: path.stat().st_mtime_ns for path in tmp_path.rglob("model.safetensors")} == weights
     trained_judge(train, held_out, replace(config, seed=1), device, tmp_path)
     assert len(list(tmp_path.rglob("model.safetensors"))) == 2
-    monkeypatch.setattr("stages.evaluation.judge.FORMAT", -1)  # as of a version that reads other files
+    monkeypatch.setattr("stages.evaluation.judge_training.FORMAT", -1)  # as of a version that reads other files
     trained_judge(train, held_out, config, device, tmp_path)
     assert len(list(tmp_path.rglob("model.safetensors"))) == 3
 
 
 def test_classifier_takes_colour_and_gives_the_features_of_its_last_layer():
-    model = Classifier(ClassifierConfig(classes=4, channels=3, width=8)).eval()
+    model = Classifier(JudgeConfig(classes=4, channels=3, width=8)).eval()
     images = torch.randint(0, 256, (7, 3, 32, 32), dtype=torch.uint8)
-    logits, features = judge(model, images, batch_size=3)
+    logits, features = judge_images(model, images, batch_size=3)
     assert logits.shape == (7, 4)
     assert features.shape == (7, 32)
     with torch.inference_mode():
         torch.testing.assert_close(logits, model.head(features))
-    torch.testing.assert_close(judge(model, images.permute(0, 2, 3, 1).numpy())[0], logits)
+    torch.testing.assert_close(judge_images(model, images.permute(0, 2, 3, 1).numpy())[0], logits)
 
 
 @pytest.mark.parametrize(

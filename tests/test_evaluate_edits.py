@@ -9,9 +9,11 @@ import pytest
 import torch
 from own_images import with_jsonl
 
-from stages.evaluation import edits
-from stages.evaluation.edits import Bench, EditsOptions, evaluate_edits, psnr, spread
+from stages.evaluation import edit_measures as measures
+from stages.evaluation.edit_measures import EditContext, mean_distance, measure_blends, measure_change, psnr
+from stages.evaluation.edits import EditsOptions, evaluate_edits
 from unclip import UserError
+from unclip.edit import defaults
 
 SETTINGS = EditsOptions(
     images=10,
@@ -23,18 +25,18 @@ SETTINGS = EditsOptions(
 @pytest.fixture
 def few_steps(monkeypatch):
     """Edits in as few steps as will do."""
-    for name in ("BACKWARDS", "PAINTING"):
-        monkeypatch.setitem(getattr(edits.edit, name), "steps", 3)
-    monkeypatch.setattr(edits, "STEPS", 3)
-    monkeypatch.setattr(edits, "VARIATIONS", 2)
-    monkeypatch.setattr(edits, "FRAMES", 3)
+    for settings in (defaults.INVERTIBLE, defaults.PAINTING):
+        monkeypatch.setitem(settings, "steps", 3)
+    monkeypatch.setattr(measures, "STEPS", 3)
+    monkeypatch.setattr(measures, "VARIATIONS", 2)
+    monkeypatch.setattr(measures, "FRAMES", 3)
 
 
 def test_signal_to_noise_and_spread_are_what_they_are_defined_as():
     one = np.zeros((2, 4, 4, 1), np.uint8)
     other = one + np.array([0, 51], np.uint8).reshape(2, 1, 1, 1)
     assert psnr(one, other).tolist() == pytest.approx([10 * math.log10(255**2 * 16), 20 * math.log10(5)])
-    assert spread(np.stack([one[0], one[0] + 3, one[0] + 3])) == pytest.approx(2 / 3 * 4 * 3)
+    assert mean_distance(np.stack([one[0], one[0] + 3, one[0] + 3])) == pytest.approx(2 / 3 * 4 * 3)
 
 
 def test_a_report_holds_every_measure_and_is_the_same_again(trained, few_steps, tmp_path):
@@ -66,21 +68,21 @@ def test_an_edit_that_does_nothing_obeys_nothing_and_keeps_the_class(tiny, split
     """By a classifier that knows the true classes."""
     test = splits["test"].first(300)
     known = {image.numpy().tobytes(): label for image, label in zip(test.images, test.labels.tolist(), strict=True)}
-    bench = Bench(tiny, None, test, torch.arange(20), 0)
+    context = EditContext(tiny, None, test, torch.arange(20), 0)
 
-    def seen(self, images):
+    def classify(self, images):
         return torch.tensor([known[image.tobytes()] for image in images.reshape(-1, 28 * 28)]).view(images.shape[:-3])
 
-    monkeypatch.setattr(Bench, "seen", seen)
-    monkeypatch.setattr(edits.edit, "change", lambda pipe, images, *a, **k: images[:, None])
+    monkeypatch.setattr(EditContext, "classify", classify)
+    monkeypatch.setattr(measures.edit, "change", lambda pipe, images, *a, **k: images[:, None])
     for measure in (0, 1):
-        obeyed, kept = (row.figure for row in edits.changes(bench, measure)[0])
+        obeyed, kept = (row.figure for row in measure_change(context, measure)[0])
         assert (obeyed["value"], kept["value"], kept["n"]) == (0, 1, 20)
     halves = lambda pipe, a, b, frames: np.stack([*[a] * (frames - 2), *[b] * 2], axis=1)  # noqa: E731
-    monkeypatch.setattr(edits.edit, "blend", halves)
-    monkeypatch.setattr(edits.edit, "invert", lambda pipe, images, steps: images)
-    monkeypatch.setattr(edits.edit, "reconstruct", lambda pipe, images: images)
-    ends, steady, right = (row.figure for row in edits.blends(bench)[0])
+    monkeypatch.setattr(measures.edit, "blend", halves)
+    monkeypatch.setattr(measures.edit, "invert", lambda pipe, images, steps: images)
+    monkeypatch.setattr(measures.edit, "reconstruct", lambda pipe, images: images)
+    ends, steady, right = (row.figure for row in measure_blends(context)[0])
     assert (ends["value"] > 70, steady["value"], right["value"]) == (True, 1, 1)
 
 

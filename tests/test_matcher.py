@@ -10,7 +10,8 @@ import torch.nn.functional as F
 
 from data.dataset import CaptionedImages, ListedCaptions
 from stages.evaluation.evaluate import EvaluateOptions
-from stages.evaluation.judge import WORDS, ClassifierConfig, Matcher, judge, term_ids, trained_judge
+from stages.evaluation.judge import TERMS, JudgeConfig, Matcher, judge_images, term_ids
+from stages.evaluation.judge_training import trained_judge
 
 CPU = torch.device("cpu")
 COLOURS = {"red": (220, 30, 30), "green": (30, 200, 30), "blue": (30, 30, 220), "white": (240, 240, 240)}
@@ -46,7 +47,7 @@ def trained_once(tmp_path_factory):
 
 def test_terms_are_the_words_and_the_pairs_of_neighbours():
     def rows(*terms):
-        return [1 + zlib.crc32(term.encode()) % (WORDS - 1) for term in terms]
+        return [1 + zlib.crc32(term.encode()) % (TERMS - 1) for term in terms]
 
     ids = term_ids(["Two red stars", "stars", "", "l'été à 猫"])
     assert ids.shape[0] == 4
@@ -54,7 +55,7 @@ def test_terms_are_the_words_and_the_pairs_of_neighbours():
     assert ids[1].tolist() == rows("stars") + [0] * (ids.shape[1] - 1)
     assert not ids[2].any()
     assert ids[3].tolist() == rows("l", "'", "été", "à", "猫", "l '", "' été", "été à", "à 猫")
-    assert 0 < ids.max() < WORDS
+    assert 0 < ids.max() < TERMS
     one, other = term_ids(["a red box and a blue ring", "a blue box and a red ring"]).tolist()
     assert set(one) != set(other), "which colour goes with which thing"
 
@@ -62,26 +63,24 @@ def test_terms_are_the_words_and_the_pairs_of_neighbours():
 def test_scores_are_cosines_to_the_captions_to_choose_among():
     torch.manual_seed(0)
     matcher = (
-        Matcher(ClassifierConfig(classes=16, channels=1, width=16))
-        .eval()
-        .choose_among(["a cat", "a dog", "a cat on a mat"])
+        Matcher(JudgeConfig(classes=16, channels=1, width=16)).eval().choose_among(["a cat", "a dog", "a cat on a mat"])
     )
     images = torch.randint(0, 256, (5, 1, 12, 12), dtype=torch.uint8)
-    scores, features = judge(matcher, images, batch_size=2)
+    scores, features = judge_images(matcher, images, batch_size=2)
     assert scores.shape == (5, 3)
     assert features.shape == (5, 64)
     with torch.inference_mode():
-        own = matcher.images.head(features)
-        table = matcher.words.weight
-        text = torch.stack([table[row[row > 0]].sum(dim=0) for row in matcher.choices])
-        expected = F.cosine_similarity(own[:, None], text[None], dim=-1)
+        embeddings = matcher.image_network.head(features)
+        table = matcher.term_table.weight
+        text = torch.stack([table[row[row > 0]].sum(dim=0) for row in matcher.asked_terms])
+        expected = F.cosine_similarity(embeddings[:, None], text[None], dim=-1)
     torch.testing.assert_close(scores, expected, atol=1e-5, rtol=1e-5)
 
 
 def test_a_matcher_finds_the_caption_of_real_images_and_even_of_a_pair_that_it_never_saw(trained_once):
     matcher, _ = trained_once
     test = boxes(120, 2, CAPTIONS)
-    scores, _ = judge(matcher.choose_among(CAPTIONS), test.images)
+    scores, _ = judge_images(matcher.choose_among(CAPTIONS), test.images)
     right = scores.argmax(dim=1) == test.draw(torch.arange(120), torch.default_generator, one_phrasing=True)
     assert right.float().mean() > 0.95  # chance is 1/12; left and right are told apart, so nothing was mirrored
     unseen = torch.arange(120) % 12 == CAPTIONS.index(HELD_OUT)
@@ -94,7 +93,7 @@ def test_a_matcher_is_trained_once_for_its_data_and_settings(trained_once):
     train, held_out = boxes(300, 0, captions), boxes(60, 1, captions).captions_as_classes()
     weights = {path: path.stat().st_mtime_ns for path in cache.rglob("model.safetensors")}
     again = trained_judge(train, held_out, SETTINGS, CPU, cache)
-    assert torch.equal(again.words.weight, matcher.words.weight)
+    assert torch.equal(again.term_table.weight, matcher.term_table.weight)
     assert {path: path.stat().st_mtime_ns for path in cache.rglob("model.safetensors")} == weights
     short = replace(SETTINGS, steps=2)
     trained_judge(replace(train, images=train.images.flip(0)), held_out, short, CPU, cache)
@@ -109,4 +108,4 @@ def test_large_images_are_judged_in_larger_squares_and_any_size_is_taken(tmp_pat
     config = replace(SETTINGS, steps=1, batch_size=4)
     matcher = trained_judge(data, data.captions_as_classes(), config, CPU, tmp_path)
     assert matcher.config.fold == fold
-    assert judge(matcher.choose_among(["a"]), images)[0].shape == (12, 1)
+    assert judge_images(matcher.choose_among(["a"]), images)[0].shape == (12, 1)

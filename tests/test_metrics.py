@@ -10,18 +10,18 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from stages.evaluation.metrics import (
-    confusion,
-    coverage,
+    confusion_matrix,
     distance_of_draws,
     frechet_distance,
-    mean,
+    in_manifold,
+    mean_and_covariance,
+    mean_with_interval,
     modality_gap,
-    moments,
-    nearest,
+    nearest_neighbours,
     recall_at_k,
     same_group_cosine,
-    share,
     share_of_gap,
+    share_with_interval,
 )
 
 QUICK = settings(deadline=None, max_examples=40, derandomize=True)
@@ -58,7 +58,7 @@ def random(*shape: int, seed: int = 0) -> torch.Tensor:
 def test_the_interval_of_a_share_ends_where_the_score_test_does(n, part):
     """Wilson's bounds are the p for which the found share lies 1.96 standard errors *of that p* away."""
     hits = round(part * n)
-    got = share(torch.arange(n) < hits)
+    got = share_with_interval(torch.arange(n) < hits)
     assert got["n"] == n
     assert got["value"] == pytest.approx(hits / n)
     assert 0 <= got["low"] <= got["value"] <= got["high"] <= 1
@@ -67,7 +67,7 @@ def test_the_interval_of_a_share_ends_where_the_score_test_does(n, part):
 
 
 def test_the_interval_of_a_mean_passes_over_what_is_not_there():
-    got = mean(torch.tensor([1.0, 2.0, float("nan"), 3.0]))
+    got = mean_with_interval(torch.tensor([1.0, 2.0, float("nan"), 3.0]))
     assert (got["value"], got["n"]) == (2.0, 3)
     assert got["high"] - got["value"] == pytest.approx(1.959964 / math.sqrt(3))
     assert got["value"] - got["low"] == pytest.approx(1.959964 / math.sqrt(3))
@@ -102,7 +102,7 @@ def test_distance_of_draws_is_the_frechet_distance_over_the_images_variance(shif
         (draws * draws.roll(1, 0)).sum(dim=1),
         (images * images.roll(1, 0)).sum(dim=1),
     ]
-    expected = frechet_distance(draws, images) / moments(images)[1].trace().item()
+    expected = frechet_distance(draws, images) / mean_and_covariance(images)[1].trace().item()
     assert distance_of_draws(*cosines) == pytest.approx(expected, abs=0.03)
     cosines[2][::3] = torch.nan
     assert distance_of_draws(*cosines) == pytest.approx(expected, abs=0.03)
@@ -136,7 +136,7 @@ def test_modality_gap_is_the_distance_of_the_centres():
 @QUICK
 @given(st.lists(st.tuples(st.integers(0, 3), st.integers(0, 3)), min_size=1, max_size=30))
 def test_confusion_counts_pairs(pairs):
-    got = confusion(*torch.tensor(pairs).T, classes=4).tolist()
+    got = confusion_matrix(*torch.tensor(pairs).T, classes=4).tolist()
     assert got == [[pairs.count((i, j)) for j in range(4)] for i in range(4)]
 
 
@@ -172,7 +172,7 @@ def test_frechet_distance_holds_with_fewer_samples_than_dimensions():
 @given(st.integers(1, 12), st.integers(3, 12), st.integers(1, 3), st.integers(0, 1000))
 def test_nearest_neighbours_equal_a_loop(n, m, k, seed):
     a, b = random(n, 3, seed=seed), random(m, 3, seed=seed + 1)
-    distances, rows = nearest(a, b, k, chunk=5)
+    distances, rows = nearest_neighbours(a, b, k, chunk=5)
     for i in range(n):
         expected = sorted((math.dist(a[i], b[j]), j) for j in range(m))[:k]
         assert distances[i].tolist() == pytest.approx([d for d, _ in expected], abs=1e-4)
@@ -181,14 +181,14 @@ def test_nearest_neighbours_equal_a_loop(n, m, k, seed):
 
 @QUICK
 @given(st.integers(1, 12), st.integers(5, 12), st.integers(1, 3), st.integers(0, 1000))
-def test_coverage_equals_its_definition(n, m, k, seed):
+def test_the_manifold_is_that_of_its_definition(n, m, k, seed):
     inside, of = 1.5 * random(n, 2, seed=seed), random(m, 2, seed=seed + 1)
     radius = [sorted(math.dist(of[i], of[j]) for j in range(m) if j != i)[k - 1] for i in range(m)]
     expected = [any(math.dist(inside[i], of[j]) <= radius[j] for j in range(m)) for i in range(n)]
-    assert coverage(inside, of, k, chunk=5).tolist() == expected
+    assert in_manifold(inside, of, k, chunk=5).tolist() == expected
 
 
-def test_coverage_of_a_set_by_itself_and_by_one_far_away():
+def test_a_set_lies_in_its_own_manifold_and_a_set_far_away_does_not():
     a = random(50, 4)
-    assert coverage(a, a).all()
-    assert not coverage(a + 100, a).any()
+    assert in_manifold(a, a).all()
+    assert not in_manifold(a + 100, a).any()

@@ -16,7 +16,8 @@ from data.records import Columns
 from data.splits import split_records
 from stages.data_config import DataConfig
 from stages.evaluation.evaluate import EvaluateOptions
-from stages.evaluation.judge import judge, trained_judge
+from stages.evaluation.judge import judge_images
+from stages.evaluation.judge_training import trained_judge
 from unclip import UnCLIP
 
 CAPTIONS = [f"a {size} {colour} square" for colour in COLOURS for size in ("small", "large")]
@@ -94,14 +95,14 @@ def test_evaluation_of_data_without_classes(pipeline, images, tmp_path):
     settings = replace(EvaluateOptions().judge, steps=100, evaluate_every=50, warmup=10, ema=0.9)
     train, validation = data.load("train", "validation")
     matcher = trained_judge(train, validation.captions_as_classes(), settings, torch.device("cpu")).choose_among(asked)
-    right = (judge(matcher, arrays["prior: images"])[0].argmax(dim=1).numpy() == arrays["prior: labels"]).mean()
+    right = (judge_images(matcher, arrays["prior: images"])[0].argmax(dim=1).numpy() == arrays["prior: labels"]).mean()
     assert report["error_budget"]["prior"]["caption_accuracy"]["value"] == pytest.approx(right)
     assert report["reference"]["classifier_accuracy"]["value"] > 0.4  # of six and more captions
     text = (tmp_path / "report" / "evaluation.md").read_text()
     assert f"nearest of all {len(asked)} that were asked for" in text
     for word in ("class", "plain", "phrasings", "tone", "garment", "attribute", "never shown"):
         assert word not in text, f"{word}: not of this data"
-    assert "Of so few they say little" in text
+    assert "So few images say little" in text
 
 
 def test_evaluation_where_a_class_lacks_images_asks_for_the_captions_instead(pipeline, tmp_path):

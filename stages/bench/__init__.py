@@ -1,1 +1,1 @@
-"""Timing of every stage beside other projects' code, on equal work: `python -m stages.bench`."""
+"""Times every stage beside other projects' code on equal work: `python -m stages.bench`."""

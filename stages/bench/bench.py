@@ -1,14 +1,14 @@
-"""Time each stage's training step and sampling, ours and other projects', on equal work.
+"""Time each stage's training step and sampling, in our code and in other projects', on equal work.
 
     make bench                         # installs open_clip, diffusers and dalle2-pytorch in an environment of its own
-    python -m stages.bench             # those that are installed; the others are named as missing
-    python -m stages.bench --quick     # in three minutes on two cores: smaller batches, fewer rounds
+    python -m stages.bench             # times those that are installed; names the others as missing
+    python -m stages.bench --quick     # smaller batches and fewer rounds: three minutes on two cores
 
-Prints a table, and writes it to --out as bench.md and, with every round's seconds, as bench.json. All are timed in
-turns in this process, each beside a product of large matrices, so that a busy machine changes ratios and shares little.
-glibc is told to keep freed memory, as our trainers tell it: that is the process's, so all profit from it alike.
-Operations are counted, not estimated. A training is the whole step: loss, gradients, clipping, AdamW, moving average.
-"plain code" is each stage as tutorials write it; see stages/bench/naive.py. On two CPU cores it takes ten minutes.
+Prints a table, and writes it to --out as bench.md and, with every round's seconds, as bench.json. All contenders are
+timed in turns in this process, each beside a product of large matrices, so a busy machine changes ratios and shares
+little. glibc is told to keep freed memory, as our trainers tell it: this holds for the process, so all profit alike.
+Operations are counted, not estimated. A training step is whole: loss, gradients, clipping, AdamW and moving average.
+"plain code" is each stage as tutorials write it; see stages/bench/plain_code.py. On two CPU cores it takes ten minutes.
 """
 
 import platform
@@ -18,10 +18,10 @@ from pathlib import Path
 
 import torch
 
-from stages.bench.contender import Contender, matrix_rate
+from stages.bench.comparisons import Builder, Comparison, is_missing, make_comparisons
+from stages.bench.contender import Contender, measure_matrix_rate
 from stages.bench.table import Row, markdown, quartiles
 from stages.bench.workload import Inputs, Shapes
-from stages.bench.works import Build, Work, is_missing, works
 from stages.runtime import keep_freed_memory, print0, seeded
 from unclip.cli.options import parse
 from unclip.store.files import write_atomically
@@ -31,52 +31,63 @@ from unclip.store.sealed_json import write_json
 @dataclass(frozen=True)
 class BenchOptions:
     quick: bool = False
-    """Smaller batches and three rounds instead of seven."""
+    """Smaller batches, and three rounds instead of seven."""
     out: Path = Path("outputs/bench")
     """Folder for bench.md and bench.json."""
 
 
-def bench(out: Path, inputs: Inputs, rounds: int) -> str:
-    """Time all there is, write both files, and return the table."""
+def run_bench(out: Path, inputs: Inputs, rounds: int) -> str:
+    """Time all contenders that are installed, write both files, and return the table."""
     lines = []
-    for group in works():
-        for row in timed(group, inputs, rounds):
-            row.check()
+    for group in make_comparisons():
+        for row in time_group(group, inputs, rounds):
+            row.check_fairness()
             lines += row.figures()
-    rates = quartiles([matrix_rate() / 1e9 for _ in range(rounds)])
-    told = {"threads": torch.get_num_threads(), "torch": torch.__version__, "machine": platform.processor()}
+    matrix_rates = quartiles([measure_matrix_rate() / 1e9 for _ in range(rounds)])
+    threads = torch.get_num_threads()
+    report = {
+        "threads": threads,
+        "torch": torch.__version__,
+        "machine": platform.processor(),
+        "gflops_of_a_matrix_product": matrix_rates,
+        "shapes": asdict(inputs.shapes),
+        "rows": lines,
+    }
     table = markdown(lines)
-    told |= {"gflops_of_a_matrix_product": rates, "shapes": asdict(inputs.shapes)}
-    write_json(out / "bench.json", told | {"rows": lines})
+    write_json(out / "bench.json", report)
     write_atomically(out / "bench.md", table)
-    return f"{table}\n{rounds} rounds, {told['threads']} threads, float32; matrix product {rates[1]:.0f} GFLOP/s"
+    return f"{table}\n{rounds} rounds, {threads} threads, float32; matrix product {matrix_rates[1]:.0f} GFLOP/s"
 
 
-def timed(group: list[Work], inputs: Inputs, rounds: int) -> list[Row]:
-    """Build what is installed, and time it in turns. It is let go of before the next group is built."""
-    built: dict[Build, Contender] = {}
+def time_group(group: list[Comparison], inputs: Inputs, rounds: int) -> list[Row]:
+    """Build the contenders of a group that are installed, and time them in turns.
 
-    def contender(build: Build) -> Contender:
-        if build not in built:
+    They are freed before the next group is built.
+    """
+    contenders: dict[Builder, Contender] = {}
+
+    def get_contender(builder: Builder) -> Contender:
+        if builder not in contenders:
             with seeded(0):
-                built[build] = build(inputs)
-        return built[build]
+                contenders[builder] = builder(inputs)
+        return contenders[builder]
 
-    sizes = asdict(inputs.shapes) | {"distinct": len(inputs.ids), "longest": inputs.ids.shape[1]}
-    rows = [
-        Row(
-            work.title.format(**sizes),
-            contender(work.ours),
-            {name: None if is_missing(name) else contender(build) for name, build in work.others.items()},
-        )
-        for work in group
-    ]
-    for one in built.values():
-        one.prepare()
-    for number in range(rounds):
-        for one in built.values():
-            one.time()
-        print0(f"{rows[0].title.split(',')[0]}: round {number + 1} of {rounds}")
+    distinct, longest = inputs.token_ids.shape
+    sizes = asdict(inputs.shapes) | {"distinct": distinct, "longest": longest}
+    rows = []
+    for comparison in group:
+        ours = get_contender(comparison.our_builder)
+        others = {
+            name: None if is_missing(name) else get_contender(builder)
+            for name, builder in comparison.other_builders.items()
+        }
+        rows.append(Row(comparison.title.format(**sizes), ours, others))
+    for contender in contenders.values():
+        contender.warm_up()
+    for number in range(1, rounds + 1):
+        for contender in contenders.values():
+            contender.time_round()
+        print0(f"{rows[0].title.split(',')[0]}: round {number} of {rounds}")
     return rows
 
 
@@ -84,4 +95,4 @@ def main(argv: Sequence[str] | None = None) -> None:
     options = parse(BenchOptions, __doc__, argv=argv)
     keep_freed_memory()
     shapes = replace(Shapes(), batch=32, decoder_batch=8, samples=4) if options.quick else Shapes()
-    print(bench(options.out, Inputs(shapes), rounds=3 if options.quick else 7))
+    print(run_bench(options.out, Inputs(shapes), rounds=3 if options.quick else 7))

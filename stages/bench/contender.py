@@ -1,4 +1,4 @@
-"""One way of doing a piece of work, and what is measured of it."""
+"""A contender: one way of doing a piece of work, and the measurements of it."""
 
 import copy
 import ctypes
@@ -17,8 +17,8 @@ from torch.utils.flop_counter import FlopCounterMode
 from stages.optim import make_optimizers, update_ema
 from unclip.errors import UserError
 
-MATRIX = 2048
-"""Height and width of the matrices whose product gives the rate that all is compared with."""
+MATRIX_SIZE = 2048
+"""Height and width of the matrices whose product gives the rate that all times are compared with."""
 
 
 @dataclass(eq=False)
@@ -26,49 +26,52 @@ class Contender:
     name: str
     """Whose code it is."""
     call: Callable[[], Tensor | None]
-    """One training step, which returns its loss, or a draw."""
+    """Take one training step, and return its loss; or sample."""
     images: int
     """Images per call."""
     parameters: int
-    kept: Callable[[], int] = lambda: 0
-    """Bytes that stay between calls."""
-    part: float = 1.0
-    """The share of the whole work that a call does: what is extrapolated has less than 1."""
+    resident_bytes: Callable[[], int] = lambda: 0
+    """Return the bytes that stay allocated between calls."""
+    fraction: float = 1.0
+    """The share of the whole work that a call does. If it is below 1, all figures are extrapolated from it."""
     seconds: list[float] = field(default_factory=list)
-    """Of each round, for the whole work."""
-    shares: list[float] = field(default_factory=list)
-    """Of each round: operations per second over those of the matrix product beside it."""
+    """The time of the whole work, for each round."""
+    matrix_shares: list[float] = field(default_factory=list)
+    """Operations per second over those of the matrix product beside it, for each round."""
     losses: list[float] = field(default_factory=list)
     operations: float = 0.0
     """Floating-point operations per image, of the whole work."""
-    memory: int | None = None
-    """Most bytes at once; None where the system does not tell."""
+    peak_bytes: int | None = None
+    """The most bytes allocated at once; None where the system does not tell."""
 
-    def prepare(self) -> None:
-        """Two calls that are not timed: operations are counted in the first, memory in the second."""
-        with FlopCounterMode(display=False) as counter, sdpa_kernel(SDPBackend.MATH):  # of fused ones it knows too few
-            self._called()
-        self.operations = counter.get_total_flops() / self.images / self.part
-        self.memory = peak_memory(self._called, self.kept)
+    def warm_up(self) -> None:
+        """Make two calls that are not timed: operations are counted in the first, memory is measured in the second."""
+        # Fused attention is not counted fully, so attention is computed by matrix products here.
+        with FlopCounterMode(display=False) as counter, sdpa_kernel(SDPBackend.MATH):
+            self._call()
+        self.operations = counter.get_total_flops() / self.images / self.fraction
+        self.peak_bytes = measure_peak_memory(self._call, self.resident_bytes)
 
-    def time(self) -> None:
-        """One call beside one matrix product."""
-        rate = matrix_rate()
-        seconds = seconds_of(self._called) / self.part
+    def time_round(self) -> None:
+        """Time one call, after one matrix product."""
+        matrix_rate = measure_matrix_rate()
+        seconds = measure_seconds(self._call) / self.fraction
         self.seconds.append(seconds)
-        self.shares.append(self.operations * self.images / seconds / rate)
+        self.matrix_shares.append(self.operations * self.images / seconds / matrix_rate)
 
-    def _called(self) -> None:
-        torch.manual_seed(0)  # of those who draw their noise inside: all steps see the same
-        if (loss := self.call()) is not None and loss.ndim == 0:
+    def _call(self) -> None:
+        torch.manual_seed(0)  # for code that draws noise itself: all steps see the same
+        loss = self.call()
+        if loss is not None and loss.ndim == 0:
             self.losses.append(loss.item())
 
-    def check(self) -> None:
-        """Raise UserError if the training steps did not lower the loss: then they were not a training."""
+    def check_losses(self) -> None:
+        """Raise UserError if the training steps did not lower the loss: then they were no training."""
         if self.losses and not self.losses[-1] < self.losses[0]:
             raise UserError(
                 f"{self.name}: {len(self.losses)} steps took the loss from {self.losses[0]:.4g} to "
-                f"{self.losses[-1]:.4g}; what was timed is no training"
+                f"{self.losses[-1]:.4g}, so this was no training and its times mean nothing; check that its batch and "
+                "its loss go together"
             )
 
     @property
@@ -77,8 +80,8 @@ class Contender:
         return self.images / statistics.median(self.seconds)
 
 
-def training(name: str, model: nn.Module, loss: Callable[[], Tensor], images: int) -> Contender:
-    """A whole training step: loss, gradients, clipping, AdamW, moving average. The same around every model."""
+def training_contender(name: str, model: nn.Module, loss: Callable[[], Tensor], images: int) -> Contender:
+    """Return a contender that trains: loss, gradients, clipping, AdamW and moving average, equal for every model."""
     average = copy.deepcopy(model).requires_grad_(False)
     [optimizer] = make_optimizers(model, lr=3e-4, weight_decay=0.05, betas=(0.9, 0.99))
 
@@ -91,49 +94,55 @@ def training(name: str, model: nn.Module, loss: Callable[[], Tensor], images: in
         update_ema(average, model, 100, 0.999)
         return value.detach()
 
-    def kept() -> int:
+    def resident_bytes() -> int:
         moments = [value for state in optimizer.state.values() for value in state.values()]
-        return sum(t.nbytes for t in (*model.parameters(), *average.parameters(), *model.buffers(), *moments))
+        tensors = (*model.parameters(), *average.parameters(), *model.buffers(), *moments)
+        return sum(tensor.nbytes for tensor in tensors)
 
-    return Contender(name, step, images, parameters_of(model), kept)
-
-
-def sampling(name: str, models: list[nn.Module], draw: Callable[[], Tensor], images: int, part: float = 1.0):
-    """A draw, or `part` of one."""
-    kept = sum(t.nbytes for model in models for t in (*model.parameters(), *model.buffers()))
-    call = torch.inference_mode()(draw)
-    return Contender(name, call, images, sum(map(parameters_of, models)), lambda: kept, part)
+    return Contender(name, step, images, count_parameters(model), resident_bytes)
 
 
-def parameters_of(model: nn.Module) -> int:
-    """Those that are trained."""
+def sampling_contender(
+    name: str, models: list[nn.Module], sample: Callable[[], Tensor], images: int, fraction: float = 1.0
+) -> Contender:
+    """Return a contender that samples, or does a fraction of that."""
+    resident_bytes = sum(tensor.nbytes for model in models for tensor in (*model.parameters(), *model.buffers()))
+    parameters = sum(map(count_parameters, models))
+    return Contender(name, torch.inference_mode()(sample), images, parameters, lambda: resident_bytes, fraction)
+
+
+def count_parameters(model: nn.Module) -> int:
+    """Count the parameters that are trained."""
     return sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad)
 
 
-def seconds_of(call: Callable[[], None]) -> float:
+def measure_seconds(call: Callable[[], None]) -> float:
     began = time.perf_counter()
     call()
     return time.perf_counter() - began
 
 
-def matrix_rate() -> float:
-    """Floating-point operations per second of a product of large float32 matrices, now."""
-    matrix = torch.ones(MATRIX, MATRIX)
-    return 2 * MATRIX**3 / seconds_of(lambda: matrix @ matrix)
+def measure_matrix_rate() -> float:
+    """Measure the floating-point operations per second of a product of large float32 matrices."""
+    matrix = torch.ones(MATRIX_SIZE, MATRIX_SIZE)
+    return 2 * MATRIX_SIZE**3 / measure_seconds(lambda: matrix @ matrix)
 
 
-def peak_memory(call: Callable[[], None], kept: Callable[[], int]) -> int | None:
-    """What stays between calls, and the most that a call takes beside it; None where Linux does not tell."""
+def measure_peak_memory(call: Callable[[], None], resident_bytes: Callable[[], int]) -> int | None:
+    """Return the bytes that stay between calls, plus the most that a call takes beside them.
+
+    None where the system is not Linux, which alone tells.
+    """
     if sys.platform != "linux":
         return None
-    ctypes.CDLL(None).malloc_trim(0)  # what earlier calls freed must not serve this one
-    before = _status("VmRSS")
-    Path("/proc/self/clear_refs").write_text("5")  # the peak is told from now on
+    ctypes.CDLL(None).malloc_trim(0)  # memory that earlier calls freed must not serve this one
+    before = _process_memory("VmRSS")
+    Path("/proc/self/clear_refs").write_text("5")  # resets the peak
     call()
-    return kept() + _status("VmHWM") - before
+    return resident_bytes() + _process_memory("VmHWM") - before
 
 
-def _status(name: str) -> int:
-    """Bytes, as the kernel tells them of this process."""
+def _process_memory(name: str) -> int:
+    """Return a figure of this process's memory, in bytes, from the kernel."""
     [line] = [line for line in Path("/proc/self/status").read_text().splitlines() if line.startswith(f"{name}:")]
     return 1024 * int(line.split()[1])

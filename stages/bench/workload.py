@@ -1,4 +1,4 @@
-"""What all are timed on: one shape, and made-up examples of it."""
+"""The work that all contenders are timed on: one set of sizes, and made-up examples of them."""
 
 from dataclasses import dataclass
 
@@ -13,21 +13,21 @@ from unclip.clip import TextFeatures, Tokenizer
 
 @dataclass(frozen=True)
 class Shapes:
-    """The sizes of preset base, which are the tutorial's, on images of 32 pixels."""
+    """The sizes of preset base, which are the tutorials', on images of 32 pixels."""
 
     image_size: int = 32
     patch_size: int = 4
     width: int = 256
-    """Of the transformers, of CLIP's embeddings and of the UNet's condition."""
+    """Width of the transformers, of CLIP's embeddings and of the UNet's condition."""
     layers: int = 6
     heads: int = 8
     vocab_size: int = 1024
     context: int = 64
-    """Tokens that a caption is padded to by those who pad."""
+    """Tokens that captions are padded to by code that pads."""
     tokens: int = 10
     """Tokens of a caption of usual length."""
     channels: int = 32
-    """Of the UNet's finest level."""
+    """Channels of the UNet's finest level."""
     multipliers: tuple[int, ...] = (1, 2, 4, 8)
     blocks: int = 2
     batch: int = 128
@@ -35,49 +35,62 @@ class Shapes:
     decoder_batch: int = 32
     """Images per training step of the decoder, and per guided step."""
     samples: int = 8
-    """Images that are drawn at once."""
+    """Images that are sampled at once."""
 
 
 class Inputs:
-    """Random pixels, embeddings and encodings, and Fashion-MNIST's own captions of random classes."""
+    """Random pixels, embeddings and token features, and Fashion-MNIST's captions of random classes."""
 
     def __init__(self, shapes: Shapes):
-        self.shapes, self.generator = shapes, batch_generator(0, 0)
-        self.embeddings = F.normalize(self.normal(shapes.batch, shapes.width), dim=-1)
-        self.text = F.normalize(self.normal(shapes.batch, shapes.width), dim=-1)
-        self.encodings = self.normal(shapes.batch, shapes.context, shapes.width)
+        self.shapes = shapes
+        self.generator = batch_generator(0, 0)
+        pixel_shape = (1, shapes.image_size, shapes.image_size)
+        token_shape = (shapes.batch, shapes.context)
+        self.embeddings = F.normalize(self.draw_normal(shapes.batch, shapes.width), dim=-1)
+        """Unit image embeddings (B, D)."""
+        self.text_embeddings = F.normalize(self.draw_normal(shapes.batch, shapes.width), dim=-1)
+        """Unit text embeddings (B, D)."""
+        self.tokens = self.draw_normal(*token_shape, shapes.width)
+        """Token features of captions of full length (B, context, W)."""
         self.t = torch.randint(1000, (shapes.batch,), generator=self.generator)
-        self.noise = self.normal(shapes.batch, shapes.width)
-        size = (1, shapes.image_size, shapes.image_size)
-        self.pixels = torch.randint(256, (shapes.batch, *size), generator=self.generator).byte()
-        self.pixel_noise = self.normal(shapes.batch, *size)
-        full = (shapes.batch, shapes.context)
-        self.distinct = torch.randint(1, self.end_id, full, generator=self.generator)
-        self.distinct[:, -1] = self.end_id
-        self.caption, self.ids = self._fashion_mnist()
+        self.noise = self.draw_normal(shapes.batch, shapes.width)
+        self.pixels = torch.randint(256, (shapes.batch, *pixel_shape), generator=self.generator).byte()
+        """uint8 (B, 1, H, W)."""
+        self.pixel_noise = self.draw_normal(shapes.batch, *pixel_shape)
+        self.full_token_ids = torch.randint(1, self.end_id, token_shape, generator=self.generator)
+        """Token ids (B, context): a caption of full length for each image, all different."""
+        self.full_token_ids[:, -1] = self.end_id
+        self.caption_rows, self.token_ids = self._fashion_mnist_captions()
 
     @property
     def end_id(self) -> int:
-        """The end-of-text token: the highest, as open_clip reads the embedding off there."""
+        """The end-of-text token: the highest, as open_clip takes the embedding from there."""
         return self.shapes.vocab_size - 1
 
-    def normal(self, *shape: int) -> Tensor:
+    def draw_normal(self, *shape: int) -> Tensor:
         return torch.randn(shape, generator=self.generator)
 
-    def captions(self, count: int, tokens: int) -> TextFeatures:
-        """`count` captions of so many tokens each, as a CLIP would encode them."""
-        mask = torch.ones(count, tokens, dtype=torch.bool)
-        empty = torch.zeros(count, dtype=torch.bool)
-        return TextFeatures(self.text[:count], self.encodings[:count, :tokens], mask, empty)
+    def text_features(self, count: int, tokens: int) -> TextFeatures:
+        """Return the features of `count` captions of `tokens` tokens each, as a CLIP would encode them."""
+        return TextFeatures(
+            embedding=self.text_embeddings[:count],
+            tokens=self.tokens[:count, :tokens],
+            mask=torch.ones(count, tokens, dtype=torch.bool),
+            empty=torch.zeros(count, dtype=torch.bool),
+        )
 
-    def _fashion_mnist(self) -> tuple[Tensor, Tensor]:
-        """A batch's captions as CLIP's training draws them: which of the distinct ones is each image's (B,), and those
-        tokenised (U, L)."""
+    def _fashion_mnist_captions(self) -> tuple[Tensor, Tensor]:
+        """Draw the captions of a batch as CLIP's training does.
+
+        Returns for each image the row of its caption (B,), and the token ids of the distinct captions (U, L).
+        """
         labels = torch.randint(len(CLASSES), (self.shapes.batch,), generator=self.generator)
         codes = torch.randint(3, (self.shapes.batch, 2), generator=self.generator)
         captioner = GrammarCaptions(Grammar.build(), labels, codes)
         tokenizer = Tokenizer.train(captioner.captions, self.shapes.vocab_size)
-        drawn = captioner.draw(torch.arange(self.shapes.batch), self.generator, one_phrasing=True)
-        distinct, caption = drawn.unique(return_inverse=True)
-        ids = tokenizer.encode([captioner.captions[i] for i in distinct], self.shapes.context)
-        return caption, ids.clamp(max=self.end_id - 1).masked_fill(ids == tokenizer.end_id, self.end_id)
+        caption_ids = captioner.draw(torch.arange(self.shapes.batch), self.generator, one_phrasing=True)
+        distinct, caption_rows = caption_ids.unique(return_inverse=True)
+        captions = [captioner.captions[caption_id] for caption_id in distinct]
+        token_ids = tokenizer.encode(captions, self.shapes.context)
+        is_end = token_ids == tokenizer.end_id
+        return caption_rows, token_ids.clamp(max=self.end_id - 1).masked_fill(is_end, self.end_id)

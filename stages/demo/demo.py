@@ -1,10 +1,10 @@
-"""From your own captioned images to pictures of what their captions say, in at most half an hour on two CPU cores.
+"""Train a pipeline on your own captioned images and sample their captions, in half an hour on two CPU cores.
 
-    python -m stages.demo path/to/folder               # or whatever else --data takes; make demo DATA=path/to/folder
+    python -m stages.demo path/to/folder               # or another source; make demo DATA=path/to/folder is the same
     python -m stages.demo path/to/folder --data.size 32 --out checkpoints/mine
 
-Looks at the images, measures how fast this machine trains on them, trains the three stages, and draws captions of the
-validation images: outputs/demo.png. The same command again goes on with what was interrupted.
+Inspects the images, measures how fast this machine trains on them, trains the three stages in the time that is left,
+and samples captions of the validation images: outputs/demo.png. The same command again resumes after an interruption.
 """
 
 import contextlib
@@ -37,33 +37,53 @@ PICTURES = Path("outputs/demo")
 @dataclass(frozen=True)
 class DemoOptions:
     source: Annotated[str, tyro.conf.Positional]
-    """What --data takes: a folder, a table, an array or tar file, emoji, cifar10, fashion-mnist, or a Hub set."""
+    """Anything that --data takes: a folder, a table, an array or tar file, emoji, cifar10, fashion-mnist, or a Hub
+    set."""
     out: Path | None = None
     """Folder of the pipeline (default: checkpoints/ and the name of the source)."""
     data: SourceConfig = field(default_factory=SourceConfig)
 
 
-def run(arguments: list[str]) -> None:
-    """Run one of our programs, and leave with its exit status if it fails; signals are handed on, so that it can save.
+def run_demo(options: DemoOptions) -> None:
+    """Inspect the source, train the three stages, and sample.
 
-    It has a session of its own, as a terminal would send it a signal too, and a second one ends it at once.
+    Raises UserError if the source has too few images, or if the folder holds a pipeline of other data.
     """
-    print(format_command(arguments), flush=True)
-    program = [sys.executable, str(ROOT / arguments[0]), *arguments[1:]]
-    with signals.postponed() as stop:
-        child, told = subprocess.Popen(program, start_new_session=True), False
-        while child.poll() is None:
-            if stop.number and not told:
-                child.send_signal(stop.number)
-                told = True
-            with contextlib.suppress(subprocess.TimeoutExpired):
-                child.wait(0.2)
-    if child.returncode:
-        sys.exit(abs(child.returncode))
+    config = replace(options.data, source=options.source)
+    out = options.out or pipeline_folder(config)
+    differences = []
+    if not compare_source(out, config, differences.append):
+        raise UserError(f"{differences[0]}; choose another --out, or delete {out}")
+    measurements = inspect_source(InspectOptions(options.source, out=PICTURES / "data", data=config))
+    if measurements is None:
+        raise UserError(f"{options.source} has too few images to train on")
+    train_stages(measurements, config, out)
+    captions = PICTURES / "captions.txt"
+    write_atomically(captions, choose_captions(config))
+    run_program(
+        ["sample.py", "--checkpoint", str(out), "--captions-file", str(captions), "--n", "8", "--out", str(PICTURES)]
+    )
+    shutil.copy(PICTURES / "grid.png", f"{PICTURES}.png")
+    print(f"Look at {PICTURES}.png; the pipeline is in {out}")
 
 
-def begun(out: Path, stage: str) -> Proposal | None:
-    """The training that a stage has begun, and which goes on as it was planned."""
+def train_stages(measurements: Measurements, config: SourceConfig, out: Path) -> None:
+    """Train the stages within BUDGET. After each stage the next ones are planned anew, for the time that is left."""
+    speeds = dict(measurements.speeds)
+    deadline = time.monotonic() + BUDGET
+    while speeds:
+        began = time.monotonic()
+        planned = propose_trainings(measurements.count, speeds, deadline - began)[0]
+        proposal = read_begun_training(out, planned.stage) or planned
+        run_program(training_command(proposal, config, measurements.size, out))
+        slowdown = 1.0
+        if proposal is planned:  # the machine may have become busy since it was measured
+            slowdown = max(1.0, (time.monotonic() - began) / planned.seconds)
+        speeds = {stage: speed.times(slowdown) for stage, speed in speeds.items() if stage != planned.stage}
+
+
+def read_begun_training(out: Path, stage: str) -> Proposal | None:
+    """Return the training of a stage that has begun, which goes on as it was planned; None if it has not."""
     record = out / stage / "train" / "run.json"
     if not record.exists():
         return None
@@ -71,38 +91,35 @@ def begun(out: Path, stage: str) -> Proposal | None:
     return Proposal(stage, train["steps"], train["batch_size"], 0)
 
 
-def train(found: Measurements, config: SourceConfig, out: Path) -> None:
-    """Train the stages within the budget: after each one the rest is planned anew, in the time that is left."""
-    speeds, end = dict(found.speeds), time.monotonic() + BUDGET
-    while speeds:
-        began = time.monotonic()
-        planned = propose_trainings(found.count, speeds, end - began)[0]
-        proposal = begun(out, planned.stage) or planned
-        run(training_command(proposal, config, found.size, out))
-        slower = 1.0
-        if proposal is planned:  # than measured: a machine may have become busy since
-            slower = max(1.0, (time.monotonic() - began) / planned.seconds)
-        speeds = {stage: speed.times(slower) for stage, speed in speeds.items() if stage != planned.stage}
+def run_program(arguments: list[str]) -> None:
+    """Run one of this project's programs. If it fails, exit with its status.
+
+    The program has a session of its own, as a terminal would send it a signal too, and a second signal ends it at once.
+    Signals are handed on once, so that it can save.
+    """
+    print(format_command(arguments), flush=True)
+    program = [sys.executable, str(ROOT / arguments[0]), *arguments[1:]]
+    with signals.postponed() as stop:
+        child = subprocess.Popen(program, start_new_session=True)
+        is_signalled = False
+        while child.poll() is None:
+            if stop.number and not is_signalled:
+                child.send_signal(stop.number)
+                is_signalled = True
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                child.wait(0.2)
+    if child.returncode:
+        sys.exit(abs(child.returncode))
 
 
-def demo(options: DemoOptions) -> None:
-    config = replace(options.data, source=options.source)
-    out, told = options.out or pipeline_folder(config), []
-    if not compare_source(out, config, told.append):
-        raise UserError(f"{told[0]}; choose another --out, or delete {out}")
-    found = inspect_source(InspectOptions(options.source, out=PICTURES / "data", data=config))
-    if found is None:
-        raise UserError(f"{options.source} has too few images to train on")
-    train(found, config, out)
+def choose_captions(config: SourceConfig) -> str:
+    """Return ten varied captions of the validation images, one per line."""
     [validation] = load(config, ["validation"])
-    captions = PICTURES / "captions.txt"
-    write_atomically(captions, "".join(f"{' '.join(c.split())}\n" for c in choose_varied(validation.captions, 10)))
-    run(["sample.py", "--checkpoint", str(out), "--captions-file", str(captions), "--n", "8", "--out", str(PICTURES)])
-    shutil.copy(PICTURES / "grid.png", f"{PICTURES}.png")
-    print(f"Look at {PICTURES}.png; the pipeline is in {out}")
+    captions = choose_varied(validation.captions, 10)
+    return "".join(f"{' '.join(caption.split())}\n" for caption in captions)
 
 
 def main(argv: Sequence[str] | None = None) -> None:
     options = parse(DemoOptions, __doc__, argv=argv)
     refuse_second_source(options.source, read_early_options(argv).data)
-    demo(options)
+    run_demo(options)

@@ -1,1 +1,1 @@
-"""Measures a trained pipeline, stage by stage: one section per file, each a function of what it needs."""
+"""Measurements of a trained pipeline, part by part: one evaluator per file, all of them in the table of evaluate.py."""

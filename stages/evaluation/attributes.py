@@ -1,83 +1,121 @@
-"""What only Fashion-MNIST has: attributes that a rule finds in the pixels, and pairs of them that no training shows."""
+"""Attributes that a rule measures on the pixels: do samples show the dark, light, narrow or wide that was asked for?
+
+Only Fashion-MNIST has such a rule. It also has pairs of class and attribute that no training caption or image shows.
+"""
 
 from collections.abc import Sequence
-from dataclasses import replace
 from typing import Any
 
 import numpy as np
 import torch
+from PIL import Image
 from torch import Tensor
 
 from data.dataset import CaptionedImages
 from data.fashion_mnist import FashionMNIST
 from data.fashion_mnist_captions import AttributeRequest, attribute_captions, attribute_codes, attributes
-from stages.evaluation.drawing import TrueEmbeddings, draw
-from stages.evaluation.judge import judge
-from stages.evaluation.metrics import share
-from stages.evaluation.reference import Reference, Section
+from stages.evaluation.judge import judge_images
+from stages.evaluation.metrics import share_with_interval
+from stages.evaluation.reference import Reference
+from stages.evaluation.samples import choose_rows
+from stages.evaluation.section import EvaluationContext, Section
 from unclip import UnCLIP
 from unclip.grids import captioned_grid
+
+MEASURES = ("dark or light", "narrow or wide")
 
 
 def has_attributes(data: CaptionedImages) -> bool:
     return isinstance(data, FashionMNIST)
 
 
-def told_apart(pipe: UnCLIP, data: FashionMNIST, embeddings: Tensor) -> dict[str, Any]:
-    """Of the images (N, D) that show an extreme of a measure: for how many its word is nearer than its opposite."""
+def measure_told_apart(pipe: UnCLIP, data: FashionMNIST, embeddings: Tensor) -> dict[str, Any]:
+    """Measure how often CLIP puts an image nearer to its attribute's word than to the opposite one.
+
+    `embeddings` (N, D) are those of the data's images. Only images that show an extreme of a measure count.
+    """
     requests = attribute_captions()
-    text = pipe.encode_text([a.caption for a in requests]).cpu()
+    text = pipe.encode_text([request.caption for request in requests]).cpu()
     figures = {}
-    for measure, name in enumerate(("dark or light", "narrow or wide")):
-        extremes = {(a.label, a.code): text[i] for i, a in enumerate(requests) if a.measure == measure}
-        low, high = (torch.stack([extremes[c, code] for c in range(len(data.classes))]) for code in (1, 2))
-        nearer_high = (embeddings * (high - low)[data.labels]).sum(dim=1) > 0
-        shown = data.attributes[:, measure]
-        figures[name] = share((nearer_high == (shown == 2))[shown > 0])
+    for measure, name in enumerate(MEASURES):
+        by_class_and_code = {
+            (request.label, request.code): text[i] for i, request in enumerate(requests) if request.measure == measure
+        }
+        classes = range(len(data.classes))
+        low, high = (torch.stack([by_class_and_code[label, code] for label in classes]) for code in (1, 2))
+        is_nearer_high = (embeddings * (high - low)[data.labels]).sum(dim=1) > 0
+        codes = data.attributes[:, measure]
+        figures[name] = share_with_interval((is_nearer_high == (codes == 2))[codes > 0])
     return figures
 
 
-def seen_attributes(pipe: UnCLIP, reference: Reference, true: TrueEmbeddings, way: str, n: int, seed: int) -> Section:
-    """Obedience to attributes that the training showed in the class, of n samples per caption."""
-    requests = [a for a in attribute_captions() if not a.held_out]
-    labels, attributes_shown = true.data.labels, true.data.attributes
-    shown = {a.caption: (labels == a.label) & (attributes_shown[:, a.measure] == a.code) for a in requests}
-    images, _ = draw(pipe, way, list(shown), n, seed, true.embeddings[true.rows(shown, n)])
-    return obedience(f"{way}: attributes", images, requests, [a.word for a in requests], reference)
-
-
-def held_out_section(pipe: UnCLIP, reference: Reference, n: int, seed: int) -> Section:
-    """Obedience to the pairs of class and attribute that no training caption or image shows."""
-    requests = [a for a in attribute_captions() if a.held_out]
-    captions = [a.caption for a in requests]
-    images, _ = draw(pipe, "prior", captions, n, seed)
-    names = [caption.removeprefix("an image of ") for caption in captions]
-    every = sorted(attribute_captions(), key=lambda a: a.label)
-    cells = np.split(draw(pipe, "prior", [a.caption for a in every], 2, seed)[0], reference.classes)
-    words = [a.word for a in every if a.label == 0]
-    pictures = {
-        "attributes": captioned_grid(list(zip(reference.data.classes, cells, strict=True)), columns=words),
-        "held-out": captioned_grid([(captions[i], images[i * n : i * n + min(n, 8)]) for i in range(len(requests))]),
+def measure_seen_attributes(context: EvaluationContext, driver: str, n: int) -> Section:
+    """Measure obedience to attributes that training showed in the class, on n samples per caption."""
+    requests = [request for request in attribute_captions() if not request.held_out]
+    drivers = context.embedded_drivers
+    labels, codes = drivers.data.labels, drivers.data.attributes
+    matching = {
+        request.caption: (labels == request.label) & (codes[:, request.measure] == request.code) for request in requests
     }
-    return replace(obedience("prior: held-out", images, requests, names, reference), pictures=pictures)
+    true_embeddings = drivers.embeddings[choose_rows(drivers.data, matching, n)]
+    images, _ = context.draw_samples(driver, list(matching), n, true_embeddings)
+    words = [request.word for request in requests]
+    return measure_obedience(f"{driver}: attributes", images, requests, words, context.reference)
 
 
-def obedience(
-    kind: str, images: np.ndarray, requests: Sequence[AttributeRequest], names: Sequence[str], reference: Reference
+def measure_held_out(context: EvaluationContext) -> Section | None:
+    """Measure obedience to the pairs of class and attribute that no training caption or image shows.
+
+    None for data without attributes.
+    """
+    if not has_attributes(context.reference.data):
+        return None
+    n = max(2, context.sample_count // 20)
+    requests = [request for request in attribute_captions() if request.held_out]
+    captions = [request.caption for request in requests]
+    images, _ = context.draw_samples("prior", captions, n)
+    names = [caption.removeprefix("an image of ") for caption in captions]
+    section = measure_obedience("prior: held-out", images, requests, names, context.reference)
+    held_out_rows = [(caption, images[i * n : i * n + min(n, 8)]) for i, caption in enumerate(captions)]
+    pictures = {"attributes": draw_all_attributes(context), "held-out": captioned_grid(held_out_rows)}
+    return Section(section.figures, pictures, section.arrays)
+
+
+def draw_all_attributes(context: EvaluationContext) -> Image.Image:
+    """Draw two samples of every class with every attribute: a row for each class."""
+    requests = sorted(attribute_captions(), key=lambda request: request.label)
+    images, _ = context.draw_samples("prior", [request.caption for request in requests], 2)
+    cells = np.split(images, context.reference.classes)
+    words = [request.word for request in requests if request.label == 0]
+    return captioned_grid(list(zip(context.reference.data.classes, cells, strict=True)), columns=words)
+
+
+def measure_obedience(
+    name: str, images: np.ndarray, requests: Sequence[AttributeRequest], groups: Sequence[str], reference: Reference
 ) -> Section:
-    """How many of as many samples of each caption (N, H, W, C) obey the rule of the captions, and are of the class.
+    """Measure how many samples show the attribute that was asked for, by the rule, and how many are of the class.
 
-    Counted by `names`, one per caption, and for all. The arrays are named after the kind.
+    Args:
+        name: of the arrays.
+        images: uint8 (N, H, W, C), equally many of each request.
+        requests: what was asked for.
+        groups: a name for each request; figures are taken over the requests of one name, and over all.
     """
     n = len(images) // len(requests)
-    rows = torch.tensor([(a.label, a.measure, a.code) for a in requests])
-    labels, measures, wanted = rows.repeat_interleave(n, dim=0).T
+    asked = torch.tensor([(request.label, request.measure, request.code) for request in requests])
+    labels, measures, asked_codes = asked.repeat_interleave(n, dim=0).T
     measured = attributes(torch.from_numpy(images).permute(0, 3, 1, 2))
     codes = attribute_codes(measured, labels, reference.data.bounds)
-    obeyed = codes.gather(1, measures[:, None])[:, 0] == wanted
-    right = judge(reference.judge, images)[0].argmax(dim=1) == labels
-    groups = {name: torch.from_numpy(np.repeat(names, n) == name) for name in dict.fromkeys(names)}
-    groups["all"] = torch.ones_like(right)
-    figures = {name: {"obeyed": share(obeyed[own]), "class": share(right[own])} for name, own in groups.items()}
-    captions = np.repeat([a.caption for a in requests], n)
-    return Section(figures, arrays={f"{kind} images": images, f"{kind} captions": captions})
+    is_obeyed = codes.gather(1, measures[:, None])[:, 0] == asked_codes
+    is_right_class = judge_images(reference.judge, images)[0].argmax(dim=1) == labels
+    members = {group: torch.from_numpy(np.repeat(groups, n) == group) for group in dict.fromkeys(groups)}
+    members["all"] = torch.ones_like(is_right_class)
+    figures = {
+        group: {
+            "obeyed": share_with_interval(is_obeyed[is_member]),
+            "class": share_with_interval(is_right_class[is_member]),
+        }
+        for group, is_member in members.items()
+    }
+    captions = np.repeat([request.caption for request in requests], n)
+    return Section(figures, arrays={f"{name} images": images, f"{name} captions": captions})

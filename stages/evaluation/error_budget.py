@@ -8,68 +8,90 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from stages.evaluation.attributes import has_attributes, seen_attributes
-from stages.evaluation.drawing import WAYS, TrueEmbeddings, draw
-from stages.evaluation.judge import judge
-from stages.evaluation.metrics import confusion, share
-from stages.evaluation.reference import Reference, Section, distances, inception_fid
-from unclip import UnCLIP
+from stages.evaluation.attributes import has_attributes, measure_seen_attributes
+from stages.evaluation.inception import inception_fid
+from stages.evaluation.judge import judge_images
+from stages.evaluation.metrics import confusion_matrix, share_with_interval
+from stages.evaluation.reference import compare_with_reference
+from stages.evaluation.samples import DRIVERS, Samples, choose_rows
+from stages.evaluation.section import EvaluationContext, Section
 from unclip.grids import captioned_grid
 
-SHOWN = 20
-"""Classes in the pictures."""
+SHOWN_CLASSES = 20
+"""Classes in the pictures, at most."""
 
 
-def error_budget(pipe: UnCLIP, reference: Reference, true: TrueEmbeddings, n: int, seed: int) -> Section:
-    """The same figures for each way to drive the decoder: on n samples per plain caption, and on attribute captions."""
-    data, classes = reference.data, reference.classes
+def measure_error_budget(context: EvaluationContext) -> Section:
+    """Take the same figures with each driver of the decoder, on plain captions and on captions with attributes."""
+    data, classes, n = context.reference.data, context.reference.classes, context.samples_per_caption
     labels = torch.arange(classes).repeat_interleave(n)
-    rows = true.rows({name: true.data.labels == c for c, name in enumerate(data.classes)}, n)
-    figures, arrays, shown = {}, {}, []
-    for way in WAYS:
+    drivers = context.embedded_drivers
+    matching = {name: drivers.data.labels == label for label, name in enumerate(data.classes)}
+    true_rows = choose_rows(drivers.data, matching, n)
+    figures, pictures, arrays, picture_rows = {}, {}, {}, []
+    for driver in DRIVERS:
         began = time.perf_counter()
-        images, embeddings = draw(pipe, way, data.class_captions, n, seed, true.embeddings[rows])
-        scores, features = judge(reference.judge, images)
-        predicted, by_class = scores.argmax(dim=1), images.reshape(classes, n, *images.shape[1:])
-        figures[way] = {"caption_accuracy": share(predicted == labels), **distances(features, reference)}
-        arrays |= {f"{way}: images": images, f"{way}: labels": labels.numpy()}
-        if way == "true embedding":
-            figures[way] |= real_images_read(pipe, reference, true, rows)
-        if way == "prior":
-            arrays["prior: embeddings"] = embeddings.numpy()
-            grid = captioned_grid([(c, own[:8]) for c, own in zip(data.class_captions, by_class, strict=True)][:SHOWN])
-            right = predicted == labels
-            figures[way] |= {
-                "caption_accuracy_by_class": {name: share(right[labels == c]) for c, name in enumerate(data.classes)},
-                "confusion": confusion(labels, predicted, classes).tolist(),
-                "inception_fid": inception_fid(images, data.images, pipe.device),
-            }
-        if has_attributes(data) and way != "nothing":
-            obeyed = seen_attributes(pipe, reference, true, way, max(1, len(labels) // 100), seed)
-            figures[way]["attributes"] = obeyed.figures
-            arrays |= obeyed.arrays
-        shown.append((way, np.concatenate(by_class[:SHOWN, :2])))
-        print(f"  decoder driven by {way}: {time.perf_counter() - began:.0f} s", flush=True)
-    budget = captioned_grid(shown, columns=data.classes[:SHOWN])
-    return Section(figures, {"grid": grid, "budget": budget}, arrays)
+        if driver == "prior":
+            samples = context.pipeline_samples
+        else:
+            samples = context.draw_samples(driver, context.captions, n, drivers.embeddings[true_rows])
+        scores, features = judge_images(context.reference.judge, samples.images)
+        predicted = scores.argmax(dim=1)
+        by_class = samples.images.reshape(classes, n, *samples.images.shape[1:])
+        figures[driver] = {
+            "caption_accuracy": share_with_interval(predicted == labels),
+            **compare_with_reference(features, context.reference),
+        }
+        arrays |= {f"{driver}: images": samples.images, f"{driver}: labels": labels.numpy()}
+        if driver == "true embedding":
+            figures[driver] |= measure_true_images(context, true_rows)
+        if driver == "prior":
+            figures[driver] |= measure_pipeline(context, samples, predicted, labels)
+            arrays["prior: embeddings"] = samples.embeddings.numpy()
+            pictures["grid"] = captioned_grid(
+                [(context.captions[label], by_class[label, :8]) for label in range(min(classes, SHOWN_CLASSES))]
+            )
+        if has_attributes(data) and driver != "nothing":
+            seen_attributes = measure_seen_attributes(context, driver, max(1, len(labels) // 100))
+            figures[driver]["attributes"] = seen_attributes.figures
+            arrays |= seen_attributes.arrays
+        picture_rows.append((driver, np.concatenate(by_class[:SHOWN_CLASSES, :2])))
+        print(f"  decoder driven by {driver}: {time.perf_counter() - began:.0f} s", flush=True)
+    pictures["budget"] = captioned_grid(picture_rows, columns=data.classes[:SHOWN_CLASSES])
+    return Section(figures, pictures, arrays)
 
 
-def real_images_read(pipe: UnCLIP, reference: Reference, true: TrueEmbeddings, rows: Tensor) -> dict[str, Any]:
-    """How the images whose embeddings drive the decoder are read themselves: by the judge, and by CLIP."""
-    labels = true.data.labels[rows]
-    plain = pipe.encode_text(true.data.class_captions).cpu()
-    scores, _ = judge(reference.judge, true.data.images[rows])
+def measure_true_images(context: EvaluationContext, rows: Tensor) -> dict[str, Any]:
+    """Measure how the judge and CLIP classify the real images themselves whose embeddings drive the decoder."""
+    drivers = context.embedded_drivers
+    labels = drivers.data.labels[rows]
+    scores, _ = judge_images(context.reference.judge, drivers.data.images[rows])
+    cosines = drivers.embeddings[rows] @ context.caption_embeddings.T
     return {
-        "real_images": share(scores.argmax(dim=1) == labels),
-        "zero_shot": share((true.embeddings[rows] @ plain.T).argmax(dim=1) == labels),
+        "real_images": share_with_interval(scores.argmax(dim=1) == labels),
+        "zero_shot": share_with_interval(cosines.argmax(dim=1) == labels),
+    }
+
+
+def measure_pipeline(context: EvaluationContext, samples: Samples, predicted: Tensor, labels: Tensor) -> dict[str, Any]:
+    """Measure the samples of the whole pipeline in more detail, by the classes that the judge predicted (N,)."""
+    data = context.reference.data
+    is_right = predicted == labels
+    return {
+        "caption_accuracy_by_class": {
+            name: share_with_interval(is_right[labels == label]) for label, name in enumerate(data.classes)
+        },
+        "confusion": confusion_matrix(labels, predicted, len(data.classes)).tolist(),
+        "inception_fid": inception_fid(samples.images, data.images, context.pipe.device),
     }
 
 
 def stage_losses(budget: dict[str, Any], floor: float) -> dict[str, Any]:
-    """Where accuracy and realism are lost: the steps of two chains that lead from real images to the pipeline's.
+    """Return how much accuracy and realism is lost at each step of two chains from real images to samples.
 
-    Accuracy: real images judged -> their embeddings read by CLIP (zero-shot) -> images decoded from them -> images
-    decoded from the prior's. Frechet distance: the floor -> decoded from true embeddings -> from the prior's.
+    Accuracy: real images, judged -> their embeddings, classified by CLIP -> images decoded from these embeddings ->
+    images decoded from the prior's. Frechet distance: the floor -> images decoded from true embeddings -> images
+    decoded from the prior's.
 
     The weakest stage by accuracy is "none" if the largest loss is within its own 95% interval.
     """
@@ -78,7 +100,7 @@ def stage_losses(budget: dict[str, Any], floor: float) -> dict[str, Any]:
     accuracy_lost, half_width = {}, {}
     for stage, (before, after) in zip(("clip", "decoder", "prior"), pairwise(chain), strict=True):
         accuracy_lost[stage] = before["value"] - after["value"]
-        half_width[stage] = sum(((f["high"] - f["low"]) / 2) ** 2 for f in (before, after)) ** 0.5
+        half_width[stage] = sum(((figure["high"] - figure["low"]) / 2) ** 2 for figure in (before, after)) ** 0.5
     frechet_added = {"decoder": true["frechet"] - floor, "prior": prior["frechet"] - true["frechet"]}
     weakest = max(accuracy_lost, key=accuracy_lost.get)
     return {

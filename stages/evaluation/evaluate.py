@@ -1,9 +1,9 @@
-"""Runs the sections one after the other, and writes the report."""
+"""Run all evaluators on a pipeline, one after the other, and write the report."""
 
 import json
 import platform
 import time
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Collection
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
@@ -14,13 +14,19 @@ from data.dataset import CaptionedImages
 from data.provenance import compare_source
 from stages.data_config import DataConfig
 from stages.embed import embed_images
-from stages.evaluation.attributes import has_attributes, held_out_section
-from stages.evaluation.drawing import TrueEmbeddings, denoising_section, sweep_section
-from stages.evaluation.embeddings import clip_section, prior_section
-from stages.evaluation.error_budget import error_budget, stage_losses
-from stages.evaluation.judge import trained_judge
-from stages.evaluation.reference import Reference, Section, memorisation_section, reference_section
+from stages.evaluation.attributes import has_attributes, measure_held_out
+from stages.evaluation.clip_figures import measure_clip
+from stages.evaluation.denoising import draw_denoising
+from stages.evaluation.error_budget import measure_error_budget, stage_losses
+from stages.evaluation.judge import Matcher
+from stages.evaluation.judge_training import trained_judge
+from stages.evaluation.memorisation import measure_memorisation
+from stages.evaluation.prior_figures import measure_prior
+from stages.evaluation.real_images import measure_real_images
+from stages.evaluation.reference import Reference
 from stages.evaluation.report import markdown
+from stages.evaluation.section import EvaluationContext, Evaluator, Section
+from stages.evaluation.sweep import sweep_settings
 from stages.loop import TrainConfig
 from unclip import UnCLIP
 from unclip.devices import pick_device
@@ -38,6 +44,17 @@ ROOT = Path(__file__).resolve().parents[2]
 JUDGE = TrainConfig(
     steps=4800, batch_size=64, lr=3e-3, muon_lr=5e-3, warmup=450, ema=0.998, evaluate_every=1200, preview_every=4800
 )
+SECTIONS: dict[str, Evaluator] = {
+    "reference": measure_real_images,
+    "clip": measure_clip,
+    "prior": measure_prior,
+    "error_budget": measure_error_budget,
+    "held_out": measure_held_out,
+    "memorisation": measure_memorisation,
+    "denoising": draw_denoising,
+    "sweep": sweep_settings,
+}
+"""All evaluators, in the order in which they run. evaluation.json holds their figures under these names."""
 
 
 @dataclass(frozen=True)
@@ -55,10 +72,10 @@ class EvaluateOptions:
     device: Device = "auto"
     """Where to draw: auto takes a GPU if there is one."""
     split: Literal["test", "validation"] = "test"
-    """Whose images the samples are compared with; what is chosen on validation leaves the test images unseen."""
+    """The images that samples are compared with. Choose settings on validation, so that the test images stay unseen."""
     data: DataConfig = field(default_factory=DataConfig)
     sampling: SamplingOptions = field(default_factory=SamplingOptions)
-    """How to draw (default: as the pipeline says)."""
+    """How to sample (default: the pipeline's own settings)."""
     judge: TrainConfig = JUDGE
     """How the judge of the samples is trained."""
 
@@ -68,8 +85,19 @@ class EvaluateOptions:
         check_seeds(self.seed, self.samples)
 
 
+@dataclass(frozen=True)
+class RealImages:
+    """The splits of a data set that an evaluation reads."""
+
+    test: CaptionedImages
+    """The images that samples are compared with."""
+    validation: CaptionedImages
+    train: CaptionedImages
+    """All training images. They have classes only if a classifier can judge."""
+
+
 def evaluate(options: EvaluateOptions) -> dict[str, Any]:
-    """Measure a pipeline and write the report. Returns what evaluation.json holds.
+    """Measure a pipeline and write the report. Return the contents of evaluation.json.
 
     Raises UserError if the pipeline is missing, damaged or unfinished.
     """
@@ -79,17 +107,22 @@ def evaluate(options: EvaluateOptions) -> dict[str, Any]:
     pipe = UnCLIP.from_pretrained(folder, device)
     pipe.sampling = pipe.sampling.override(**options.sampling.changed(pipe.sampling))
     compare_source(folder, options.data)
-    test, _, train = real = real_images(options)
-    sections, seconds = measure(pipe, manifests["clip"].sha256, real, options)
+    real = load_real_images(options)
+    seconds: dict[str, float] = {}
+    context = prepare_context(pipe, manifests["clip"].sha256, real, options, seconds)
+    sections = run_evaluators(context, seconds)
     figures = {name: section.figures for name, section in sections.items() if section.figures}
-    shown = options.data.load("train")[0] if has_attributes(train) else train  # of fashion-mnist a part is held out
+    # Of fashion-mnist, training leaves out the images of held-out pairs.
+    trained_on = options.data.load("train")[0] if has_attributes(real.train) else real.train
     report = {
-        "checkpoint": options.checkpoint.resolve().name,  # a report is handed on: no path of the machine
-        "stages": {stage: {"sha256": m.sha256, "step": m.step} for stage, m in manifests.items()},
-        "data": {"name": test.name, "fingerprint": test.fingerprint},
-        "same_training_data": all(m.data.get("fingerprint") == shown.fingerprint for m in manifests.values()),
-        "judge": "classifier" if train.classes else "matcher",
-        "samples": figures["error_budget"]["prior"]["n"],
+        "checkpoint": options.checkpoint.resolve().name,  # a report is published: it names no path of this machine
+        "stages": {stage: {"sha256": manifest.sha256, "step": manifest.step} for stage, manifest in manifests.items()},
+        "data": {"name": real.test.name, "fingerprint": real.test.fingerprint},
+        "same_training_data": all(
+            manifest.data.get("fingerprint") == trained_on.fingerprint for manifest in manifests.values()
+        ),
+        "judge": "classifier" if real.train.classes else "matcher",
+        "samples": context.sample_count,
         "seed": options.seed,
         "sampling": asdict(options.sampling),
         "hardware": f"{device}, {torch.get_num_threads()} threads, {platform.machine()}, torch {torch.__version__}",
@@ -97,76 +130,86 @@ def evaluate(options: EvaluateOptions) -> dict[str, Any]:
         "lost": stage_losses(figures["error_budget"], figures["reference"]["floor"]["frechet"]),
         "seconds": seconds,
     }
-    write(report, sections.values(), options.out or Path("outputs") / "evaluation" / report["checkpoint"])
+    out = options.out or Path("outputs") / "evaluation" / report["checkpoint"]
+    write_report(report, sections.values(), out)
     return report
 
 
-def measure(
-    pipe: UnCLIP, clip_sha256: str, real: Sequence[CaptionedImages], options: EvaluateOptions
-) -> tuple[dict[str, Section], dict[str, float]]:
-    """All sections on what `real_images` gives, and how many seconds each took."""
-    test, validation, train = real
-    sections, seconds = {}, {}
+def load_real_images(options: EvaluateOptions) -> RealImages:
+    """Load the images to compare with, the validation images, and all training images.
 
-    def timed(name: str, work: Callable[..., Any], *needs: Any) -> Any:
-        began = time.perf_counter()
-        done = work(*needs)
-        seconds[name] = round(time.perf_counter() - began, 1)
-        print(f"{name}: {seconds[name]:.0f} s", flush=True)
-        return done
-
-    kind = "classifier" if train.classes else "matcher"
-    judge = timed(kind, trained_judge, train, validation, options.judge, pipe.device)
-    if not train.classes:
-        judge.choose_among(test.class_captions)
-        validation = test  # no other images are of the same captions
-    parts = (pipe.clip, clip_sha256, pipe.tokenizer, pipe.preprocess, pipe.device)
-    embedded, embedded_validation = timed(
-        "embedding the test and validation images", lambda: [embed_images(data, *parts) for data in (test, validation)]
-    )
-    reference, true = Reference.of(judge, test), TrueEmbeddings(validation, embedded_validation.embeddings)
-    seed, n = options.seed, options.samples // reference.classes
-    sections["reference"] = timed("reference", reference_section, reference, train, n, seed)
-    sections["clip"] = timed("clip", clip_section, pipe, embedded, seed)
-    sections["prior"] = timed("prior", prior_section, pipe, embedded, n * reference.classes, seed)
-    sections["error_budget"] = budget = timed("error budget", error_budget, pipe, reference, true, n, seed)
-    if has_attributes(test):
-        per_pair = max(2, n * reference.classes // 20)
-        sections["held_out"] = timed("held out", held_out_section, pipe, reference, per_pair, seed)
-    samples = budget.arrays["prior: images"]
-    sections["memorisation"] = timed("memorisation", memorisation_section, samples, train, reference, seed)
-    sections["denoising"] = timed("denoising", denoising_section, pipe, test.class_captions[:3], seed)
-    if options.sweep:
-        sections["sweep"] = timed("sweep", sweep_section, pipe, judge, validation, options.sweep, seed)
-    return sections, seconds
-
-
-def real_images(options: EvaluateOptions) -> Sequence[CaptionedImages]:
-    """The images to compare with, the validation images, and all training images.
-
-    Where a split has no images of some class, the first two have each caption as a class, and the training images none.
-    Raises UserError if there are fewer than two samples per class.
+    If some split has no images of some class, the first two have each of their captions as a class, and the training
+    images have none. Raises UserError if there are fewer than two samples per class.
     """
-    splits = test, validation, train = options.data.load(options.split, "validation", "train", held_out=True)
+    splits = options.data.load(options.split, "validation", "train", held_out=True)
+    real = RealImages(*splits)
     if not all(data.classes and len(data.labels.unique()) == len(data.classes) for data in splits):
-        splits = [test.captions_as_classes(), validation.captions_as_classes(), replace(train, classes=())]
-    if options.samples < (fewest := 2 * len(splits[0].classes)):
-        raise UserError(f"--samples must be at least {fewest}: two for each caption of {test.name}")
-    return splits
+        real = RealImages(
+            real.test.captions_as_classes(), real.validation.captions_as_classes(), replace(real.train, classes=())
+        )
+    fewest_samples = 2 * len(real.test.classes)
+    if options.samples < fewest_samples:
+        raise UserError(f"--samples must be at least {fewest_samples}: two for each caption of {real.test.name}")
+    return real
 
 
-def write(report: dict[str, Any], sections: Collection[Section], out: Path) -> None:
+def prepare_context(
+    pipe: UnCLIP, clip_sha256: str, real: RealImages, options: EvaluateOptions, seconds: dict[str, float]
+) -> EvaluationContext:
+    """Train the judge and embed the real images, unless they are cached. Adds to `seconds` how long that took."""
+    began = time.perf_counter()
+    judge = trained_judge(real.train, real.validation, options.judge, pipe.device)
+    if isinstance(judge, Matcher):
+        judge.choose_among(real.test.class_captions)
+    print_time("judge", began, seconds)
+    began = time.perf_counter()
+    clip = (pipe.clip, clip_sha256, pipe.tokenizer, pipe.preprocess, pipe.device)
+    embedded_test = embed_images(real.test, *clip)
+    # With captions as classes, only the test images themselves have the captions of the test images.
+    embedded_drivers = embed_images(real.validation, *clip) if real.train.classes else embedded_test
+    print_time("embedding", began, seconds)
+    return EvaluationContext(
+        pipe=pipe,
+        reference=Reference.from_images(judge, real.test),
+        embedded_test=embedded_test,
+        embedded_drivers=embedded_drivers,
+        train=real.train,
+        samples_per_caption=options.samples // len(real.test.classes),
+        seed=options.seed,
+        sweep_samples=options.sweep,
+    )
+
+
+def run_evaluators(context: EvaluationContext, seconds: dict[str, float]) -> dict[str, Section]:
+    """Run all evaluators. Return the sections by name, and add to `seconds` how long each took."""
+    sections = {}
+    for name, evaluator in SECTIONS.items():
+        began = time.perf_counter()
+        section = evaluator(context)
+        if section is not None:
+            sections[name] = section
+            print_time(name, began, seconds)
+    return sections
+
+
+def print_time(name: str, began: float, seconds: dict[str, float]) -> None:
+    seconds[name] = round(time.perf_counter() - began, 1)
+    print(f"{name.replace('_', ' ')}: {seconds[name]:.0f} s", flush=True)
+
+
+def write_report(report: dict[str, Any], sections: Collection[Section], out: Path) -> None:
     """Write the report with its pictures and arrays into a folder, and print it."""
     pictures = {name: picture for section in sections for name, picture in section.pictures.items()}
+    arrays = {name: array for section in sections for name, array in section.arrays.items()}
     for name, picture in pictures.items():
         save_png(out / f"{name}.png", picture)
-    write_npz(out / "evaluation.npz", {k: array for section in sections for k, array in section.arrays.items()})
-    write_json(out / "evaluation.json", without_nan(report))
+    write_npz(out / "evaluation.npz", arrays)
+    write_json(out / "evaluation.json", nan_to_none(report))
     text = markdown(report, list(pictures))
     write_atomically(out / "evaluation.md", text)
     print(f"\n{text}\nwith its pictures in {out / 'evaluation.md'}")
 
 
-def without_nan(tree: Any) -> Any:
-    """The same with None for NaN, which JSON has no word for."""
-    return json.loads(json.dumps(tree), parse_constant=lambda word: None)
+def nan_to_none(tree: Any) -> Any:
+    """Replace NaN by None in nested dictionaries and lists: JSON has no NaN."""
+    return json.loads(json.dumps(tree), parse_constant=lambda constant: None)

@@ -1,19 +1,20 @@
-"""Other projects' code for the same work, each as its authors' own trainers and pipelines call it.
+"""Other projects' contenders, each called as its authors' own trainers and pipelines call it.
 
-Their widths and layers are ours, so that the numbers of parameters are equal within 5%. None of them is a dependency:
-what is not installed is named as missing.
+Widths and layers are ours, so that the numbers of parameters are equal within 5%. None of the projects is a dependency:
+the table names those that are not installed.
 """
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from stages.bench.contender import Contender, sampling, training
+from stages.bench.contender import Contender, sampling_contender, training_contender
 from stages.bench.workload import Inputs
 from unclip.images import to_float
 
-GUIDED_STEPS, PRIOR_STEPS = 50, 25
-"""What diffusers' unCLIP and Stable Diffusion pipelines take by default."""
+GUIDED_STEPS = 50
+PRIOR_STEPS = 25
+"""The defaults of diffusers' Stable Diffusion and unCLIP pipelines."""
 
 
 def open_clip_train(inputs: Inputs) -> Contender:
@@ -23,10 +24,13 @@ def open_clip_train(inputs: Inputs) -> Contender:
     s = inputs.shapes
     vision = CLIPVisionCfg(s.layers, s.width, s.width // s.heads, patch_size=s.patch_size, image_size=s.image_size)
     text = CLIPTextCfg(s.context, s.vocab_size, width=s.width, heads=s.heads, layers=s.layers)
-    model, contrast = CLIP(s.width, vision, text), open_clip.ClipLoss()
+    model = CLIP(s.width, vision, text)
+    contrastive_loss = open_clip.ClipLoss()
     model.visual.conv1 = nn.Conv2d(1, s.width, s.patch_size, s.patch_size, bias=False)  # grey, as ours
     images = to_float(inputs.pixels)
-    return training("open_clip", model, lambda: contrast(*model(images, inputs.distinct)), len(images))
+    return training_contender(
+        "open_clip", model, lambda: contrastive_loss(*model(images, inputs.full_token_ids)), len(images)
+    )
 
 
 def diffusers_prior(inputs: Inputs) -> nn.Module:
@@ -37,41 +41,44 @@ def diffusers_prior(inputs: Inputs) -> nn.Module:
 
 
 def diffusers_train_prior(inputs: Inputs) -> Contender:
-    """It takes captions that are padded to the context, as its pipelines pad them."""
+    """Captions are padded to the context, as diffusers' pipelines pad them."""
     from diffusers import DDPMScheduler
 
-    model, scheduler = diffusers_prior(inputs), DDPMScheduler(beta_schedule="squaredcos_cap_v2")
+    model = diffusers_prior(inputs)
+    scheduler = DDPMScheduler(beta_schedule="squaredcos_cap_v2")
     clean = inputs.embeddings * inputs.shapes.width**0.5
-    mask = torch.ones(inputs.encodings.shape[:2], dtype=torch.bool)
+    mask = torch.ones(inputs.tokens.shape[:2], dtype=torch.bool)
 
     def loss() -> Tensor:
         noised = scheduler.add_noise(clean, inputs.noise, inputs.t)
-        return F.mse_loss(model(noised, inputs.t, inputs.text, inputs.encodings, mask).predicted_image_embedding, clean)
+        output = model(noised, inputs.t, inputs.text_embeddings, inputs.tokens, mask)
+        return F.mse_loss(output.predicted_image_embedding, clean)
 
-    return training("diffusers", model, loss, len(clean))
+    return training_contender("diffusers", model, loss, len(clean))
 
 
 def dalle2_prior(inputs: Inputs) -> nn.Module:
     from dalle2_pytorch import DiffusionPrior, DiffusionPriorNetwork
 
     s = inputs.shapes
-    network = DiffusionPriorNetwork(  # its MLPs are gated: of three quarters the width they have as many parameters
+    network = DiffusionPriorNetwork(  # its MLPs are gated: at about 3/4 of the width they have as many parameters
         s.width, max_text_len=s.context, depth=s.layers, dim_head=s.width // s.heads, heads=s.heads, ff_mult=3.25
     )
     return DiffusionPrior(network, image_embed_dim=s.width, cond_drop_prob=0.1)
 
 
 def dalle2_train_prior(inputs: Inputs) -> Contender:
-    model, arguments = dalle2_prior(inputs), {"text_embed": inputs.text, "text_encodings": inputs.encodings}
+    model = dalle2_prior(inputs)
+    arguments = {"text_embed": inputs.text_embeddings, "text_encodings": inputs.tokens}
 
     def loss() -> Tensor:
-        return model(image_embed=inputs.embeddings.clone(), **arguments)  # which it scales in place
+        return model(image_embed=inputs.embeddings.clone(), **arguments)  # the model scales it in place
 
-    return training("dalle2-pytorch", model, loss, len(inputs.embeddings))
+    return training_contender("dalle2-pytorch", model, loss, len(inputs.embeddings))
 
 
 def diffusers_unet(inputs: Inputs) -> nn.Module:
-    """The UNet of its unCLIP pipelines: the condition's keys and values are concatenated to the image's own."""
+    """The UNet of diffusers' unCLIP pipelines. It concatenates the condition's keys and values to the image's own."""
     from diffusers import UNet2DConditionModel
 
     s = inputs.shapes
@@ -97,16 +104,20 @@ def diffusers_unet(inputs: Inputs) -> nn.Module:
 def diffusers_train_decoder(inputs: Inputs) -> Contender:
     from diffusers import DDPMScheduler
 
-    model, scheduler = diffusers_unet(inputs), DDPMScheduler(beta_schedule="squaredcos_cap_v2")
+    model = diffusers_unet(inputs)
+    scheduler = DDPMScheduler(beta_schedule="squaredcos_cap_v2")
     rows = slice(inputs.shapes.decoder_batch)
-    images, noise, t = to_float(inputs.pixels[rows]), inputs.pixel_noise[rows], inputs.t[rows]
-    encodings, embeddings = inputs.encodings[rows], inputs.embeddings[rows]
+    images = to_float(inputs.pixels[rows])
+    noise = inputs.pixel_noise[rows]
+    t = inputs.t[rows]
+    encodings = inputs.tokens[rows]
+    embeddings = inputs.embeddings[rows]
 
     def loss() -> Tensor:
         noised = scheduler.add_noise(images, noise, t)
         return F.mse_loss(model(noised, t, encodings, class_labels=embeddings).sample, noise)
 
-    return training("diffusers", model, loss, len(images))
+    return training_contender("diffusers", model, loss, len(images))
 
 
 def dalle2_decoder(inputs: Inputs) -> nn.Module:
@@ -118,7 +129,7 @@ def dalle2_decoder(inputs: Inputs) -> nn.Module:
         s.channels,
         image_embed_dim=s.width,
         text_embed_dim=s.width,
-        cond_dim=s.width - 8,  # it makes no tokens of the image embedding where the two are equal
+        cond_dim=s.width - 8,  # if it equals the embedding's, the image embedding becomes no tokens
         channels=1,
         dim_mults=s.multipliers,
         num_resnet_blocks=s.blocks,
@@ -132,64 +143,76 @@ def dalle2_decoder(inputs: Inputs) -> nn.Module:
 
 
 def dalle2_train_decoder(inputs: Inputs) -> Contender:
-    model, rows = dalle2_decoder(inputs), slice(inputs.shapes.decoder_batch)
+    model = dalle2_decoder(inputs)
+    rows = slice(inputs.shapes.decoder_batch)
     images = inputs.pixels[rows] / 255
-    condition = {"image_embed": inputs.embeddings[rows], "text_encodings": inputs.encodings[rows]}
-    return training("dalle2-pytorch", model, lambda: model(images, unet_number=1, **condition), len(images))
+    condition = {"image_embed": inputs.embeddings[rows], "text_encodings": inputs.tokens[rows]}
+    return training_contender("dalle2-pytorch", model, lambda: model(images, unet_number=1, **condition), len(images))
 
 
 def diffusers_guided_step(inputs: Inputs) -> Contender:
     from diffusers import DDIMScheduler
 
-    model, rows = diffusers_unet(inputs).eval(), slice(inputs.shapes.decoder_batch)
-    scheduler, x = DDIMScheduler(beta_schedule="squaredcos_cap_v2"), inputs.pixel_noise[rows]
+    model = diffusers_unet(inputs).eval()
+    rows = slice(inputs.shapes.decoder_batch)
+    scheduler = DDIMScheduler(beta_schedule="squaredcos_cap_v2")
+    x = inputs.pixel_noise[rows]
     scheduler.set_timesteps(GUIDED_STEPS)
-    condition = inputs.encodings[rows].repeat(2, 1, 1), inputs.embeddings[rows].repeat(2, 1)
+    condition = (inputs.tokens[rows].repeat(2, 1, 1), inputs.embeddings[rows].repeat(2, 1))
     t = scheduler.timesteps[GUIDED_STEPS // 2]
-    return sampling("diffusers", [model], lambda: guided(model, scheduler, x, t, *condition), len(x))
+    return sampling_contender(
+        "diffusers", [model], lambda: take_guided_step(model, scheduler, x, t, *condition), len(x)
+    )
 
 
-def guided(model: nn.Module, scheduler, x: Tensor, t: Tensor, encodings: Tensor, embeddings: Tensor) -> Tensor:
-    """A step of a diffusers scheduler, both halves of guidance in one batch as in its pipelines."""
+def take_guided_step(
+    model: nn.Module, scheduler, x: Tensor, t: Tensor, encodings: Tensor, embeddings: Tensor
+) -> Tensor:
+    """Take a step of a diffusers scheduler, with both halves of guidance in one batch as in its pipelines."""
     null, conditional = model(torch.cat([x, x]), t, encodings, class_labels=embeddings).sample.chunk(2)
     return scheduler.step(null + 2.5 * (conditional - null), t, x).prev_sample
 
 
 def dalle2_guided_step(inputs: Inputs) -> Contender:
-    model, rows = dalle2_decoder(inputs).eval(), slice(inputs.shapes.decoder_batch)
-    x, t = inputs.pixel_noise[rows], torch.full((inputs.shapes.decoder_batch,), 500)
-    condition = {"image_embed": inputs.embeddings[rows], "text_encodings": inputs.encodings[rows]}
+    model = dalle2_decoder(inputs).eval()
+    rows = slice(inputs.shapes.decoder_batch)
+    x = inputs.pixel_noise[rows]
+    t = torch.full((inputs.shapes.decoder_batch,), 500)
+    condition = {"image_embed": inputs.embeddings[rows], "text_encodings": inputs.tokens[rows]}
 
     def step() -> Tensor:
         scheduler = model.noise_schedulers[0]
         return model.p_sample(model.unets[0], x, t, noise_scheduler=scheduler, cond_scale=2.5, **condition)[0]
 
-    return sampling("dalle2-pytorch", [model.unets[0]], step, len(x))
+    return sampling_contender("dalle2-pytorch", [model.unets[0]], step, len(x))
 
 
-def diffusers_draw(inputs: Inputs) -> Contender:
-    """Its unCLIP pipeline's 25 guided steps of the prior, and 50 guided steps of DDIM."""
+def diffusers_sample(inputs: Inputs) -> Contender:
+    """25 guided steps of the prior, as in diffusers' unCLIP pipeline, then 50 guided steps of DDIM."""
     from diffusers import DDIMScheduler, UnCLIPScheduler
 
-    s, count = inputs.shapes, inputs.shapes.samples
-    prior, unet = diffusers_prior(inputs).eval(), diffusers_unet(inputs).eval()
-    encodings, text = inputs.encodings[:count].repeat(2, 1, 1), inputs.text[:count].repeat(2, 1)
+    s = inputs.shapes
+    count = s.samples
+    prior = diffusers_prior(inputs).eval()
+    unet = diffusers_unet(inputs).eval()
+    encodings = inputs.tokens[:count].repeat(2, 1, 1)
+    text = inputs.text_embeddings[:count].repeat(2, 1)
     mask = torch.ones(2 * count, s.context, dtype=torch.bool)
 
-    def drawn() -> Tensor:
+    def draw_images() -> Tensor:
         scheduler = UnCLIPScheduler(prediction_type="sample", clip_sample_range=5.0)
         scheduler.set_timesteps(PRIOR_STEPS)
         z = inputs.noise[:count]
-        following = [*scheduler.timesteps[1:], None]
-        for t, t_next in zip(scheduler.timesteps, following, strict=True):
-            both = prior(torch.cat([z, z]), t, text, encodings, mask).predicted_image_embedding
-            null, conditional = both.chunk(2)
+        next_timesteps = [*scheduler.timesteps[1:], None]
+        for t, t_next in zip(scheduler.timesteps, next_timesteps, strict=True):
+            predicted = prior(torch.cat([z, z]), t, text, encodings, mask).predicted_image_embedding
+            null, conditional = predicted.chunk(2)
             z = scheduler.step(null + 4 * (conditional - null), t, z, prev_timestep=t_next).prev_sample
         scheduler = DDIMScheduler(beta_schedule="squaredcos_cap_v2")
         scheduler.set_timesteps(GUIDED_STEPS)
         x = inputs.pixel_noise[:count]
         for t in scheduler.timesteps:
-            x = guided(unet, scheduler, x, t, encodings, z.repeat(2, 1))
+            x = take_guided_step(unet, scheduler, x, t, encodings, z.repeat(2, 1))
         return x
 
-    return sampling("diffusers", [prior, unet], drawn, count)
+    return sampling_contender("diffusers", [prior, unet], draw_images, count)

@@ -1,0 +1,17 @@
+"""A picture of the denoising: ten moments of one sample per caption."""
+
+from stages.evaluation.section import EvaluationContext, Section
+from unclip.trajectory import Trajectory, denoising_strip
+
+CAPTIONS = 3
+"""The number of captions in the picture."""
+
+
+def draw_denoising(context: EvaluationContext) -> Section | None:
+    """Draw the picture; None for a decoder that has no steps to watch."""
+    captions = context.captions[:CAPTIONS]
+    trajectory = Trajectory()
+    context.pipe(captions, seed=context.seed, on_step=trajectory)
+    if not trajectory.batches:
+        return None
+    return Section(pictures={"strip": denoising_strip(captions, trajectory, 1)})

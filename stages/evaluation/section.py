@@ -1,0 +1,89 @@
+"""The interface of an evaluator: what it is given, and what it returns."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
+from typing import Any, Protocol
+
+import numpy as np
+from PIL import Image
+from torch import Tensor
+
+from data.dataset import CaptionedImages
+from stages.embed import EmbeddedImages
+from stages.evaluation.reference import Reference
+from stages.evaluation.samples import Samples, draw_samples
+from unclip import UnCLIP
+
+
+@dataclass(frozen=True)
+class Section:
+    """The results of one evaluator.
+
+    A proportion or a mean among the figures is {"value", "low", "high", "n"}, with its 95% interval.
+    """
+
+    figures: Any = None
+    """Numbers for evaluation.json, in dictionaries and lists."""
+    pictures: dict[str, Image.Image] = field(default_factory=dict)
+    """Pictures for evaluation.md, by their names without .png."""
+    arrays: dict[str, np.ndarray] = field(default_factory=dict)
+    """Arrays for evaluation.npz: the images behind the figures."""
+
+
+@dataclass(frozen=True)
+class EvaluationContext:
+    """The pipeline, the real images, and the settings that every evaluator shares."""
+
+    pipe: UnCLIP
+    reference: Reference
+    """The test images as the judge sees them. Samples are compared with these."""
+    embedded_test: EmbeddedImages
+    """The test images with CLIP's embeddings."""
+    embedded_drivers: EmbeddedImages
+    """Real images whose embeddings drive the decoder in place of the prior's. They are the validation images; the test
+    images only where no others have the same captions."""
+    train: CaptionedImages
+    """All training images. They have classes only if a classifier judges."""
+    samples_per_caption: int
+    seed: int
+    sweep_samples: int = 0
+    """Images to draw for each setting of the sweep; 0 for no sweep."""
+
+    @property
+    def sample_count(self) -> int:
+        return self.samples_per_caption * self.reference.classes
+
+    @property
+    def captions(self) -> Sequence[str]:
+        """The plain caption of each class."""
+        return self.reference.data.class_captions
+
+    @cached_property
+    def caption_embeddings(self) -> Tensor:
+        """CLIP's text embeddings of the plain captions (classes, D)."""
+        return self.pipe.encode_text(self.captions).cpu()
+
+    @cached_property
+    def pipeline_samples(self) -> Samples:
+        """The pipeline's own samples of the plain captions, as `sample.py` would draw them; drawn once for all."""
+        return self.draw_samples("prior", self.captions, self.samples_per_caption)
+
+    def draw_samples(
+        self, driver: str, captions: Sequence[str], n: int, true_embeddings: Tensor | None = None
+    ) -> Samples:
+        """Draw n images per caption at the size of the real images; see `stages.evaluation.samples.draw_samples`."""
+        size = self.reference.data.image_size
+        return draw_samples(self.pipe, driver, captions, n, self.seed, size, true_embeddings)
+
+
+class Evaluator(Protocol):
+    """Measures one aspect of a pipeline.
+
+    To add one, write such a function in a file of its own, and a row in `stages.evaluation.evaluate.SECTIONS`. Its
+    figures then stand in evaluation.json under the row's name, and in evaluation.md as a plain table unless
+    `stages.evaluation.report` formats them.
+    """
+
+    def __call__(self, context: EvaluationContext, /) -> Section | None:
+        """Return the results, or None if there is nothing to measure on this data or with these options."""
