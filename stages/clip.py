@@ -73,13 +73,16 @@ class CLIPBatch(TensorBatch):
 class CLIPObjective(nn.Module):
     """The contrastive loss, over the images and captions of all ranks.
 
-    In several parts the towers' activations of a part alone are kept: first all embeddings are computed without, and
-    when the loss's gradient at them is known, part after part anew (Gao et al. 2021, arXiv 2101.06983).
+    With several parts only one part's activations are in memory at a time: all embeddings are first computed without
+    keeping activations. Once the loss's gradient at the embeddings is known, each part is computed again (GradCache: Gao
+    et al. 2021, arXiv 2101.06983).
     """
 
     def __init__(self, model: CLIP, preprocess: Preprocess, parts: int = 1):
         super().__init__()
-        self.model, self.preprocess, self.parts = model, preprocess, parts
+        self.model = model
+        self.preprocess = preprocess
+        self.parts = parts
 
     def forward(self, batch: CLIPBatch) -> Tensor:
         image = self._in_parts(self._encode_image, batch.images, batch.patches)

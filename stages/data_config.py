@@ -49,6 +49,6 @@ def inherit_data(presets: dict[str, Any], named: EarlyOptions) -> dict[str, Any]
 
 
 def _tell(line: str) -> None:
-    """What is read is no error: it goes to standard output, once for all ranks."""
+    """Print a line about the data to standard output, once for all ranks."""
     if is_main():
         print(line, flush=True)

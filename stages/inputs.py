@@ -1,4 +1,4 @@
-"""What a part is trained on: captioned images, and for all parts but CLIP how the frozen CLIP sees them."""
+"""The training data of a part: captioned images and, for all parts but CLIP, the frozen CLIP's embeddings of them."""
 
 from dataclasses import dataclass
 from typing import Any
@@ -46,8 +46,8 @@ class CLIPInputs:
 
     @property
     def shapes(self) -> Shapes:
-        size, channels = self.train.image_size, self.train.channels
-        return Shapes(size, channels, vocab_size=self.tokenizer.vocab_size, eos_id=self.tokenizer.end_id)
+        images = {"image_size": self.train.image_size, "channels": self.train.channels}
+        return Shapes(**images, vocab_size=self.tokenizer.vocab_size, eos_id=self.tokenizer.end_id)
 
 
 @dataclass

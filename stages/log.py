@@ -27,7 +27,10 @@ class Log:
     """
 
     def __init__(self, path: Path, stage: Any, config: Any, progress: Progress):
-        self.path, self.stage, self.config, self.progress = path, stage, config, progress
+        self.path = path
+        self.stage = stage
+        self.config = config
+        self.progress = progress
         self.logged_step = progress.step
         self.logged_seconds = progress.seconds
         self.bar = None
@@ -148,7 +151,7 @@ class Log:
         name = self.stage.name
         try:
             draw_curves(self.path.with_name("curves.png"), {name: read_metrics(self.path)}, name)
-        except Exception as error:  # of the drawing library, or of the disk
+        except Exception as error:  # the drawing library's or the disk's
             self._print(f"curves.png is not drawn ({reason(error)})", permanent=True)
 
     def save_preview(self, picture: Image.Image) -> None:

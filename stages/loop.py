@@ -96,14 +96,14 @@ class TrainConfig:
 
 
 class Stage(Protocol):
-    """What a stage gives to the loop."""
+    """A training stage, as the loop sees it."""
 
     name: str
     model: nn.Module
-    """What is trained, averaged and saved."""
+    """The model that is trained, averaged and saved."""
     objective: nn.Module
-    """Holds the model; its forward(batch) is the loss, of which the mean over the parts that `batch` splits into, and
-    over the ranks, is that of the whole batch. Engines that hook into modules wrap it whole."""
+    """Module that holds the model; its forward(batch) is the loss. The whole batch's loss is the mean over the parts that
+    a batch splits into, and over the ranks. Engines that hook into modules, such as DDP, wrap this module."""
     size: int
     """Training examples."""
     best_is: tuple[str, str]
@@ -167,10 +167,10 @@ def train(
 
 
 def clean_up(folder: Path) -> None:
-    """Bring to an end what a writer that was killed left half done."""
+    """Finish or remove what a killed writer left behind."""
     for place in (folder.parent, folder, folder / "train"):
         remove_leftovers(place)
-    with contextlib.suppress(UserError):  # of a manifest that cannot be read, which is told where it is needed
+    with contextlib.suppress(UserError):  # an unreadable manifest is reported where it is needed
         finish_saving(folder)
 
 
@@ -243,7 +243,7 @@ def place(stage: Stage, config: TrainConfig, device: torch.device) -> tuple[nn.M
 
 
 def go_on(progress: Progress, config: TrainConfig, run: str, folder: Path) -> None:
-    """Check, and say, how a run that was interrupted goes on."""
+    """Check that an interrupted run may go on, and print where rounding will differ."""
     if progress.run not in ("", run):
         raise UserError(f"{folder / 'train'} holds the state of a run with other settings; delete {folder}")
     if config.resume_with is not None and not progress.step:
@@ -253,10 +253,10 @@ def go_on(progress: Progress, config: TrainConfig, run: str, folder: Path) -> No
     here = {"threads": torch.get_num_threads(), "ranks": runtime.world_size()}
     there = {"threads": progress.threads, "ranks": progress.ranks}
     if progress.step and here != there:
-        said = [", ".join(f"{count} {name}" for name, count in place.items()) for place in (here, there)]
+        now, before = (", ".join(f"{count} {name}" for name, count in place.items()) for place in (here, there))
         runtime.print0(
-            f"going on with {said[0]} (threads of each rank), after {said[1]}: rounding differs, so the weights will "
-            "not be to the bit those of an uninterrupted run"
+            f"going on with {now} (threads of each rank), after {before}: rounding differs, so the weights will not be "
+            "bit for bit those of an uninterrupted run"
         )
     progress.run = run
 
@@ -283,11 +283,11 @@ def take_step(
     device: torch.device,
 ) -> dict[str, float | Tensor]:
     """Take one optimiser step. Returns its loss, gradient norm and learning rate."""
-    step, peak = progress.step, peak_rate(config, progress)
+    peak = peak_rate(config, progress)
     objective.zero_grad()
     loss = backward(objective, batch.split(config.accumulate), device, config.precision)
     norm = nn.utils.clip_grad_norm_(objective.parameters(), config.clip_grad)
-    factor = cosine_warmup(step, config.steps, config.warmup)
+    factor = cosine_warmup(progress.step, config.steps, config.warmup)
     for optimizer in optimizers:
         for group in optimizer.param_groups:
             group["lr"] = group["peak"] * (peak / config.lr) * factor
@@ -300,7 +300,8 @@ def backward(
     objective: nn.Module, parts: list[TensorBatch], device: torch.device, precision: runtime.Precision
 ) -> Tensor:
     """Add the gradient of a batch's loss, part after part, to that of the weights. Returns the loss."""
-    size, total = sum(len(part) for part in parts), torch.zeros((), device=device)
+    size = sum(len(part) for part in parts)
+    total = torch.zeros((), device=device)
     for i, part in enumerate(parts, 1):
         with runtime.gradients_meet(objective, now=i == len(parts)):
             with runtime.autocast(device, precision):
@@ -335,9 +336,9 @@ def validate(
 
 
 def finish(folder: Path, manifest: Manifest) -> None:
-    """What comes after the last step: note that it is complete, and how to sample from it, and renew the index.
+    """Finish a training: mark it as complete, store its settings of sampling, and renew the index.
 
-    The same command does it again where it was broken off, or with other settings of sampling.
+    The same command repeats this where it was interrupted, or stores other settings of sampling.
     """
     saved = read_manifest(folder)
     training = saved.training | {k: v for k, v in manifest.training.items() if k == "resumed_with"}

@@ -16,7 +16,7 @@ from unclip.layers import Block
 WIDTHS = {"embed_dim": 64, "text_width": 64}
 """Stand for what the data or the frozen CLIP will tell."""
 COPIES = 5
-"""Of each weight while it is trained, in float32: itself, its average, its gradient and the optimiser's two moments."""
+"""Numbers in float32 for each weight in training: itself, its average, its gradient and the optimiser's two moments."""
 
 
 def check_fits(build: Callable[[], nn.Module], device: torch.device, shared: bool = False) -> None:
@@ -26,11 +26,12 @@ def check_fits(build: Callable[[], nn.Module], device: torch.device, shared: boo
     """
     with torch.device("meta"):
         count = sum(parameter.numel() for parameter in build().parameters())
-    needed, there = 4 * COPIES * count / (runtime.world_size() if shared else 1), memory(device)
-    if needed > there:
+    needed = 4 * COPIES * count / (runtime.world_size() if shared else 1)
+    available = memory(device)
+    if needed > available:
         raise UserError(
             f"a model of {count:.2g} parameters takes at least {needed / 1e9:.3g} GB to train, but {device} has "
-            f"{there / 1e9:.3g} GB; lower the widths or the numbers of layers among the options --model"
+            f"{available / 1e9:.3g} GB; lower the widths or the numbers of layers among the options --model"
         )
 
 

@@ -55,8 +55,8 @@ class Muon(torch.optim.Optimizer):
     Jordan et al. 2024; the step has the root mean square of AdamW's (Liu et al. 2025, arXiv 2502.16982, eq. 4).
     torch.optim.Muon computes in bfloat16, which a CPU emulates, and takes no convolutions; this one computes in float32
     and flattens their kernels. Maps that a weight stacks, such as queries, keys and values, are orthogonalised each by
-    itself; `stacks` says how many there are in each parameter. Of weights that are shared out among ranks each rank
-    orthogonalises the whole, as a part would come out otherwise, and keeps its rows of the step.
+    itself; `stacks` says how many there are in each parameter. Where weights are sharded, each rank
+    orthogonalises the whole matrix, as a part would give another result, and keeps its rows of the step.
     """
 
     def __init__(
@@ -94,9 +94,10 @@ class Muon(torch.optim.Optimizer):
         for weight in weights:
             if not self.state[weight]:
                 self.state[weight]["momentum"] = torch.zeros_like(weight)
-        gradients, kept = [w.grad for w in weights], [self.state[w]["momentum"] for w in weights]
-        torch._foreach_lerp_(kept, gradients, 1 - momentum)
-        return [whole(update) for update in torch._foreach_lerp(gradients, kept, momentum)]
+        gradients = [weight.grad for weight in weights]
+        moments = [self.state[weight]["momentum"] for weight in weights]
+        torch._foreach_lerp_(moments, gradients, 1 - momentum)
+        return [whole(update) for update in torch._foreach_lerp(gradients, moments, momentum)]
 
 
 def orthogonalised(matrices: Tensor, steps: int = 5) -> Tensor:

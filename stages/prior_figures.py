@@ -31,7 +31,8 @@ def pair_cosines(model: Prior, images: EmbeddedImages, count: int, settings: Pri
             model.draw_embeddings(captions.to(device_of(model)), (rows + first).tolist(), settings).cpu()
             for first in (0, len(images))
         )
-        true, same = images.embeddings[rows], groups[rows] == groups[rows].roll(1)
+        true = images.embeddings[rows]
+        same = groups[rows] == groups[rows].roll(1)
         cosines["sample"].append((sample * true).sum(dim=1))
         cosines["redrawn"].append((sample * other).sum(dim=1))
         cosines["text"].append((captions.embedding * true).sum(dim=1))
@@ -41,12 +42,14 @@ def pair_cosines(model: Prior, images: EmbeddedImages, count: int, settings: Pri
 
 
 def pair_figures(cosines: dict[str, Tensor]) -> dict[str, float]:
-    """What `pair_cosines` tells of a prior: means, the share of the gap closed, and distances to the true images.
+    """Summarise `pair_cosines`: means, the share of the gap that is closed, and distances to the true images.
 
     The gap from text to ceiling is nearly none where captions say nearly all, and its share then NaN; the distance of
     the draws, beside 1 for collapse and that of the text embedding taken as a draw, tells there too.
     """
-    sample, text, ceiling = cosines["sample"], cosines["text"], cosines["ceiling"]
+    sample = cosines["sample"]
+    text = cosines["text"]
+    ceiling = cosines["ceiling"]
     return {
         **{f"cosine_{name}": values.nanmean().item() for name, values in cosines.items()},
         "gap_closed": share_of_gap(sample, text, ceiling)["value"],

@@ -65,7 +65,8 @@ def keep_freed_memory() -> None:
         mallopt(M_TRIM_THRESHOLD, -1)
 
 
-M_TRIM_THRESHOLD, M_MMAP_MAX = -1, -4  # of malloc.h
+M_TRIM_THRESHOLD = -1  # as in malloc.h
+M_MMAP_MAX = -4
 
 
 def rank() -> int:
@@ -143,13 +144,13 @@ def gather(rows: Tensor) -> Tensor:
 
 
 def in_shares(function: Callable[[Tensor], tuple[Tensor, ...]], rows: Tensor) -> list[Tensor]:
-    """What function(rows) gives, a row for each of some indices (N,), of which each rank computes a share.
+    """Call a function of row indices (N,), of which each rank computes a share.
 
     Every rank takes as many, the last some of them twice, and gets the results of all. All ranks must call it.
     """
     share = -(-len(rows) // world_size())
-    own = torch.arange(rank() * share, (rank() + 1) * share).clamp(max=len(rows) - 1)
-    return [gather(result)[: len(rows)] for result in function(rows[own])]
+    rank_rows = torch.arange(rank() * share, (rank() + 1) * share).clamp(max=len(rows) - 1)
+    return [gather(result)[: len(rows)] for result in function(rows[rank_rows])]
 
 
 def largest(value: int, device: torch.device) -> int:

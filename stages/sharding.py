@@ -1,7 +1,7 @@
 """Weights, their gradients, the optimiser's moments and the average, shared out among the ranks: FSDP2.
 
-A shared-out tensor is a DTensor: each rank holds some of its rows. What needs whole ones, such as files, validation and
-Muon, gathers them here; what is not shared out passes through as it is.
+A shared-out tensor is a DTensor: each rank holds some of its rows. Files, validation and Muon need whole tensors and
+gather them here; plain tensors pass through unchanged.
 """
 
 import copy
@@ -17,12 +17,12 @@ from stages import runtime
 def shard(objective: nn.Module, device: torch.device) -> nn.Module:
     """Share the objective's weights out, each member of a module list by itself, and the rest together.
 
-    Of a shared-out block the ranks put the weights together only while it computes.
+    The ranks gather the weights of a block only while it computes.
     """
     from torch.distributed.device_mesh import init_device_mesh
     from torch.distributed.fsdp import fully_shard  # seconds, which other trainings need not wait
 
-    # of keys and values, which a block returns as views; nothing here changes a tensor that a block returned in place
+    # blocks return keys and values as views; nothing here changes a returned tensor in place
     warnings.filterwarnings("ignore", "FSDP2-wrapped module .* returned a view tensor")
     mesh = init_device_mesh(device.type, (runtime.world_size(),))
     for module in list(objective.modules()):
@@ -55,7 +55,7 @@ def alike(tensor: Tensor, other: Tensor) -> Tensor:
 def share_out(average: nn.Module, model: nn.Module) -> None:
     """Share the average's weights out as the model's are. It cannot compute then, but be averaged and made whole."""
     pairs = zip(average.parameters(), model.parameters(), strict=True)
-    replace_weights(average, [alike(own, other) for own, other in pairs])
+    replace_weights(average, [alike(weight, example) for weight, example in pairs])
     average.to(next(model.parameters()).device)
 
 
@@ -83,7 +83,7 @@ def replace_weights(module: nn.Module, weights: list[Tensor]) -> None:
 @torch.no_grad()
 def fill(module: nn.Module, plain: nn.Module) -> None:
     """Take over the values of a plain module."""
-    for own, new in zip(
+    for target, source in zip(
         (*module.parameters(), *module.buffers()), (*plain.parameters(), *plain.buffers()), strict=True
     ):
-        own.copy_(alike(new, own))
+        target.copy_(alike(source, target))

@@ -10,7 +10,8 @@ from PIL import Image, ImageDraw, ImageFont
 from unclip.images import to_pil
 from unclip.store.files import write_atomically
 
-INK, PAPER = (20, 20, 20), (255, 255, 255)
+INK = (20, 20, 20)
+PAPER = (255, 255, 255)
 """Colours of text and background."""
 GAP = 4
 """Pixels between cells."""

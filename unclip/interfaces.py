@@ -1,4 +1,4 @@
-"""What a pipeline asks of its parts. A new kind fulfils one of these protocols; `unclip.registry` has a row for it."""
+"""Interfaces of a pipeline's parts. A new kind fulfils one of these protocols and has a row in `unclip.registry`."""
 
 from collections.abc import Sequence
 from typing import Any, ClassVar, Protocol, runtime_checkable

@@ -13,7 +13,7 @@ from unclip.registry import SAMPLERS
 Device = Literal["auto", "cpu", "cuda", "mps"]
 SamplerName = Literal[*SAMPLERS]
 Spacing = Literal["even", "karras"]
-MAX_SEED = 2**63 - 1  # what fits an int64 array
+MAX_SEED = 2**63 - 1  # the largest that fits an int64 array
 
 
 def check_seeds(seed: int, n: int) -> None:

@@ -9,7 +9,7 @@ from unclip.layers import Block, EmbeddingScaler, init_transformer, replace_empt
 
 
 class Condition(NamedTuple):
-    """What the UNet is conditioned on. It does not depend on the time, so it is computed once for all steps."""
+    """The UNet's condition. It does not depend on the time, so it is computed once for all steps."""
 
     vector: Tensor  # (B, E), added to the timestep embedding
     tokens: Tensor  # (B, K, W), concatenated to the attention's keys and values
@@ -52,7 +52,7 @@ class TextCondition(nn.Module):
     def forward(self, tokens: Tensor, mask: Tensor, empty: Tensor) -> tuple[Tensor, Tensor]:
         """Token features (B, L, W_text) and mask (B, L) -> tokens (B, L, W) and mask (B, L).
 
-        Of an empty caption, empty (B,), only the learned null is left.
+        Only the learned null is left of a caption that is empty (B,).
         """
         x, mask = replace_empty(self.project(tokens), mask, empty, self.null)
         for block in self.blocks:

@@ -213,6 +213,8 @@ class UpsampledConv(nn.Sequential):
         conv = self[1]
         assert isinstance(conv, nn.Conv2d)
         weight = F.pad(conv.weight.transpose(0, 1).flip(2, 3), (1, 1, 1, 1))
-        weight = weight[:, :, 1:] + weight[:, :, :-1]  # entries that fall on the same pixel, along the height and the width
+        weight = (
+            weight[:, :, 1:] + weight[:, :, :-1]
+        )  # entries that fall on the same pixel, along the height and the width
         weight = weight[..., 1:] + weight[..., :-1]  # (C, C, 4, 4)
         return F.conv_transpose2d(x, weight, conv.bias, stride=2, padding=1)

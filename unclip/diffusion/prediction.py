@@ -1,4 +1,4 @@
-"""What a network may predict, and how one prediction is converted to another.
+"""Predictions that a network may make, and their conversions into one another.
 
 All functions take alpha and sigma as numbers, or as tensors that broadcast with x. Predictions are named "x0", "eps",
 "v" (Salimans & Ho 2022, section 4) and, on the straight path, "velocity" (Liu et al. 2022, arXiv 2209.03003).

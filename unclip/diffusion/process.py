@@ -195,7 +195,7 @@ class ProcessConfig:
     schedule: Schedule = "cosine"
     """Noise schedule of the variance-preserving process."""
     prediction: Prediction = "v"
-    """What the network predicts: x0, eps or v; on the straight path x0 or velocity."""
+    """Prediction of the network: x0, eps or v; on the straight path x0 or velocity."""
 
     def conflicts(self) -> Iterator[tuple[str, str]]:
         if self.process == "straight" and self.prediction not in ("x0", "velocity"):

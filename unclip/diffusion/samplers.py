@@ -17,7 +17,7 @@ from unclip.diffusion.process import Level
 
 
 class Denoised(NamedTuple):
-    """What a denoiser answers at x."""
+    """A denoiser's answer at x."""
 
     x0: Tensor
     """The predicted clean sample."""

@@ -68,8 +68,8 @@ class DiffusionPrior(nn.Module):
     def draw_embeddings(self, text: TextFeatures, seeds: Sequence[int], settings: PriorSettings) -> Tensor:
         """Draw one unit image embedding (N, D) for each of N captions by diffusion; each depends on its own seed.
 
-        The reranker keeps one of `settings.num_candidates`. Of an empty caption, which has no text embedding, the first
-        candidate is kept. All N x num_candidates candidates are one batch.
+        The reranker keeps one of `settings.num_candidates` candidates; for an empty caption, which has no text
+        embedding, the first one is kept. All N x num_candidates candidates are one batch.
         """
         count = len(text)
         process = self.process
