@@ -74,8 +74,8 @@ class CLIPObjective(nn.Module):
     """The contrastive loss, over the images and captions of all ranks.
 
     With several parts only one part's activations are in memory at a time: all embeddings are first computed without
-    keeping activations. Once the loss's gradient at the embeddings is known, each part is computed again (GradCache: Gao
-    et al. 2021, arXiv 2101.06983).
+    keeping activations. Once the loss's gradient at the embeddings is known, each part is computed again (GradCache:
+    Gao et al. 2021, arXiv 2101.06983).
     """
 
     def __init__(self, model: CLIP, preprocess: Preprocess, parts: int = 1):

@@ -102,8 +102,8 @@ class Stage(Protocol):
     model: nn.Module
     """The model that is trained, averaged and saved."""
     objective: nn.Module
-    """Module that holds the model; its forward(batch) is the loss. The whole batch's loss is the mean over the parts that
-    a batch splits into, and over the ranks. Engines that hook into modules, such as DDP, wrap this module."""
+    """Module that holds the model; its forward(batch) is the loss. The whole batch's loss is the mean over the parts
+    that a batch splits into, and over the ranks. Engines that hook into modules, such as DDP, wrap this module."""
     size: int
     """Training examples."""
     best_is: tuple[str, str]

@@ -21,8 +21,8 @@ class QuickGELU(nn.Module):
 
 
 FEW_KEYS = 80
-"""Up to this many keys, plain matrix products are the faster attention on a CPU. Forward and backward pass together take
-a third less time than PyTorch's fused kernel on two threads, and as much on one; with more keys one thread loses."""
+"""Up to this many keys, plain matrix products are the faster attention on a CPU. Forward and backward pass together
+take a third less time than PyTorch's fused kernel on two threads, and as much on one; with more keys one thread loses."""
 REGISTER = 16
 """Numbers in a register of AVX-512. PyTorch's softmax is ten times slower along shorter rows."""
 
@@ -155,8 +155,8 @@ class Block(nn.Module):
     ) -> tuple[Tensor, KeyValue]:
         """(B, N, W) -> (B, N, W), and the keys and values to continue from.
 
-        With `at`, an index or one for each sequence (B,), only that token is put out, (B, 1, W). Mostly one token of the
-        last block's output is read, and it needs no more of the others than their keys and values.
+        With `at`, an index or one for each sequence (B,), only that token is put out, (B, 1, W). Mostly one token of
+        the last block's output is read, and it needs no more of the others than their keys and values.
         """
         h, kv = self.attention(self.norm1(x), mask, past, at)
         x = (x if at is None else token(x, at)) + h
