@@ -95,13 +95,15 @@ def made_up_data(count: int, seed: int, name: str = "made-up") -> FashionMNIST:
 
 @pytest.fixture
 def script(monkeypatch, capsys):
-    """Call the main of a program in this process: script("sample", "a bag", "--n", 2)."""
+    """Call the main of a program, or "module:function", in this process: script("sample", "a bag", "--n", 2)."""
 
     def call(name: str, *arguments, stdin: bytes = b"") -> Finished:
         monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(stdin)))
         capsys.readouterr()
         try:
-            code = run.call(importlib.import_module(name).main, [*map(str, arguments)])
+            module, _, function = name.partition(":")
+            main = getattr(importlib.import_module(module), function or "main")
+            code = run.call(main, [*map(str, arguments)])
         except SystemExit as stop:  # as --help ends
             code = stop.code or 0
         captured = capsys.readouterr()

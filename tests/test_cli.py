@@ -12,6 +12,8 @@ from conftest import ROOT, assert_one_error_line, contents, edit, files_under, r
 from PIL import Image
 
 from data import fashion_mnist
+from unclip import UnCLIP
+from unclip.cli.main import COMMANDS
 from unclip.cli.options import EarlyOptions, find_given, parse, parse_run, read_early_options
 from unclip.cli.run import call
 from unclip.errors import UserError
@@ -288,6 +290,52 @@ def test_very_few_images_are_refused(script, tmp_path):
     few = ("--data.limit", 5, "--train.steps", 1, "--train.batch-size", 4)
     finished = script("train_clip", "--preset", "tiny", "--out", tmp_path / "run", *few)
     assert_one_error_line(finished, "--data.limit must be from 10 to ", ", not 5")
+
+
+# --- the command unclip -----------------------------------------------------------------------------------------------
+
+
+UNCLIP = "unclip.cli.main:run_command"
+
+
+def test_unclip_without_or_with_a_wrong_command_names_its_commands(script):
+    finished = script(UNCLIP)
+    assert finished.code == 0
+    assert all(f"    unclip {command} " in finished.out for command in COMMANDS)
+    assert_one_error_line(script(UNCLIP, "smaple"), "there is no command 'smaple'; did you mean sample?")
+    assert_one_error_line(script(UNCLIP, "42"), "choose one of sample, edit, page, info, publish, export")
+    assert_one_error_line(script(UNCLIP, "sample", BAG, "--stepz", "5"), "did you mean --steps")
+
+
+def test_unclip_samples_as_the_script_does(trained, script, tmp_path):
+    few = ("--checkpoint", trained.folder, "--steps", 1, "--prior-steps", 1, "--seed", 3)
+    for program, out in (([UNCLIP, "sample"], "a"), (["sample"], "b")):
+        finished = script(*program, BAG, *few, "--out", tmp_path / out)
+        assert finished.code == 0, finished.err
+    assert contents(tmp_path / "a").keys() == contents(tmp_path / "b").keys()
+    assert contents(tmp_path / "a")["grid.png"] == contents(tmp_path / "b")["grid.png"]
+
+
+def test_unclip_without_pipelines_says_so_in_one_line(tmp_path):
+    for command in (("sample", BAG), ("info",), ("edit", "lesson")):
+        finished = run_python("-m", "unclip", *command, cwd=tmp_path, PYTHONPATH=str(ROOT))
+        assert_one_error_line(finished, "no trained pipeline under checkpoints/", "--checkpoint DIR")
+    assert files_under(tmp_path) == []
+
+
+def test_info_describes_parts_data_and_sampling_of_a_pipeline(copied, script, tmp_path):
+    finished = script("unclip.cli.info", copied)
+    assert finished.code == 0, finished.err
+    count = sum(tensor.numel() for tensor in UnCLIP.from_pretrained(copied).clip.state_dict().values())
+    described = (f"clip: transformer, {count:,} parameters", "prior: diffusion, ", "decoder: diffusion, ")
+    for words in (*described, "data: fashion-mnist/train", "steps 10, guidance"):
+        assert words in finished.out
+    edit(copied / "prior", complete=False)
+    shutil.rmtree(copied / "decoder")
+    unfinished = script("unclip.cli.info", copied).out
+    assert "in training, step" in unfinished
+    assert "decoder: not trained yet" in unfinished
+    assert_one_error_line(script("unclip.cli.info", tmp_path / "none"), "none holds no part of a pipeline")
 
 
 # --- the helpers themselves -------------------------------------------------------------------------------------------

@@ -141,7 +141,7 @@ def test_page_shelves_a_pipeline_by_its_name_or_its_folder(online, small):
 
 
 def test_published_to_the_hub_then_drawn_from_it_online_and_offline(online, small, script, tmp_path):
-    finished = script("unclip.store.publish", small, "--to-hub", "me/mine", "--license", "mit")
+    finished = script("unclip.cli.publish", small, "--to-hub", "me/mine", "--license", "mit")
     assert finished.code == 0, finished.err
     assert f"{online.url}/me/mine" in finished.out
     published = online.repositories["me/mine"]["main"]
@@ -160,11 +160,11 @@ def test_published_to_the_hub_then_drawn_from_it_online_and_offline(online, smal
 
 def test_name_and_login_are_asked_for_before_any_work(online, small, script, tmp_path, monkeypatch):
     assert_one_error_line(
-        script("unclip.store.publish", small, "--to-hub", "mine"), "mine cannot be a name", "OWNER/NAME"
+        script("unclip.cli.publish", small, "--to-hub", "mine"), "mine cannot be a name", "OWNER/NAME"
     )
     monkeypatch.delenv("HF_TOKEN")
     monkeypatch.setattr(constants, "HF_TOKEN_PATH", str(tmp_path / "none"))
-    command = ("unclip.store.publish", small, tmp_path / "out", "--to-hub", "me/mine")
+    command = ("unclip.cli.publish", small, tmp_path / "out", "--to-hub", "me/mine")
     assert_one_error_line(script(*command), "log in with: hf auth login")
     assert not (tmp_path / "out").exists()
 

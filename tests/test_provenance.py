@@ -119,7 +119,7 @@ def test_fine_tuning_of_a_clip_reads_the_data_of_the_pipeline_that_it_starts_fro
 def test_a_published_pipeline_names_no_path(script, tmp_path):
     copied = build(tmp_path / "pipeline")
     edit(copied / "clip", provenance=describe_source(SourceConfig(str(tmp_path), root=tmp_path), 32))
-    assert script("unclip.store.publish", copied, tmp_path / "published").code == 0
+    assert script("unclip.cli.publish", copied, tmp_path / "published").code == 0
     source = read_manifest(tmp_path / "published" / "clip").provenance
     assert source["source"] == tmp_path.name
     assert str(tmp_path) not in json.dumps(source)

@@ -73,15 +73,13 @@ def test_an_unfinished_or_missing_stage_and_a_taken_folder_are_refused(published
 
 
 def test_command_says_the_size_or_one_line_of_error(trained, script, tmp_path):
-    finished = run_python("-m", "unclip.store.publish", trained.folder, tmp_path / "out")
+    finished = run_python("-m", "unclip", "publish", trained.folder, tmp_path / "out")
     assert finished.code == 0, finished.err
     assert "MB" in finished.out
-    assert_one_error_line(script("unclip.store.publish", tmp_path / "none", tmp_path / "x"), "none does not exist")
-    without = script("unclip.store.publish", trained.folder, tmp_path / "x", "--evaluation", tmp_path / "none")
+    assert_one_error_line(script("unclip.cli.publish", tmp_path / "none", tmp_path / "x"), "none does not exist")
+    without = script("unclip.cli.publish", trained.folder, tmp_path / "x", "--evaluation", tmp_path / "none")
     assert_one_error_line(without, "none holds no evaluation.json")
-    assert_one_error_line(
-        script("unclip.store.publish", trained.folder), "nowhere to publish to", "--to-hub OWNER/NAME"
-    )
+    assert_one_error_line(script("unclip.cli.publish", trained.folder), "nowhere to publish to", "--to-hub OWNER/NAME")
 
 
 # The model card.

@@ -21,14 +21,14 @@ from PIL import Image
 
 from unclip import UnCLIP
 from unclip.clip import load_clip
-from unclip.clip.export import ExportOptions, export
+from unclip.clip.export import export
 from unclip.clip.pretrained import adopt, load_bundle
 from unclip.errors import UserError
 from unclip.store.checksums import sha256
 
 
 def test_our_clip_goes_out_to_transformers_and_comes_back_to_the_bit(trained, tmp_path):
-    out = export(ExportOptions(trained.folder, out=tmp_path / "out"))
+    out = export(trained.folder, tmp_path / "out")
     ours, tokenizer, preprocess = load_clip(trained.folder)
     model = transformers.CLIPModel.from_pretrained(out).eval()
     ids = tokenizer.encode(["an image of a dark sneaker", "a bag", ""], ours.config.text.context)
@@ -45,7 +45,7 @@ def test_our_clip_goes_out_to_transformers_and_comes_back_to_the_bit(trained, tm
 
 
 def test_the_tokenizer_class_that_would_read_other_tokens_refuses(trained, tmp_path):
-    out = export(ExportOptions(trained.folder, out=tmp_path / "out"))
+    out = export(trained.folder, tmp_path / "out")
     with pytest.raises(Exception, match=r"open.it.with.transformers\.AutoTokenizer,.not.CLIPTokenizer"):
         transformers.CLIPTokenizer.from_pretrained(out)
     ids = load_clip(trained.folder)[1].encode(["a dark bag"], 32)
@@ -56,14 +56,14 @@ def test_a_tokenizer_of_clip_s_own_kind_is_read_by_either_class(tmp_path):
     huggingface_clip(tmp_path / "clip", {"vocab_size": 2000, "eos_token_id": 2})
     (tmp_path / "clip" / "tokenizer.json").unlink()
     clip_vocabulary(tmp_path / "clip")
-    out = export(ExportOptions(tmp_path / "clip", out=tmp_path / "out"))
+    out = export(tmp_path / "clip", tmp_path / "out")
     ids = load_clip(out)[1].encode(WORDS, 77).tolist()
     for kind in (transformers.AutoTokenizer, transformers.CLIPTokenizer):
         assert kind.from_pretrained(out)(WORDS, padding=True)["input_ids"] == ids
 
 
 def test_a_grey_clip_sees_colour_images_in_transformers_as_it_does_here(trained, tmp_path):
-    out = export(ExportOptions(trained.folder, out=tmp_path / "out"))
+    out = export(trained.folder, tmp_path / "out")
     clip, _, preprocess = load_clip(trained.folder)
     assert clip.config.vision.channels == 1
     model, processor = (kind.from_pretrained(out) for kind in (transformers.CLIPModel, transformers.CLIPProcessor))
@@ -80,7 +80,7 @@ def test_a_grey_clip_sees_colour_images_in_transformers_as_it_does_here(trained,
 def test_what_transformers_does_in_another_way_is_said_and_kept(tmp_path, capsys):
     """Of an open_clip CLIP: where the middle is cut out, when images become RGB, how captions are cleaned."""
     model = open_clip_files(tmp_path / "clip", small_open_clip())
-    out = export(ExportOptions(tmp_path / "clip", out=tmp_path / "out"))
+    out = export(tmp_path / "clip", tmp_path / "out")
     said = capsys.readouterr().out
     for part in ("one pixel", "palette", "ftfy"):
         assert sum(part in line for line in said.splitlines()) == 1
@@ -96,7 +96,7 @@ def test_what_transformers_does_in_another_way_is_said_and_kept(tmp_path, capsys
 
 def test_our_clip_swapped_in_from_huggingface_s_format_gives_the_same_samples(trained, tiny, tmp_path):
     """The prior is trained anew on the CLIP that went out and came back; the decoder accepts it as the one it knows."""
-    export(ExportOptions(trained.folder, out=tmp_path / "hf"))
+    export(trained.folder, tmp_path / "hf")
     run = tmp_path / "run"
     done = run_python("train_prior.py", "--preset", "tiny", "--clip", tmp_path / "hf", "--out", run)
     assert done.code == 0, done.err

@@ -17,12 +17,12 @@ from unclip.cli.run import run
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    from configs import clip, decoder, prior
     from stages.plan.report import PlanOptions, plan
     from unclip.cli.options import parse_run
+    from unclip.registry import default_kind, find_kind, resolve
 
-    stages = (clip.PRESETS, prior.PRESETS, decoder.PRESETS)
-    presets = {name: PlanOptions.of(*(presets[name] for presets in stages)) for name in clip.PRESETS}
+    by_part = [resolve(find_kind(part, default_kind(part)).presets) for part in ("clip", "prior", "decoder")]
+    presets = {name: PlanOptions.of(*(presets[name] for presets in by_part)) for name in by_part[0]}
     print(plan(parse_run(presets, __doc__, argv)))
 
 

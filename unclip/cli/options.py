@@ -34,14 +34,21 @@ class EarlyOptions:
     """Options that other options' defaults depend on, as the command line gives them; None for one that it does not."""
 
     preset: str | None = None
+    """Preset of a training."""
     kind: str | None = None
+    """Kind of the part to train."""
     checkpoint: str | None = None
+    """Pipeline to use, whose settings are then the defaults."""
     style: str | None = None
-    """--style, or --sampling.style."""
+    """Style of sampling: --style, or --sampling.style."""
     out: str | None = None
+    """Folder to write; a trainer's may hold a pipeline already."""
     data: str | None = None
+    """Source of the data."""
     clip: str | None = None
+    """Pretrained CLIP to train on."""
     init_from: str | None = None
+    """Pipeline to start a training from."""
 
 
 def read_early_options(argv: Sequence[str] | None = None) -> EarlyOptions:
