@@ -92,7 +92,9 @@ def docstring_commands(path: Path) -> list[str]:
     """Lines of a module's docstring that show a command."""
     lines = (ast.get_docstring(ast.parse(path.read_text(encoding="utf-8")), clean=False) or "").splitlines()[1:]
     return [
-        line.strip() for line in lines if is_command(line.strip()) and (line[:4].isspace() or line[:7] == "python ")
+        line.strip()
+        for line in lines
+        if is_command(line.strip()) and (line[:4].isspace() or line.startswith(("python ", "unclip ")))
     ]
 
 
