@@ -3,8 +3,8 @@
     NAME.npz    images (N, H, W), (N, H, W, C) or (N, C, H, W), and captions (N,), or labels (N,) with class_names
     NAME.npy    the images; beside it NAME.txt, one caption per line, or NAME_labels.npy with NAME_classes.txt
 
-Pixels are whole numbers in 0 .. 255, floats in 0 .. 1 or in 0 .. 255, or nothing but 0 and 1. Labels are numbers, which
---data.class-names puts into words where the file does not, or one-hot rows.
+Pixels are whole numbers in 0 .. 255, floats in 0 .. 1 or in 0 .. 255, or nothing but 0 and 1. Labels are class numbers
+or one-hot rows; --data.class-names names the classes where the file does not.
 """
 
 from functools import partial
@@ -18,89 +18,106 @@ from data.caption_values import as_captions
 from data.class_captions import class_caption
 from data.problems import Problems
 from data.records import Listing, Record
-from data.tables import read_lines
+from data.source_config import SourceConfig
+from data.table_rows import decode_lines
 from unclip.errors import UserError, reason
 
 MAGIC = {".npz": b"PK", ".npy": b"\x93NUMPY"}
-"""How their files begin."""
+"""The first bytes of each kind of file."""
 
 
 class Arrays(NamedTuple):
+    """The content of a file."""
+
     images: np.ndarray
     captions: list[Any] | None = None
     labels: np.ndarray | None = None
-    names: tuple[str, ...] = ()
+    class_names: tuple[str, ...] = ()
 
 
-def read(path: Path, problems: Problems) -> Listing:
+def read_arrays(config: SourceConfig, problems: Problems) -> Listing:
     """The records and the names of the classes. Raises UserError for arrays that do not go together."""
+    path = Path(config.source)
+    suffix = path.suffix.lower()
     with open(path, "rb") as file:
-        if not file.read(len(MAGIC[path.suffix.lower()])) == MAGIC[path.suffix.lower()]:
+        if file.read(len(MAGIC[suffix])) != MAGIC[suffix]:
             raise UserError(f"{path} is not what numpy writes as {path.suffix}; write it again, or fetch it again")
     try:
-        images, captions, labels, names = _npz(path) if path.suffix.lower() == ".npz" else _npy(path, problems)
-        images = _pixels(path, images, problems)
-        for what, values in (("captions", captions), ("labels", labels)):
-            if values is not None and len(values) != len(images):
-                raise UserError(f"{path} has {len(images)} images, but {len(values)} {what}")
-        if labels is not None and (labels.min() < 0 or labels.max() >= len(names)):
-            raise UserError(f"{path} has labels {labels.min()} .. {labels.max()}, but {len(names)} class names")
+        arrays = _load_npz(path) if suffix == ".npz" else _load_npy(path, problems)
+        images = _as_bytes(path, arrays.images, problems)
+        _check_lengths(path, arrays)
     except UserError:
         raise
-    except Exception as error:  # numpy's, of a damaged file, other types, or Python objects, which could run code
+    except Exception as error:  # numpy's, for a damaged file, other types, or Python objects, which could run code
         why = reason(error)
         if "allow_pickle" in why:
             why = "it holds Python objects; save text as np.array(captions, str), images as one array of numbers"
         raise UserError(f"{path} is not readable as arrays of numbers and strings ({why})") from error
-    state, records = path.stat(), []
-    version = f"{path.resolve()} {state.st_mtime_ns} {state.st_size}"
+    status = path.stat()
+    version = f"{path.resolve()} {status.st_mtime_ns} {status.st_size}"
+    records = []
     for row, image in enumerate(images):
-        label = None if labels is None else int(labels[row])
-        text = as_captions(class_caption(names[label]) if captions is None else captions[row], problems)
-        if text:
-            records.append(Record(f"row {row}", partial(Image.fromarray, image), text, label, version=version))
+        label = None if arrays.labels is None else int(arrays.labels[row])
+        value = class_caption(arrays.class_names[label]) if arrays.captions is None else arrays.captions[row]
+        captions = as_captions(value, problems)
+        if captions:
+            records.append(Record(f"row {row}", partial(Image.fromarray, image), captions, label, version=version))
         else:
             problems.add(f"row {row}", "has no caption that is text")
     height, width = images.shape[1:3]
-    return Listing(records, names, height if height == width else None)
+    return Listing(records, arrays.class_names, height if height == width else None)
 
 
-def _npz(path: Path) -> Arrays:
+def _load_npz(path: Path) -> Arrays:
     with np.load(path) as file:
         if "images" not in file or not ("captions" in file or "labels" in file):
             raise UserError(
                 f"{path} holds {', '.join(file.files[:9]) or 'nothing'}; expected images with captions, or with labels "
                 "and class_names"
             )
-        captions = _strings(file["captions"]) if "captions" in file else None
+        captions = _as_text(file["captions"]) if "captions" in file else None
         if {"labels", "class_names"} <= set(file.files):
-            return Arrays(
-                file["images"], captions, _numbers(file["labels"]), tuple(map(str, _strings(file["class_names"])))
-            )
-        return Arrays(file["images"], _numbers(file["labels"]).tolist() if captions is None else captions)
+            class_names = tuple(map(str, _as_text(file["class_names"])))
+            return Arrays(file["images"], captions, _as_class_numbers(file["labels"]), class_names)
+        if captions is None:
+            captions = _as_class_numbers(file["labels"]).tolist()
+        return Arrays(file["images"], captions)
 
 
-def _npy(path: Path, problems: Problems) -> Arrays:
-    captions, labels, names = (path.with_name(path.stem + end) for end in (".txt", "_labels.npy", "_classes.txt"))
+def _load_npy(path: Path, problems: Problems) -> Arrays:
+    captions, labels, classes = (path.with_name(path.stem + end) for end in (".txt", "_labels.npy", "_classes.txt"))
     images = np.load(path)
     if captions.is_file():
-        lines = read_lines(captions.read_bytes(), captions.name, problems)
+        lines = decode_lines(captions.read_bytes(), captions.name, problems)
         return Arrays(images, lines[:-1] if lines[-1] == "" else lines)
-    if labels.is_file() and names.is_file():
-        lines = read_lines(names.read_bytes(), names.name, problems)
-        return Arrays(images, None, _numbers(np.load(labels)), tuple(line.strip() for line in lines if line.strip()))
+    if labels.is_file() and classes.is_file():
+        lines = decode_lines(classes.read_bytes(), classes.name, problems)
+        class_names = tuple(line.strip() for line in lines if line.strip())
+        return Arrays(images, None, _as_class_numbers(np.load(labels)), class_names)
     if labels.is_file():
-        return Arrays(images, _numbers(np.load(labels)).tolist())
-    raise UserError(f"{path} has neither {captions.name} nor {labels.name} with {names.name} beside it")
+        return Arrays(images, _as_class_numbers(np.load(labels)).tolist())
+    raise UserError(f"{path} has neither {captions.name} nor {labels.name} with {classes.name} beside it")
 
 
-def _strings(values: np.ndarray) -> list[Any]:
-    """What an array holds, bytes as text; numbers stay numbers, which `as_captions` knows."""
+def _check_lengths(path: Path, arrays: Arrays) -> None:
+    """Raise UserError if there are not as many captions or labels as images, or labels without a class."""
+    labels = arrays.labels
+    for kind, values in (("captions", arrays.captions), ("labels", labels)):
+        if values is not None and len(values) != len(arrays.images):
+            raise UserError(f"{path} has {len(arrays.images)} images, but {len(values)} {kind}")
+    if labels is not None and (labels.min() < 0 or labels.max() >= len(arrays.class_names)):
+        raise UserError(
+            f"{path} has labels {labels.min()} .. {labels.max()}, but {len(arrays.class_names)} class names"
+        )
+
+
+def _as_text(values: np.ndarray) -> list[Any]:
+    """The strings of an array, bytes decoded; numbers stay numbers, which `as_captions` takes too."""
     return (np.char.decode(values, "utf-8") if values.dtype.kind == "S" else values).tolist()
 
 
-def _numbers(labels: np.ndarray) -> np.ndarray:
-    """(N,) of class numbers or of one-hot rows. Raises ValueError for other numbers."""
+def _as_class_numbers(labels: np.ndarray) -> np.ndarray:
+    """Class numbers (N,) from numbers or one-hot rows. Raises ValueError for other numbers."""
     if labels.ndim == 2 and labels.shape[1] > 1:
         if not (np.isin(labels, (0, 1)).all() and (labels.sum(axis=1) == 1).all()):
             raise ValueError("rows of labels are not one-hot")
@@ -110,27 +127,28 @@ def _numbers(labels: np.ndarray) -> np.ndarray:
     return labels.reshape(-1).astype(np.int64)
 
 
-def _pixels(path: Path, images: np.ndarray, problems: Problems) -> np.ndarray:
-    """uint8 (N, H, W) or (N, H, W, 3 or 4). Raises UserError for other shapes and ranges."""
-    given = images.shape
+def _as_bytes(path: Path, images: np.ndarray, problems: Problems) -> np.ndarray:
+    """Pixels as uint8 (N, H, W) or (N, H, W, 3 or 4). Raises UserError for other shapes and ranges."""
+    shape = images.shape
     if images.ndim == 4 and images.shape[-1] not in (1, 3, 4):
         images = images.transpose(0, 2, 3, 1)
     if images.ndim == 4 and images.shape[-1] == 1:
         images = images[..., 0]
     if images.ndim not in (3, 4) or (images.ndim == 4 and images.shape[-1] not in (3, 4)) or 0 in images.shape:
-        raise UserError(f"{path} has images of shape {given}; expected (N, H, W), or with 1, 3 or 4 channels")
-    low, high = images.min(), images.max()
-    floats = np.issubdtype(images.dtype, np.floating)
-    if floats and not np.isfinite([low, high]).all():
+        raise UserError(f"{path} has images of shape {shape}; expected (N, H, W), or with 1, 3 or 4 channels")
+    low = images.min()
+    high = images.max()
+    are_floats = np.issubdtype(images.dtype, np.floating)
+    if are_floats and not np.isfinite([low, high]).all():
         raise UserError(f"{path} has images with NaN or infinity in them; replace those, or leave such images out")
     if not (low >= 0 and high <= 255) or images.dtype.kind not in "buif":
         raise UserError(
             f"{path} has images of {images.dtype} in {low} .. {high}; expected 0 .. 255, or floats in 0 .. 1"
         )
-    if high <= 1 and not floats:
+    if high <= 1 and not are_floats:
         problems.note("bits", "its images hold nothing but 0 and 1, which are taken for black and white")
     if high <= 1:
         return np.round(images * 255.0).astype(np.uint8)
-    if floats and high < 128 and (images % 1).any():  # it may be any range
+    if are_floats and high < 128 and (images % 1).any():  # the range cannot be told
         raise UserError(f"{path} has images of floats in {low} .. {high}; scale them to 0 .. 255, or to 0 .. 1")
-    return np.ascontiguousarray(np.round(images) if floats else images, dtype=np.uint8)
+    return np.ascontiguousarray(np.round(images) if are_floats else images, dtype=np.uint8)

@@ -1,6 +1,6 @@
 """Hugging Face data sets: by a local path (parquet, arrow, a saved data set), or by name from the Hub.
 
-The tables stay on disk, memory-mapped; only the images that are asked for are read.
+The tables stay on disk, memory-mapped; an image is read on demand.
 """
 
 import glob
@@ -18,87 +18,99 @@ from data.caption_values import as_captions
 from data.class_captions import class_caption
 from data.problems import Problems, quantity
 from data.records import Columns, Listing, Record, check_column
+from data.source_config import SourceConfig
 from data.splits import SPLIT_NAMES
 from unclip.errors import UserError, reason
 from unclip.store.files import check_fetched
 
 FORMATS = {".parquet": "parquet", ".arrow": "arrow"}
+SAVED = ("state.json", "dataset_dict.json")
+"""Files of a data set that `datasets` has saved."""
 PLAIN = {"corresponds to no data": "it has no rows", "Couldn't cast": "its files have different columns"}
-"""What errors of `datasets` mean."""
+"""Plain words for errors of `datasets`."""
 
 
-def read(source: str, columns: Columns, split: str | None, problems: Problems) -> Listing:
-    """The records, and the names of the classes where the caption column holds class labels.
+def read_hugging_face(config: SourceConfig, problems: Problems) -> Listing:
+    """The records, and the names of the classes if the caption column holds class labels.
 
     Raises UserError if there is no such data set, or no such column.
     """
-    import datasets  # seconds to import, so only here
-
     records: list[Record] = []
     classes: tuple[str, ...] = ()
-    tables = _open(source, split, problems)
+    tables = _open_tables(config.source, config.split, problems)
     for name, table in tables.items():
         if len(tables) > 1 and name not in SPLIT_NAMES:
             why = f"its {quantity(len(table), 'row')} are not used; name a split with --data.split"
             problems.add(f"split {name}", why, len(table))
             continue
-        check_column(source, columns.image, table.column_names, "image-column")
-        check_column(source, columns.caption, table.column_names, "caption-column")
-        feature = table.features[columns.caption]
-        if isinstance(feature, datasets.ClassLabel):
-            classes = tuple(feature.names)
-        several = getattr(feature, "feature", None)  # of a list: what it holds
-        names = several.names if isinstance(several, datasets.ClassLabel) else None
-        if isinstance(table.features[columns.image], datasets.Image):
-            table = table.cast_column(columns.image, datasets.Image(decode=False))
-        images = table.select_columns([columns.image])
-        for row, value in enumerate(table[columns.caption]):
-            if names:
-                value = [class_caption(names[one]) for one in value or () if one in range(len(names))]
-            label = value if classes else None
-            known = label is None or label in range(len(classes))
-            captions = as_captions(value if label is None else class_caption(classes[label]) if known else "", problems)
-            if captions:
-                opened, version = partial(_image, images, row, Path(source)), f"{images._fingerprint} {row}"
-                own = SPLIT_NAMES[name] if len(tables) > 1 else None
-                records.append(Record(f"{name} {row}", opened, captions, label, own, version))
-            else:
-                why = "has no caption that is text" if known else f"has the unknown class {label}"
-                problems.add(f"{name} {row}", why)
+        split = SPLIT_NAMES[name] if len(tables) > 1 else None
+        table_records, table_classes = _read_table(config.source, name, table, split, config.columns, problems)
+        records += table_records
+        classes = table_classes or classes
     return Listing(records, classes)
 
 
-def is_one(folder: Path) -> bool:
-    """Whether a folder holds a data set's tables rather than images with captions beside them."""
-    saved = any((folder / name).is_file() for name in ("state.json", "dataset_dict.json"))
-    return saved or any(any(folder.rglob(f"*{end}")) for end in FORMATS)
+def is_saved_data_set(folder: Path) -> bool:
+    """Whether a folder holds the tables of a data set."""
+    is_saved = any((folder / name).is_file() for name in SAVED)
+    return is_saved or any(any(folder.rglob(f"*{suffix}")) for suffix in FORMATS)
 
 
-def _open(source: str, split: str | None, problems: Problems) -> dict[str, Any]:
-    """The data set's tables by split; one that is asked for stands for them all."""
-    import datasets
+def group_files_by_split(folder: Path, suffixes: Iterable[str], problems: Problems) -> tuple[str, dict[str, list[str]]]:
+    """The first of the suffixes that files in a folder have, and those files by split.
+
+    `datasets` knows the split by the name. If no name says one, all files are for training; if some do, the others are
+    added to `problems`.
+    """
+    from datasets.data_files import DataFilesDict, get_data_patterns  # seconds to import, so only here
+
+    files_by_suffix = {
+        suffix: [file for file in sorted(folder.rglob(f"*{suffix}")) if not file.name.startswith(".")]
+        for suffix in suffixes
+    }
+    chosen_suffix = next(suffix for suffix, files in files_by_suffix.items() if files)
+    names = {os.path.realpath(file): str(file) for file in files_by_suffix[chosen_suffix]}
+    pattern = glob.escape(os.path.realpath(folder))
+    patterns = get_data_patterns(pattern)
+    splits = {}
+    for split, files in DataFilesDict.from_patterns(patterns, base_path=pattern).items():
+        split_files = [names[file] for file in map(os.path.realpath, files) if file in names]
+        if split_files:
+            splits[str(split)] = split_files
+    splits = splits or {"train": list(names.values())}
+    used = {file for files in splits.values() for file in files}
+    for file in (file for files in files_by_suffix.values() for file in files):
+        if str(file) not in used:
+            name = str(file.relative_to(folder))
+            problems.add(name, "is not used: the names of other files say which split they are")
+    return chosen_suffix, splits
+
+
+def _open_tables(source: str, split: str | None, problems: Problems) -> dict[str, Any]:
+    """The data set's tables by split. If a split is asked for, it alone, as "train"."""
+    import datasets  # seconds to import, so only here
 
     path = Path(source)
     datasets.disable_progress_bars()
-    datasets.logging.set_verbosity(logging.CRITICAL)  # what it logs of an error is in the error
+    datasets.logging.set_verbosity(logging.CRITICAL)  # the error that is raised says all that it would log
     try:
-        if any((path / name).is_file() for name in ("state.json", "dataset_dict.json")):
-            found = datasets.load_from_disk(source)
+        if any((path / name).is_file() for name in SAVED):
+            loaded = datasets.load_from_disk(source)
         elif path.is_file():
-            found = datasets.load_dataset(FORMATS[path.suffix.lower()], data_files=_checked([source]))
+            loaded = datasets.load_dataset(FORMATS[path.suffix.lower()], data_files=_check_files([source]))
         elif path.is_dir():
-            suffix, files = files_by_split(path, FORMATS, problems)
-            files = {split: _checked(names) for split, names in files.items()}
-            found = datasets.load_dataset(FORMATS[suffix], data_files=files)
+            suffix, files = group_files_by_split(path, FORMATS, problems)
+            files = {name: _check_files(names) for name, names in files.items()}
+            loaded = datasets.load_dataset(FORMATS[suffix], data_files=files)
         else:
-            found = datasets.load_dataset(source)
+            loaded = datasets.load_dataset(source)
     except UserError:
         raise
     except Exception as error:  # it raises what its readers and its network library raise
         why = reason(error.__cause__ or error)
         why = next((plain for words, plain in PLAIN.items() if words in why), why)
         raise UserError(f"{source} cannot be opened as a data set ({why})") from error
-    tables = found if isinstance(found, dict) else {"train": found}
+    tables = loaded if isinstance(loaded, dict) else {"train": loaded}
     if split is None:
         return tables
     if split not in tables:
@@ -106,10 +118,10 @@ def _open(source: str, split: str | None, problems: Problems) -> dict[str, Any]:
     return {"train": tables[split]}
 
 
-def _checked(files: list[str]) -> list[str]:
-    """Names of files such that `datasets` takes them as they are, not for patterns.
+def _check_files(files: list[str]) -> list[str]:
+    """File names escaped so that `datasets` does not take them for patterns.
 
-    Raises UserError for the first that is not what its name says.
+    Raises UserError for the first file whose content is not what its name says.
     """
     for file in files:
         with open(check_fetched(Path(file)), "rb") as content:
@@ -118,31 +130,44 @@ def _checked(files: list[str]) -> list[str]:
     return list(map(glob.escape, files))
 
 
-def files_by_split(folder: Path, suffixes: Iterable[str], problems: Problems) -> tuple[str, dict[str, list[str]]]:
-    """The first suffix that files in a folder have, and those of each split, by their names as `datasets` reads them.
+def _read_table(
+    source: str, name: str, table: Any, split: str | None, columns: Columns, problems: Problems
+) -> tuple[list[Record], tuple[str, ...]]:
+    """The records of one table, and the names of the classes that its captions are, if they are class labels."""
+    import datasets
 
-    If no name says a split, all are for training; if some do, the others are added to `problems`.
-    """
-    from datasets.data_files import DataFilesDict, get_data_patterns
+    check_column(source, columns.image, table.column_names, "image-column")
+    check_column(source, columns.caption, table.column_names, "caption-column")
+    feature = table.features[columns.caption]
+    classes = tuple(feature.names) if isinstance(feature, datasets.ClassLabel) else ()
+    item_feature = getattr(feature, "feature", None)  # the type of a list's items
+    item_classes = item_feature.names if isinstance(item_feature, datasets.ClassLabel) else None
+    if isinstance(table.features[columns.image], datasets.Image):
+        table = table.cast_column(columns.image, datasets.Image(decode=False))
+    images = table.select_columns([columns.image])
+    records = []
+    for row, value in enumerate(table[columns.caption]):
+        row_name = f"{name} {row}"
+        label = None
+        if classes:
+            label = value
+            if label not in range(len(classes)) and label is not None:
+                problems.add(row_name, f"has the unknown class {label}")
+                continue
+            value = None if label is None else class_caption(classes[label])
+        elif item_classes:
+            value = [class_caption(item_classes[item]) for item in value or () if item in range(len(item_classes))]
+        captions = as_captions(value, problems)
+        if captions:
+            opener = partial(_open_image, images, row, Path(source))
+            records.append(Record(row_name, opener, captions, label, split, f"{images._fingerprint} {row}"))
+        else:
+            problems.add(row_name, "has no caption that is text")
+    return records, classes
 
-    files = {
-        end: [file for file in sorted(folder.rglob(f"*{end}")) if not file.name.startswith(".")] for end in suffixes
-    }
-    end = next(end for end in suffixes if files[end])
-    own = {os.path.realpath(file): str(file) for file in files[end]}
-    base = os.path.realpath(folder)
-    pattern = glob.escape(base)
-    by_name = DataFilesDict.from_patterns(get_data_patterns(pattern), base_path=pattern)
-    splits = {str(name): [own[f] for f in map(os.path.realpath, some) if f in own] for name, some in by_name.items()}
-    splits = {name: chosen for name, chosen in splits.items() if chosen} or {"train": list(own.values())}
-    used = {file for chosen in splits.values() for file in chosen}
-    for file in (file for some in files.values() for file in some if str(file) not in used):
-        problems.add(str(file.relative_to(folder)), "is not used: the names of other files say which split they are")
-    return end, splits
 
-
-def _image(table: Any, row: int, source: Path) -> Image.Image:
-    """The image of a row: encoded bytes, or a path, which may start at the data set's folder.
+def _open_image(table: Any, row: int, source: Path) -> Image.Image:
+    """The image of a row: encoded bytes, or a path, which may be relative to the data set's folder.
 
     Raises UserError for anything else, and what Pillow and the disk raise.
     """

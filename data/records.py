@@ -31,6 +31,8 @@ class Listing(NamedTuple):
     """Names of the classes, if the records are labelled."""
     size: int | None = None
     """Height and width of the images if all are squares of one size."""
+    channels: int | None = None
+    """Channels of the images if the source allows no other number."""
 
 
 class Columns(NamedTuple):

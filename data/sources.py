@@ -1,120 +1,243 @@
-"""Which source a name or a path means, and its splits as data sets."""
+"""The sources of captioned images: a table of them, what they hold, and their splits as data sets.
+
+A new source is one file, with a `Reader`, and one row of SOURCES; then `--data NAME` trains on it.
+"""
 
 import re
 import shlex
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, fields
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, fields, replace
+from functools import partial
 from pathlib import Path
-from typing import Annotated, NoReturn
+from typing import NoReturn, Protocol
 
-import tyro
+import torch
+from PIL import Image
 
-from data import archives, arrays, cifar10, emoji, fashion_mnist, folder, shards, tables
-from data import hugging_face as hub
+from data.archives import ARCHIVE_SUFFIXES, unpack_archive
 from data.class_captions import name_classes
 from data.dataset import CaptionedImages, build_data_set
-from data.decoding import Fit, collect_images, common_size, filter_readable
+from data.decoding import collect_images, common_size, filter_readable
 from data.problems import Problems
-from data.records import Columns, Listing
-from data.splits import FEWEST, SHARE, defined_splits, explain_too_few, limit_records, split_records
+from data.records import Listing, Record
+from data.source_config import SHAPE_OPTIONS, SourceConfig
+from data.splits import FEWEST, SHARE, SPLITS, defined_splits, explain_too_few, limit_records, split_records
 from unclip.errors import UserError
-from unclip.fields import as_option, bounded, check
+from unclip.registry import resolve
 from unclip.store.files import check_fetched
 
-NAMES = ("fashion-mnist", "emoji", "cifar10")
-SHAPE = ("size", "fit", "grey")
-"""The options that fashion-mnist alone does not read."""
-SIZE = 64
+DEFAULT_SIZE = 64
 """Pixels per side of images that differ in size, or are all larger."""
 HUB_NAME = re.compile(r"[\w.-]+/[\w.-]+")
-FILES = {".npz": "arrays", ".npy": "arrays", shards.SUFFIX: "shards"}
-FILES |= dict.fromkeys(tables.SUFFIXES, "table") | dict.fromkeys(hub.FORMATS, "hub")
-FILES |= dict.fromkeys(archives.SUFFIXES, "archive") | {".txt": "table"}
-"""What files mean, by their suffix."""
-IN_TABLES = ("image_column", "caption_column", "class_names")
-OPTIONS = {
-    "emoji": ("root", "skin_tones"),
-    "cifar10": ("root", "classes"),
-    "arrays": ("class_names",),
-    "table": IN_TABLES,
-    "folder": IN_TABLES,
-    "shards": IN_TABLES,
-    "hub": (*IN_TABLES, "split"),
-}
-"""Which options each kind of source reads, beside those that all do."""
+
+
+class Reader(Protocol):
+    """A function that lists what a source holds."""
+
+    def __call__(self, config: SourceConfig, problems: Problems) -> Listing:
+        """The records of all splits of `config.source`. Images are opened later, one by one.
+
+        Rows that cannot be used are added to `problems`. Raises UserError if the source holds nothing of use.
+        """
+
+
+class SplitLoader(Protocol):
+    """A function that loads a whole split, for a source whose captions are no fixed list per image."""
+
+    def __call__(self, config: SourceConfig, split: str, held_out: bool) -> CaptionedImages:
+        """The split "train", "validation" or "test". With `held_out` training includes images held out for tests."""
 
 
 @dataclass(frozen=True)
-class SourceConfig:
-    source: Annotated[str, tyro.conf.arg(name="")] = bounded("fashion-mnist", affects_weights=False)
-    """fashion-mnist, emoji, cifar10, a folder of captioned images, a table of their names and captions (.csv, .tsv,
-    .jsonl, .json), an .npz or .npy file, webdataset shards (.tar, .tar.gz), a folder as .zip, or a Hugging Face data
-    set."""
-    root: Path | None = bounded(None, affects_weights=False)
-    """Folder with the files of fashion-mnist, emoji or cifar10; without it they are downloaded to data/raw."""
-    size: int | None = bounded(None, 1, 1024)
-    """Height and width of the images (default: their own, if all have one size of 64 at most, or of any in an array; 32
-    for emoji; else 64)."""
-    fit: Fit = "crop"
-    """What is done to images that are not square: cut to the middle, padded with white, or stretched."""
-    grey: bool = False
-    """Read the images as grey ones, with one channel; else they are read as colour ones."""
-    classes: str = ""
-    """Of cifar10 only these classes: ship,truck."""
-    class_names: str = ""
-    """Names of the classes in order, where captions or labels are nothing but their numbers: cat,dog."""
-    image_column: str = "image"
-    """Column of the images in a Hugging Face data set, or of their files' names in a table; there file_name will do."""
-    caption_column: str = "text"
-    """Column of the captions, in a Hugging Face data set, a table or the .json files of shards."""
-    split: str | None = None
-    """Use this split of a Hugging Face data set alone, for training, validation and test."""
-    skin_tones: bool = False
-    """Of emoji also those of each skin tone."""
-    strict: bool = False
-    """Refuse a source with rows that cannot be used, instead of leaving them out; all splits are looked at."""
-    limit: int | None = bounded(None, FEWEST, 10**9)
-    """Use only so many training images, and at most as many for validation and test."""
+class Source:
+    """A kind of source: how it is recognised, and how it is read.
 
-    def __post_init__(self):
-        check(self, "data.", as_option)
-
-
-def load(config: SourceConfig, splits: Sequence[str], held_out: bool = False) -> list[CaptionedImages]:
-    """Splits of a source.
-
-    With `held_out` the training images of fashion-mnist include those of the held-out pairs. Raises UserError if there
-    is no such source, or nothing to use in it.
+    Code is a function, or "module:function", which is imported when it is used. A source without suffixes and folders
+    is chosen by its name in the table.
     """
-    if config.source == "fashion-mnist":
-        _refuse_others(config, "root")
-        if config.size or config.grey or config.fit != "crop":
-            raise UserError("fashion-mnist is used as it is, grey and 28x28; leave --data.size, fit and grey out")
-        return [fashion_mnist.load(split, config.root, held_out).first(config.limit) for split in splits]
+
+    reader: str | Reader | None = None
+    load_split: str | SplitLoader | None = None
+    """Takes the place of `reader`."""
+    options: tuple[str, ...] = ()
+    """The fields of `SourceConfig` that it reads, beside those that every source with a reader does."""
+    suffixes: tuple[str, ...] = ()
+    """How the names of its files end."""
+    recognise_folder: str | Callable[[Path], bool] | None = None
+    """Whether a folder is such a source."""
+
+    @property
+    def is_named(self) -> bool:
+        return not self.suffixes and self.recognise_folder is None
+
+
+COLUMN_OPTIONS = ("image_column", "caption_column", "class_names")
+
+SOURCES: dict[str, Source] = {
+    "fashion-mnist": Source(load_split="data.fashion_mnist:load_configured_split", options=("root",)),
+    "emoji": Source("data.emoji:read_emoji", options=("root", "skin_tones")),
+    "cifar10": Source("data.cifar10:read_cifar10", options=("root", "classes")),
+    "folder": Source(
+        "data.image_folder:read_image_folder",
+        options=COLUMN_OPTIONS,
+        recognise_folder="data.image_folder:is_image_folder",
+    ),
+    "hugging-face": Source(
+        "data.hugging_face:read_hugging_face",
+        options=(*COLUMN_OPTIONS, "split"),
+        suffixes=(".parquet", ".arrow"),
+        recognise_folder="data.hugging_face:is_saved_data_set",
+    ),
+    "shards": Source(
+        "data.shards:read_shards",
+        options=COLUMN_OPTIONS,
+        suffixes=(".tar",),
+        recognise_folder="data.shards:is_shard_folder",
+    ),
+    "table": Source(
+        "data.image_table:read_image_table",
+        options=COLUMN_OPTIONS,
+        suffixes=(".jsonl", ".csv", ".tsv", ".json", ".txt"),
+    ),
+    "arrays": Source("data.arrays:read_arrays", options=("class_names",), suffixes=(".npz", ".npy")),
+}
+"""Rows that recognise folders are asked in this order."""
+
+
+def load_splits(config: SourceConfig, splits: Sequence[str], held_out: bool = False) -> list[CaptionedImages]:
+    """Load splits of a source.
+
+    Args:
+        held_out: whether the training images of fashion-mnist include those of the held-out pairs.
+
+    Raises UserError if there is no such source, or too little in it to use.
+    """
+    source = SOURCES.get(config.source)
+    if source is not None and source.load_split is not None:
+        _refuse_unread_options(config, source)
+        load_split: SplitLoader = resolve(source.load_split)
+        return [load_split(config, split, held_out).first(config.limit) for split in splits]
     problems = Problems(config.source)
-    listing = read(config, problems)
+    listing = read_listing(config, problems)
     name = Path(config.source).resolve().name if Path(config.source).exists() else config.source
-    size, channels = image_size(config, listing), 1 if config.grey else 3
+    size = image_size(config, listing)
+    channels = 1 if config.grey else 3
     records = listing.records
-    if SHARE * len(records) < 2 * FEWEST and not defined_splits(records):  # each one counts
+    if SHARE * len(records) < 2 * FEWEST and not defined_splits(records):  # few records: unreadable ones matter
         records = filter_readable(records, size, channels, config.fit, problems)
-    parts = {split: limit_records(split_records(records, split), config.limit) for split in splits}
-    found, seen = [], set()
-    for split, chosen in parts.items():
+    records_by_split = {split: limit_records(split_records(records, split), config.limit) for split in splits}
+    for split, chosen in records_by_split.items():
         if why := explain_too_few(records, split, len(chosen)):
             _refuse(config.source, why, problems)
-    for split, chosen in parts.items():
-        seen |= {record.name for record in chosen}
-        images, kept = collect_images(f"{name}/{split}", chosen, size, channels, config.fit, problems)
-        if len(kept) < FEWEST:
-            why = f"of its {len(chosen)} images for {split} {len(kept)} can be read, but at least {FEWEST} are needed"
+    data_sets = []
+    decoded_names = set()
+    for split, chosen in records_by_split.items():
+        decoded_names |= {record.name for record in chosen}
+        images, readable = collect_images(f"{name}/{split}", chosen, size, channels, config.fit, problems)
+        if len(readable) < FEWEST:
+            why = f"{len(readable)} of its {len(chosen)} images for {split} can be read, but {FEWEST} are needed"
             _refuse(config.source, why, problems)
-        found.append(build_data_set(f"{name}/{split}", images, kept, listing.classes))
+        data_sets.append(build_data_set(f"{name}/{split}", images, readable, listing.classes))
     if config.strict:
-        rest = [record for record in records if record.name not in seen]
-        filter_readable(rest, size, channels, config.fit, problems)
+        others = [record for record in records if record.name not in decoded_names]
+        filter_readable(others, size, channels, config.fit, problems)
     problems.report(config.strict)
-    return found
+    return data_sets
+
+
+def read_listing(config: SourceConfig, problems: Problems) -> Listing:
+    """List what a source holds, all splits together.
+
+    Raises UserError if there is no such source, and for options that it does not read.
+    """
+    path = Path(config.source)
+    located = config
+    if path.is_file() and config.source.lower().endswith(ARCHIVE_SUFFIXES):
+        located = replace(config, source=str(unpack_archive(check_fetched(path))))
+    source = find_source(located.source)
+    _refuse_unread_options(config, source)
+    if source.load_split is not None:
+        return _list_loaded_splits(resolve(source.load_split), config)
+    if Path(located.source).is_file():
+        check_fetched(Path(located.source))
+    reader: Reader = resolve(source.reader)
+    class_names = [name.strip() for name in config.class_names.split(",") if name.strip()]
+    listing = name_classes(reader(located, problems), class_names, problems)
+    if len(listing.records) > 1 and len({record.captions for record in listing.records}) == 1:
+        problems.note("one caption", "all images have the same captions, which cannot tell them apart")
+    return listing
+
+
+def image_size(config: SourceConfig, listing: Listing) -> int:
+    """Height and width to train on: --data.size; else the images' own, if all have one; else `DEFAULT_SIZE`.
+
+    Images that all have one size above `DEFAULT_SIZE` are scaled down, except arrays, which were made for their size.
+    """
+    common = config.size or listing.size or common_size(listing.records, config.fit, DEFAULT_SIZE)
+    return common or DEFAULT_SIZE
+
+
+def find_source(source: str) -> Source:
+    """The row of SOURCES for a name or a path. Raises UserError if there is none."""
+    path = Path(source)
+    if is_named_source(source):
+        return SOURCES[source]
+    if path.is_dir():
+        folder_kinds = [kind for kind in SOURCES.values() if kind.recognise_folder is not None]
+        for kind in folder_kinds:
+            if resolve(kind.recognise_folder)(path):
+                return kind
+        return SOURCES["folder"]  # whose reader explains what it expects
+    suffixes = ", ".join(_file_suffixes())
+    if path.exists():
+        for kind in SOURCES.values():
+            if kind.suffixes and source.lower().endswith(kind.suffixes):
+                return kind
+        raise UserError(f"{path} is a file of another kind than {suffixes}; unpack it, or convert it to one of these")
+    if is_available(source):
+        return SOURCES["hugging-face"]
+    raise UserError(
+        f"there is no data set {source!r}; give one of {', '.join(named_sources())}, a folder, a file ({suffixes}), or "
+        "a data set of the Hugging Face Hub as owner/name"
+    )
+
+
+def named_sources() -> list[str]:
+    """The names that --data takes beside paths and names of the Hub."""
+    return [name for name, source in SOURCES.items() if source.is_named]
+
+
+def is_named_source(source: str) -> bool:
+    return source in SOURCES and SOURCES[source].is_named
+
+
+def is_available(source: str) -> bool:
+    """Whether a source has a name, exists on this machine, or may be on the Hub; False for a path to nothing."""
+    may_be_on_hub = HUB_NAME.fullmatch(source) and not source.lower().endswith(tuple(_file_suffixes()))
+    return is_named_source(source) or Path(source).exists() or bool(may_be_on_hub)
+
+
+def has_fixed_shape(source: str) -> bool:
+    """Whether the images of a source are used as they are, so that `SHAPE_OPTIONS` have no meaning for it."""
+    return is_named_source(source) and SOURCES[source].load_split is not None
+
+
+def _file_suffixes() -> list[str]:
+    return [suffix for source in SOURCES.values() for suffix in source.suffixes] + list(ARCHIVE_SUFFIXES)
+
+
+def _list_loaded_splits(load_split: SplitLoader, config: SourceConfig) -> Listing:
+    """List a source of whole splits, with one caption drawn for each image."""
+    generator = torch.Generator().manual_seed(0)
+    records = []
+    for split in SPLITS:
+        data = load_split(config, split, False)
+        captions = [data.captions[i] for i in data.draw(torch.arange(len(data)), generator)]
+        images = data.images.permute(0, 2, 3, 1).numpy()  # (N, H, W, C)
+        for row, (pixels, caption) in enumerate(zip(images, captions, strict=True)):
+            opener = partial(Image.fromarray, pixels[..., 0] if data.channels == 1 else pixels)
+            records.append(Record(f"{split} {row}", opener, (caption,), split=split))
+    return Listing(records, data.classes, data.image_size, data.channels)
 
 
 def _refuse(source: str, why: str, problems: Problems) -> NoReturn:
@@ -124,95 +247,12 @@ def _refuse(source: str, why: str, problems: Problems) -> NoReturn:
     )
 
 
-def image_size(config: SourceConfig, listing: Listing) -> int:
-    """Height and width to train on: those asked for, else the images' own if they all have one size, else `SIZE`.
-
-    Images of one size that is larger than `SIZE` are resized, except for arrays, which were made for their size.
-    """
-    return config.size or listing.size or common_size(listing.records, config.fit, SIZE) or SIZE
-
-
-def read(config: SourceConfig, problems: Problems) -> Listing:
-    """What a source that lists its records holds, all splits together.
-
-    Raises UserError if there is no such source, and for options that it does not know.
-    """
-    names = tuple(name.strip() for name in config.class_names.split(",") if name.strip())
-    listing = name_classes(_listing(config, problems), names, problems)
-    if len(listing.records) > 1 and len({record.captions for record in listing.records}) == 1:
-        problems.note("one caption", "all images have the same captions, so that they tell nothing apart")
-    return listing
-
-
-def _listing(config: SourceConfig, problems: Problems) -> Listing:
-    source, kind = Path(config.source), _kind(config.source)
-    if kind == "archive":
-        source = archives.unpacked(check_fetched(source))
-        kind = _kind(str(source))
-    _refuse_others(config, *OPTIONS[kind])
-    columns = Columns(config.image_column, config.caption_column)
-    if source.is_file():
-        check_fetched(source)
-    if kind == "emoji":
-        return emoji.read(config.root, config.skin_tones, problems)
-    if kind == "cifar10":
-        return cifar10.read(config.root, tuple(filter(None, config.classes.split(","))))
-    if kind == "arrays":
-        return arrays.read(source, problems)
-    if kind == "hub":
-        return hub.read(str(source), columns, config.split, problems)
-    reader = {"folder": folder.read, "table": folder.read_table, "shards": shards.read}[kind]
-    return reader(source, columns, problems)
-
-
-def _kind(source: str) -> str:
-    """What a name or a path means: a key of OPTIONS. Raises UserError if it means nothing."""
-    path = Path(source)
-    if source in ("emoji", "cifar10"):
-        return source
-    if path.is_dir():
-        if folder.is_one(path):
-            return "folder"
-        if hub.is_one(path):
-            return "hub"
-        return "shards" if shards.is_one(path) else "folder"
-    files = ", ".join(FILES)
-    if path.exists():
-        if suffix := _suffix(source):
-            return FILES[suffix]
-        raise UserError(f"{path} is a file of another kind than {files}; unpack it, or convert it to one of these")
-    if is_there(source):
-        return "hub"
-    raise UserError(
-        f"there is no data set {source!r}; give one of {', '.join(NAMES)}, a folder, a file ({files}), or a data set "
-        "of the Hugging Face Hub as owner/name"
-    )
-
-
-def _suffix(source: str) -> str | None:
-    """That of `FILES` which a name ends in."""
-    return next((suffix for suffix in FILES if source.lower().endswith(suffix)), None)
-
-
-def is_there(source: str) -> bool:
-    """Whether a source can be looked for: not a path to nothing."""
-    hub_name = HUB_NAME.fullmatch(source) and not _suffix(source)
-    return source in NAMES or Path(source).exists() or bool(hub_name)
-
-
-def as_options(config: SourceConfig, names: Iterable[str] = ()) -> list[str]:
-    """The command-line options for a config: of these names, or the source and all that is not as it is by default."""
-    options = []
-    for item in fields(config):
-        value, option = getattr(config, item.name), as_option(f"data.{item.name}")
-        if item.name in names or (not names and (item.name == "source" or value != item.default)):
-            option = "--data" if item.name == "source" else option
-            options += [option] if value is True else [option, str(value)]
-    return options
-
-
-def _refuse_others(config: SourceConfig, *read: str) -> None:
-    """Raise UserError for an option that is set, and that this source does not read."""
-    for name in {"root", "classes", "class_names", "image_column", "caption_column", "split", "skin_tones"} - set(read):
-        if getattr(config, name) != getattr(SourceConfig, name):
-            raise UserError(f"--data.{name.replace('_', '-')} has no meaning for {config.source}; leave it out")
+def _refuse_unread_options(config: SourceConfig, source: Source) -> None:
+    """Raise UserError for an option that is set, but that this source does not read."""
+    read = {"source", "strict", "limit", *source.options}
+    if source.reader is not None:
+        read.update(SHAPE_OPTIONS)
+    for item in fields(SourceConfig):
+        if item.name not in read and getattr(config, item.name) != item.default:
+            option = item.name.replace("_", "-")
+            raise UserError(f"--data.{option} has no meaning for {config.source}; leave it out")

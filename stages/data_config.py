@@ -6,7 +6,8 @@ from typing import Any
 
 from data.dataset import CaptionedImages
 from data.provenance import compare_content, compare_source, inherit_source, read_provenance
-from data.sources import SourceConfig, load
+from data.source_config import SourceConfig
+from data.sources import load_splits
 from stages.runtime import is_main, main_first
 from unclip.cli.options import EarlyOptions
 from unclip.store.hub import find_pipeline
@@ -15,9 +16,9 @@ from unclip.store.hub import find_pipeline
 @dataclass(frozen=True)
 class DataConfig(SourceConfig):
     def load(self, *splits: str, held_out: bool = False) -> list[CaptionedImages]:
-        """The splits, as `data.sources.load` gives them; one rank fetches and decodes what the others then find."""
+        """Load splits, see `data.sources.load_splits`. One rank fetches and decodes the images for the others."""
         with main_first():
-            return load(self, splits, held_out)
+            return load_splits(self, splits, held_out)
 
     def load_as(self, pipeline: Path, *splits: str) -> list[CaptionedImages]:
         """The same, the training images first; a line says whether they are those that a pipeline was trained on.

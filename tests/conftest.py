@@ -16,6 +16,7 @@ from data import emoji, fashion_mnist, paths
 from data.dataset import CaptionedImages
 from data.fashion_mnist import FashionMNIST
 from data.fashion_mnist_captions import CLASSES, PLAIN_CAPTIONS, Grammar, GrammarCaptions
+from data.splits import SPLITS
 from stages import log
 from unclip import UnCLIP
 from unclip.cli import run
@@ -122,7 +123,7 @@ def blank_curves(request, monkeypatch) -> None:
 @pytest.fixture(scope="session")
 def splits() -> dict[str, CaptionedImages]:
     """The real Fashion-MNIST. Read only."""
-    return {split: fashion_mnist.load(split) for split in fashion_mnist.SPLITS}
+    return {split: fashion_mnist.load_split(split) for split in SPLITS}
 
 
 @pytest.fixture
@@ -134,7 +135,7 @@ def own_caches(tmp_path_factory, monkeypatch) -> None:
 @pytest.fixture(scope="session")
 def emoji_files() -> tuple[Path, Path]:
     """The emoji's font and names, fetched if need be; where that fails, the error says what to install."""
-    return emoji.find()
+    return emoji.find_emoji_files()
 
 
 @pytest.fixture(scope="session")

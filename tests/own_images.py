@@ -8,7 +8,8 @@ import numpy as np
 import torch
 from PIL import Image
 
-from data.sources import SourceConfig, load
+from data.source_config import SourceConfig
+from data.sources import load_splits
 from data.splits import SPLITS
 
 COLOURS = {"red": (220, 30, 30), "green": (30, 200, 30), "blue": (30, 30, 220)}
@@ -69,7 +70,7 @@ def with_saved(path, count: int = 40) -> None:
 
 def everything(source, **options) -> dict[str, np.ndarray]:
     """The images of all splits by caption."""
-    splits = load(SourceConfig(str(source), **options), SPLITS)
+    splits = load_splits(SourceConfig(str(source), **options), SPLITS)
     found = {}
     for data in splits:
         for row in range(len(data)):

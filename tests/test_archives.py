@@ -11,7 +11,8 @@ from test_shards import samples, with_shard
 from test_sources_forms import EVERY
 
 from data import paths
-from data.sources import SourceConfig, load
+from data.source_config import SourceConfig
+from data.sources import load_splits
 from unclip.errors import UserError
 
 pytestmark = pytest.mark.usefixtures("own_caches")
@@ -44,7 +45,7 @@ def test_an_archive_is_unpacked_once_and_again_when_it_has_changed(tmp_path, cap
         if unpacked:
             with_csv(tmp_path / "folder", count)
             shutil.make_archive(str(tmp_path / "x"), "zip", tmp_path / "folder")
-        (train,) = load(SourceConfig(str(tmp_path / "x.zip")), ["train"])
+        (train,) = load_splits(SourceConfig(str(tmp_path / "x.zip")), ["train"])
         assert (train.name, len(train)) == ("x.zip/train", count - 20)
         assert capsys.readouterr().out.count("unpacking") == unpacked
 
@@ -53,7 +54,7 @@ def test_a_zip_of_splits_and_classes(tmp_path):
     for split in ("train", "test"):
         of_classes(tmp_path / "folder" / "birds" / split)
     shutil.make_archive(str(tmp_path / "x"), "zip", tmp_path / "folder")
-    train, test = load(SourceConfig(str(tmp_path / "x.zip")), ["train", "test"])
+    train, test = load_splits(SourceConfig(str(tmp_path / "x.zip")), ["train", "test"])
     assert train.classes == tuple(sorted(COLOURS))
     assert (len(train), len(test)) == (63, 63)
 
@@ -92,7 +93,7 @@ def zip_of(member):
 def test_an_archive_that_cannot_be_used_is_one_line_and_leaves_nothing_half_unpacked(name, make, words, tmp_path):
     make(tmp_path / name)
     with pytest.raises(UserError) as refusal:
-        load(SourceConfig(str(tmp_path / name)), ["train"])
+        load_splits(SourceConfig(str(tmp_path / name)), ["train"])
     assert words in str(refusal.value)
     assert not list(paths.CACHE.glob(".*.partial"))
 
@@ -100,6 +101,6 @@ def test_an_archive_that_cannot_be_used_is_one_line_and_leaves_nothing_half_unpa
 def test_names_that_lead_out_of_an_archive_stay_inside(tmp_path):
     zip_of("../../outside.txt")(tmp_path / "x.zip")
     with pytest.raises(UserError, match="has 0 usable images"):
-        load(SourceConfig(str(tmp_path / "x.zip")), ["train"])
+        load_splits(SourceConfig(str(tmp_path / "x.zip")), ["train"])
     assert not list(tmp_path.rglob("outside.txt"))
     assert len(list(paths.CACHE.rglob("outside.txt"))) == 1

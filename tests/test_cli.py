@@ -31,7 +31,7 @@ def raw(tmp_path):
     folder = tmp_path / "raw"
     folder.mkdir()
     for name in fashion_mnist.FILES:
-        (folder / f"{name}.gz").symlink_to(fashion_mnist.find() / f"{name}.gz")
+        (folder / f"{name}.gz").symlink_to(fashion_mnist.find_fashion_mnist() / f"{name}.gz")
     return folder
 
 

@@ -24,7 +24,7 @@ def test_files(tmp_path):
     folder = tmp_path / "raw"
     folder.mkdir()
     for name in TEST_FILES:
-        shutil.copy(fashion_mnist.find() / f"{name}.gz", folder)
+        shutil.copy(fashion_mnist.find_fashion_mnist() / f"{name}.gz", folder)
     return folder
 
 
@@ -45,7 +45,7 @@ def says_held_out_pair(data) -> torch.Tensor:
 
 
 def test_splits_have_their_sizes_and_share_no_image(splits):
-    images, labels, order, bounds = fashion_mnist._training_files(fashion_mnist.find())
+    images, labels, order, bounds = fashion_mnist._load_training_files(fashion_mnist.find_fashion_mnist())
     training = order[5_000:]
     measured = attribute_codes(attributes(images[training]), labels[training], bounds)
     everything = replace(splits["train"], images=images[training], labels=labels[training], attributes=measured)
@@ -91,24 +91,24 @@ def test_every_class_has_about_a_third_of_each_attribute(splits):
 
 
 def test_splits_are_the_same_at_every_load(splits):
-    again = fashion_mnist.load("validation")
+    again = fashion_mnist.load_split("validation")
     assert again.fingerprint == splits["validation"].fingerprint != splits["test"].fingerprint
 
 
 def test_unknown_split_is_refused():
     with pytest.raises(UserError, match="unknown split 'valid'; choose one of train, validation, test"):
-        fashion_mnist.load("valid")
+        fashion_mnist.load_split("valid")
 
 
 # --- finding and checking the files -----------------------------------------------------------------------------------
 
 
 def test_real_files_pass_the_check_compressed_or_not(test_files):
-    images, labels = fashion_mnist.read(test_files, "t10k")
+    images, labels = fashion_mnist.read_files(test_files, "t10k")
     for name in TEST_FILES:
         (test_files / name).write_bytes(gzip.decompress((test_files / f"{name}.gz").read_bytes()))
         (test_files / f"{name}.gz").unlink()
-    plain_images, plain_labels = fashion_mnist.read(test_files, "t10k")
+    plain_images, plain_labels = fashion_mnist.read_files(test_files, "t10k")
     assert torch.equal(images, plain_images)
     assert torch.equal(labels, plain_labels)
 
@@ -132,14 +132,14 @@ def test_damaged_file_is_refused_by_name(damage, test_files):
     path = test_files / f"{TEST_FILES[1]}.gz"
     path.write_bytes(DAMAGES[damage](path.read_bytes()))
     with pytest.raises(UserError, match=f"{path.name} is corrupt") as caught:
-        fashion_mnist.read(test_files, "t10k")
+        fashion_mnist.read_files(test_files, "t10k")
     assert "\n" not in str(caught.value)
 
 
 def test_missing_file_is_named(test_files):
     (test_files / f"{TEST_FILES[0]}.gz").unlink()
     with pytest.raises(UserError, match=rf"lacks {TEST_FILES[0]}\.gz"):
-        fashion_mnist.read(test_files, "t10k")
+        fashion_mnist.read_files(test_files, "t10k")
 
 
 @pytest.mark.parametrize(("count", "label"), [(9_999, 0), (10_000, 10)], ids=["too few", "label out of range"])
@@ -149,32 +149,32 @@ def test_counts_and_labels_are_checked_beside_the_hash(count, label, test_files,
     hashes = {**fashion_mnist.FILES, TEST_FILES[1]: fashion_mnist.hashlib.sha256(content).hexdigest()}
     monkeypatch.setattr(fashion_mnist, "FILES", hashes)
     with pytest.raises(UserError, match="does not hold 10000 images and labels 0-9"):
-        fashion_mnist.read(test_files, "t10k")
+        fashion_mnist.read_files(test_files, "t10k")
 
 
 def test_given_folder_is_found_plain_or_as_torchvision_lays_it_out(test_files, tmp_path):
     nested = tmp_path / "torchvision" / "FashionMNIST" / "raw"
     nested.parent.mkdir(parents=True)
-    assert fashion_mnist.find(test_files) == test_files
+    assert fashion_mnist.find_fashion_mnist(test_files) == test_files
     test_files.rename(nested)
-    assert fashion_mnist.find(tmp_path / "torchvision") == nested
+    assert fashion_mnist.find_fashion_mnist(tmp_path / "torchvision") == nested
 
 
 @pytest.mark.parametrize("make", [True, False], ids=["empty", "missing"])
 def test_given_folder_without_the_files_is_refused_and_nothing_is_fetched(make, tmp_path, monkeypatch):
-    monkeypatch.setattr(fashion_mnist, "_from_mirror", lambda folder: pytest.fail("fetched"))
-    monkeypatch.setattr(fashion_mnist, "_from_debian", lambda folder: pytest.fail("fetched"))
+    monkeypatch.setattr(fashion_mnist, "_fetch_from_mirror", lambda folder: pytest.fail("fetched"))
+    monkeypatch.setattr(fashion_mnist, "_fetch_from_debian", lambda folder: pytest.fail("fetched"))
     root = tmp_path / "elsewhere"
     if make:
         root.mkdir()
     with pytest.raises(UserError, match="elsewhere does not hold Fashion-MNIST"):
-        fashion_mnist.find(root)
+        fashion_mnist.find_fashion_mnist(root)
 
 
 @pytest.fixture
 def nothing_fetched_yet(tmp_path, monkeypatch):
     """As on a new machine. Yields the four real files, and the folder that downloads go to."""
-    real = fashion_mnist.find()
+    real = fashion_mnist.find_fashion_mnist()
     raw = tmp_path / "data" / "raw" / "fashion-mnist"
     monkeypatch.setattr(fashion_mnist, "RAW", raw)
     monkeypatch.setattr(fashion_mnist, "INSTALLED", tmp_path / "not-installed")
@@ -199,12 +199,12 @@ def test_second_source_serves_when_the_first_is_down_or_damaged(nothing_fetched_
             shutil.copy(real / f"{name}.gz", folder)
         return folder
 
-    monkeypatch.setattr(fashion_mnist, "_from_mirror", damaged_mirror)
-    monkeypatch.setattr(fashion_mnist, "_from_debian", package)
-    assert fashion_mnist.find() == raw
+    monkeypatch.setattr(fashion_mnist, "_fetch_from_mirror", damaged_mirror)
+    monkeypatch.setattr(fashion_mnist, "_fetch_from_debian", package)
+    assert fashion_mnist.find_fashion_mnist() == raw
     assert files_under(raw.parent) == sorted(f"fashion-mnist/{name}.gz" for name in fashion_mnist.FILES)
     assert contents(raw) == {f"{name}.gz": (real / f"{name}.gz").read_bytes() for name in fashion_mnist.FILES}
-    assert fashion_mnist.find() == raw
+    assert fashion_mnist.find_fashion_mnist() == raw
     assert asked == ["mirror", "package"]  # and not again for the second call
 
 
@@ -220,10 +220,10 @@ def test_failure_of_every_source_is_one_line_and_leaves_nothing(nothing_fetched_
         """The package."""
         raise RuntimeError("no such package")
 
-    monkeypatch.setattr(fashion_mnist, "_from_mirror", down)
-    monkeypatch.setattr(fashion_mnist, "_from_debian", absent)
+    monkeypatch.setattr(fashion_mnist, "_fetch_from_mirror", down)
+    monkeypatch.setattr(fashion_mnist, "_fetch_from_debian", absent)
     with pytest.raises(UserError, match=r"The mirror: .?no route to host.*The package: .?no such package") as caught:
-        fashion_mnist.find()
+        fashion_mnist.find_fashion_mnist()
     assert "\n" not in str(caught.value)
     assert files_under(raw.parent) == []
 

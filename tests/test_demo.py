@@ -13,7 +13,8 @@ from small_pipeline import build
 
 from data.inspect import proposal
 from data.provenance import describe_source
-from data.sources import SourceConfig, load
+from data.source_config import SourceConfig
+from data.sources import load_splits
 from data.variety import choose_varied
 from stages.demo import demo
 from unclip import UnCLIP
@@ -42,7 +43,7 @@ def test_demo_looks_measures_trains_and_draws(tmp_path, monkeypatch, capfd):
         assert demo.read_begun_training(out, stage) == proposal.Proposal(stage, STEPS, 32, 0)
         assert (out / stage / "train" / "curves.png").exists()
     captions = (tmp_path / "outputs" / "demo" / "captions.txt").read_text().splitlines()
-    [validation] = load(SourceConfig("My Squares"), ["validation"])
+    [validation] = load_splits(SourceConfig("My Squares"), ["validation"])
     assert captions == choose_varied(validation.captions, 10)
     assert Image.open("outputs/demo.png").size == Image.open("outputs/demo/grid.png").size
     assert UnCLIP.from_pretrained(out)("a red square").images.shape == (1, 20, 20, 3)

@@ -32,7 +32,8 @@ from data.inspect.proposal import (
     training_command,
 )
 from data.problems import Problems
-from data.sources import SourceConfig, image_size, read
+from data.source_config import SourceConfig
+from data.sources import image_size, read_listing
 from stages.demo.demo import main as demo_main
 from unclip.cli import signals
 from unclip.cli.options import parse_run
@@ -246,7 +247,7 @@ def test_images_of_one_size_up_to_64_are_used_at_that_size(sizes, fit, expected,
         (tmp_path / f"{number}.txt").write_text("a square")
     (tmp_path / "0.png").write_bytes(b"broken")
     config = SourceConfig(str(tmp_path), fit=fit)
-    assert image_size(config, read(config, Problems("x"))) == expected
+    assert image_size(config, read_listing(config, Problems("x"))) == expected
 
 
 def test_inspect_from_the_command_line(tmp_path):

@@ -8,7 +8,8 @@ import pytest
 from data import cifar10, emoji
 from data.decoding import decode_image
 from data.problems import Problems
-from data.sources import SourceConfig, load, read
+from data.source_config import SourceConfig
+from data.sources import load_splits, read_listing
 from data.splits import SPLITS
 from unclip.errors import UserError
 
@@ -17,7 +18,7 @@ pytestmark = pytest.mark.usefixtures("own_caches")
 
 def test_emoji_are_drawn_in_colour_with_their_names(emoji_files):
     problems = Problems("emoji")
-    listing = read(SourceConfig("emoji"), problems)
+    listing = read_listing(SourceConfig("emoji"), problems)
     named = {record.name: record for record in listing.records if record.split != "validation"}
     assert len(named) + len(problems.rows) == 1870
     assert {name for name, r in named.items() if r.split == "test"} == set(emoji.HELD_OUT)
@@ -34,7 +35,7 @@ def test_emoji_are_drawn_in_colour_with_their_names(emoji_files):
 
 def test_emoji_with_skin_tones_are_all_3655(emoji_files):
     problems = Problems("emoji")
-    listing = read(SourceConfig("emoji", skin_tones=True), problems)
+    listing = read_listing(SourceConfig("emoji", skin_tones=True), problems)
     assert len({r.name for r in listing.records}) + len(problems.rows) == 3655
     tones = [r for r in listing.records if r.name.startswith("waving hand")]
     assert len({decode_image(r, 16, 3, "crop").tobytes() for r in tones}) == 6
@@ -42,7 +43,7 @@ def test_emoji_with_skin_tones_are_all_3655(emoji_files):
 
 def test_emoji_that_are_nowhere_are_one_clear_line(tmp_path):
     with pytest.raises(UserError, match=r"holds no NotoColorEmoji\.ttf"):
-        read(SourceConfig("emoji", root=tmp_path), Problems("emoji"))
+        read_listing(SourceConfig("emoji", root=tmp_path), Problems("emoji"))
 
 
 @pytest.fixture
@@ -62,15 +63,15 @@ def small_cifar10(tmp_path, monkeypatch):
 
 
 def test_cifar10_gives_its_classes_or_a_part_of_them(small_cifar10):
-    train, validation, test = load(SourceConfig("cifar10", root=small_cifar10), SPLITS)
+    train, validation, test = load_splits(SourceConfig("cifar10", root=small_cifar10), SPLITS)
     assert (len(train), len(validation), len(test)) == (90, 10, 20)
     assert train.images.shape[1:] == (3, 32, 32)
     assert train.class_captions[0] == "an image of an airplane"
-    (part,) = load(SourceConfig("cifar10", root=small_cifar10, classes="ship,truck"), ["train"])
+    (part,) = load_splits(SourceConfig("cifar10", root=small_cifar10, classes="ship,truck"), ["train"])
     assert part.classes == ("ship", "truck")
     assert part.labels.tolist() == [0, 1] * 10
     with pytest.raises(UserError, match=r"no class 'boat'; choose from airplane, .*, truck"):
-        read(SourceConfig("cifar10", root=small_cifar10, classes="boat"), Problems("x"))
+        read_listing(SourceConfig("cifar10", root=small_cifar10, classes="boat"), Problems("x"))
 
 
 def test_cifar10_that_is_nowhere_is_one_clear_line(tmp_path, monkeypatch):
@@ -79,4 +80,4 @@ def test_cifar10_that_is_nowhere_is_one_clear_line(tmp_path, monkeypatch):
 
     monkeypatch.setattr("torchvision.datasets.cifar.download_and_extract_archive", offline)
     with pytest.raises(UserError, match=r"CIFAR-10 could not be fetched \(no network\)"):
-        cifar10.read(tmp_path)
+        cifar10.read_cifar10(SourceConfig("cifar10", root=tmp_path), Problems("x"))

@@ -10,9 +10,9 @@ from conftest import assert_one_error_line, run_python
 from own_images import COLOURS
 from PIL import Image
 
-from data.folder import read as folder_of_images
+from data.image_folder import read_image_folder
 from data.problems import Problems
-from data.records import Columns
+from data.source_config import SourceConfig
 from data.splits import split_records
 from stages.data_config import DataConfig
 from stages.evaluation.evaluate import EvaluateOptions
@@ -39,7 +39,7 @@ def images(tmp_path_factory):
         picture.save(folder / f"{number}.png")
         (folder / f"{number}.txt").write_text(f"{caption}\n{caption} on grey\n")
     (folder / "7.txt").unlink()
-    broken = split_records(folder_of_images(folder, Columns(), Problems("x")).records, "validation")[0]
+    broken = split_records(read_image_folder(SourceConfig(str(folder)), Problems("x")).records, "validation")[0]
     (folder / broken.name).write_bytes(b"no image")
     return folder
 

@@ -12,7 +12,7 @@ from small_pipeline import build
 
 from data.inspect.proposal import RECIPES, Speed
 from data.provenance import describe_source, inherit_source, read_provenance
-from data.sources import SourceConfig
+from data.source_config import SourceConfig
 from unclip.store.manifest import read_manifest
 
 pytestmark = pytest.mark.usefixtures("own_caches")

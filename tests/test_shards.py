@@ -9,7 +9,8 @@ import pytest
 from own_images import caption, everything, picture
 from test_sources_forms import EVERY, encoded, listed, reasons
 
-from data.sources import SourceConfig, load
+from data.source_config import SourceConfig
+from data.sources import load_splits
 from unclip.errors import UserError
 
 pytestmark = pytest.mark.usefixtures("own_caches")
@@ -47,7 +48,7 @@ def test_names_of_shards_say_their_split(tmp_path):
     with_shard(tmp_path / "train-000.tar", samples(range(20)))
     with_shard(tmp_path / "train-001.tar", samples(range(20, 30)))
     with_shard(tmp_path / "test-000.tar", samples(range(30, 42)))
-    assert [len(part) for part in load(SourceConfig(str(tmp_path)), ["train", "test"])] == [30, 12]
+    assert [len(part) for part in load_splits(SourceConfig(str(tmp_path)), ["train", "test"])] == [30, 12]
 
 
 def test_shards_with_faults(tmp_path):
@@ -78,7 +79,7 @@ def test_shards_with_faults(tmp_path):
         ("x.tar", None, "is not an uncompressed tar file"),
         ("x.tar", {"notes.md": b"x"}, "holds no images; expected 000.jpg with 000.txt"),
         ("x.tar", {"a/metadata.csv": b"x"}, "is a packed folder with metadata.csv; unpack it, and give the folder"),
-        ("x.rar", None, "is a file of another kind than .npz, .npy, .tar"),
+        ("x.rar", None, "is a file of another kind than .parquet, .arrow, .tar"),
     ],
 )
 def test_archives_that_cannot_be_used(name, members, words, tmp_path):

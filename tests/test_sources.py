@@ -2,6 +2,7 @@
 
 import csv
 import json
+import shutil
 
 import datasets
 import numpy as np
@@ -30,7 +31,8 @@ from data.dataset import shuffled_rows
 from data.decoding import decode_image, decode_images
 from data.problems import Problems
 from data.records import Record
-from data.sources import SourceConfig, load, read
+from data.source_config import SourceConfig
+from data.sources import load_splits, read_listing
 from data.splits import SPLITS, split_records
 
 pytestmark = pytest.mark.usefixtures("own_caches")
@@ -73,7 +75,7 @@ def test_a_source_read_twice_is_the_same_and_a_changed_one_is_not(kind, tmp_path
     for folder, count in (("a", 40), ("b", 40), ("c", 41)):
         (tmp_path / folder).mkdir()
         make(tmp_path / folder / name, count)
-    one, other, changed = (load(SourceConfig(str(tmp_path / f / name)), ["train"])[0] for f in "abc")
+    one, other, changed = (load_splits(SourceConfig(str(tmp_path / f / name)), ["train"])[0] for f in "abc")
     assert one.fingerprint == other.fingerprint
     assert one.name == other.name == f"{name}/train", "no path of the machine"
     assert changed.fingerprint != one.fingerprint
@@ -95,7 +97,7 @@ def test_several_rows_about_one_image_are_its_captions(tmp_path):
     rows = [("file_name", "text"), *((f"{n:03d}.png", f"{caption(n)}, {k}") for k in range(3) for n in range(40))]
     with open(tmp_path / "metadata.csv", "w", newline="", encoding="utf-8-sig") as file:
         csv.writer(file).writerows(rows)
-    parts = load(SourceConfig(str(tmp_path)), SPLITS)
+    parts = load_splits(SourceConfig(str(tmp_path)), SPLITS)
     assert [len(part) for part in parts] == [20, 10, 10]
     shown = [{image.tobytes() for image in part.images.numpy()} for part in parts]
     assert not shown[0] & shown[1] | shown[1] & shown[2] | shown[0] & shown[2]
@@ -107,12 +109,12 @@ def test_what_is_in_no_split_is_named(tmp_path):
         with_text_files(tmp_path / "images" / split, 12)
     with_text_files(tmp_path / "images" / "extra", 2)
     problems = Problems("x")
-    listing = read(SourceConfig(str(tmp_path / "images")), problems)
+    listing = read_listing(SourceConfig(str(tmp_path / "images")), problems)
     assert len(listing.records) == 24
     assert [name for name, _ in problems.rows] == ["extra/000.jpg", "extra/001.jpg"]
     datasets.DatasetDict({"train": table(12), "test": table(12), "more": table(3)}).save_to_disk(tmp_path / "saved")
     problems = Problems("x")
-    assert len(read(SourceConfig(str(tmp_path / "saved")), problems).records) == 24
+    assert len(read_listing(SourceConfig(str(tmp_path / "saved")), problems).records) == 24
     assert problems.rows == {("split more", "its 3 rows are not used; name a split with --data.split"): 3}
 
 
@@ -122,7 +124,7 @@ def test_a_table_over_folders_of_splits_keeps_the_splits(tmp_path):
         fill(tmp_path / split, 15)
         lines += [json.dumps({"file_name": f"{split}/{n:03d}.png", "text": caption(n)}) for n in range(15)]
     (tmp_path / "metadata.jsonl").write_text("\n".join(lines))
-    listing = read(SourceConfig(str(tmp_path)), Problems("x"))
+    listing = read_listing(SourceConfig(str(tmp_path)), Problems("x"))
     assert [r.split for r in listing.records] == ["train"] * 15 + ["test"] * 15
 
 
@@ -147,13 +149,13 @@ def test_numbers_are_captions_and_other_things_are_not():
 def test_a_source_keeps_its_own_splits(tmp_path):
     for split, count in (("train", 30), ("val", 12), ("test", 11)):
         with_text_files(tmp_path / split, count)
-    sizes = [len(data) for data in load(SourceConfig(str(tmp_path)), SPLITS)]
+    sizes = [len(data) for data in load_splits(SourceConfig(str(tmp_path)), SPLITS)]
     assert sizes == [30, 12, 11]
     parts = datasets.DatasetDict({"train": table(40), "test": table(12)})
     parts.save_to_disk(tmp_path / "saved")
-    sizes = [len(data) for data in load(SourceConfig(str(tmp_path / "saved")), SPLITS)]
+    sizes = [len(data) for data in load_splits(SourceConfig(str(tmp_path / "saved")), SPLITS)]
     assert sizes == [40, 12, 12], "the test split serves for validation where there is no other"
-    alone = load(SourceConfig(str(tmp_path / "saved"), split="train"), SPLITS)
+    alone = load_splits(SourceConfig(str(tmp_path / "saved"), split="train"), SPLITS)
     assert sum(map(len, alone)) == 40
 
 
@@ -161,7 +163,7 @@ def test_several_captions_are_all_drawn_and_one_phrasing_takes_the_same_place(tm
     fill(tmp_path, 30)
     lines = [{"file_name": f"{n:03d}.png", "text": [f"short {n % 2}", f"a longer one {n % 2}"]} for n in range(30)]
     (tmp_path / "metadata.jsonl").write_text("\n".join(map(json.dumps, lines)))
-    (data,) = load(SourceConfig(str(tmp_path)), ["train"])
+    (data,) = load_splits(SourceConfig(str(tmp_path)), ["train"])
     rows = torch.arange(len(data))
     torch.manual_seed(0)
     drawn = {data.captions[i] for _ in range(9) for i in data.draw(rows, torch.default_generator)}
@@ -175,7 +177,7 @@ def test_labels_become_captions_and_classes(tmp_path):
     images = np.stack([np.asarray(picture(n)) for n in range(30)])
     one_hot = np.eye(3)[np.arange(30) % 3]
     np.savez(tmp_path / "a.npz", images=images, labels=one_hot, class_names=np.array(list(COLOURS)))
-    (data,) = load(SourceConfig(str(tmp_path / "a.npz")), ["train"])
+    (data,) = load_splits(SourceConfig(str(tmp_path / "a.npz")), ["train"])
     assert data.classes == tuple(COLOURS)
     assert data.class_captions == ("an image of a red", "an image of a green", "an image of a blue")
     drawn = [data.captions[i] for i in data.draw(torch.arange(len(data)), torch.default_generator)]
@@ -186,7 +188,7 @@ def test_labels_become_captions_and_classes(tmp_path):
     features = datasets.Features({"img": datasets.Image(), "label": datasets.ClassLabel(names=list(COLOURS))})
     columns = {"img": [picture(n) for n in range(30)], "label": [n % 3 for n in range(30)]}
     datasets.Dataset.from_dict(columns, features=features).save_to_disk(tmp_path / "b")
-    (data,) = load(SourceConfig(str(tmp_path / "b"), image_column="img", caption_column="label"), ["train"])
+    (data,) = load_splits(SourceConfig(str(tmp_path / "b"), image_column="img", caption_column="label"), ["train"])
     assert torch.equal(data.images.float().mean(dim=(2, 3)).argmax(dim=1), data.labels)
 
 
@@ -247,17 +249,17 @@ def test_many_images_in_a_file_give_the_batches_that_few_in_memory_give(tmp_path
         rows = [shuffled_rows(step, 8, len(data), seed=3) for step in range(12)]
         return [(data.images[r], [data.captions[i] for i in data.draw(r, torch.default_generator)]) for r in rows]
 
-    (small,) = load(config, ["train"])
+    (small,) = load_splits(config, ["train"])
     monkeypatch.setattr(decoding, "MEMORY", 1000)
-    (large,) = load(config, ["train"])
-    assert len(list(paths.CACHE.glob("images-*.npy"))) == 1
+    (large,) = load_splits(config, ["train"])
+    assert len(list(paths.CACHE.glob("images-*"))) == 1
     assert small.fingerprint == large.fingerprint
     for (a, text_a), (b, text_b) in zip(batches(small), batches(large), strict=True):
         assert torch.equal(a, b)
         assert text_a == text_b
 
     monkeypatch.setattr(decoding, "decode_image", None)  # the file is found again, nothing is decoded
-    (again,) = load(config, ["train"])
+    (again,) = load_splits(config, ["train"])
     assert again.fingerprint == small.fingerprint
 
 
@@ -267,12 +269,12 @@ def test_a_file_of_images_is_not_taken_for_that_of_other_images(tmp_path, monkey
         (tmp_path / folder).mkdir()
         shades = np.full((40, 8, 8, 3), 50 if folder == "a" else 90, np.uint8)
         np.savez(tmp_path / folder / "x.npz", images=shades, captions=np.array([caption(n) for n in range(40)]))
-    a, b = (load(SourceConfig(str(tmp_path / folder / "x.npz")), ["train"])[0] for folder in "ab")
+    a, b = (load_splits(SourceConfig(str(tmp_path / folder / "x.npz")), ["train"])[0] for folder in "ab")
     assert a.images.unique().tolist() == [50]
     assert b.images.unique().tolist() == [90]
-    for file in paths.CACHE.glob("*.npy"):
-        file.unlink()
-    (again,) = load(SourceConfig(str(tmp_path / "a" / "x.npz")), ["train"])
+    for folder in paths.CACHE.glob("images-*"):
+        shutil.rmtree(folder)
+    (again,) = load_splits(SourceConfig(str(tmp_path / "a" / "x.npz")), ["train"])
     assert torch.equal(again.images, a.images)
 
 
@@ -287,9 +289,9 @@ def test_a_file_of_images_that_is_not_finished_is_not_used(tmp_path, monkeypatch
     with monkeypatch.context() as during:
         during.setattr(decoding, "_fill", interrupt)
         with pytest.raises(KeyboardInterrupt):
-            load(config, ["train"])
+            load_splits(config, ["train"])
     assert files_under(paths.CACHE) == []
-    assert len(load(config, ["train"])[0]) == 20
+    assert len(load_splits(config, ["train"])[0]) == 20
 
 
 def test_images_are_decoded_in_order_and_not_all_ahead(monkeypatch):

@@ -12,7 +12,8 @@ from PIL import Image
 from data.caption_values import as_captions
 from data.decoding import explain_unreadable
 from data.problems import Problems
-from data.sources import SourceConfig, load, read
+from data.source_config import SourceConfig
+from data.sources import load_splits, read_listing
 from stages.clip import fitting_patch
 from unclip.errors import UserError
 
@@ -24,7 +25,7 @@ POINTER = "version https://git-lfs.github.com/spec/v1\noid sha256:4d7a\nsize 123
 
 def problems_of(source, **options) -> Problems:
     problems = Problems("x")
-    read(SourceConfig(str(source), **options), problems)
+    read_listing(SourceConfig(str(source), **options), problems)
     return problems
 
 
@@ -142,7 +143,7 @@ def test_rows_of_parquet_that_hold_other_things(tmp_path):
     assert set(dict(problems_of(tmp_path / "x.parquet").rows.keys()).values()) == {"has no caption that is text"}
     columns["text"] = [caption(n) for n in range(40)]
     datasets.Dataset.from_dict(columns).to_parquet(tmp_path / "y.parquet")
-    record, *_ = read(SourceConfig(str(tmp_path / "y.parquet")), Problems("x")).records
+    record, *_ = read_listing(SourceConfig(str(tmp_path / "y.parquet")), Problems("x")).records
     with pytest.raises(UserError, match="is a web address; download the image"):
         record.open()
 
@@ -170,14 +171,15 @@ def test_what_is_used_but_may_not_be_meant_is_noted(tmp_path):
     with_csv(tmp_path / "both")
     (tmp_path / "both" / "003.txt").write_text("another caption")
     assert (
-        "of images in tables no text file is read, such as 003.png's" in problems_of(tmp_path / "both").notes.values()
+        "text files of images that a table names are not read, such as 003.png's"
+        in problems_of(tmp_path / "both").notes.values()
     )
     fill(tmp_path / "one" / "cat", 40)
     assert "if there are two or more" in " ".join(problems_of(tmp_path / "one").notes.values())
     fill(tmp_path / "same", 40)
     for number in range(40):
         (tmp_path / "same" / f"{number:03d}.txt").write_text("a thing")
-    assert "they tell nothing apart" in " ".join(problems_of(tmp_path / "same").notes.values())
+    assert "cannot tell them apart" in " ".join(problems_of(tmp_path / "same").notes.values())
     with_jsonl(tmp_path / "fine")
     assert not problems_of(tmp_path / "fine").notes
 
@@ -225,7 +227,7 @@ def test_what_cannot_be_used_is_told_in_one_plain_line(kind, tmp_path, caplog):
     name, plant, words = REFUSED[kind]
     plant(tmp_path / name)
     with pytest.raises(UserError) as refusal:
-        load(SourceConfig(str(tmp_path / name)), ["train"])
+        load_splits(SourceConfig(str(tmp_path / name)), ["train"])
     assert words in str(refusal.value)
     assert "\n" not in str(refusal.value)
     assert not caplog.messages
@@ -237,7 +239,7 @@ def test_pointers_of_git_lfs_inside_a_folder(name, tmp_path):
     (tmp_path / "it" / name).write_text(POINTER)
     picture(0).save(tmp_path / "it" / "000.png") if name.startswith("metadata") else None
     with pytest.raises(UserError, match="is a Git LFS pointer, not the file itself; fetch it with: git lfs pull"):
-        load(SourceConfig(str(tmp_path / "it")), ["train"])
+        load_splits(SourceConfig(str(tmp_path / "it")), ["train"])
 
 
 # --- more that can only be meant in one way ---------------------------------------------------------------------------
@@ -292,7 +294,7 @@ def test_a_table_may_be_a_text_file(tmp_path):
 def test_splits_are_known_by_their_other_names(names, tmp_path):
     for count, name in zip((30, 12), names, strict=True):
         with_text_files(tmp_path / name, count)
-    train, test = load(SourceConfig(str(tmp_path)), ["train", "test"])
+    train, test = load_splits(SourceConfig(str(tmp_path)), ["train", "test"])
     assert (len(train), len(test)) == (30, 12)
 
 

@@ -14,7 +14,8 @@ from data.caption_values import as_captions
 from data.decoding import collect_images, decode_image
 from data.problems import Problems
 from data.records import Record
-from data.sources import SourceConfig, load, read
+from data.source_config import SourceConfig
+from data.sources import load_splits, read_listing
 from data.splits import SPLITS, split_records
 from unclip.errors import UserError
 
@@ -25,7 +26,7 @@ EVERY = {caption(n) for n in range(40)}
 
 def listed(source, **options) -> tuple[list[Record], Problems]:
     problems = Problems("x")
-    return read(SourceConfig(str(source), **options), problems).records, problems
+    return read_listing(SourceConfig(str(source), **options), problems).records, problems
 
 
 def reasons(problems: Problems) -> dict[str, str]:
@@ -47,7 +48,7 @@ def test_text_that_is_a_list_is_several_captions_and_that_is_said(text, tmp_path
     others = [f"['number {n}']" for n in range(10)]
     columns = {"image": [picture(n) for n in range(40)], "text": [text] * 30 + others}
     datasets.Dataset.from_dict(columns).cast_column("image", datasets.Image()).to_parquet(tmp_path / "x.parquet")
-    (data,) = load(SourceConfig(str(tmp_path / "x.parquet")), ["train"])
+    (data,) = load_splits(SourceConfig(str(tmp_path / "x.parquet")), ["train"])
     assert set(data.captions) - {f"number {n}" for n in range(10)} == {"a red square", "a bé"}
     assert capsys.readouterr().out.count("is read as a list of captions") == 1
 
@@ -67,7 +68,7 @@ def test_class_numbers_are_noted_and_put_into_words_by_names(tmp_path):
     (note,) = problems.notes.values()
     assert "--data.class-names" in note
     options = {"caption_column": "label", "class_names": "red, green, blue"}
-    (data,) = load(SourceConfig(str(tmp_path / "x.parquet"), **options), ["train"])
+    (data,) = load_splits(SourceConfig(str(tmp_path / "x.parquet"), **options), ["train"])
     assert data.classes == ("red", "green", "blue")
     strongest = data.images.float().mean(dim=(2, 3)).argmax(dim=1)
     assert data.labels.tolist() == strongest.tolist()
@@ -79,7 +80,7 @@ def test_class_numbers_are_noted_and_put_into_words_by_names(tmp_path):
 def test_class_names_for_captions_that_are_no_numbers_are_refused(tmp_path):
     with_csv(tmp_path / "x")
     with pytest.raises(UserError, match=r"captions that are not class numbers; leave --data\.class-names out"):
-        read(SourceConfig(str(tmp_path / "x"), class_names="cat,dog"), Problems("it"))
+        read_listing(SourceConfig(str(tmp_path / "x"), class_names="cat,dog"), Problems("it"))
 
 
 # --- tables -----------------------------------------------------------------------------------------------------------
@@ -244,7 +245,7 @@ def test_folders_as_classes(splits, tmp_path):
             folder.mkdir(parents=True, exist_ok=True)
             picture(number).save(folder / f"{number}.png")
     picture(1).save(tmp_path / splits[0] / "stray.png")
-    (data,) = load(SourceConfig(str(tmp_path)), ["train"])
+    (data,) = load_splits(SourceConfig(str(tmp_path)), ["train"])
     assert data.classes == ("blue square", "green square", "red square")
     assert data.class_captions[0] == "an image of a blue square"
     strongest = 2 - data.images.float().mean(dim=(2, 3)).argmax(dim=1)
@@ -286,7 +287,7 @@ def test_formats_that_pillow_reads_are_read_and_others_are_named(listing, tmp_pa
 def test_few_images_are_counted_where_there_are_too_few(tmp_path):
     with_jsonl(tmp_path / "few", 12)
     with pytest.raises(UserError, match="it has 12 usable images, but at least 30 are needed: 10 each for training"):
-        load(SourceConfig(str(tmp_path / "few")), ["train", "validation"])
+        load_splits(SourceConfig(str(tmp_path / "few")), ["train", "validation"])
 
 
 def test_the_fewest_images_are_those_that_can_be_read(tmp_path, capsys):
@@ -294,17 +295,17 @@ def test_the_fewest_images_are_those_that_can_be_read(tmp_path, capsys):
         with_text_files(tmp_path / split, count)
     for number in range(10):
         (tmp_path / "validation" / f"{number:03d}.jpg").write_bytes(b"no image")
-    with pytest.raises(UserError, match="of its 12 images for validation 2 can be read, but at least 10 are needed"):
-        load(SourceConfig(str(tmp_path)), ["train", "validation"])
+    with pytest.raises(UserError, match="2 of its 12 images for validation can be read, but 10 are needed"):
+        load_splits(SourceConfig(str(tmp_path)), ["train", "validation"])
     assert "10 rows of" in capsys.readouterr().out
 
 
 def test_a_folder_of_training_images_alone_is_split_like_any_other(tmp_path):
     with_jsonl(tmp_path / "few" / "train", 12)
     with pytest.raises(UserError, match="it has 12 usable images, but at least 30 are needed"):
-        load(SourceConfig(str(tmp_path / "few")), ["train"])
+        load_splits(SourceConfig(str(tmp_path / "few")), ["train"])
     with_jsonl(tmp_path / "enough" / "train", 40)
-    assert [len(part) for part in load(SourceConfig(str(tmp_path / "enough")), SPLITS)] == [20, 10, 10]
+    assert [len(part) for part in load_splits(SourceConfig(str(tmp_path / "enough")), SPLITS)] == [20, 10, 10]
 
 
 def test_a_broken_image_does_not_make_a_small_source_too_small(tmp_path):
@@ -312,7 +313,7 @@ def test_a_broken_image_does_not_make_a_small_source_too_small(tmp_path):
     everywhere = [r.name for split in SPLITS for r in split_records(listed(tmp_path)[0], split)[:3]]
     for name in everywhere:
         (tmp_path / name).write_bytes(b"no image")
-    assert [len(part) for part in load(SourceConfig(str(tmp_path)), SPLITS)] == [71, 10, 10]
+    assert [len(part) for part in load_splits(SourceConfig(str(tmp_path)), SPLITS)] == [71, 10, 10]
 
 
 # --- pixels -----------------------------------------------------------------------------------------------------------
@@ -341,7 +342,7 @@ def test_labels_of_arrays_without_names(tmp_path):
     np.save(tmp_path / "b_labels.npy", labels)
     for name in ("a.npz", "b.npy"):
         assert {r.captions for r in listed(tmp_path / name)[0]} == {("0",), ("1",), ("2",)}
-        (data,) = load(SourceConfig(str(tmp_path / name), class_names=",".join(COLOURS)), ["train"])
+        (data,) = load_splits(SourceConfig(str(tmp_path / name), class_names=",".join(COLOURS)), ["train"])
         assert data.labels.tolist() == data.images.float().mean(dim=(2, 3)).argmax(dim=1).tolist()
 
 

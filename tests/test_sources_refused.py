@@ -23,7 +23,8 @@ from data import paths
 from data.caption_values import as_captions
 from data.decoding import collect_images
 from data.problems import SHOWN, Problems
-from data.sources import SourceConfig, load, read
+from data.source_config import SourceConfig
+from data.sources import load_splits, read_listing
 from data.splits import SPLITS, split_records
 from stages.data_config import DataConfig
 from stages.identity import settings
@@ -51,9 +52,9 @@ def test_rows_that_cannot_be_used_are_counted_named_and_written_down(tmp_path, c
 def test_strict_refuses_rows_that_cannot_be_used(tmp_path):
     with_faults(tmp_path / "images")
     with pytest.raises(UserError, match=r"12 rows of .* cannot be used, the first is metadata\.jsonl:4: is not JSON"):
-        load(SourceConfig(str(tmp_path / "images"), strict=True), SPLITS)
+        load_splits(SourceConfig(str(tmp_path / "images"), strict=True), SPLITS)
     with_jsonl(tmp_path / "clean", 40)
-    assert sum(map(len, load(SourceConfig(str(tmp_path / "clean"), strict=True), SPLITS))) == 40
+    assert sum(map(len, load_splits(SourceConfig(str(tmp_path / "clean"), strict=True), SPLITS))) == 40
 
 
 def test_pairs_with_faults(tmp_path):
@@ -63,7 +64,7 @@ def test_pairs_with_faults(tmp_path):
     (tmp_path / "002.jpg").unlink()
     (tmp_path / "003.txt").write_bytes(b"\xff\xfe\xfa")
     problems = Problems("x")
-    listing = read(SourceConfig(str(tmp_path)), problems)
+    listing = read_listing(SourceConfig(str(tmp_path)), problems)
     assert len(listing.records) == 26
     assert {name for name, _ in problems.rows} == {"000.jpg", "001.jpg", "002.txt", "003.jpg"}
 
@@ -77,7 +78,7 @@ def test_tables_with_faults(tmp_path):
     text = [caption(n) for n in range(40)] + ["a", "b", None, " "]
     datasets.Dataset.from_dict({"image": images, "text": text}, features=features).to_parquet(tmp_path / "a.parquet")
     problems = Problems("x")
-    listing = read(SourceConfig(str(tmp_path / "a.parquet")), problems)
+    listing = read_listing(SourceConfig(str(tmp_path / "a.parquet")), problems)
     assert [name for name, _ in problems.rows] == ["train 42", "train 43"]
     images, kept = collect_images("x", listing.records, 8, 3, "crop", problems)
     assert len(images) == len(kept) == 40
@@ -86,18 +87,18 @@ def test_tables_with_faults(tmp_path):
 
 def test_strict_looks_at_every_split(tmp_path):
     with_text_files(tmp_path, 400)
-    in_test = split_records(read(SourceConfig(str(tmp_path)), Problems("x")).records, "test")[0].name
+    in_test = split_records(read_listing(SourceConfig(str(tmp_path)), Problems("x")).records, "test")[0].name
     (tmp_path / in_test).write_bytes(b"no image")
-    assert [len(part) for part in load(SourceConfig(str(tmp_path)), ["train", "validation"])] == [360, 20]
+    assert [len(part) for part in load_splits(SourceConfig(str(tmp_path)), ["train", "validation"])] == [360, 20]
     with pytest.raises(UserError, match=f"1 row of .* the first is {in_test}: cannot be read as an image"):
-        load(SourceConfig(str(tmp_path), strict=True), ["train", "validation"])
+        load_splits(SourceConfig(str(tmp_path), strict=True), ["train", "validation"])
 
 
 def test_a_row_is_counted_once_though_two_splits_are_the_same(tmp_path, capsys):
     for split in ("train", "test"):
         with_text_files(tmp_path / split, 12)
     (tmp_path / "test" / "003.jpg").write_bytes(b"no image")
-    load(SourceConfig(str(tmp_path)), SPLITS)
+    load_splits(SourceConfig(str(tmp_path)), SPLITS)
     assert "1 row of" in capsys.readouterr().out
 
 
@@ -129,7 +130,7 @@ def test_an_open_quote_does_not_swallow_the_rows_after_it(tmp_path):
     rows[5] = rows[5].removesuffix('"')
     table.write_text("file_name,text\n" + "\n".join(rows) + "\n")
     problems = Problems("x")
-    listing = read(SourceConfig(str(tmp_path)), problems)
+    listing = read_listing(SourceConfig(str(tmp_path)), problems)
     assert {name for name, _ in problems.rows} == {"metadata.csv:7", "005.png", "006.png"}
     assert {r.captions for r in listing.records} == {(caption(n),) for n in range(40) if n not in (5, 6)}
 
@@ -141,7 +142,7 @@ def test_links_to_nothing_are_missing_files(tmp_path):
     (tmp_path / "000.txt").unlink()
     (tmp_path / "000.txt").symlink_to(tmp_path / "nowhere.txt")
     problems = Problems("x")
-    assert len(read(SourceConfig(str(tmp_path)), problems).records) == 29
+    assert len(read_listing(SourceConfig(str(tmp_path)), problems).records) == 29
     assert set(problems.rows) == {
         ("a.jpg", "the file is missing"),
         ("000.jpg", "000.txt cannot be read (No such file or directory)"),
@@ -164,7 +165,7 @@ def test_no_file_of_tables_is_lost(tmp_path):
     (tmp_path / "LICENSE.txt").write_text("do what you like")
     picture(0).save(tmp_path / "preview.png")
     problems = Problems("x")
-    assert len(read(SourceConfig(str(tmp_path)), problems).records) == 32
+    assert len(read_listing(SourceConfig(str(tmp_path)), problems).records) == 32
     assert [name for name, _ in problems.rows] == ["data/more.parquet"]
 
 
@@ -177,7 +178,7 @@ def test_captions_of_numbers_and_of_several_classes(tmp_path):
     columns = {"image": [picture(n) for n in range(3)], "text": [[0, 1], [1], []]}
     datasets.Dataset.from_dict(columns, features=features).to_parquet(tmp_path / "x.parquet")
     problems = Problems("x")
-    listing = read(SourceConfig(str(tmp_path / "x.parquet")), problems)
+    listing = read_listing(SourceConfig(str(tmp_path / "x.parquet")), problems)
     assert [r.captions for r in listing.records] == [
         ("an image of a cat", "an image of an orange"),
         ("an image of an orange",),
@@ -226,7 +227,7 @@ def test_source_that_cannot_be_used_is_refused_in_clear_words(kind, tmp_path):
     make, name, options, words = REFUSED[kind]
     make(tmp_path / name)
     with pytest.raises(UserError) as refusal:
-        load(SourceConfig(str(tmp_path / name), **options), ["train"])
+        load_splits(SourceConfig(str(tmp_path / name), **options), ["train"])
     assert words in str(refusal.value)
     assert "\n" not in str(refusal.value)
 

@@ -15,16 +15,12 @@ import time
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field, replace
-from functools import partial
 from pathlib import Path
 from typing import Annotated
 
-import torch
 import tyro
-from PIL import Image
 from tqdm import tqdm
 
-from data import fashion_mnist
 from data.decoding import decode_image, explain_unreadable, load_upright
 from data.inspect.charts import bin_counts, draw_bars, draw_contact_sheet, join_pictures
 from data.inspect.proposal import (
@@ -38,8 +34,9 @@ from data.inspect.proposal import (
 )
 from data.problems import SHOWN, Problems, quantity
 from data.provenance import compare_source, inherit_source
-from data.records import Listing, Record
-from data.sources import SourceConfig, image_size, read
+from data.records import Record
+from data.source_config import SourceConfig
+from data.sources import image_size, read_listing
 from data.splits import SPLITS, explain_too_few, split_records
 from unclip.cli.options import parse, read_early_options
 from unclip.errors import UserError
@@ -85,19 +82,19 @@ def inspect_source(options: InspectOptions) -> Measurements | None:
     if options.checkpoint:
         compare_source(options.checkpoint, config)
     problems = Problems(config.source)
-    listing = list_splits(config) if config.source == "fashion-mnist" else read(config, problems)
+    listing = read_listing(config, problems)
     classes = f", classes {', '.join(listing.classes)}" if listing.classes else ""
     print(f"{quantity(len(listing.records), 'image')} with captions{classes}")
-    grey = config.grey or config.source == "fashion-mnist"
+    channels = listing.channels or (1 if config.grey else 3)
     began = time.perf_counter()
-    usable = _images(listing.records, grey, problems)
+    usable = _report_images(listing.records, channels, problems)
     reading = time.perf_counter() - began
     if usable:
         _captions([caption for record in usable for caption in record.captions], len(usable))
     problems.report(config.strict)
     if not usable:
         raise UserError(f"{config.source} holds nothing that can be used")
-    size, channels = image_size(config, listing), 1 if grey else 3
+    size = image_size(config, listing)
     _draw(options.out, usable, size, channels, config)
     counts = {split: len(split_records(usable, split)) for split in SPLITS}
     print("splits: " + ", ".join(f"{count} for {split}" for split, count in counts.items()))
@@ -105,7 +102,7 @@ def inspect_source(options: InspectOptions) -> Measurements | None:
         if why := explain_too_few(usable, split, count):
             print(f"{config.source} cannot be trained on: {why}")
             return None
-    print(f"training uses {size}x{size} {'grey' if grey else 'colour'} images: {describe_cost(size)}")
+    print(f"training uses {size}x{size} {'grey' if channels == 1 else 'colour'} images: {describe_cost(size)}")
     count = min(counts["train"], config.limit or counts["train"])
     print("measuring a few steps of each stage on them", flush=True)
     found = Measurements(count, size, measure_speeds(config, size, count, reading))
@@ -130,19 +127,7 @@ def _propose(found: Measurements, config: SourceConfig) -> None:
         print(format_command(training_command(proposal, config, found.size, pipeline_folder(config))))
 
 
-def list_splits(config: SourceConfig) -> Listing:
-    """Fashion-MNIST, each image with a caption that is drawn for it."""
-    generator = torch.Generator().manual_seed(0)
-    records = []
-    for split in SPLITS:
-        part = fashion_mnist.load(split, config.root)
-        captions = [part.captions[i] for i in part.draw(torch.arange(len(part)), generator)]
-        for row, (pixels, caption) in enumerate(zip(part.images[:, 0].numpy(), captions, strict=True)):
-            records.append(Record(f"{split} {row}", partial(Image.fromarray, pixels), (caption,), split=split))
-    return Listing(records, part.classes, part.image_size)
-
-
-def _images(records: list[Record], grey: bool, problems: Problems) -> list[Record]:
+def _report_images(records: list[Record], channels: int, problems: Problems) -> list[Record]:
     """Print sizes, kinds of pixels, and images that are equal. Returns the records that can be read."""
     usable, sizes, modes, copies = [], Counter(), Counter(), defaultdict(dict)
     for record in tqdm(records, desc="reading", leave=False, disable=None):
@@ -161,7 +146,7 @@ def _images(records: list[Record], grey: bool, problems: Problems) -> list[Recor
         return usable
     print("sizes: " + format_most_common(sizes, lambda size: f"{size[0]}x{size[1]}"))
     print("pixels: " + format_most_common(modes, str))
-    if set(modes) <= {"1", "L", "LA", "I", "I;16"} and not grey:
+    if set(modes) <= {"1", "L", "LA", "I", "I;16"} and channels > 1:
         print("  none is in colour: --data.grey trains on them as they are")
     twice = [list(names) for names in copies.values() if len(names) > 1]
     copied = sum(len(names) - 1 for names in twice)

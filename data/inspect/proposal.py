@@ -14,7 +14,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from data.sources import SourceConfig, as_options
+from data.source_config import SourceConfig, as_options
+from data.sources import has_fixed_shape
 from unclip.cli import signals
 from unclip.errors import UserError
 from unclip.store.index import COMMITTED
@@ -144,9 +145,9 @@ def run_trial(command: list[str], environment: dict[str, str], stop: signals.Sto
 
 def trainer_command(stage: str, config: SourceConfig, size: int, out: Path, limit: int | None = None) -> list[str]:
     """The start of a trainer's command: those options of the source that are set, and where to train."""
-    size = None if config.source == "fashion-mnist" else size  # which is used as it is
-    options = as_options(replace(config, size=size, limit=limit or config.limit, strict=False))
-    return [f"train_{stage}.py", "--out", str(out), *options, *suited_options(stage, size or SMALLEST)]
+    set_size = None if has_fixed_shape(config.source) else size
+    options = as_options(replace(config, size=set_size, limit=limit or config.limit, strict=False))
+    return [f"train_{stage}.py", "--out", str(out), *options, *suited_options(stage, size)]
 
 
 def suited_options(stage: str, size: int) -> list[str]:
@@ -189,7 +190,7 @@ def format_command(arguments: list[str]) -> str:
 
 def pipeline_folder(config: SourceConfig) -> Path:
     """Where to train on a source."""
-    if config.source == "fashion-mnist":
+    if config.source == SourceConfig().source:
         return Path("checkpoints") / "run"
     named = re.sub(r"\W+", "-", Path(config.source).stem).strip("-").lower() or "run"
     return Path("checkpoints") / (f"my-{named}" if named in COMMITTED else named)

@@ -22,7 +22,8 @@ import tyro
 from data.inspect.inspection import InspectOptions, Measurements, inspect_source, refuse_second_source
 from data.inspect.proposal import BUDGET, Proposal, format_command, pipeline_folder, propose_trainings, training_command
 from data.provenance import compare_source
-from data.sources import SourceConfig, load
+from data.source_config import SourceConfig
+from data.sources import load_splits
 from data.variety import choose_varied
 from unclip.cli import signals
 from unclip.cli.options import parse, read_early_options
@@ -114,7 +115,7 @@ def run_program(arguments: list[str]) -> None:
 
 def choose_captions(config: SourceConfig) -> str:
     """Return ten varied captions of the validation images, one per line."""
-    [validation] = load(config, ["validation"])
+    [validation] = load_splits(config, ["validation"])
     captions = choose_varied(validation.captions, 10)
     return "".join(f"{' '.join(caption.split())}\n" for caption in captions)
 

@@ -1,0 +1,83 @@
+"""Image files on disk that captions have been found for, and the records of them."""
+
+import os
+from functools import partial
+from pathlib import Path
+
+from PIL import Image, UnidentifiedImageError
+
+from data.problems import Problems, printable
+from data.records import Record
+from data.splits import SPLIT_NAMES
+from unclip.store.files import check_fetched
+
+IMAGE_SUFFIXES = {
+    ".png", ".apng", ".jpg", ".jpeg", ".jpe", ".jfif", ".webp", ".avif", ".heic", ".heif", ".jxl", ".gif", ".bmp",
+    ".dib", ".ico", ".psd", ".pcx", ".tif", ".tiff", ".tga", ".qoi", ".jp2", ".j2k", ".ppm", ".pgm", ".pbm", ".pnm",
+    ".svg",
+}  # fmt: skip
+"""Suffixes of images, including some that Pillow may not read."""
+
+CaptionsByFile = dict[Path, list[str]]
+"""The captions of each image file. An empty list marks a file whose captions cannot be used."""
+
+
+def records_of_files(
+    captions: CaptionsByFile, folder: Path, labels: dict[Path, str], problems: Problems
+) -> list[Record]:
+    """A record for each file that has captions and a format that Pillow reads.
+
+    Args:
+        folder: names are relative to it; a first part that names a split puts the record there.
+        labels: the class of each file, if they have classes.
+    """
+    Image.init()
+    unknown_suffixes = {suffix for suffix in IMAGE_SUFFIXES if Image.EXTENSION.get(suffix) not in Image.OPEN}
+    class_numbers = {name: number for number, name in enumerate(sorted(set(labels.values())))}
+    records = []
+    for file, file_captions in captions.items():
+        if not file_captions:
+            continue
+        name = printable(relative_name(file, folder))
+        suffix = file.suffix.lower()
+        if suffix in unknown_suffixes:
+            problems.add(name, f"Pillow cannot read {suffix} files here; save the image as PNG or JPEG")
+            continue
+        status = file.stat()
+        records.append(
+            Record(
+                name,
+                partial(_open_image, file),
+                tuple(dict.fromkeys(file_captions)),
+                label=class_numbers.get(labels.get(file)),
+                split=SPLIT_NAMES.get(name.split(os.sep)[0].lower()),
+                version=f"{status.st_mtime_ns} {status.st_size}",
+            )
+        )
+    return records
+
+
+def relative_name(file: Path, folder: Path) -> str:
+    """The name of a file in messages and splits: the same wherever its folder lies."""
+    return os.path.relpath(file, folder)
+
+
+def is_existing_file(path: Path) -> bool:
+    try:
+        return path.is_file()
+    except (OSError, ValueError):  # a name that no file can have
+        return False
+
+
+def is_hidden(path: Path, folder: Path) -> bool:
+    """Whether programs keep a path below `folder` for themselves: .git, or __MACOSX in an archive."""
+    return any(part.startswith(".") or part == "__MACOSX" for part in path.relative_to(folder).parts)
+
+
+def _open_image(file: Path) -> Image.Image:
+    """Raises what Pillow raises, and UserError for a pointer of Git LFS."""
+    try:
+        return Image.open(file)
+    except UnidentifiedImageError:
+        check_fetched(file)
+        raise

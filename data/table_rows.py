@@ -1,0 +1,186 @@
+"""Rows of tables in text files: CSV, JSON lines and JSON, as people and their programs write them."""
+
+import codecs
+import contextlib
+import csv
+import json
+import re
+from collections.abc import Iterator
+from itertools import takewhile
+from pathlib import Path
+from typing import Any
+
+from data.caption_values import CONTROL
+from data.problems import Problems
+from unclip.errors import UserError, reason
+from unclip.store.files import check_fetched
+
+TABLE_SUFFIXES = (".jsonl", ".csv", ".tsv", ".json")
+SEPARATORS = ",;\t|"
+EXCEL = re.compile(r"sep=.", re.IGNORECASE)
+"""The line above a table by which Excel names its separator."""
+
+Row = tuple[str, dict[str | None, Any]]
+"""The row's place in messages, and its values by column; those beyond the last column stand under None."""
+
+
+def read_rows(path: Path, name: str, problems: Problems) -> list[Row]:
+    """The rows of a table, which messages call `name`. Rows that cannot be read are added to `problems`.
+
+    Raises UserError for a file that is not text.
+    """
+    check_fetched(path)
+    try:
+        lines = decode_lines(path.read_bytes(), name, problems)
+    except UnicodeDecodeError as error:
+        problems.add(name, f"is not readable as text ({error.reason} at byte {error.start})")
+        return []
+    if CONTROL.search(lines[0]):
+        raise UserError(f"{path} is not text; expected a table, or another suffix")
+    suffix = path.suffix.lower()
+    if suffix not in (".json", ".jsonl"):
+        return list(_parse_csv(lines, name, problems))
+    if _starts_list(lines) or (suffix == ".json" and not _is_json_lines(lines)):
+        return list(_parse_json("\n".join(lines), name, problems))
+    return list(_parse_json_lines(lines, name, problems))
+
+
+def decode_lines(content: bytes, name: str, problems: Problems) -> list[str]:
+    """Decode text into lines: UTF-8, UTF-16 with a byte order mark, or, for lines that are neither, Windows-1252.
+
+    The last is noted. Bytes that are not text at all become characters that `as_captions` refuses. Raises
+    UnicodeDecodeError for broken UTF-16.
+    """
+    if content.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):
+        content = content.decode("utf-16").encode()
+    is_text = not CONTROL.search(content.decode("latin-1"))
+    lines = []
+    for line in re.split(rb"\r\n|\r|\n", content.removeprefix(codecs.BOM_UTF8)):
+        try:
+            lines.append(line.decode())
+        except UnicodeDecodeError:
+            lines.append(line.decode("cp1252" if is_text else "utf-8", "surrogateescape"))
+            if is_text:
+                problems.note(
+                    name, f"{name} is not UTF-8 throughout; its other lines are read as Windows-1252 (Latin-1) text"
+                )
+    return lines
+
+
+def _parse_csv(lines: list[str], name: str, problems: Problems) -> Iterator[Row]:
+    """Parse CSV. The separator is the one that splits the first line of text into the most columns."""
+    skipped = len(list(takewhile(lambda line: not line.strip() or EXCEL.fullmatch(line.strip()), lines)))
+    lines = lines[skipped:]
+    line_number = skipped
+
+    def counted_lines() -> Iterator[str]:
+        nonlocal line_number
+        for line in lines:  # the reader's own count leaves out lines at which it fails
+            line_number += 1
+            yield f"{line}\n"
+
+    separator = max(SEPARATORS, key=lambda sign: len(next(csv.reader(lines[:1], delimiter=sign), ())))
+    reader = csv.DictReader(
+        counted_lines(),
+        delimiter=separator,
+        skipinitialspace=True,
+        strict=True,  # so that a quote that is not closed is an error
+    )
+    columns = [column.strip() for column in reader.fieldnames or ()]
+    reader.fieldnames = columns
+    repeated = next((column for column in columns if column and columns.count(column) > 1), None)
+    if repeated:
+        raise UserError(f"{name} has two columns {repeated}; rename one")
+    while True:
+        first_line = line_number + 1
+        try:
+            row = next(reader)
+        except StopIteration:
+            return
+        except csv.Error as error:  # the next row begins after the line at which the reader failed
+            problems.add(f"{name}:{first_line}", f"is not readable as CSV ({error})")
+            continue
+        yield f"{name}:{line_number}", {column: value for column, value in row.items() if value is not None}
+
+
+def _parse_json_lines(lines: list[str], name: str, problems: Problems) -> Iterator[Row]:
+    for number, line in enumerate(lines, start=1):
+        if not line.strip():
+            continue
+        place = f"{name}:{number}"
+        try:
+            row = json.loads(line)
+        except (ValueError, RecursionError) as error:
+            problems.add(place, f"is not JSON ({error})")
+            continue
+        if isinstance(row, dict):
+            yield place, row
+        else:
+            problems.add(place, "is not a JSON object")
+
+
+def _starts_list(lines: list[str]) -> bool:
+    """Whether a file holds one list of all rows, which some programs name .jsonl too."""
+    first = next(filter(None, map(str.strip, lines)), "")
+    return first in ("[", "[{") or (first.startswith("[{") and first.endswith((",", "]")))
+
+
+def _is_json_lines(lines: list[str]) -> bool:
+    """Whether a file holds one JSON object per line, rather than one in all."""
+    first, second, *_ = [*filter(str.strip, lines), "", ""]
+    with contextlib.suppress(ValueError, RecursionError):
+        return bool(second) and isinstance(json.loads(first), dict)
+    return False
+
+
+def _parse_json(text: str, name: str, problems: Problems) -> Iterator[Row]:
+    """Parse JSON: a list of objects, or an object that holds one such list, COCO's annotations, or file names.
+
+    An object of file names maps each to its caption, or to an object with the other columns.
+    """
+    try:
+        content = json.loads(text)
+    except (ValueError, RecursionError) as error:
+        problems.add(name, f"is not JSON ({error})")
+        return
+    rows = content if isinstance(content, list) else [content]
+    if isinstance(content, dict):
+        lists = [value for value in content.values() if _is_list_of_objects(value)]
+        if isinstance(content.get("annotations"), list):
+            rows = _coco_rows(content, name)
+        elif len(lists) == 1:
+            rows = lists[0]
+        else:
+            rows = [
+                {"file_name": file, **(value if isinstance(value, dict) else {"text": value})}
+                for file, value in content.items()
+            ]
+    for number, row in enumerate(rows, start=1):
+        if isinstance(row, dict):
+            yield f"{name}, row {number}", row
+        else:
+            problems.add(f"{name}, row {number}", "is not a JSON object")
+
+
+def _is_list_of_objects(value: Any) -> bool:
+    return isinstance(value, list) and bool(value) and all(isinstance(item, dict) for item in value)
+
+
+def _coco_rows(content: dict[str, Any], name: str) -> list[Any]:
+    """The captions of a file in COCO's form: each annotation with the name of its image's file.
+
+    An image without captions has a row with an empty one. Raises UserError for other annotations, such as boxes.
+    """
+    try:
+        files = {image["id"]: image["file_name"] for image in content["images"]}
+        rows = [
+            {**row, "file_name": files.get(row["image_id"], ""), "text": row["caption"]}
+            for row in content["annotations"]
+        ]
+    except (LookupError, TypeError) as error:
+        raise UserError(
+            f"{name} is not a file of captions in COCO's form: it lacks {reason(error)}; expected images with id and "
+            "file_name, and annotations with image_id and caption"
+        ) from None
+    captioned = {row["file_name"] for row in rows}
+    return rows + [{"file_name": file, "text": ""} for file in files.values() if file not in captioned]
