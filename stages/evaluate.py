@@ -1,13 +1,13 @@
-"""Measure a trained pipeline, stage by stage, and say which stage is at fault.
+"""Measure a trained pipeline part by part, and say which stage is at fault.
 
     python -m stages.evaluate                                           # the committed pipeline, 1,000 samples
     python -m stages.evaluate --checkpoint checkpoints/run --samples 10000
-    python -m stages.evaluate --checkpoint checkpoints/run --sweep 200  # and a grid of guidance, steps and samplers
+    python -m stages.evaluate --checkpoint checkpoints/run --sweep 200  # also compares settings of sampling
     python -m stages.evaluate --checkpoint checkpoints/emoji --split validation
 
 Prints a report, and writes it to --out as evaluation.json, as evaluation.md with pictures, and as evaluation.npz with
-every image that the figures were taken on. On two CPU cores 1,000 samples of preset quick take four minutes, and some
-more the first time: the judge of the samples is trained on the real images, and cached.
+every image behind the figures. On two CPU cores 1,000 samples of preset quick take four minutes. The first time takes
+longer, as it trains and caches the judge of the samples. stages/evaluation/README.md explains the figures.
 """
 
 from collections.abc import Sequence
