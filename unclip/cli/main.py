@@ -1,11 +1,11 @@
 """The command `unclip`: what can be done with a trained pipeline, without the repository.
 
-    unclip sample "an image of a sneaker" --n 8        draw images from captions
-    unclip edit vary shoe.png                          vary, blend, change, mix, inpaint and probe images
-    unclip page                                        do the same in a browser
-    unclip info checkpoints/run                        describe a pipeline: parts, sizes, data, settings
-    unclip publish checkpoints/run DIR                 make a pipeline ready to hand out, or upload it
-    unclip export checkpoints/run                      write its CLIP for another library
+    unclip sample "an image of a sneaker" --n 8    # draw images from captions
+    unclip edit vary shoe.png                      # vary, blend, change, mix, inpaint and probe images
+    unclip page                                    # do the same in a browser
+    unclip info checkpoints/run                    # describe a pipeline: parts, sizes, data, settings
+    unclip publish checkpoints/run DIR             # make a pipeline ready to hand out, or upload it
+    unclip export checkpoints/run                  # write its CLIP for another library
 
 Each has options of its own: unclip COMMAND --help.
 """
