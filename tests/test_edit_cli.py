@@ -1,4 +1,4 @@
-"""python -m unclip.edit: pictures, arrays, and one line for bad input."""
+"""unclip edit: pictures, arrays, and one line for bad input."""
 
 import signal
 import subprocess

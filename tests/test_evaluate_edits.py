@@ -11,7 +11,7 @@ from own_images import with_jsonl
 
 from stages.evaluation import edit_measures as measures
 from stages.evaluation.edit_measures import EditContext, mean_distance, measure_blends, measure_change, psnr
-from stages.evaluation.edits import EditsOptions, evaluate_edits
+from stages.evaluation.edit_report import EditsOptions, evaluate_edits
 from unclip import UserError
 from unclip.edit import defaults
 

@@ -115,15 +115,17 @@ def from_dict(cls, values: dict[str, Any], where: str):
 def check(config: Any, prefix: str = "", spell=lambda name: name) -> None:
     """Raise UserError for the first field, nested ones included, that is not of its type or out of its bounds.
 
-    What fields must fulfil together a config says itself: its `conflicts()` yields a field's name and what it must do.
+    Rules that concern several fields come from the config: its `conflicts()` yields the name of a field and what it
+    must do.
 
     Args:
         prefix: stands before the names, as in "train.".
-        spell: how a name is told, as an option for one that comes from the command line.
+        spell: turns a name into how the message spells it, such as an option of the command line.
     """
     hints = get_type_hints(type(config))
     for item in fields(config):
-        value, name = getattr(config, item.name), spell(item.metadata.get("display_name", prefix + item.name))
+        value = getattr(config, item.name)
+        name = spell(item.metadata.get("display_name", prefix + item.name))
         if is_dataclass(value):
             check(value, nested_prefix(item, prefix), spell)
         else:
@@ -137,11 +139,11 @@ def as_option(name: str) -> str:
 
 
 def _check_value(value: Any, hint: Any, metadata: Mapping[str, Any], name: str) -> None:
-    """One value against a type such as int, Literal, tuple[float, float] or Path | None, and the bounds."""
+    """Check a value against a type such as int, Literal, tuple[float, float] or Path | None, and the bounds."""
     kinds = get_args(hint) if get_origin(hint) in (Union, types.UnionType) else (hint,)
     if value is None and type(None) in kinds:
         return
-    kind = next(one for one in kinds if one is not type(None))
+    kind = next(kind for kind in kinds if kind is not type(None))
     if get_origin(kind) is Literal:
         choices = tuple(metadata.get("table", get_args(kind)))
         if value not in choices:
@@ -151,8 +153,8 @@ def _check_value(value: Any, hint: Any, metadata: Mapping[str, Any], name: str) 
         if not isinstance(value, tuple) or (parts[-1] is not Ellipsis and len(value) != len(parts)) or len(value) > 64:
             count = "some" if parts[-1] is Ellipsis else len(parts)
             raise UserError(f"{name} must be {count} values, not {shown(value)}")
-        for one in value:
-            _check_value(one, parts[0], metadata, name)
+        for element in value:
+            _check_value(element, parts[0], metadata, name)
     else:
         _check_number(value, kind, metadata, name)
 

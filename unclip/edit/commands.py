@@ -1,13 +1,13 @@
-"""Vary, blend, change, mix, paint in, and look inside: what an image embedding allows.
+"""Edit images through their embeddings: vary, blend, change, mix, inpaint, and look inside.
 
-    python -m unclip.edit vary shoe.png --n 8 --out outputs/vary                    # new noise, same embedding
-    python -m unclip.edit blend shoe.png boot.png --frames 8                        # also blend.gif
-    python -m unclip.edit change coat.png --before "a dark coat" --after "a light coat" --amounts 0 0.25 0.5
-    python -m unclip.edit mix --prompts "a sneaker" "an ankle boot" --weights 1 1
-    python -m unclip.edit inpaint shoe.png --mask mask.png --caption "an ankle boot"    # white is painted
-    python -m unclip.edit probe shoe.png bag.png --components 0 5 20 80
-    python -m unclip.edit corrupt shoe.png --times 10
-    python -m unclip.edit lesson                                                    # three pictures that teach sampling
+    unclip edit vary shoe.png --n 8 --out outputs/vary                    # new noise, same embedding
+    unclip edit blend shoe.png boot.png --frames 8                        # also blend.gif
+    unclip edit change coat.png --before "a dark coat" --after "a light coat" --amounts 0 0.25 0.5
+    unclip edit mix --prompts "a sneaker" "an ankle boot" --weights 1 1
+    unclip edit inpaint shoe.png --mask mask.png --caption "an ankle boot"    # white is painted
+    unclip edit probe shoe.png bag.png --components 0 5 20 80
+    unclip edit corrupt shoe.png --times 10
+    unclip edit lesson                                                    # three pictures that teach sampling
 
 Each writes a labelled picture named after the command into --out, and with --npz the arrays. Images are files of any
 size; the middle square is taken. On two CPU cores a command takes some seconds, the lesson a minute or two.
@@ -53,7 +53,7 @@ class Options:
 
 @dataclass(frozen=True)
 class DrawingOptions(SamplingOptions, Options):
-    """Of commands that can be told how to draw."""
+    """Options of the commands that draw with the decoder."""
 
 
 @dataclass(frozen=True)
@@ -82,13 +82,14 @@ class ChangeOptions(DrawingOptions):
     images: Images = ()
     """Files of images."""
     before: str = ""
-    """What the images show."""
+    """Caption of the images as they are."""
     after: str = ""
-    """What they are to show."""
+    """Caption of the images as they are to become."""
     amounts: tuple[float, ...] = (0, 0.25, 0.5)
     """How far to go, each from 0 to 1."""
     space: edit.Space = "image"
-    """Where the texts' difference is taken: among texts, or carried over to images by the prior."""
+    """Where the direction is taken: text, between the embeddings of the two captions; image, between the image
+    embeddings that the prior's linear map makes of them."""
 
 
 @dataclass(frozen=True)
@@ -147,69 +148,72 @@ class LessonOptions(Options):
     """Image i of every row uses seed + i."""
 
 
-TensorBatch = list[tuple[str, np.ndarray]]
-Drawn = tuple[TensorBatch, dict[str, np.ndarray]]
-"""Labelled rows of images, and the arrays for --npz."""
+LabelledRows = list[tuple[str, np.ndarray]]
+Drawn = tuple[LabelledRows, dict[str, np.ndarray]]
+"""Rows of images with their labels, and the arrays for --npz."""
 
 
-def vary(pipe: UnCLIP, o: VaryOptions, settings: dict[str, Any]) -> Drawn:
-    output = edit.vary(pipe, o.images, o.n, o.seed, o.keep, **settings)
-    return with_originals(pipe, o.images, per_image(output, o.n)), arrays_of(output)
+def vary(pipe: UnCLIP, options: VaryOptions, settings: dict[str, Any]) -> Drawn:
+    output = edit.vary(pipe, options.images, options.n, options.seed, options.keep, **settings)
+    return with_originals(pipe, options.images, per_image(output, options.n)), arrays_of(output)
 
 
-def blend(pipe: UnCLIP, o: BlendOptions, settings: dict[str, Any]) -> Drawn:
-    if len(o.images) != 2:
-        raise UserError(f"blend takes two images, not {len(o.images)}")
-    frames = edit.blend(pipe, *o.images, o.frames, **settings)
+def blend(pipe: UnCLIP, options: BlendOptions, settings: dict[str, Any]) -> Drawn:
+    if len(options.images) != 2:
+        raise UserError(f"blend takes two images, not {len(options.images)}")
+    frames = edit.blend(pipe, *options.images, options.frames, **settings)
     there_and_back = [*frames, *frames[-2::-1]]
-    save_gif(o.out / "blend.gif", [to_pil(frame, 168) for frame in there_and_back], 120)
-    return [(" to ".join(image.stem for image in o.images), frames)], {"images": frames}
+    save_gif(options.out / "blend.gif", [to_pil(frame, 168) for frame in there_and_back], 120)
+    return [(" to ".join(image.stem for image in options.images), frames)], {"images": frames}
 
 
-def change(pipe: UnCLIP, o: ChangeOptions, settings: dict[str, Any]) -> Drawn:
-    if not o.before or not o.after:
+def change(pipe: UnCLIP, options: ChangeOptions, settings: dict[str, Any]) -> Drawn:
+    if not options.before or not options.after:
         raise UserError("change needs --before and --after, two captions")
-    images = edit.change(pipe, o.images, o.before, o.after, o.amounts, o.space, **settings)
-    return with_originals(pipe, o.images, images), {"images": images, "amounts": np.array(o.amounts)}
+    images = edit.change(
+        pipe, options.images, options.before, options.after, options.amounts, options.space, **settings
+    )
+    return with_originals(pipe, options.images, images), {"images": images, "amounts": np.array(options.amounts)}
 
 
-def mix(pipe: UnCLIP, o: MixOptions, settings: dict[str, Any]) -> Drawn:
-    weights = o.weights or (1.0,) * len(o.prompts)
-    if len(weights) != len(o.prompts):
-        raise UserError(f"{len(weights)} weights do not go with {len(o.prompts)} prompts")
-    output = edit.mix(pipe, dict(zip(o.prompts, weights, strict=True)), o.n, o.seed, **settings)
+def mix(pipe: UnCLIP, options: MixOptions, settings: dict[str, Any]) -> Drawn:
+    weights = options.weights or (1.0,) * len(options.prompts)
+    if len(weights) != len(options.prompts):
+        raise UserError(f"{len(weights)} weights do not go with {len(options.prompts)} prompts")
+    output = edit.mix(pipe, dict(zip(options.prompts, weights, strict=True)), options.n, options.seed, **settings)
     return [(output.captions[0], output.images)], arrays_of(output)
 
 
-def inpaint(pipe: UnCLIP, o: InpaintOptions, settings: dict[str, Any]) -> Drawn:
-    if o.mask is None:
+def inpaint(pipe: UnCLIP, options: InpaintOptions, settings: dict[str, Any]) -> Drawn:
+    if options.mask is None:
         raise UserError("inpaint needs --mask, an image that is white where to paint")
-    output = edit.inpaint(pipe, o.images, o.mask, o.caption, o.n, o.seed, **settings)
-    return with_originals(pipe, o.images, per_image(output, o.n)), arrays_of(output)
+    output = edit.inpaint(pipe, options.images, options.mask, options.caption, options.n, options.seed, **settings)
+    return with_originals(pipe, options.images, per_image(output, options.n)), arrays_of(output)
 
 
-def probe(pipe: UnCLIP, o: ProbeOptions, settings: dict[str, Any]) -> Drawn:
-    images = edit.probe(pipe, o.images, o.components, o.seed, **settings)
-    return with_originals(pipe, o.images, images), {"images": images, "components": np.array(o.components)}
+def probe(pipe: UnCLIP, options: ProbeOptions, settings: dict[str, Any]) -> Drawn:
+    images = edit.probe(pipe, options.images, options.components, options.seed, **settings)
+    return with_originals(pipe, options.images, images), {"images": images, "components": np.array(options.components)}
 
 
-def corrupt(pipe: UnCLIP, o: CorruptOptions) -> Drawn:
-    c = edit.corrupt(pipe, o.images, o.times, o.seed)
+def corrupt(pipe: UnCLIP, options: CorruptOptions) -> Drawn:
+    corrupted = edit.corrupt(pipe, options.images, options.times, options.seed)
     rows = []
-    for image, noised, predicted in zip(o.images, c.noised, c.predicted, strict=True):
+    for image, noised, predicted in zip(options.images, corrupted.noised, corrupted.predicted, strict=True):
         rows += [(f"{image.stem}: x_t", noised), ("predicted in one step", predicted)]
-    return rows, {"times": np.array(c.times), "noised": c.noised, "predicted": c.predicted}
+    arrays = {"times": np.array(corrupted.times), "noised": corrupted.noised, "predicted": corrupted.predicted}
+    return rows, arrays
 
 
 COMMANDS: dict[str, tuple[type[Options], Callable[..., Drawn] | None, str]] = {
-    "vary": (VaryOptions, vary, "Draw anew what an embedding leaves open."),
-    "blend": (BlendOptions, blend, "From one image to another, step by step."),
-    "change": (ChangeOptions, change, "Move images from one text to another."),
-    "mix": (MixOptions, mix, "Part one prompt, part another."),
+    "vary": (VaryOptions, vary, "Draw variations: new noise, the same embedding."),
+    "blend": (BlendOptions, blend, "Draw a path from one image to another."),
+    "change": (ChangeOptions, change, "Move images in the direction from one text to another."),
+    "mix": (MixOptions, mix, "Draw images of several prompts at once."),
     "inpaint": (InpaintOptions, inpaint, "Paint a part of images anew."),
-    "probe": (ProbeOptions, probe, "Draw from few components of an embedding."),
-    "corrupt": (CorruptOptions, corrupt, "Watch images drown in noise."),
-    "lesson": (LessonOptions, None, "Three pictures that teach sampling."),
+    "probe": (ProbeOptions, probe, "Draw images from a few components of their embedding."),
+    "corrupt": (CorruptOptions, corrupt, "Show the forward process, and what the decoder predicts at each moment."),
+    "lesson": (LessonOptions, None, "Draw three pictures that teach sampling."),
 }
 
 
@@ -222,29 +226,31 @@ def command_types(sampling: dict[str, Sampling], style: str) -> Any:
     return Union[tuple(commands)]  # noqa: UP007
 
 
-def heads(pipe: UnCLIP, o: Options) -> tuple[str, ...]:
-    """Headings over the columns, one per image of a row."""
-    if isinstance(o, ChangeOptions):
-        return ("given", *(f"{amount:g}" for amount in o.amounts))
-    if isinstance(o, ProbeOptions):
-        return ("given", *(str(count) for count in o.components))
-    if isinstance(o, CorruptOptions):
-        return tuple(f"{t:.2f}" for t in pipe.decoder.process.spread_times(o.times))
-    return ("given",) + ("",) * o.n if isinstance(o, (VaryOptions, InpaintOptions)) else ()
+def column_headings(pipe: UnCLIP, options: Options) -> tuple[str, ...]:
+    """Headings of the columns, one per image of a row, or none."""
+    if isinstance(options, ChangeOptions):
+        return ("given", *(f"{amount:g}" for amount in options.amounts))
+    if isinstance(options, ProbeOptions):
+        return ("given", *(str(count) for count in options.components))
+    if isinstance(options, CorruptOptions):
+        return tuple(f"{t:.2f}" for t in pipe.decoder.process.spread_times(options.times))
+    return ("given",) + ("",) * options.n if isinstance(options, (VaryOptions, InpaintOptions)) else ()
 
 
-def with_originals(pipe: UnCLIP, files: tuple[Path, ...], drawn: np.ndarray) -> TensorBatch:
-    """A row per image: as it was given, prepared, then what was drawn of it (N, K, H, W, C)."""
-    given = edit.prepare_images(pipe, files)[:, None]
-    whole = np.concatenate([given, drawn], axis=1)
-    return [(file.stem, row) for file, row in zip(files, whole, strict=True)]
+def with_originals(pipe: UnCLIP, files: tuple[Path, ...], drawn: np.ndarray) -> LabelledRows:
+    """A row per image: the prepared image, then what was drawn from it (N, K, H, W, C)."""
+    originals = edit.prepare_images(pipe, files)[:, None]
+    rows = np.concatenate([originals, drawn], axis=1)
+    return [(file.stem, row) for file, row in zip(files, rows, strict=True)]
 
 
 def per_image(output: Output, n: int) -> np.ndarray:
+    """The images of an output, n for each original: (N, n, H, W, C)."""
     return output.images.reshape(-1, n, *output.images.shape[1:])
 
 
 def arrays_of(output: Output) -> dict[str, np.ndarray]:
+    """The arrays of an output for --npz."""
     return {
         "images": output.images,
         "captions": np.array(output.captions),
@@ -256,33 +262,34 @@ def arrays_of(output: Output) -> dict[str, np.ndarray]:
 def main(argv: Sequence[str] | None = None) -> None:
     named = read_early_options(argv)
     checkpoint = Path(named.checkpoint) if named.checkpoint else newest_pipeline(Path("checkpoints"))
-    own = read_sampling(find_pipeline(checkpoint))
+    folder = find_pipeline(checkpoint)
+    own = read_sampling(folder)
     sampling = {name: own.override(**edit.DEFAULTS.get(name, {})) for name in COMMANDS}
-    o = parse(command_types(sampling, named.style or "clear"), __doc__, argv=argv)
-    if getattr(o, "images", None) == ():
-        raise UserError("no image; give the files of some, like: python -m unclip.edit vary shoe.png")
-    pipe = UnCLIP.from_pretrained(checkpoint, pick_device(o.device))
-    o.out.mkdir(parents=True, exist_ok=True)
-    if isinstance(o, LessonOptions):
-        for path in lesson(pipe, o.caption, o.n, o.seed, o.out):
+    options = parse(command_types(sampling, named.style or "clear"), __doc__, argv=argv)
+    if getattr(options, "images", None) == ():
+        raise UserError("no image; give the files of some, like: unclip edit vary shoe.png")
+    pipe = UnCLIP.from_pretrained(folder, pick_device(options.device))
+    options.out.mkdir(parents=True, exist_ok=True)
+    if isinstance(options, LessonOptions):
+        for path in lesson(pipe, options.caption, options.n, options.seed, options.out):
             print(path)
         return
-    name, work = next((name, work) for name, (kind, work, _) in COMMANDS.items() if isinstance(o, kind))
-    arguments = [given_settings(o, sampling[name], argv)] if isinstance(o, DrawingOptions) else []
+    name, work = next((name, work) for name, (kind, work, _) in COMMANDS.items() if isinstance(options, kind))
+    arguments = [given_settings(options, sampling[name], argv)] if isinstance(options, DrawingOptions) else []
     began = time.perf_counter()
-    rows, arrays = work(pipe, o, *arguments)
+    rows, arrays = work(pipe, options, *arguments)
     seconds = time.perf_counter() - began
-    save_png(o.out / f"{name}.png", captioned_grid(rows, margin=150, columns=heads(pipe, o)))
-    if o.npz:
-        write_npz(o.out / f"{name}.npz", arrays)
-    print(f"{seconds:.1f} s with {checkpoint}: {o.out / f'{name}.png'}")
+    save_png(options.out / f"{name}.png", captioned_grid(rows, margin=150, columns=column_headings(pipe, options)))
+    if options.npz:
+        write_npz(options.out / f"{name}.npz", arrays)
+    print(f"{seconds:.1f} s with {checkpoint}: {options.out / f'{name}.png'}")
 
 
-def given_settings(o: DrawingOptions, sampling: Sampling, argv: Sequence[str] | None) -> dict[str, Any]:
+def given_settings(options: DrawingOptions, sampling: Sampling, argv: Sequence[str] | None) -> dict[str, Any]:
     """The settings to call a command with: those that differ from its own, and steps and guidance if they are given.
 
     Where `vary` keeps noise it draws with other steps and guidance by default, so that a value counts if it is given,
     even if it is the pipeline's own.
     """
-    given = {name: getattr(o, name) for name in find_given(argv, ["steps", "guidance"])}
-    return given | o.changed(sampling)
+    given = {name: getattr(options, name) for name in find_given(argv, ["steps", "guidance"])}
+    return given | options.changed(sampling)
