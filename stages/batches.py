@@ -13,7 +13,7 @@ from typing import TypeVar
 import torch
 from torch import Tensor
 
-from data.dataset import batch_generator, shuffled_rows
+from data.shuffling import batch_generator, shuffled_rows
 from stages import runtime
 from unclip.tensor_batch import TensorBatch
 

@@ -11,7 +11,8 @@ from PIL import Image
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from data.dataset import CaptionedImages, random_offsets, shift_images
+from data.augmentation import random_offsets, shift_images
+from data.dataset import CaptionedImages
 from data.variety import choose_varied
 from stages import runtime
 from stages.batches import StepDraw

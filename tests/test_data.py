@@ -11,8 +11,10 @@ import torch
 from conftest import contents, files_under, made_up_data
 
 from data import fashion_mnist
-from data.dataset import ListedCaptions, random_flip, random_shift, shuffled_rows
+from data.augmentation import random_flip, random_shift
+from data.dataset import ListedCaptions
 from data.fashion_mnist_captions import HELD_OUT, TONES, WIDTHS, attribute_codes, attributes
+from data.shuffling import shuffled_rows
 from unclip.errors import UserError
 
 TEST_FILES = ("t10k-images-idx3-ubyte", "t10k-labels-idx1-ubyte")
@@ -294,12 +296,13 @@ def test_random_flip_mirrors_about_half_of_the_images():
 
 
 @pytest.mark.parametrize("batch_size", [1, 4, 7, 10, 25])
-def test_every_pass_over_the_rows_is_a_new_permutation(batch_size):
-    size, passes = 10, 7
-    rows = torch.cat([shuffled_rows(step, batch_size, size, seed=3) for step in range(size * passes // batch_size + 1)])
-    epochs = rows[: size * passes].view(passes, size)
-    assert torch.equal(epochs.sort(dim=1).values, torch.arange(size).expand(passes, size))
-    assert len({tuple(epoch.tolist()) for epoch in epochs}) == passes
+def test_every_epoch_is_a_new_permutation(batch_size):
+    size = 10
+    count = 7
+    rows = torch.cat([shuffled_rows(step, batch_size, size, seed=3) for step in range(size * count // batch_size + 1)])
+    epochs = rows[: size * count].view(count, size)
+    assert torch.equal(epochs.sort(dim=1).values, torch.arange(size).expand(count, size))
+    assert len({tuple(epoch.tolist()) for epoch in epochs}) == count
 
 
 def test_a_batch_is_a_pure_function_of_step_and_seed():

@@ -27,10 +27,10 @@ from PIL import Image
 
 from data import decoding, paths
 from data.caption_values import as_captions
-from data.dataset import shuffled_rows
 from data.decoding import decode_image, decode_images
 from data.problems import Problems
 from data.records import Record
+from data.shuffling import shuffled_rows
 from data.source_config import SourceConfig
 from data.sources import load_splits, read_listing
 from data.splits import SPLITS, split_records

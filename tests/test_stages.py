@@ -11,8 +11,9 @@ from three_stages import clip_stage, decoder_stage, make_inputs, prior_stage, se
 from torch import nn
 from toy import SETTINGS
 
-from data.dataset import ListedCaptions, batch_generator
+from data.dataset import ListedCaptions
 from data.fashion_mnist_captions import PLAIN_CAPTIONS
+from data.shuffling import batch_generator
 from stages.clip import AugmentConfig, fitting_patch
 from stages.decoder import DecoderObjective, DecoderRun
 from stages.embed import EmbeddedImages

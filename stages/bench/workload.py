@@ -6,8 +6,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from data.dataset import batch_generator
 from data.fashion_mnist_captions import CLASSES, Grammar, GrammarCaptions
+from data.shuffling import batch_generator
 from unclip.clip import TextFeatures, Tokenizer
 
 

@@ -10,7 +10,8 @@ import torch.nn.functional as F
 from PIL import Image
 from torch import Tensor, nn
 
-from data.dataset import CaptionedImages, random_flip, random_shift
+from data.augmentation import random_flip, random_shift
+from data.dataset import CaptionedImages
 from stages import loop, runtime
 from stages.batches import StepDraw
 from stages.embed import CACHE
