@@ -13,43 +13,49 @@ from unclip.layers import at_least_float32
 def contrastive_loss(
     images: Tensor,
     texts: Tensor,
-    caption: Tensor,
+    text_of_image: Tensor,
     scale: Tensor | float,
     gather: Callable[[Tensor], Tensor] = lambda rows: rows,
     rank: int = 0,
 ) -> Tensor:
-    """Symmetric cross-entropy over the *distinct* captions of a batch (InfoNCE, with several positives).
+    """Symmetric cross-entropy over the *distinct* captions of a batch (InfoNCE with several positives).
+
+    Each image has one right caption among U. Each caption has all images with this caption as its positives, and the
+    mean of their log-probabilities among B images counts (Khosla et al. 2020, eq. 2). So equal captions are never each
+    other's negatives.
+
+    Several ranks can share a batch. Each then passes b = B / ranks images and u = U / ranks texts, as many as the other
+    ranks, and `text_of_image` of the whole batch; the mean of their losses is the loss of the batch. A rank compares
+    its own images and texts with those of all ranks, so it holds b U + u B cosines, not B U.
 
     Args:
-        images: unit embeddings (B, D), one per image.
-        texts: unit embeddings (U, D), one per distinct caption.
-        caption: (B,) the row of `texts` that describes each image. A text that describes none counts for nothing.
+        images: unit embeddings (b, D), one per image.
+        texts: unit embeddings (u, D), one per distinct caption.
+        text_of_image: (B,), index of each image's caption among the U texts. Texts that describe no image are ignored.
         scale: factor on the cosines.
-        gather: where several ranks share a batch, the rows of all of them, the first rank's first, differentiably.
-            Each then gives b = B / ranks images, u = U / ranks texts, as many as the others, and all of `caption`; the
-            mean of the ranks' losses is the batch's. A rank compares its own rows with all, so it holds b U + u B
-            cosines, not B U.
-        rank: which of them this is.
-
-    An image has one right caption among U. A caption has as positives all images with it: the mean of their
-    log-probabilities among B counts (Khosla et al. 2020, eq. 2). Equal strings are so never each other's negatives.
+        gather: concatenates the rows of all ranks, the first rank's first, and is differentiable.
+        rank: index of this rank.
     """
-    shares = gather(torch.cat([images, texts])).unflatten(0, (-1, len(images) + len(texts)))  # (ranks, b + u, D)
-    all_images, all_texts = (x.flatten(0, 1) for x in shares.split([len(images), len(texts)], dim=1))  # (B, D), (U, D)
+    per_rank = gather(torch.cat([images, texts])).unflatten(0, (-1, len(images) + len(texts)))  # (ranks, b + u, D)
+    image_part, text_part = per_rank.split([len(images), len(texts)], dim=1)
+    all_images = image_part.flatten(0, 1)  # (B, D)
+    all_texts = text_part.flatten(0, 1)  # (U, D)
     with torch.autocast(images.device.type, enabled=False):  # bfloat16 would round logits near 100 to steps of a half
-        of_images = scale * at_least_float32(images) @ at_least_float32(all_texts).T  # (b, U)
-        of_texts = scale * at_least_float32(texts) @ at_least_float32(all_images).T  # (u, B)
-    described = caption.new_zeros(len(all_texts)).index_fill(0, caption, 1)  # (U,)
-    own = caption[rank * len(images) :][: len(images)]  # (b,)
-    image_to_text = F.cross_entropy(of_images.masked_fill(described == 0, -torch.inf), own)
-    rows = rank * len(texts) + torch.arange(len(texts), device=texts.device)  # (u,)
-    positive = (rows[:, None] == caption).to(of_texts.dtype)  # (u, B)
+        image_logits = scale * at_least_float32(images) @ at_least_float32(all_texts).T  # (b, U)
+        text_logits = scale * at_least_float32(texts) @ at_least_float32(all_images).T  # (u, B)
+
+    is_used = text_of_image.new_zeros(len(all_texts)).index_fill(0, text_of_image, 1)  # (U,)
+    targets = text_of_image[rank * len(images) :][: len(images)]  # (b,)
+    image_to_text = F.cross_entropy(image_logits.masked_fill(is_used == 0, -torch.inf), targets)
+
+    text_ids = rank * len(texts) + torch.arange(len(texts), device=texts.device)  # (u,)
+    positive = (text_ids[:, None] == text_of_image).to(text_logits.dtype)  # (u, B)
     positive = positive / positive.sum(dim=1, keepdim=True).clamp(min=1)
     ranks = len(all_texts) / len(texts)
-    text_to_image = -(positive * of_texts.log_softmax(dim=1)).sum() * ranks / described.sum()
+    text_to_image = -(positive * text_logits.log_softmax(dim=1)).sum() * ranks / is_used.sum()
     return (image_to_text + text_to_image) / 2
 
 
 def chance_loss(images: int, captions: int | Tensor) -> Tensor:
-    """`contrastive_loss` of embeddings that tell nothing."""
+    """The `contrastive_loss` of embeddings that are all equal."""
     return (torch.as_tensor(captions).log() + math.log(images)) / 2

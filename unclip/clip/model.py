@@ -1,4 +1,4 @@
-"""CLIP (Radford et al. 2021, arXiv 2103.00020): two towers and one embedding space."""
+"""CLIP (Radford et al. 2021, arXiv 2103.00020): an image tower and a text tower with one embedding space."""
 
 import math
 from dataclasses import dataclass, field
@@ -20,7 +20,7 @@ class CLIPConfig:
     vision: VisionConfig = field(default_factory=VisionConfig)
     text: TextConfig = field(default_factory=TextConfig)
     preprocess: PreprocessConfig = from_data(PreprocessConfig())
-    """What the image tower expects of its images; a pretrained CLIP brings its own."""
+    """How images become the input of the image tower; a pretrained CLIP brings its own."""
 
 
 class CLIP(nn.Module):
@@ -34,21 +34,24 @@ class CLIP(nn.Module):
         self.vision = VisionTransformer(config.vision, config.embed_dim)
         self.text = TextTransformer(config.text, config.embed_dim)
         self.logit_scale = nn.Parameter(torch.tensor([math.log(1 / 0.07)]))  # (1,), as FSDP takes no scalars
-        self.register_state_dict_post_hook(_scale_to_scalar)
-        self.register_load_state_dict_pre_hook(_scale_to_vector)
+        self.register_state_dict_post_hook(_logit_scale_to_scalar)
+        self.register_load_state_dict_pre_hook(_logit_scale_to_vector)
 
     def encode_image(self, images: Tensor, patches: Tensor | None = None) -> Tensor:
-        """Normalised images (B, C, H, W) -> unit embeddings (B, D); of each image's `patches` (B, K) alone if given."""
+        """Preprocessed images (B, C, H, W) -> unit embeddings (B, D).
+
+        Given `patches` (B, K), the tower sees only those K patches of each image.
+        """
         return F.normalize(self.vision(images, patches), dim=-1)
 
-    def encode_text(self, ids: Tensor) -> tuple[Tensor, Tensor]:
-        """Token ids (B, L) -> unit embeddings (B, D) and the encodings of every token (B, L, W)."""
-        embeddings, encodings = self.text(ids)
-        return F.normalize(embeddings, dim=-1), encodings
+    def encode_text(self, token_ids: Tensor) -> tuple[Tensor, Tensor]:
+        """Token ids (B, L) -> unit embeddings (B, D) and the features of every token (B, L, W)."""
+        embeddings, tokens = self.text(token_ids)
+        return F.normalize(embeddings, dim=-1), tokens
 
-    def embed_text(self, ids: Tensor) -> Tensor:
-        """The embeddings of `encode_text` alone, for less."""
-        return F.normalize(self.text.embed(ids), dim=-1)
+    def embed_text(self, token_ids: Tensor) -> Tensor:
+        """Token ids (B, L) -> unit embeddings (B, D) alone, which costs less than `encode_text`."""
+        return F.normalize(self.text.embed(token_ids), dim=-1)
 
     def scale(self) -> Tensor:
         """The factor (1,) on cosine similarities, at most 100 (Radford et al. 2021, section 2.5)."""
@@ -57,18 +60,20 @@ class CLIP(nn.Module):
 
     @torch.no_grad()
     def keep_in_bounds(self) -> None:
-        """Clamp the parameter itself: the gradient of a clamped copy is zero above the bound, where it would stay.
+        """Clamp the logit scale itself. A clamped copy would have no gradient above the bound, and stay there.
 
-        An optimiser does so too after each step, as of a sharded model `scale` sees a copy.
+        The trainer calls this too after each step, because `scale` sees only a copy of a sharded model's parameter.
         """
         self.logit_scale.clamp_(max=self.max_logit_scale)
 
 
-def _scale_to_scalar(clip: CLIP, tensors: dict[str, Tensor], prefix: str, _) -> None:
-    """In files the logit scale is a scalar, as in those of other projects."""
+def _logit_scale_to_scalar(clip: CLIP, tensors: dict[str, Tensor], prefix: str, _) -> None:
+    """Files hold the logit scale as a scalar, as those of other projects do."""
     tensors[f"{prefix}logit_scale"] = tensors[f"{prefix}logit_scale"].reshape(())
 
 
-def _scale_to_vector(clip: CLIP, tensors: dict[str, Tensor], prefix: str, *_) -> None:
-    if (name := f"{prefix}logit_scale") in tensors:
+def _logit_scale_to_vector(clip: CLIP, tensors: dict[str, Tensor], prefix: str, *_) -> None:
+    """The model holds it as (1,)."""
+    name = f"{prefix}logit_scale"
+    if name in tensors:
         tensors[name] = tensors[name].reshape(1)

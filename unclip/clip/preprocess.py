@@ -1,4 +1,4 @@
-"""From images as they come to what a CLIP's image tower was trained on. The settings travel with the weights."""
+"""Turn images of any size and mode into the input of a CLIP's image tower."""
 
 from collections.abc import Sequence
 
@@ -19,7 +19,9 @@ class Preprocess:
     """Images -> normalised float (B, channels, size, size)."""
 
     def __init__(self, size: int, channels: int, config: PreprocessConfig | None = None):
-        self.size, self.channels, self.config = size, channels, config or PreprocessConfig()
+        self.size = size
+        self.channels = channels
+        self.config = config or PreprocessConfig()
         for name, values in (("mean", self.config.mean), ("std", self.config.std)):
             if len(values) not in (1, channels):
                 raise UserError(
@@ -27,14 +29,15 @@ class Preprocess:
                 )
 
     def __call__(self, images: Tensor | Sequence[Image.Image]) -> Tensor:
-        """PIL images of any size and mode, or uint8 (B, C, H, W)."""
+        """Preprocess PIL images of any size and mode, or uint8 (B, C, H, W)."""
         if not isinstance(images, Tensor):
-            return torch.cat([self(self.pixels(image)[None]) for image in images])
-        x = self.crop(self.resize(self.colour(images))) / 255
-        mean, std = (x.new_tensor(v).view(1, -1, 1, 1) for v in (self.config.mean, self.config.std))
+            return torch.cat([self(self.pil_to_pixels(image)[None]) for image in images])
+        x = self.crop(self.resize(self.convert_channels(images))) / 255  # (B, channels, size, size) in 0 .. 1
+        mean = x.new_tensor(self.config.mean).view(1, -1, 1, 1)
+        std = x.new_tensor(self.config.std).view(1, -1, 1, 1)
         return (x - mean) / std
 
-    def colour(self, images: Tensor) -> Tensor:
+    def convert_channels(self, images: Tensor) -> Tensor:
         """uint8 (B, C, H, W) -> float (B, channels, H, W): colour to grey by luminance, grey to colour by copying."""
         x = images.float()
         if x.shape[1] == self.channels:
@@ -42,44 +45,54 @@ class Preprocess:
         weights = x.new_tensor(LUMINANCE) if x.shape[1] == 3 else x.new_ones(1)
         return torch.einsum("bchw,c->bhw", x, weights)[:, None].expand(-1, self.channels, -1, -1)
 
-    def pixels(self, image: Image.Image) -> Tensor:
-        """A PIL image -> uint8 (channels, H, W), which is resized and cut already where `convert` is "last"."""
-        if self.config.convert == "last" and not image.mode.startswith(("I", "F")):  # what has more than 8 bits is not
+    def pil_to_pixels(self, image: Image.Image) -> Tensor:
+        """A PIL image -> uint8 (channels, H, W). If `convert` is "last", it is also resized and cropped here."""
+        if self.config.convert == "last" and not image.mode.startswith(
+            ("I", "F")
+        ):  # more than 8 bits are converted first
             image = ImageOps.exif_transpose(image)
-            height, width = self.resized(image.height, image.width)
+            height, width = self.resized_shape(image.height, image.width)
             image = image.resize((width, height), Image.Resampling[self.config.interpolation.upper()])
-            top, left = self.corner(height, width)
-            image = image.crop((left, top, left + self.size, top + self.size))  # zeros beyond its edges
+            top, left = self.crop_corner(height, width)
+            image = image.crop((left, top, left + self.size, top + self.size))  # black outside the image
             image = image.convert("L" if self.channels == 1 else "RGB")
-            image.info = {}  # a transparent colour, which open_clip passes over
+            image.info = {}  # drop a transparent colour, as open_clip does
         return from_pil(image, self.channels)
 
-    def resized(self, height: int, width: int) -> tuple[int, int]:
-        """What an image's height and width become."""
-        target, kind = self.config.resize_to or self.size, self.config.resize
-        if kind == "stretch":
+    def resized_shape(self, height: int, width: int) -> tuple[int, int]:
+        """Height and width after resizing, for an image of these."""
+        target = self.config.resize_to or self.size
+        if self.config.resize == "stretch":
             return target, target
-        # torchvision cuts the longer side to a whole number; timm, which fits by the longer one, rounds
-        side, whole = (min(height, width), int) if kind == "shortest" else (max(height, width), round)
-        return max(1, whole(target * height / side)), max(1, whole(target * width / side))
+        # torchvision truncates the longer side; timm, which resizes by the longer one, rounds the shorter
+        if self.config.resize == "shortest":
+            side, to_integer = min(height, width), int
+        else:
+            side, to_integer = max(height, width), round
+        return max(1, to_integer(target * height / side)), max(1, to_integer(target * width / side))
 
-    def corner(self, height: int, width: int) -> tuple[int, int]:
-        """Row and column where the middle begins; negative where black is put before too few pixels."""
-        whole = round if self.config.cut == "round" else int
-        surplus = (height - self.size, width - self.size)
-        return tuple(whole(more / 2) if more >= 0 else -(-more // 2) for more in surplus)
+    def crop_corner(self, height: int, width: int) -> tuple[int, int]:
+        """Row and column where the middle square begins; negative where black is added on that side."""
+        to_integer = round if self.config.cut == "round" else int
+
+        def start(length: int) -> int:
+            surplus = length - self.size
+            return to_integer(surplus / 2) if surplus >= 0 else -(-surplus // 2)
+
+        return start(height), start(width)
 
     def resize(self, x: Tensor) -> Tensor:
-        """float 0 .. 255 (B, C, H, W) -> of the size that `resize` asks for, in whole values as Pillow leaves them."""
-        size = self.resized(*x.shape[-2:])
-        if size == tuple(x.shape[-2:]):
+        """float 0 .. 255 (B, C, H, W) -> resized (B, C, H', W'), in whole values as Pillow leaves them."""
+        height, width = x.shape[-2:]
+        new_height, new_width = self.resized_shape(height, width)
+        if (new_height, new_width) == (height, width):
             return x
-        for part in ((x.shape[-2], size[1]), size):  # first along the rows, then the columns, in whole values between
-            x = F.interpolate(x, part, mode=self.config.interpolation, antialias=True).round().clamp(0, 255)
+        for shape in ((height, new_width), (new_height, new_width)):  # Pillow rounds after the horizontal pass too
+            x = F.interpolate(x, shape, mode=self.config.interpolation, antialias=True).round().clamp(0, 255)
         return x
 
     def crop(self, x: Tensor) -> Tensor:
-        """The middle (B, C, size, size); where there is too little, black is put around it."""
+        """Cut out the middle (B, C, size, size); where the image is smaller, surround it with black."""
         height, width = x.shape[-2:]
-        top, left = self.corner(height, width)
-        return F.pad(x, (-left, left + self.size - width, -top, top + self.size - height))  # less than zero cuts
+        top, left = self.crop_corner(height, width)
+        return F.pad(x, (-left, left + self.size - width, -top, top + self.size - height))  # negative padding cuts

@@ -15,12 +15,12 @@ from unclip.layers import Activation, Block, causal_mask, init_transformer
 @dataclass(frozen=True)
 class TextConfig:
     vocab_size: int = from_data(0, 0, 2**20)
-    """Entries of the tokenizer."""
+    """Number of tokens of the tokenizer."""
     eos_id: int = from_data(1, 0, 2**20)
     """The end-of-text token."""
     pooling: Literal["eos", "argmax"] = from_data("eos")
-    """Where the caption's embedding is read off: at the first end-of-text token, or at the first of the highest id, as
-    OpenAI's code does, whose end-of-text token has the highest."""
+    """Where the caption's embedding is read. eos: at the first end-of-text token. argmax: at the first token of the
+    highest id, as in OpenAI's code, where the end-of-text token has the highest id."""
     context: int = bounded(32, 3, 4096)
     """Longest caption in tokens, start and end included; longer ones are cut."""
     width: int = bounded(128, 2, 16_384)
@@ -32,9 +32,9 @@ class TextConfig:
     activation: Activation = "gelu"
     """Non-linearity of the MLPs; OpenAI's weights need quick_gelu."""
     mlp_ratio: float = bounded(4.0, 0.1, 64)
-    """Width of the MLPs' hidden layer over that of the transformer."""
+    """Width of the MLPs' hidden layer, as a multiple of the transformer's width."""
     norm_eps: float = bounded(1e-5, 1e-12, 1)
-    """What the LayerNorms add to the variance."""
+    """Added to the variance in LayerNorm."""
 
     def conflicts(self) -> Iterator[tuple[str, str]]:
         if self.width % self.heads:
@@ -58,42 +58,45 @@ class TextTransformer(nn.Module):
         self.init_weights()
 
     def init_weights(self) -> None:
-        """Tokens 0.02 and positions 0.01 as CLIP; the projection keeps the variance of a normalised input."""
+        """Use deviation 0.02 for tokens and 0.01 for positions, as CLIP does; keep the variance in the projection."""
         nn.init.normal_(self.tokens.weight, std=0.02)
         nn.init.normal_(self.positions, std=0.01)
         nn.init.normal_(self.projection.weight, std=self.config.width**-0.5)
         init_transformer(self.blocks)
 
-    def end_of_text(self, ids: Tensor) -> Tensor:
-        """Index (B,) of the token where the embedding is read off; what follows it is padding."""
-        return ids.argmax(dim=1) if self.config.pooling == "argmax" else (ids == self.config.eos_id).int().argmax(dim=1)
+    def end_of_text(self, token_ids: Tensor) -> Tensor:
+        """Index (B,) of the token at which the caption's embedding is read. Everything after it is padding."""
+        if self.config.pooling == "argmax":
+            return token_ids.argmax(dim=1)
+        return (token_ids == self.config.eos_id).int().argmax(dim=1)
 
-    def mask(self, ids: Tensor) -> Tensor:
+    def mask(self, token_ids: Tensor) -> Tensor:
         """(B, L), True for the caption's tokens, start and end included, False for padding."""
-        return torch.arange(ids.shape[1], device=ids.device) <= self.end_of_text(ids)[:, None]
+        return torch.arange(token_ids.shape[1], device=token_ids.device) <= self.end_of_text(token_ids)[:, None]
 
-    def forward(self, ids: Tensor) -> tuple[Tensor, Tensor]:
-        """Token ids (B, L) -> embeddings (B, D), not yet of unit norm, and encodings of every token (B, L, W).
+    def forward(self, token_ids: Tensor) -> tuple[Tensor, Tensor]:
+        """Token ids (B, L) -> embeddings (B, D), not yet of unit norm, and features of every token (B, L, W).
 
-        The encodings are taken after the final LayerNorm, before the projection. Padding stands to the right, where a
-        causal mask hides it.
+        The features are taken after the final LayerNorm, before the projection. Padding stands on the right, where the
+        causal mask hides it from the caption's tokens.
         """
-        x = self._before_last(ids)  # (B, L, W)
-        x, _ = self.blocks[-1](x, causal_mask(ids.shape[1], ids.device))  # (B, L, W)
+        x = self._before_last_block(token_ids)  # (B, L, W)
+        x, _ = self.blocks[-1](x, causal_mask(token_ids.shape[1], token_ids.device))  # (B, L, W)
         x = self.norm_final(x)  # (B, L, W)
-        pooled = x[torch.arange(len(x), device=x.device), self.end_of_text(ids)]  # (B, W)
+        pooled = x[torch.arange(len(x), device=x.device), self.end_of_text(token_ids)]  # (B, W)
         return self.projection(pooled), x  # (B, D), (B, L, W)
 
-    def embed(self, ids: Tensor) -> Tensor:
-        """The embeddings (B, D) alone, for less: of the last block's tokens only the end of text is computed."""
-        x = self._before_last(ids)  # (B, L, W)
-        x, _ = self.blocks[-1](x, self.mask(ids)[:, None, None], at=self.end_of_text(ids))  # (B, 1, W)
+    def embed(self, token_ids: Tensor) -> Tensor:
+        """The embeddings (B, D) alone. The last block computes only the end-of-text token, which costs less."""
+        x = self._before_last_block(token_ids)  # (B, L, W)
+        mask = self.mask(token_ids)[:, None, None]  # (B, 1, 1, L)
+        x, _ = self.blocks[-1](x, mask, at=self.end_of_text(token_ids))  # (B, 1, W)
         return self.projection(self.norm_final(x[:, 0]))  # (B, D)
 
-    def _before_last(self, ids: Tensor) -> Tensor:
-        """What the last block is given, (B, L, W)."""
-        x = self.tokens(ids) + self.positions[: ids.shape[1]]  # (B, L, W)
-        mask = causal_mask(ids.shape[1], ids.device)  # (L, L)
+    def _before_last_block(self, token_ids: Tensor) -> Tensor:
+        """Input of the last block, (B, L, W)."""
+        x = self.tokens(token_ids) + self.positions[: token_ids.shape[1]]  # (B, L, W)
+        mask = causal_mask(token_ids.shape[1], token_ids.device)  # (L, L)
         for block in self.blocks[:-1]:
             x, _ = block(x, mask)  # (B, L, W)
         return x

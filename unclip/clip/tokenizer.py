@@ -1,4 +1,4 @@
-"""Byte-level BPE: trained on the captions, saved with the pipeline; encodes any UTF-8 text."""
+"""Byte-level BPE tokenizer: trained on the captions, saved with the pipeline, and able to encode any UTF-8 text."""
 
 import html
 import json
@@ -17,24 +17,25 @@ from unclip.errors import UserError, reason
 
 START, END = "<|startoftext|>", "<|endoftext|>"
 Cleaning = Literal["", "whitespace", "lower"]
-"""What is done to a caption first: nothing; what `clean` does; or that, and lower case."""
-FTFY_LEAVES = re.compile(r"[ -%'-~\t\r\n]*")
-"""Text that ftfy cannot change, once HTML's escapes are undone and white space is evened: ASCII without "&"."""
+"""How a caption is cleaned before it is tokenised: not at all; by `clean_caption`; or by it, and then lower-cased."""
+UNCHANGED_BY_FTFY = re.compile(r"[ -%'-~\t\r\n]*")
+"""Text that ftfy cannot change after HTML is unescaped and white space is normalised: ASCII without "&"."""
 
 
 class Tokenizer:
-    """Captions -> padded ids [start, tokens, end, padding ...]. Case and runs of white space do not matter."""
+    """Captions -> padded token ids [start, tokens, end, padding ...]. Case and runs of white space do not matter."""
 
     def __init__(self, core: tokenizers.Tokenizer, cleaning: Cleaning = ""):
-        self.core, self.cleaning = core, cleaning
+        self.core = core
+        self.cleaning = cleaning
         padding = core.padding
         core.no_padding()
-        core.no_truncation()  # `encode` does both itself
-        own = core.post_processor is None
-        if own or cleaning:
-            core.encode_special_tokens = True  # a caption that contains "<|endoftext|>" is text like any other
-        # a pretrained one says itself what it puts around a caption
-        frame = [core.token_to_id(START), core.token_to_id(END)] if own else core.encode("").ids
+        core.no_truncation()  # `encode` does both
+        is_ours = core.post_processor is None
+        if is_ours or cleaning:
+            core.encode_special_tokens = True  # "<|endoftext|>" within a caption is text like any other
+        # a pretrained tokenizer adds its own start and end
+        frame = [core.token_to_id(START), core.token_to_id(END)] if is_ours else core.encode("").ids
         if len(frame) != 2 or None in frame:
             raise UserError(f"the tokenizer puts {frame} around a caption; CLIP's puts a start and an end")
         self.start_id, self.end_id = frame
@@ -44,7 +45,7 @@ class Tokenizer:
 
     @classmethod
     def train(cls, captions: Iterable[str], vocab_size: int = 1024) -> "Tokenizer":
-        """Learn merges from captions. The 256 bytes are always in the vocabulary, so that nothing is unknown."""
+        """Learn merges from captions. The 256 bytes are always in the vocabulary, so that no text is unknown."""
         core = tokenizers.Tokenizer(models.BPE())
         core.normalizer = normalizers.Sequence(
             [normalizers.NFC(), normalizers.Lowercase(), normalizers.Replace(tokenizers.Regex(r"\s+"), " "),
@@ -70,49 +71,61 @@ class Tokenizer:
             values = json.loads(Path(path).read_text(encoding="utf-8"))
             cleaning = values.pop("cleaning", "")
             return cls(tokenizers.Tokenizer.from_str(json.dumps(values)), cleaning)
-        except BaseException as error:  # the library raises bare Exception, and panics with less
+        except BaseException as error:  # the library raises bare Exception, and its panics are BaseException
             if isinstance(error, (KeyboardInterrupt, SystemExit, MemoryError)):
                 raise
             raise UserError(f"{path} is not a readable tokenizer ({reason(error)})") from error
 
     def pad_with(self, token: str | dict | None) -> None:
-        """Take over the padding that a pretrained tokenizer's files name, if they name any."""
-        token = token["content"] if isinstance(token, dict) else token
-        if token is not None and (pad_id := self.core.token_to_id(token)) is not None:
-            self.core.enable_padding(pad_id=pad_id, pad_token=token)  # noted, so that it is saved too
+        """Adopt the padding token that a pretrained tokenizer's files name. None changes nothing."""
+        text = token["content"] if isinstance(token, dict) else token
+        pad_id = None if text is None else self.core.token_to_id(text)
+        if pad_id is not None:
+            self.core.enable_padding(pad_id=pad_id, pad_token=text)  # so that it is saved too
             self.pad_id = pad_id
 
     def to_json(self) -> str:
-        """tokenizer.json of the tokenizers library. Where captions are cleaned first a field of ours says how, and that
-        library refuses the file rather than leave the cleaning out."""
+        """The content of tokenizer.json, in the format of the tokenizers library.
+
+        If captions are cleaned first, an additional field says how; the library then refuses the file, as it would
+        otherwise skip the cleaning.
+        """
         content = self.core.to_str(pretty=True)
-        return content[:-2] + f',\n  "cleaning": "{self.cleaning}"\n}}' if self.cleaning else content
+        if self.cleaning:
+            content = content[:-2] + f',\n  "cleaning": "{self.cleaning}"\n}}'
+        return content
 
     @property
     def vocab_size(self) -> int:
         return self.core.get_vocab_size()
 
     def encode(self, captions: Sequence[str], context: int) -> Tensor:
-        """Ids (B, L), L being the longest caption's length and at most `context`.
+        """Token ids (B, L), where L is the length of the longest caption, at most `context`.
 
         Longer captions are cut at a token, with one warning. Raises UserError for text that is not valid Unicode.
         """
-        rows, fit = [self._ids(caption) for caption in captions], context - 2
-        long = [row for row in rows if len(row) > fit]
-        if long:
-            longest = max(long, key=len)
-            kept = repr(self.decode(longest[:fit]))
-            one = f"caption of {len(longest)} tokens is cut to the {fit} that fit"
-            several = f"{len(long)} captions are cut to the {fit} tokens that fit, the longest, of {len(longest)}"
-            more = "a CLIP trained with a larger --model.text.context reads more"
-            warnings.warn(f"{one if len(long) == 1 else several}: {kept}; {more}", stacklevel=2)
-        rows = [[self.start_id, *row[:fit], self.end_id] for row in rows]
+        limit = context - 2
+        rows = [self._token_ids(caption) for caption in captions]
+        too_long = [row for row in rows if len(row) > limit]
+        if too_long:
+            self._warn_of_cut(too_long, limit)
+        rows = [[self.start_id, *row[:limit], self.end_id] for row in rows]
         length = max(map(len, rows))
         return torch.tensor([row + [self.pad_id] * (length - len(row)) for row in rows])
 
-    def _ids(self, caption: str) -> list[int]:
+    def _warn_of_cut(self, rows: list[list[int]], limit: int) -> None:
+        longest = max(rows, key=len)
+        if len(rows) == 1:
+            message = f"caption of {len(longest)} tokens is cut to the {limit} that fit"
+        else:
+            message = f"{len(rows)} captions are cut to the {limit} tokens that fit, the longest, of {len(longest)}"
+        remedy = "a CLIP trained with a larger --model.text.context reads more"
+        warnings.warn(f"{message}: {self.decode(longest[:limit])!r}; {remedy}", stacklevel=3)
+
+    def _token_ids(self, caption: str) -> list[int]:
         try:
-            caption = clean(caption, self.cleaning) if self.cleaning else caption
+            if self.cleaning:
+                caption = clean_caption(caption, self.cleaning)
             return self.core.encode(caption, add_special_tokens=False).ids
         except UserError:
             raise
@@ -121,20 +134,20 @@ class Tokenizer:
         except Exception as error:  # the library raises bare Exception, as for a byte that a vocabulary lacks
             raise UserError(f"caption {caption!r} cannot be written in the tokenizer's vocabulary ({error})") from error
 
-    def decode(self, ids: Sequence[int]) -> str:
-        return self.core.decode(list(ids)).replace("</w>", " ").strip()  # CLIP's mark of a word's end
+    def decode(self, token_ids: Sequence[int]) -> str:
+        return self.core.decode(list(token_ids)).replace("</w>", " ").strip()  # CLIP marks the end of a word by </w>
 
 
-def clean(caption: str, cleaning: Cleaning) -> str:
-    """Text as open_clip and OpenAI clean it: ftfy mends broken encodings and makes quotes straight, HTML's escapes are
-    undone twice, and one space stands between words.
+def clean_caption(caption: str, cleaning: Cleaning) -> str:
+    """Clean a caption as open_clip and OpenAI do.
 
-    Raises UserError for a caption that ftfy might change where it is not installed.
+    ftfy mends broken encodings and straightens quotes, HTML is unescaped twice, and runs of white space become one
+    space. Raises UserError if ftfy is not installed and might change the caption.
     """
     try:
-        import ftfy  # only these tokenizers need it
+        import ftfy  # only open_clip's and OpenAI's tokenizers need it
     except ImportError as error:
-        if not FTFY_LEAVES.fullmatch(caption):
+        if not UNCHANGED_BY_FTFY.fullmatch(caption):
             raise UserError(f"caption {caption!r} is cleaned with ftfy for this CLIP; pip install ftfy") from error
     else:
         caption = ftfy.fix_text(caption)

@@ -19,7 +19,7 @@ class VisionConfig:
     channels: int = from_data(1, 1, 4)
     """1 for grey, 3 for colour."""
     patch_size: int = bounded(7, 1, 2048)
-    """Height and width of a patch; of images that it does not divide, the last rows and columns are not seen."""
+    """Height and width of a patch. Rows and columns of the image beyond the last whole patch are not seen."""
     width: int = bounded(128, 2, 16_384)
     """Width of the transformer."""
     layers: int = bounded(4, 1, 256)
@@ -29,9 +29,9 @@ class VisionConfig:
     activation: Activation = "gelu"
     """Non-linearity of the MLPs; OpenAI's weights need quick_gelu."""
     mlp_ratio: float = bounded(4.0, 0.1, 64)
-    """Width of the MLPs' hidden layer over that of the transformer."""
+    """Width of the MLPs' hidden layer, as a multiple of the transformer's width."""
     norm_eps: float = bounded(1e-5, 1e-12, 1)
-    """What the LayerNorms add to the variance."""
+    """Added to the variance in LayerNorm."""
 
     def conflicts(self) -> Iterator[tuple[str, str]]:
         if self.width % self.heads:
@@ -58,7 +58,7 @@ class VisionTransformer(nn.Module):
         self.init_weights()
 
     def init_weights(self) -> None:
-        """Patches: variance-preserving. Tokens, positions and the projection: deviation width^-1/2, as CLIP."""
+        """Keep the variance in the patch convolution; use deviation width^-1/2 elsewhere, as CLIP does."""
         scale = self.config.width**-0.5
         nn.init.normal_(self.patch.weight, std=1 / math.sqrt(self.patch.weight[0].numel()))
         for weight in (self.class_token, self.positions, self.projection.weight):
@@ -66,16 +66,16 @@ class VisionTransformer(nn.Module):
         init_transformer(self.blocks)
 
     def forward(self, images: Tensor, patches: Tensor | None = None) -> Tensor:
-        """Normalised images (B, C, H, W) -> embeddings (B, D), not yet of unit norm.
+        """Preprocessed images (B, C, H, W) -> embeddings (B, D), not yet of unit norm.
 
-        Given the numbers of K patches (B, K) for each image, the transformer sees those alone.
+        Given `patches` (B, K), indices of K patches for each image, the transformer sees only those.
         """
         x = self.patch(images.to(self.patch.weight.dtype)).flatten(2).transpose(1, 2)  # (B, N, W)
-        x = x + self.positions[1:]
+        x = x + self.positions[1:]  # (B, N, W)
         if patches is not None:
             x = x.gather(1, patches[:, :, None].expand(-1, -1, x.shape[2]))  # (B, K, W)
-        first = (self.class_token + self.positions[0]).expand(len(x), 1, -1)
-        x = self.norm_pre(torch.cat([first, x], dim=1))  # (B, 1 + K, W)
+        class_token = (self.class_token + self.positions[0]).expand(len(x), 1, -1)  # (B, 1, W)
+        x = self.norm_pre(torch.cat([class_token, x], dim=1))  # (B, 1 + K, W)
         for block in self.blocks[:-1]:
             x, _ = block(x)  # (B, 1 + K, W)
         x, _ = self.blocks[-1](x, at=0)  # (B, 1, W)
