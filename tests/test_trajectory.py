@@ -5,7 +5,7 @@ import pytest
 import torch
 from test_pipeline import BAG, DRESS, assert_same_images, differ
 
-from unclip.diffusion.samplers import karras_timesteps
+from unclip.diffusion.spacing import karras_levels
 from unclip.images import to_uint8
 from unclip.trajectory import Moment, Trajectory, denoising_frames, denoising_strip
 
@@ -18,7 +18,7 @@ def test_every_step_is_told_from_noise_to_the_image(sampler, tiny):
     out = tiny([BAG, DRESS], n=2, sampler=sampler, on_step=moments.append, **SETTINGS)
     assert [(m.step, m.steps, m.samples) for m in moments] == [(i, 15, range(4)) for i in range(15)]
     assert [m.t for m in moments] == sorted({m.t for m in moments}, reverse=True)
-    assert moments[0].t == karras_timesteps(tiny.decoder.diffusion(), 15)[0]
+    assert moments[0].t == karras_levels(tiny.decoder.process, 15)[0].t
     assert np.array_equal(moments[0].x, to_uint8(out.noise).permute(0, 2, 3, 1).numpy())
     assert {(m.x.dtype, m.x0.dtype, m.x.shape, m.x0.shape) for m in moments} == {
         (np.dtype(np.uint8), np.dtype(np.uint8), out.images.shape, out.images.shape)

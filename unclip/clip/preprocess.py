@@ -47,9 +47,8 @@ class Preprocess:
 
     def pil_to_pixels(self, image: Image.Image) -> Tensor:
         """A PIL image -> uint8 (channels, H, W). If `convert` is "last", it is also resized and cropped here."""
-        if self.config.convert == "last" and not image.mode.startswith(
-            ("I", "F")
-        ):  # more than 8 bits are converted first
+        has_8_bits = not image.mode.startswith(("I", "F"))
+        if self.config.convert == "last" and has_8_bits:
             image = ImageOps.exif_transpose(image)
             height, width = self.resized_shape(image.height, image.width)
             image = image.resize((width, height), Image.Resampling[self.config.interpolation.upper()])
