@@ -12,7 +12,7 @@ from stages import runtime
 from stages.embed import EmbeddedImages, embed_images
 from stages.run import FrozenCLIPRun, PartRun, Shapes
 from unclip.clip import CLIPConfig, Tokenizer, encode_captions, load_clip
-from unclip.clip.pretrained import adopt, load_bundle
+from unclip.clip.pretrained import adopt_clip, load_clip_bundle
 from unclip.errors import UserError
 from unclip.store.checksums import sha256
 from unclip.store.hub import find_pipeline
@@ -97,7 +97,7 @@ def open_clip_inputs(run: PartRun, vocab_size: int) -> CLIPInputs:
     train, validation = run.data.load_as(start or run.out, "train", "validation")
     if start:
         read_manifest(start / "clip")  # one of ours: another project's may lack a tokenizer
-        tokenizer = load_bundle(start).tokenizer
+        tokenizer = load_clip_bundle(start).tokenizer
     else:
         tokenizer = Tokenizer.train(train.captions, vocab_size)
     return CLIPInputs(train, validation, tokenizer, describe_source(run.data, train.image_size))
@@ -110,7 +110,7 @@ def open_inputs(run: FrozenCLIPRun, device: torch.device) -> Inputs:
     """
     if run.clip:
         with runtime.main_first():
-            adopt(run.clip, run.out, run.clip_revision)
+            adopt_clip(run.clip, run.out, run.clip_revision)
     manifest = read_manifest(run.out / "clip")
     if not manifest.complete:
         raise UserError(

@@ -13,7 +13,7 @@ from small_pipeline import CAPTIONS, build
 
 from unclip import UnCLIP
 from unclip.clip import load_clip
-from unclip.clip.pretrained import adopt
+from unclip.clip.pretrained import adopt_clip
 from unclip.errors import UserError
 from unclip.page.shelf import Shelf, complete_pipelines
 from unclip.store import hub
@@ -124,7 +124,7 @@ def test_a_repository_that_is_no_pipeline_or_is_not_there_is_one_clear_line(onli
 
 
 def test_clip_of_a_pipeline_on_the_hub_is_adopted(online, small, tmp_path):
-    adopt(NAME, tmp_path / "run")
+    adopt_clip(NAME, tmp_path / "run")
     assert contents(tmp_path / "run" / "clip") == contents(small / "clip")
     assert not any(name.endswith((".bin", ".pt", ".py")) for name in online.given)
     assert load_clip(NAME)[0].config == load_clip(small)[0].config

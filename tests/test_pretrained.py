@@ -21,7 +21,7 @@ from foreign import (
 )
 
 from unclip.clip import load_clip
-from unclip.clip.pretrained import adopt
+from unclip.clip.pretrained import adopt_clip
 from unclip.errors import UserError
 
 SHAPES = {
@@ -152,9 +152,9 @@ def test_one_weights_file_with_two_configs_is_two_clips(tmp_path):
     huggingface_clip(tmp_path / "one")
     shutil.copytree(tmp_path / "one", tmp_path / "two")
     edit(tmp_path / "two" / "config.json", text_config__hidden_act="gelu")
-    adopt(str(tmp_path / "one"), tmp_path / "run")
+    adopt_clip(str(tmp_path / "one"), tmp_path / "run")
     with pytest.raises(UserError, match="already holds a CLIP"):
-        adopt(str(tmp_path / "two"), tmp_path / "run")
+        adopt_clip(str(tmp_path / "two"), tmp_path / "run")
 
 
 def test_repository_of_both_formats(tmp_path):

@@ -25,10 +25,10 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from unclip.clip import CLIPConfig, load_clip
-from unclip.clip.foreign.huggingface import write_preprocess
+from unclip.clip.foreign.huggingface import export_preprocess
 from unclip.clip.preprocess import Preprocess
 from unclip.clip.preprocess_config import PreprocessConfig
-from unclip.clip.pretrained import adopt
+from unclip.clip.pretrained import adopt_clip
 from unclip.clip.tokenizer import UNCHANGED_BY_FTFY
 from unclip.clip.vision import VisionConfig
 from unclip.errors import UserError
@@ -85,7 +85,7 @@ def test_captions_are_cleaned_as_open_clip_does(form, simple_tokenizer, tmp_path
     if form == "tokenizer.json":
         transformers.CLIPTokenizer.from_pretrained(tmp_path).save_pretrained(tmp_path)
         (tmp_path / "vocab.json").unlink()
-    adopt(str(tmp_path), tmp_path / "run")
+    adopt_clip(str(tmp_path), tmp_path / "run")
     captions = [*thousand_captions()[:200], *CURLY]
     for path in (tmp_path, tmp_path / "run"):
         tokenizer = load_clip(path)[1]
@@ -196,7 +196,7 @@ def test_open_clip_images_have_the_size_of_the_tower_whatever_the_config_says(sa
 
 def test_a_size_that_is_cut_after_resizing_goes_out_to_transformers():
     ours = Preprocess(28, 3, PreprocessConfig("stretch", resize_to=32, cut="floor"))
-    values = write_preprocess(CLIPConfig(8, VisionConfig(28, 3), preprocess=ours.config))
+    values = export_preprocess(CLIPConfig(8, VisionConfig(28, 3), preprocess=ours.config))
     theirs = transformers.CLIPImageProcessor(**values)(pictures()[0], return_tensors="pt")["pixel_values"]
     assert (ours(pictures()[:1]) - theirs).abs().max() < 1.01 / 255 / 0.5
 

@@ -14,7 +14,7 @@ from foreign import edit, huggingface_clip, open_clip_files, small_open_clip
 
 from unclip.clip import load_clip
 from unclip.clip.preprocess_config import OPENAI_MEAN
-from unclip.clip.pretrained import adopt
+from unclip.clip.pretrained import adopt_clip
 from unclip.errors import UserError
 from unclip.store.hub import REFUSALS
 from unclip.store.manifest import Manifest
@@ -100,7 +100,7 @@ def test_weights_without_a_tokenizer_open_but_make_no_pipeline(tmp_path):
     (tmp_path / "clip" / "tokenizer.json").unlink()
     assert load_clip(tmp_path / "clip")[1] is None
     with pytest.raises(UserError, match="holds no tokenizer"):
-        adopt(str(tmp_path / "clip"), tmp_path / "run")
+        adopt_clip(str(tmp_path / "clip"), tmp_path / "run")
     assert not (tmp_path / "run").exists()
 
 
@@ -201,7 +201,7 @@ def test_a_wrong_path_is_not_asked_of_the_hub(path, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(socket, "getaddrinfo", None)
     with pytest.raises(UserError) as caught:
-        adopt(path, tmp_path / "run")
+        adopt_clip(path, tmp_path / "run")
     expected = "expected the path of a CLIP, or its name OWNER/NAME on the Hugging Face Hub"
     assert str(caught.value) == f"there is no folder or file {path}; {expected}"
 
@@ -216,7 +216,7 @@ def test_what_the_hub_refuses_is_told_in_one_line(error, tmp_path, monkeypatch):
     assert error == "OddError" or hasattr(huggingface_hub.errors, error)
     said = REFUSALS.get(error, "404 {or} so").replace("{revision}", "v2")
     with pytest.raises(UserError) as caught:
-        adopt("owner/name", tmp_path / "run", "v2")
+        adopt_clip("owner/name", tmp_path / "run", "v2")
     assert str(caught.value).endswith(
         f"no folder or file owner/name, and the Hugging Face Hub does not give it: {said}"
     )

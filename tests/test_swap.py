@@ -22,7 +22,7 @@ from PIL import Image
 from unclip import UnCLIP
 from unclip.clip import load_clip
 from unclip.clip.export import export
-from unclip.clip.pretrained import adopt, load_bundle
+from unclip.clip.pretrained import adopt_clip, load_clip_bundle
 from unclip.errors import UserError
 from unclip.store.checksums import sha256
 
@@ -129,19 +129,19 @@ def test_stages_and_pipeline_on_a_clip_of_other_sizes(tmp_path):
 def test_a_pipeline_keeps_the_clip_that_it_has(trained, tmp_path, monkeypatch):
     huggingface_clip(tmp_path / "one")
     huggingface_clip(tmp_path / "two", {"num_hidden_layers": 1})
-    adopt(str(tmp_path / "one"), tmp_path / "run")
-    adopt(str(tmp_path / "one"), tmp_path / "run")  # the same command again
+    adopt_clip(str(tmp_path / "one"), tmp_path / "run")
+    adopt_clip(str(tmp_path / "one"), tmp_path / "run")  # the same command again
     with pytest.raises(UserError, match="already holds a CLIP"):
-        adopt(str(tmp_path / "two"), tmp_path / "run")
-    opened = load_bundle(tmp_path / "run")
+        adopt_clip(str(tmp_path / "two"), tmp_path / "run")
+    opened = load_clip_bundle(tmp_path / "run")
     assert opened.manifest.complete
     assert opened.manifest.training["pretrained"] == str(tmp_path / "one")
     monkeypatch.chdir(tmp_path / "two")
-    adopt("../one", tmp_path / "run two")
-    assert load_bundle(tmp_path / "run two").manifest.training["pretrained"] == str(tmp_path / "one")
-    adopt(str(trained.folder), tmp_path / "ours")
-    without_data = replace(load_bundle(trained.folder).manifest, source={})  # what is trained on it says it anew
-    assert load_bundle(tmp_path / "ours").manifest == without_data
+    adopt_clip("../one", tmp_path / "run two")
+    assert load_clip_bundle(tmp_path / "run two").manifest.training["pretrained"] == str(tmp_path / "one")
+    adopt_clip(str(trained.folder), tmp_path / "ours")
+    without_data = replace(load_clip_bundle(trained.folder).manifest, source={})  # what is trained on it says it anew
+    assert load_clip_bundle(tmp_path / "ours").manifest == without_data
 
 
 def test_clip_that_is_nowhere_is_one_line_that_says_so(tmp_path):

@@ -4,7 +4,7 @@ from pathlib import Path
 
 from unclip.clip.foreign.huggingface import export_clip
 from unclip.clip.foreign.weight_files import HUB_FILES
-from unclip.clip.pretrained import load_bundle
+from unclip.clip.pretrained import load_clip_bundle
 from unclip.errors import UserError
 from unclip.store.files import write_atomically
 from unclip.store.hub import resolve_source
@@ -24,7 +24,7 @@ def export(source: Path, out: Path) -> list[str]:
     """
     if out.exists() and any(out.iterdir()):
         raise UserError(f"{out} is not empty; name another folder with --out")
-    clip, tokenizer, _ = load_bundle(resolve_source(source, HUB_FILES))
+    clip, tokenizer, _ = load_clip_bundle(resolve_source(source, HUB_FILES))
     if tokenizer is None:
         raise UserError(f"{source} holds no tokenizer, which belongs to what is written; put its files there")
     files, tensors, differences = export_clip(clip.config, clip.state_dict(), tokenizer)

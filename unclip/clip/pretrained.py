@@ -1,6 +1,6 @@
-"""Open a CLIP with what belongs to it, its tokenizer and its preprocessing: one of ours, or a pretrained one.
+"""Open a CLIP with its tokenizer and its preprocessing: one of this project, or a pretrained one.
 
-Ours is checkpoints/NAME, or the `clip` folder in it; for other projects' see `unclip.clip.foreign`.
+A CLIP of this project is the folder of a pipeline, or the `clip` folder in it; `unclip.clip.foreign` reads others.
 """
 
 import os
@@ -23,62 +23,67 @@ from unclip.store.parts import load_part, save_part
 from unclip.store.tensors import dump_tensors
 
 
-class Bundle(NamedTuple):
-    """A CLIP with what belongs to it."""
+class CLIPBundle(NamedTuple):
+    """A CLIP with all that belongs to it."""
 
     clip: CLIP
     tokenizer: Tokenizer | None
     manifest: Manifest
-    """What it has, or would have, in a pipeline."""
+    """Its manifest in a pipeline; for a foreign CLIP, the manifest that it would have there."""
 
 
 def load_clip(path: str | Path) -> tuple[CLIP, Tokenizer | None, Preprocess]:
-    """Open the CLIP at a path, or of that name on the Hub, for inference: eval mode, frozen, on the CPU.
+    """Open the CLIP at a path, or of a name on the Hub, for inference: in eval mode, frozen, on the CPU.
 
-    The tokenizer is None where weights come without one; a pipeline takes no such CLIP.
-    Raises UserError if there is none, if it is damaged, or if our module has no place for something in it.
+    The tokenizer is None if the weights come without one; a pipeline cannot use such a CLIP.
+    Raises UserError if there is no CLIP, if it is damaged, or if our module has no place for something in it.
     """
-    clip, tokenizer, _ = load_bundle(resolve_source(path, HUB_FILES))
+    clip, tokenizer, _ = load_clip_bundle(resolve_source(path, HUB_FILES))
     vision = clip.config.vision
     return clip, tokenizer, Preprocess(vision.image_size, vision.channels, clip.config.preprocess)
 
 
-def load_bundle(path: Path) -> Bundle:
-    """The CLIP at a path, in our format or another."""
-    if (folder := _own_folder(path)) is not None:
-        return _load_own(folder)
-    clip, tokenizer, origin = foreign.load(path)
+def load_clip_bundle(path: Path) -> CLIPBundle:
+    """Open the CLIP at a path, in our format or another."""
+    folder = _find_own_folder(path)
+    if folder is not None:
+        return _load_own_bundle(folder)
+    clip, tokenizer, origin = foreign.load_foreign_clip(path)
     manifest = Manifest("clip", training={"pretrained": str(path), **origin}, complete=True)
     if tokenizer:
         manifest.parents = {"tokenizer": sha256(tokenizer.to_json().encode())}
-    return Bundle(clip.eval().requires_grad_(False), tokenizer, manifest)
+    return CLIPBundle(clip.eval().requires_grad_(False), tokenizer, manifest)
 
 
-def _own_folder(path: Path) -> Path | None:
-    """The folder of a CLIP in our own format, in a pipeline or by itself; None for what is of another format."""
+def _find_own_folder(path: Path) -> Path | None:
+    """The folder of a CLIP in our format, within a pipeline or by itself; None for a CLIP of another format."""
     if (path / "clip").is_dir() or not path.exists():
         return path / "clip"
-    return None if path.is_file() or foreign.is_known(path) or not (path / "config.json").is_file() else path
+    if path.is_file() or foreign.is_foreign_clip(path) or not (path / "config.json").is_file():
+        return None
+    return path
 
 
-def _load_own(folder: Path) -> Bundle:
-    if (part := read_manifest(folder).part) != "clip":
+def _load_own_bundle(folder: Path) -> CLIPBundle:
+    part = read_manifest(folder).part
+    if part != "clip":
         raise UserError(f"{folder} holds a {part}, not a CLIP; give the folder of its pipeline, {folder.parent}")
     clip, manifest = load_part(folder, CLIP)
     path = folder.parent / "tokenizer.json"
     tokenizer = Tokenizer.load(path)
-    found, expected = sha256(path.read_bytes()), manifest.parents.get("tokenizer", "unknown")
-    if found != expected:
+    digest = sha256(path.read_bytes())
+    expected = manifest.parents.get("tokenizer", "unknown")
+    if digest != expected:
         raise UserError(
-            f"{path} has the SHA-256 {found[:12]}.., but the CLIP beside it was trained with {expected[:12]}..; "
+            f"{path} has the SHA-256 {digest[:12]}.., but the CLIP beside it was trained with {expected[:12]}..; "
             "restore the tokenizer that belongs to it"
         )
     check_tokenizer(tokenizer, clip.config.text, folder.parent)
-    return Bundle(clip, tokenizer, manifest)
+    return CLIPBundle(clip, tokenizer, manifest)
 
 
-def adopt(source: str, pipeline: Path, revision: str | None = None) -> None:
-    """Copy the CLIP at a path, or of that name on the Hub, into a pipeline in our format, where it is not there yet.
+def adopt_clip(source: str, pipeline: Path, revision: str | None = None) -> None:
+    """Copy the CLIP at a path, or of a name on the Hub, into a pipeline in our format, unless it is there already.
 
     Raises UserError if the pipeline holds another CLIP, or if this one comes without a tokenizer.
     """
@@ -88,22 +93,28 @@ def adopt(source: str, pipeline: Path, revision: str | None = None) -> None:
             f"there is no folder or file {source}; expected the path of a CLIP, or its name OWNER/NAME on the Hugging "
             "Face Hub"
         )
-    clip, tokenizer, manifest = load_bundle(path)
+    clip, tokenizer, manifest = load_clip_bundle(path)
     if tokenizer is None:
         raise UserError(f"{source} holds no tokenizer; put tokenizer.json, or vocab.json with merges.txt, beside it")
-    ours = sha256(dump_tensors(clip.state_dict()))
     if (pipeline / "clip" / "config.json").is_file():
-        theirs = read_manifest(pipeline / "clip")
-        same = theirs.parents.get("tokenizer") == manifest.parents["tokenizer"]
-        if theirs.sha256 != ours or not same or from_dict(CLIPConfig, theirs.model, str(pipeline)) != clip.config:
-            raise UserError(
-                f"{pipeline} already holds a CLIP, {theirs.sha256[:12]}.., and it is not that of {source}, "
-                f"{ours[:12]}..; choose another --out"
-            )
+        _check_same_clip(source, pipeline, clip, manifest)
         return
     if "pretrained" in manifest.training:
-        place = source if is_hub_name(source) else os.path.abspath(source)
-        manifest.training |= {"pretrained": place, "revision": revision}
-    manifest.provenance = {}  # that of the first part that is trained here counts
+        origin = source if is_hub_name(source) else os.path.abspath(source)
+        manifest.training |= {"pretrained": origin, "revision": revision}
+    manifest.provenance = {}  # the first part that is trained here records where its data came from
     write_atomically(pipeline / "tokenizer.json", tokenizer.to_json())
     save_part(pipeline / "clip", clip, manifest)
+
+
+def _check_same_clip(source: str, pipeline: Path, clip: CLIP, manifest: Manifest) -> None:
+    """Raise UserError unless the pipeline's CLIP is this one, with the same tokenizer and config."""
+    present = read_manifest(pipeline / "clip")
+    digest = sha256(dump_tensors(clip.state_dict()))
+    same_weights = present.sha256 == digest
+    same_tokenizer = present.parents.get("tokenizer") == manifest.parents["tokenizer"]
+    if not (same_weights and same_tokenizer) or from_dict(CLIPConfig, present.model, str(pipeline)) != clip.config:
+        raise UserError(
+            f"{pipeline} already holds a CLIP, {present.sha256[:12]}.., and it is not that of {source}, "
+            f"{digest[:12]}..; choose another --out"
+        )

@@ -1,11 +1,11 @@
-"""Other projects' CLIPs, read into this project's own module.
+"""Read other projects' CLIPs into this project's module.
 
     Hugging Face's CLIPModel  config.json, model.safetensors, preprocessor_config.json, tokenizer
     open_clip                 open_clip_config.json, open_clip_model.safetensors, tokenizer
     OpenAI's state dict       NAME.safetensors, tokenizer
 
-A tokenizer is tokenizer.json, or vocab.json with merges.txt. A format is a row of `FORMATS`: a function that reads its
-config, and gives ours and how captions are cleaned; and a column of the table of names.
+A tokenizer is tokenizer.json, or vocab.json with merges.txt. To add a format, add a row to `FORMATS`: a function that
+returns our config and how captions are cleaned, and a column of the table in `weight_names.py`.
 """
 
 from pathlib import Path
@@ -27,53 +27,57 @@ FORMATS = {
     "OpenAI": (openclip.read_openai_config, OPEN_CLIP),
 }
 MALFORMED = (KeyError, TypeError, AttributeError, ValueError, ArithmeticError, RuntimeError)
-"""What reading a config raises whose values are of the wrong kind."""
+"""Errors of reading a config whose values are of the wrong kind."""
 
 
-def load(path: Path) -> tuple[CLIP, Tokenizer | None, dict[str, Any]]:
-    """The CLIP at a path, on the CPU; its tokenizer, if it has one; and its origin: format and SHA-256 of its files.
+def load_foreign_clip(path: Path) -> tuple[CLIP, Tokenizer | None, dict[str, Any]]:
+    """Open the CLIP at a path, on the CPU.
 
+    Returns the CLIP, its tokenizer if it has one, and its origin: the format and the SHA-256 of each file.
     Raises UserError if it is damaged, or if our module has no place for something in it.
     """
-    kind, files = _recognise(path)
-    read_config, column = FORMATS[kind]
+    file_format, files = _recognise_format(path)
+    read_config, column = FORMATS[file_format]
     tensors, origin = read_weights(files)
     try:
         config, cleaning = read_config(files[0], tensors)
     except UserError:
         raise
     except MALFORMED as error:
-        why = f"{error} is missing" if isinstance(error, KeyError) else reason(error)
-        raise UserError(f"the config of {path} cannot be read as that of a {kind} CLIP: {why}") from error
+        problem = f"{error} is missing" if isinstance(error, KeyError) else reason(error)
+        raise UserError(f"the config of {path} cannot be read as that of a {file_format} CLIP: {problem}") from error
     try:
         clip = CLIP(config)
         Preprocess(config.vision.image_size, config.vision.channels, config.preprocess)
     except MALFORMED as error:
         raise UserError(f"no CLIP can be built as the config of {path} says: {reason(error)}") from error
-    found, left = import_tensors(list(clip.state_dict()), tensors, column)
-    if left:
-        raise UserError(f"{path} holds {left[0]}, which this CLIP has no place for; it is not a plain {kind} CLIP")
-    for name, tensor in found.items():
+    imported, unused = import_tensors(list(clip.state_dict()), tensors, column)
+    if unused:
+        raise UserError(
+            f"{path} holds {unused[0]}, which this CLIP has no place for; it is not a plain {file_format} CLIP"
+        )
+    for name, tensor in imported.items():
         if not tensor.is_floating_point():
             raise UserError(f"{path} holds {name} as {tensor.dtype}; expected weights that are not quantised")
-    load_weights(clip, found, path)
-    return clip, read_tokenizer(files[0].parent, config.text, cleaning), {"format": kind, "sha256": origin}
+    load_weights(clip, imported, path)
+    return clip, read_tokenizer(files[0].parent, config.text, cleaning), {"format": file_format, "sha256": origin}
 
 
-def is_known(folder: Path) -> bool:
-    """Whether there is a config of one of the formats in a folder."""
-    return (folder / openclip.CONFIG).is_file() or huggingface.matches(folder)
+def is_foreign_clip(folder: Path) -> bool:
+    """Whether a folder holds the config of one of the formats."""
+    return (folder / openclip.CONFIG).is_file() or huggingface.is_transformers_folder(folder)
 
 
-def _recognise(path: Path) -> tuple[str, list[Path]]:
-    """The format of what is at a path, and the files that hold its weights."""
+def _recognise_format(path: Path) -> tuple[str, list[Path]]:
+    """The format of a file or folder, and the files that hold its weights."""
     folder = path if path.is_dir() else path.parent
-    own = folder / openclip.WEIGHTS
-    is_open_clip, is_huggingface = (folder / openclip.CONFIG).is_file(), huggingface.matches(folder)
-    if is_open_clip and is_huggingface:  # repositories that serve both: by the weights that are there, or are named
-        is_huggingface = path != own and (path.is_file() or not own.is_file())
+    open_clip_weights = folder / openclip.WEIGHTS
+    is_open_clip = (folder / openclip.CONFIG).is_file()
+    is_huggingface = huggingface.is_transformers_folder(folder)
+    if is_open_clip and is_huggingface:  # both: go by the weights that are there, or given
+        is_huggingface = path != open_clip_weights and (path.is_file() or not open_clip_weights.is_file())
     if is_huggingface:
         return "Hugging Face", weight_files(path)
     if is_open_clip:
-        return "open_clip", weight_files(own if own.is_file() and path.is_dir() else path)
+        return "open_clip", weight_files(open_clip_weights if open_clip_weights.is_file() and path.is_dir() else path)
     return "OpenAI", weight_files(path)

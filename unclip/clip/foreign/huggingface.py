@@ -1,6 +1,6 @@
-"""Hugging Face's CLIPModel folders: config.json, model.safetensors, preprocessor_config.json and a tokenizer.
+"""Read and write Hugging Face's CLIPModel folders: config.json, model.safetensors, preprocessor_config.json, tokenizer.
 
-`unclip.json`, beside them, is ours: it holds what their files have no place for, and transformers passes over it.
+We add `unclip.json` for settings that their files have no place for. transformers ignores it.
 """
 
 import warnings
@@ -24,7 +24,7 @@ from unclip.errors import UserError
 
 CONFIG, OURS = "config.json", "unclip.json"
 PATCHES = their_keys("vision.patch.weight", HUGGING_FACE)[0]
-# Our name of a setting, theirs, and the default, which config.json leaves out (transformers' CLIPTextConfig ...).
+# Our name of a setting -> their name, and their default, which config.json leaves out (see CLIPTextConfig).
 TEXT = {
     "width": ("hidden_size", 512), "mlp_width": ("intermediate_size", 2048), "layers": ("num_hidden_layers", 12),
     "heads": ("num_attention_heads", 8), "activation": ("hidden_act", "quick_gelu"),
@@ -38,31 +38,36 @@ VISION = {
     "patch_size": ("patch_size", 32),
 }  # fmt: skip
 ACTIVATIONS = ("gelu", "quick_gelu")
-RESAMPLE = {2: "bilinear", 3: "bicubic"}  # Pillow's numbers
-LEGACY_EOS = 2  # configs of before transformers 4.31 say 2, whatever the tokenizer's id; the highest id is then meant
+RESAMPLE = {2: "bilinear", 3: "bicubic"}
+"""Pillow's numbers for interpolations."""
+LEGACY_EOS = 2
+"""eos_token_id of configs written before transformers 4.31, whatever the tokenizer's id; it means the highest id."""
 
 
-def matches(folder: Path) -> bool:
-    """Whether a folder's config.json is a transformers one."""
+def is_transformers_folder(folder: Path) -> bool:
+    """Whether a folder has a config.json in the format of transformers."""
     return (folder / CONFIG).is_file() and "model_type" in read_json(folder / CONFIG)
 
 
 def read_config(weights: Path, tensors: dict[str, Tensor]) -> tuple[CLIPConfig, str]:
-    """Our config of the CLIPModel whose weights these are, and how its captions are cleaned.
+    """Our config for the CLIPModel with these weights, and how its captions are cleaned.
 
-    Raises UserError, naming the file, for what our module cannot hold.
+    Raises UserError, naming the file, for a setting that our module has no place for.
     """
-    folder, path = weights.parent, weights.parent / CONFIG
+    folder = weights.parent
+    path = folder / CONFIG
     values = read_json(path)
     if values["model_type"] != "clip":
         raise UserError(f"{path} describes a {values['model_type']!r} model; only CLIP models ('clip') can be read")
-    text, vision = _tower(path, values, "text_config", TEXT), _tower(path, values, "vision_config", VISION)
+    text = _read_tower(path, values, "text_config", TEXT)
+    vision = _read_tower(path, values, "vision_config", VISION)
     if not isinstance(text["eos_id"], int):
         raise UserError(f"{path}: eos_token_id is {text['eos_id']}; expected one number")
-    preprocess = _find_preprocess(folder, vision["image_size"], vision["channels"])
+    preprocess = _read_preprocess(folder, vision["image_size"], vision["channels"])
     ours = read_json(folder / OURS) if (folder / OURS).is_file() else {}
     if ours.get("grey"):
-        vision["channels"], tensors[PATCHES] = 1, import_patches(tensors[PATCHES])
+        vision["channels"] = 1
+        tensors[PATCHES] = import_patches(tensors[PATCHES])
     config = CLIPConfig(
         values.get("projection_dim", 512),
         VisionConfig(**vision),
@@ -72,8 +77,8 @@ def read_config(weights: Path, tensors: dict[str, Tensor]) -> tuple[CLIPConfig, 
     return config, ours.get("cleaning", "")
 
 
-def _tower(path: Path, values: dict[str, Any], name: str, names: dict[str, tuple[str, Any]]) -> dict[str, Any]:
-    """A tower's settings. Old configs hold a second dictionary, which overrules the first, its defaults included."""
+def _read_tower(path: Path, values: dict[str, Any], name: str, names: dict[str, tuple[str, Any]]) -> dict[str, Any]:
+    """Settings of a tower. Old configs hold a second dictionary, which replaces the first one entirely."""
     if not isinstance(values.get(name), dict):
         raise UserError(f"{path} lacks {name}; expected the config of a CLIPModel, with both towers")
     second = values.get(f"{name}_dict")
@@ -83,16 +88,18 @@ def _tower(path: Path, values: dict[str, Any], name: str, names: dict[str, tuple
     return tower | {"mlp_ratio": tower.pop("mlp_width") / tower["width"], "norm_eps": float(tower["norm_eps"])}
 
 
-def _find_preprocess(folder: Path, image_size: int, channels: int) -> PreprocessConfig:
-    """Of a folder's preprocessor_config.json, or of the part of processor_config.json that newer files keep it in.
+def _read_preprocess(folder: Path, image_size: int, channels: int) -> PreprocessConfig:
+    """Read a folder's preprocessor_config.json, or the same part of processor_config.json in newer folders.
 
-    Without either OpenAI's preprocessing is taken, with a warning. Raises UserError for what we do not do.
+    Without either, assume OpenAI's preprocessing, with a warning. Raises UserError for steps that we do not support.
     """
-    path, whole = folder / "preprocessor_config.json", folder / "processor_config.json"
+    path = folder / "preprocessor_config.json"
+    whole = folder / "processor_config.json"
     if path.is_file():
         values = read_json(path)
     elif whole.is_file() and "image_processor" in (values := read_json(whole)):
-        path, values = whole, values["image_processor"]
+        path = whole
+        values = values["image_processor"]
     elif channels != 3:
         raise UserError(f"{folder} has no preprocessor_config.json, and OpenAI's is not for {channels} channels")
     else:
@@ -104,7 +111,8 @@ def _find_preprocess(folder: Path, image_size: int, channels: int) -> Preprocess
     kind = values.get("image_processor_type") or values.get("feature_extractor_type") or "CLIPImageProcessor"
     if not kind.startswith("CLIP"):
         raise UserError(f"{path} describes a {kind}; expected a CLIPImageProcessor")
-    size, crop = values.get("size", {"shortest_edge": 224}), values.get("crop_size", 224)
+    size = values.get("size", {"shortest_edge": 224})
+    crop = values.get("crop_size", 224)
     shortest = size if isinstance(size, int) else size.get("shortest_edge")
     sides = {shortest} if shortest else {size.get("height"), size.get("width")}
     crops = set(crop.values()) if isinstance(crop, dict) else {crop}
@@ -121,32 +129,35 @@ def _find_preprocess(folder: Path, image_size: int, channels: int) -> Preprocess
     for bad, key, value in refused:
         if bad:
             raise UserError(f"{path}: {key} is {value}; expected what gives {image_size}x{image_size} pixels in 0 .. 1")
-    target, normalised = sides.pop(), values.get("do_normalize", True)
-    mean, std = values.get("image_mean", OPENAI_MEAN), values.get("image_std", OPENAI_STD)
+    target = sides.pop()
+    normalised = values.get("do_normalize", True)
+    mean = values.get("image_mean", OPENAI_MEAN)
+    std = values.get("image_std", OPENAI_STD)
     return PreprocessConfig(
         resize="shortest" if shortest else "stretch",
         resize_to=0 if target == image_size else target,
         interpolation=RESAMPLE[values.get("resample", 3)],
-        cut="floor" if shortest or target != image_size else "round",  # where nothing is cut, our own
-        mean=_one_if_equal(mean) if normalised else (0.0,),
-        std=_one_if_equal(std) if normalised else (1.0,),
+        cut="floor" if shortest or target != image_size else "round",  # where nothing is cut off, our default
+        mean=_merge_equal(mean) if normalised else (0.0,),
+        std=_merge_equal(std) if normalised else (1.0,),
     )
 
 
-def _one_if_equal(values: list[float]) -> tuple[float, ...]:
+def _merge_equal(values: list[float]) -> tuple[float, ...]:
+    """One number if all are equal, else all of them."""
     return tuple(values[:1] if len(set(values)) == 1 else values)
 
 
 def import_patches(weights: Tensor) -> Tensor:
-    """Undo `export_patches`, to the bit."""
+    """Patch weights (W, 3, P, P) of a grey CLIP -> (W, 1, P, P). Undoes `export_patches` to the bit."""
     return weights.double().sum(dim=1, keepdim=True).float()
 
 
 def export_patches(weights: Tensor) -> Tensor:
-    """Patch weights (W, 1, P, P) -> (W, 3, P, P), which see the grey of a colour image: its luminance.
+    """Patch weights (W, 1, P, P) of a grey CLIP -> (W, 3, P, P), which see the luminance of a colour image.
 
-    transformers turns no image grey, so that a CLIP of one channel stops at a colour image there. Blue has what red
-    and green leave: the sum of the three, rounded once, is the original.
+    transformers does not convert images to grey, so a CLIP with one channel would fail on a colour image there. The
+    weights of blue are the rest that red and green leave, so that the sum of the three, rounded once, is the original.
     """
     red, green, _ = (weights * share for share in LUMINANCE)
     blue = (weights.double() - red.double() - green.double()).float()
@@ -156,31 +167,32 @@ def export_patches(weights: Tensor) -> Tensor:
 def export_clip(
     config: CLIPConfig, tensors: dict[str, Tensor], tokenizer: Tokenizer
 ) -> tuple[dict[str, dict], dict[str, Tensor], list[str]]:
-    """Their JSON files by name, and their tensors, of a CLIP; and what transformers does in another way.
+    """Convert a CLIP to their JSON files by name, their tensors, and sentences on what differs in transformers.
 
-    Raises UserError for what the format has no place for.
+    Raises UserError for a setting that the format has no place for.
     """
-    preprocess, context = write_preprocess(config), config.text.context
-    files = {CONFIG: _config(config, tokenizer), "preprocessor_config.json": preprocess}
-    theirs, ours, differences = export_tensors(tensors), {"preprocess": {}}, []
+    preprocess = export_preprocess(config)
+    files = {CONFIG: _export_config(config, tokenizer), "preprocessor_config.json": preprocess}
+    theirs = export_tensors(tensors)
+    ours: dict[str, Any] = {"preprocess": {}}
+    differences = []
     if config.vision.channels == 1:
-        ours["grey"], theirs[PATCHES] = True, export_patches(theirs[PATCHES])
+        ours["grey"] = True
+        theirs[PATCHES] = export_patches(theirs[PATCHES])
     if config.preprocess.cut == "round" and preprocess["do_center_crop"]:
         ours["preprocess"]["cut"] = "round"
-        differences.append(
-            "where an odd number of pixels is cut off, what is left may lie one pixel further up or left"
-        )
+        differences.append("where an odd number of pixels is cut off, the crop may lie one pixel further up or left")
     if config.preprocess.convert == "last":
         ours["preprocess"]["convert"] = "last"
         differences.append("transparent, palette and 1-bit images become RGB before they are resized, not after")
     if tokenizer.cleaning:
         ours["cleaning"] = tokenizer.cleaning
         differences.append("captions are not cleaned (ftfy, HTML entities)")
-    return files | {OURS: ours} | export_tokenizer(tokenizer, context), theirs, differences
+    return files | {OURS: ours} | export_tokenizer(tokenizer, config.text.context), theirs, differences
 
 
-def _config(config: CLIPConfig, tokenizer: Tokenizer) -> dict[str, Any]:
-    text, vision = config.text, config.vision
+def _export_config(config: CLIPConfig, tokenizer: Tokenizer) -> dict[str, Any]:
+    text = config.text
     if text.pooling == "eos" and text.eos_id == LEGACY_EOS:
         raise UserError(f"an end-of-text token with the id {LEGACY_EOS} has another meaning in Hugging Face's format")
     towers = {
@@ -189,21 +201,24 @@ def _config(config: CLIPConfig, tokenizer: Tokenizer) -> dict[str, Any]:
         }
         | {"model_type": f"clip_{name}_model", "intermediate_size": round(tower.width * tower.mlp_ratio)}
         | {"projection_dim": config.embed_dim}
-        for name, tower, settings in (("text", text, TEXT), ("vision", vision, VISION))
+        for name, tower, settings in (("text", text, TEXT), ("vision", config.vision, VISION))
     }
     towers["text_config"] |= {"bos_token_id": tokenizer.start_id, "pad_token_id": tokenizer.pad_id}
     if text.pooling == "argmax":
         towers["text_config"]["eos_token_id"] = LEGACY_EOS
-    towers["vision_config"]["num_channels"] = 3  # of a grey one too: see `export_patches`
+    towers["vision_config"]["num_channels"] = 3  # also for a grey CLIP: see `export_patches`
     return {"architectures": ["CLIPModel"], "model_type": "clip", "projection_dim": config.embed_dim, **towers}
 
 
-def write_preprocess(config: CLIPConfig) -> dict[str, Any]:
-    ours, size = config.preprocess, config.vision.image_size
+def export_preprocess(config: CLIPConfig) -> dict[str, Any]:
+    """The content of preprocessor_config.json. Raises UserError for preprocessing that the format has no place for."""
+    ours = config.preprocess
+    size = config.vision.image_size
     if ours.resize == "longest":
-        raise UserError("images that are fitted in by their longer side have no place in Hugging Face's format")
+        raise UserError("images that are resized by their longer side have no place in Hugging Face's format")
     target = ours.resize_to or size
-    mean, std = (list(v) * (3 if len(v) == 1 else 1) for v in (ours.mean, ours.std))
+    mean = list(ours.mean) * (3 if len(ours.mean) == 1 else 1)
+    std = list(ours.std) * (3 if len(ours.std) == 1 else 1)
     return {
         "image_processor_type": "CLIPImageProcessor",
         "do_resize": True, "do_rescale": True, "do_normalize": True, "do_convert_rgb": True,

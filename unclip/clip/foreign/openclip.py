@@ -1,6 +1,6 @@
-"""open_clip's safetensors with their open_clip_config.json; and OpenAI's state dict, whose keys are the same.
+"""Read open_clip's safetensors with their open_clip_config.json; and OpenAI's state dict, which has the same keys.
 
-OpenAI's has no config: its shapes, and what is fixed in OpenAI's code, say everything.
+OpenAI's has no config: it follows from the shapes and from constants in OpenAI's code.
 """
 
 import warnings
@@ -17,7 +17,7 @@ from unclip.clip.vision import VisionConfig
 from unclip.errors import UserError
 
 CONFIG, WEIGHTS = "open_clip_config.json", "open_clip_model.safetensors"
-# Our name of a setting, theirs, and its default (open_clip's CLIPVisionCfg, CLIPTextCfg, PreprocessCfg).
+# Our name of a setting -> their name and their default (open_clip's CLIPVisionCfg, CLIPTextCfg, PreprocessCfg).
 VISION = {
     "width": ("width", 768), "layers": ("layers", 12), "head_width": ("head_width", 64),
     "mlp_ratio": ("mlp_ratio", 4.0), "image_size": ("image_size", 224), "patch_size": ("patch_size", 16),
@@ -38,45 +38,45 @@ UNUSED = {
     "timm_pool", "timm_proj", "timm_proj_bias", "timm_drop", "timm_drop_path", "hf_model_pretrained", "hf_proj_type",
     "hf_pooler_type", "nonscalar_logit_scale",
 }  # fmt: skip
-"""Keys that change nothing in a trained CLIP of the kind that is held here."""
+"""Keys that change nothing in a trained CLIP of the kind that our module holds."""
 HELD = {
     "pos_embed_type": "learnable", "proj_type": "linear", "block_type": "default", "pool_type": "tok",
     "tokenizer_kwargs": {"clean": "lower"},
 }  # fmt: skip
-"""Of these choices the one that is held here; any other key is a switch that has to be off."""
+"""Settings with one supported value. Any other key is a switch that must be off."""
 RESIZE = {"shortest": "shortest", "longest": "longest", "squash": "stretch"}
 
 
 def read_config(weights: Path, tensors: dict[str, Tensor]) -> tuple[CLIPConfig, str]:
-    """Our config of the CLIP whose weights these are, by its open_clip_config.json; and how its captions are cleaned.
+    """Our config for the CLIP with these weights, from its open_clip_config.json, and how its captions are cleaned.
 
-    Raises UserError, naming the file, for what our module cannot hold.
+    Raises UserError, naming the file, for a setting that our module has no place for.
     """
     path = weights.parent / CONFIG
     values = read_json(path)
     model = values.get("model_cfg")
     if not isinstance(model, dict) or not all(isinstance(model.get(k), dict) for k in ("vision_cfg", "text_cfg")):
         raise UserError(f"{path} lacks model_cfg with vision_cfg and text_cfg; expected open_clip's own config")
-    return _config(path, model, values.get("preprocess_cfg") or {})
+    return _convert_config(path, model, values.get("preprocess_cfg") or {})
 
 
-def _config(path: Path, model: dict[str, Any], preprocess: dict[str, Any]) -> tuple[CLIPConfig, str]:
-    read = {"embed_dim", "quick_gelu", "vision_cfg", "text_cfg"}
-    vision, text = _tower(path, model, "vision_cfg", VISION), _tower(path, model, "text_cfg", TEXT)
-    _refuse(path, "model_cfg", model, read)
+def _convert_config(path: Path, model: dict[str, Any], preprocess: dict[str, Any]) -> tuple[CLIPConfig, str]:
+    vision = _read_tower(path, model, "vision_cfg", VISION)
+    text = _read_tower(path, model, "text_cfg", TEXT)
+    _refuse_unknown_settings(path, "model_cfg", model, {"embed_dim", "quick_gelu", "vision_cfg", "text_cfg"})
     if not isinstance(vision["layers"], int):
         raise UserError(f"{path}: vision_cfg has layers {vision['layers']}, as ResNets have; only ViTs can be read")
     if text["pooling"] not in ("argmax", "eos"):
         raise UserError(f"{path}: text_cfg has pool_type {text['pooling']!r}; known are argmax, eos")
     vision |= {"channels": 3, "heads": vision["width"] // vision.pop("head_width")}
-    preprocess = _preprocess(path, PREPROCESS | preprocess)
+    preprocess = _read_preprocess(path, PREPROCESS | preprocess)
     config = CLIPConfig(model["embed_dim"], VisionConfig(**vision), TextConfig(**text), preprocess)
-    # a tokenizer that is named is transformers', which minds the case itself
+    # a named tokenizer is one of transformers, which handles case itself
     return config, "whitespace" if model["text_cfg"].get("hf_tokenizer_name") else "lower"
 
 
-def _tower(path: Path, model: dict[str, Any], part: str, names: dict[str, tuple[str, Any]]) -> dict[str, Any]:
-    _refuse(path, part, model[part], {theirs for theirs, _ in names.values()})
+def _read_tower(path: Path, model: dict[str, Any], part: str, names: dict[str, tuple[str, Any]]) -> dict[str, Any]:
+    _refuse_unknown_settings(path, part, model[part], {theirs for theirs, _ in names.values()})
     tower = read_settings(path, model[part], names)
     return tower | {
         "activation": "quick_gelu" if model.get("quick_gelu") else "gelu",
@@ -85,18 +85,18 @@ def _tower(path: Path, model: dict[str, Any], part: str, names: dict[str, tuple[
     }
 
 
-def _refuse(path: Path, part: str, values: dict[str, Any], read: set[str]) -> None:
+def _refuse_unknown_settings(path: Path, part: str, values: dict[str, Any], known: set[str]) -> None:
     for key, value in values.items():
-        if key not in read | UNUSED and value not in (None, False, {}, HELD.get(key)):
+        if key not in known | UNUSED and value not in (None, False, {}, HELD.get(key)):
             raise UserError(f"{path}: {part} has {key} {value!r}, which this CLIP has no place for")
 
 
-def _preprocess(path: Path, values: dict[str, Any]) -> PreprocessConfig:
-    # "size" is not among them: open_clip too takes that of the image tower, whatever is said here
-    held = {
+def _read_preprocess(path: Path, values: dict[str, Any]) -> PreprocessConfig:
+    # "size" is ignored: open_clip too always uses the size of the image tower
+    supported = {
         "mode": ("RGB",), "interpolation": ("bicubic", "bilinear"), "resize_mode": tuple(RESIZE), "fill_color": (0,)
     }  # fmt: skip
-    for key, known in held.items():
+    for key, known in supported.items():
         if values[key] not in known:
             raise UserError(f"{path}: preprocess_cfg has {key} {values[key]!r}; known are {known}")
     return PreprocessConfig(
@@ -109,10 +109,10 @@ def _preprocess(path: Path, values: dict[str, Any]) -> PreprocessConfig:
 
 
 def read_openai_config(path: Path, tensors: dict[str, Tensor]) -> tuple[CLIPConfig, str]:
-    """The config of OpenAI's state dict, read off its shapes as OpenAI's own `build_model` does.
+    """The config of OpenAI's state dict, derived from its shapes as OpenAI's `build_model` does.
 
-    Heads are 64 wide, the activation is QuickGELU, the embedding is read at the highest id, and images are resized to
-    the shorter side. Raises UserError for a ResNet tower, or for another file.
+    Heads are 64 wide, the activation is QuickGELU, the embedding is read at the highest id, and images are resized by
+    their shorter side. Raises UserError for a ResNet tower, or for another file.
     """
     if "visual.layer1.0.conv1.weight" in tensors:
         raise UserError(f"{path} holds a ResNet image tower; only Vision Transformers (ViT-B/32 and such) can be read")
@@ -123,7 +123,7 @@ def read_openai_config(path: Path, tensors: dict[str, Tensor]) -> tuple[CLIPConf
             f"{path} holds no {missing[0]}, so it is not the state dict of OpenAI's CLIP; an open_clip file needs its "
             "open_clip_config.json beside it, a Hugging Face one its config.json"
         )
-    if not {"input_resolution", "context_length", "vocab_size"} & set(tensors):  # which OpenAI's files hold
+    if not {"input_resolution", "context_length", "vocab_size"} & set(tensors):  # which OpenAI's files have
         warnings.warn(f"{path} has no config: taken as OpenAI's, with QuickGELU and heads of 64 channels", stacklevel=2)
     width, _, patch_size, _ = tensors["visual.conv1.weight"].shape
     grid = round((len(tensors["visual.positional_embedding"]) - 1) ** 0.5)
@@ -141,4 +141,5 @@ def read_openai_config(path: Path, tensors: dict[str, Tensor]) -> tuple[CLIPConf
         "width": text_width, "heads": text_width // 64, "layers": layers("transformer.resblocks."),
     }  # fmt: skip
     embed_dim = tensors["text_projection"].shape[1]
-    return _config(path, {"embed_dim": embed_dim, "quick_gelu": True, "vision_cfg": vision, "text_cfg": text}, {})
+    model = {"embed_dim": embed_dim, "quick_gelu": True, "vision_cfg": vision, "text_cfg": text}
+    return _convert_config(path, model, {})

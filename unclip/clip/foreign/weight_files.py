@@ -1,4 +1,4 @@
-"""The files that other projects' CLIPs come in. Weights are read from safetensors alone: nothing is unpickled."""
+"""Read the files of other projects' CLIPs. Weights come from safetensors alone: nothing is unpickled."""
 
 import hashlib
 import json
@@ -13,7 +13,7 @@ from unclip.errors import UserError
 from unclip.store.files import check_fetched
 
 HUB_FILES = ("*.json", "*.txt", "*.safetensors")
-"""What is fetched of a CLIP on the Hugging Face Hub."""
+"""Files of a CLIP that are downloaded from the Hugging Face Hub."""
 CONVERSIONS = {
     ".bin": "torch.load({old!r}, weights_only=True)",
     **dict.fromkeys((".pth", ".ckpt"), "torch.load({old!r}, weights_only=True)"),
@@ -22,7 +22,7 @@ CONVERSIONS = {
 
 
 def read_json(path: Path) -> dict[str, Any]:
-    """Raises UserError if there is no JSON object in the file."""
+    """Read a JSON object. Raises UserError if the file holds none."""
     try:
         values = json.loads(check_fetched(path).read_text(encoding="utf-8"))
     except (json.JSONDecodeError, UnicodeDecodeError) as error:
@@ -32,12 +32,12 @@ def read_json(path: Path) -> dict[str, Any]:
     return values
 
 
-def read_settings(path: Path, given: dict[str, Any], names: dict[str, tuple[str, Any]]) -> dict[str, Any]:
-    """Our settings from theirs: `names` has their name and default for each of ours.
+def read_settings(path: Path, values: dict[str, Any], names: dict[str, tuple[str, Any]]) -> dict[str, Any]:
+    """Translate their settings to ours. `names` maps each of our names to their name and default.
 
-    A size may be given for height and width. Raises UserError, naming the file, if they differ.
+    A size may be a list of height and width. Raises UserError, naming the file, if the two differ.
     """
-    settings = {ours: given.get(theirs, default) for ours, (theirs, default) in names.items()}
+    settings = {ours: values.get(theirs, default) for ours, (theirs, default) in names.items()}
     for ours in ("image_size", "patch_size"):
         if isinstance(sides := settings.get(ours), list):
             if len(set(sides)) != 1:
@@ -47,10 +47,14 @@ def read_settings(path: Path, given: dict[str, Any], names: dict[str, tuple[str,
 
 
 def weight_files(path: Path) -> list[Path]:
-    """A safetensors file, or the one in a folder, or its shards. Raises UserError if there is none, or a choice."""
+    """The safetensors file at a path, or in a folder, or its shards.
+
+    Raises UserError if there is none, or if a folder holds several that are no shards.
+    """
     if path.is_file():
         return [path if path.suffix == ".safetensors" else _refuse_pickle(path)]
-    index, whole = path / "model.safetensors.index.json", path / "model.safetensors"
+    index = path / "model.safetensors.index.json"
+    whole = path / "model.safetensors"
     if index.is_file():
         shards = read_json(index).get("weight_map")
         if not shards or not isinstance(shards, dict):
@@ -83,8 +87,12 @@ def _refuse_pickle(path: Path) -> Path:
 
 
 def read_weights(files: list[Path]) -> tuple[dict[str, Tensor], dict[str, str]]:
-    """The tensors of safetensors files, in float32; and the files' SHA-256. Raises UserError if one is damaged."""
-    tensors, origin = {}, {}
+    """Read safetensors files. Returns their tensors in float32, and the SHA-256 of each file by its name.
+
+    Raises UserError if a file is damaged.
+    """
+    tensors = {}
+    origin = {}
     for path in files:
         try:
             tensors |= safetensors.torch.load_file(check_fetched(path))

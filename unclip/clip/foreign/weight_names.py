@@ -1,4 +1,4 @@
-"""What the weights of a CLIP are called, here and elsewhere."""
+"""The names of a CLIP's weights, here and in other projects."""
 
 import torch
 from torch import Tensor
@@ -31,29 +31,30 @@ NO_WEIGHTS = ("position_ids", "attn_mask", "input_resolution", "context_length",
 
 
 def their_keys(name: str, column: int) -> list[str]:
-    """Their key for one of ours; three keys where queries, keys and values are apart there."""
+    """Their key for one of our names; three keys where they keep queries, keys and values apart."""
     for row in NAMES:
         name = name.replace(row[0], row[column])
     return [name.replace("{qkv}", part) for part in "qkv"] if "{qkv}" in name else [name]
 
 
 def import_tensors(names: list[str], theirs: dict[str, Tensor], column: int) -> tuple[dict[str, Tensor], list[str]]:
-    """Our tensors of those `names`, as far as theirs have them; and their keys that are left over."""
-    if column == OPEN_CLIP:  # its CustomTextCLIP keeps the text tower apart
+    """Convert their tensors to ours. Returns those of `names` that they have, and the keys that nothing needs."""
+    if column == OPEN_CLIP:  # CustomTextCLIP puts "text." before the names of the text tower
         theirs = {key.removeprefix("text."): tensor for key, tensor in theirs.items()}
-    ours, left = {}, set(theirs)
+    ours = {}
+    unused = set(theirs)
     for name in names:
         keys = [key for key in their_keys(name, column) if key in theirs]
-        left -= set(keys)
+        unused -= set(keys)
         if keys:
             tensor = torch.cat([theirs[key] for key in keys]) if len(keys) > 1 else theirs[keys[0]]
             transposed = column == OPEN_CLIP and name.endswith("projection.weight")
             ours[name] = tensor.T if transposed else tensor.reshape(()) if name == "logit_scale" else tensor
-    return ours, sorted(key for key in left if key.split(".")[-1] not in NO_WEIGHTS)
+    return ours, sorted(key for key in unused if key.split(".")[-1] not in NO_WEIGHTS)
 
 
 def export_tensors(ours: dict[str, Tensor]) -> dict[str, Tensor]:
-    """Hugging Face's tensors from ours."""
+    """Convert our tensors to Hugging Face's."""
     theirs = {}
     for name, tensor in ours.items():
         keys = their_keys(name, HUGGING_FACE)
