@@ -90,7 +90,7 @@ def test_drawing_is_saved_as_a_grid_and_as_an_animation_of_it(opened):
 
 @pytest.mark.parametrize("caption", ["a bag", 'it\'s "quoted" $HOME; ls', "two\nof them", "--n 7"])
 def test_command_draws_the_same(caption):
-    words = shlex.split(answers.command("checkpoints/x y", caption, 3, 7, 1.5, 20))
+    words = shlex.split(answers.sample_command("checkpoints/x y", caption, 3, 7, 1.5, 20))
     assert words[:2] == ["python", "sample.py"]
     options = parse(SampleOptions, "", argv=words[2:])
     assert options.captions == tuple(caption.splitlines())
@@ -99,16 +99,16 @@ def test_command_draws_the_same(caption):
 
 
 def test_look_shows_four_ways_and_a_fifth_with_an_image(opened, coat):
-    (html,) = last(answers.look(opened, "a dark coat", 0, None))
+    (html,) = last(answers.look_inside(opened, "a dark coat", 0, None))
     assert len(pictures(html)) == 4
     assert "true embedding" not in html
-    (html,) = last(answers.look(opened, "a dark coat", 0, coat))
+    (html,) = last(answers.look_inside(opened, "a dark coat", 0, coat))
     ways = re.findall(r"<figcaption>(.*?)</figcaption>", html)
     assert ways == ["true embedding", "prior", "text embedding", "caption alone", "nothing"]
 
 
 def test_nearest_training_captions_are_about_what_was_asked_for(opened):
-    (html,) = last(answers.look(opened, "a light dress", 0, None))
+    (html,) = last(answers.look_inside(opened, "a light dress", 0, None))
     near = re.findall(r"<tr><td>([^<]+)</td><td>0\.\d\d</td></tr>", html)
     assert len(near) == 8
     assert all(caption in opened.captions for caption in near)
@@ -126,7 +126,7 @@ def test_what_is_wrong_is_said_in_one_line(opened, coat):
         (answers.change(opened, coat, "", "a bag", 0.5), "two captions"),
         (answers.mix(opened, 1, 0, "a bag", 0, "", 1), "weight"),
         (answers.inpaint(opened, None, None, "the lower half", "a bag", 1, 0), "no image"),
-        (answers.look(opened, "", 0, None), "no caption"),
+        (answers.look_inside(opened, "", 0, None), "no caption"),
     ]
     for shown, words in wrong:
         with pytest.raises(UserError, match=words) as error:
@@ -136,13 +136,13 @@ def test_what_is_wrong_is_said_in_one_line(opened, coat):
 
 def test_line_of_an_error_leaves_the_rest_of_the_page_as_it_is(two_pipelines):
     gradio = pytest.importorskip("gradio")
-    from unclip.page.tabs import told_in_one_line
+    from unclip.page.tabs import answer_or_problem
 
     shelf = Shelf(two_pipelines)
-    ((line, rest),) = told_in_one_line(shelf, answers.draw, 1, "whole", "", 1, 0, 2.5, 4)
+    ((line, rest),) = answer_or_problem(shelf, answers.draw, 1, "whole", "", 1, 0, 2.5, 4)
     assert re.fullmatch(r'<p class="problem" role="alert">no caption[^<]*</p>', line)
     assert rest == gradio.skip()
-    line, _ = last(told_in_one_line(shelf, answers.draw, 1, "whole", "a bag", 1, 0, 2.5, 2))
+    line, _ = last(answer_or_problem(shelf, answers.draw, 1, "whole", "a bag", 1, 0, 2.5, 2))
     assert line == ""
 
 
@@ -197,7 +197,7 @@ def painting(size, *strokes):
 
 
 def test_brush_says_where_to_paint():
-    mask = answers.mask_of(painting((280, 280), np.s_[25:39, 270:]), "the upper half", 28)
+    mask = answers.painting_mask(painting((280, 280), np.s_[25:39, 270:]), "the upper half", 28)
     assert mask.shape == (28, 28)
     assert mask.sum() == 2
     assert mask[2:4, 27].all()
@@ -205,7 +205,7 @@ def test_brush_says_where_to_paint():
 
 @pytest.mark.parametrize("part", answers.PARTS)
 def test_where_nothing_is_brushed_a_named_part_is_painted(part):
-    mask = answers.mask_of(painting((40, 20)), part, 28)
+    mask = answers.painting_mask(painting((40, 20)), part, 28)
     assert mask.mean() == (1 if part == "everything" else 0.5)
     assert mask[-1, 0] == (part in ("the lower half", "the left half", "everything"))
 
@@ -218,9 +218,9 @@ def test_painting_keeps_what_is_outside(opened, coat):
 
 
 def test_canvas_has_room_for_a_brush(opened, coat, tmp_path):
-    large = pixels(answers.canvas(opened, shutil.copy(coat, tmp_path)))
+    large = pixels(answers.write_canvas(opened, shutil.copy(coat, tmp_path)))
     np.testing.assert_array_equal(large, pixels(coat).repeat(12, axis=0).repeat(12, axis=1))
-    assert answers.canvas(opened, tmp_path / "no.png") is None
+    assert answers.write_canvas(opened, tmp_path / "no.png") is None
 
 
 # What it looks like
@@ -274,7 +274,7 @@ def test_pipeline_without_captions_and_examples_can_be_used_all_the_same(two_pip
     bare = Shelf(two_pipelines).open("bare")
     assert bare.examples.captions == tuple(bare.captions)
     assert bare.examples.images == ()
-    assert len(pictures(last(answers.look(bare, "a bag", 0, None))[0])) == 4
+    assert len(pictures(last(answers.look_inside(bare, "a bag", 0, None))[0])) == 4
 
 
 def test_examples_that_are_none_are_refused(two_pipelines):

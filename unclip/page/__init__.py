@@ -1,5 +1,5 @@
 """The page, `python -m unclip.page`.
 
-shelf.py holds the pipelines, answers.py says what a button does, markup.py how that looks, tabs.py places it all. Only
-tabs.py imports gradio.
+shelf.py opens pipelines, answers.py computes what a button asks for, markup.py turns it into HTML, and tabs.py places
+it. Only tabs.py imports gradio.
 """

@@ -1,7 +1,7 @@
-"""What the page's buttons do: plain functions of an opened pipeline and what a visitor entered.
+"""Answer the page's buttons: plain functions of an opened pipeline and a visitor's inputs.
 
-They yield tuples of what is to be shown, some of them several times as the drawing goes on. They keep nothing between
-calls, so visitors cannot meet. Raises of UserError become one line on the page.
+They yield tuples of outputs to show, some of them repeatedly while the drawing goes on. They keep no state between
+calls, so visitors do not affect each other. A UserError becomes one line on the page.
 """
 
 import shlex
@@ -16,7 +16,7 @@ from unclip import edit
 from unclip.errors import UserError
 from unclip.grids import captioned_grid
 from unclip.images import to_pil
-from unclip.page.markup import LARGE, picture, png_bytes, row, saved_as_gif, saved_as_png, sheet, table
+from unclip.page.markup import LARGE, gif_link, picture, png_bytes, png_link, row, sheet, table
 from unclip.page.shelf import OpenPipeline
 from unclip.store.files import write_atomically
 from unclip.trajectory import Moment, Trajectory, denoising_frames, watch_drawing
@@ -24,13 +24,13 @@ from unclip.trajectory import Moment, Trajectory, denoising_frames, watch_drawin
 MAX_PICTURES = 64
 """Pictures per click."""
 FRAMES = 9
-"""Of a blend, and of an edit."""
+"""Frames of a blend or an edit."""
 INVERSION = {"steps": 20}
-"""Of what needs an image's own noise: it is given back to within a few grey levels, and nobody waits for long."""
+"""Settings of edits that keep an image's own noise: the image comes back to within a few grey levels, and quickly."""
 FURTHEST = 0.5
-"""Of an edit; the paper goes no further, and at 1 nothing is left of the image."""
+"""Largest amount of an edit. The paper goes no further, and at 1 nothing of the image is left."""
 SIDE = 336
-"""About how wide the canvas for the brush is, in pixels."""
+"""Approximate width of the brush's canvas, in pixels."""
 PARTS = {
     "the upper half": (slice(0, 1), slice(0, 2)),
     "the lower half": (slice(1, 2), slice(0, 2)),
@@ -38,133 +38,141 @@ PARTS = {
     "the right half": (slice(0, 2), slice(1, 2)),
     "everything": (slice(0, 2), slice(0, 2)),
 }
-"""What can be painted anew without a brush: rows and columns of the image's quarters."""
+"""Parts that can be painted without a brush: rows and columns of the image's quarters."""
 
 Shown = Iterator[tuple[Any, ...]]
-Picked = str | Path | None
-"""The file of an image that a visitor gave, if one did."""
+PickedFile = str | Path | None
+"""The file of the image that a visitor picked, if any."""
 
 
 def draw(opened: OpenPipeline, text: str, n: int, seed: int, guidance: float, steps: int) -> Shown:
-    """A row of pictures per caption, denoised before the visitor's eyes, one caption after the other."""
-    captions = captions_in(text)
+    """Show a row of pictures per caption while they are denoised, one caption after the other."""
+    captions = parse_captions(text)
     if len(captions) * n > MAX_PICTURES:
         raise UserError(f"{len(captions) * n} pictures are more than the {MAX_PICTURES} of one click; ask for fewer")
-    trajectory, rows, drawn = Trajectory(), [], []
+    settings = {"n": n, "seed": seed, "guidance": guidance, "steps": steps}
+    trajectory = Trajectory()
+    rows = []
+    drawn = []
     for caption in captions:
-        settings = {"n": n, "seed": seed, "guidance": guidance, "steps": steps}
-        for told in watch_drawing(lambda on_step: opened.pipe(caption, on_step=on_step, **settings)):  # noqa: B023
-            if isinstance(told, Moment):
-                trajectory(told)
-                yield (sheet(*rows, row(caption, [picture(x, f"{caption}, being drawn") for x in told.x])),)
-        drawn.append((caption, told.images))
-        rows.append(row(caption, numbered(caption, told.images, told.seeds)))
+        for event in watch_drawing(lambda on_step: opened.pipe(caption, on_step=on_step, **settings)):  # noqa: B023
+            if isinstance(event, Moment):
+                trajectory(event)
+                yield (sheet(*rows, row(caption, [picture(x, f"{caption}, being drawn") for x in event.x])),)
+        output = event
+        drawn.append((caption, output.images))
+        rows.append(row(caption, pictures_with_seeds(caption, output.images, output.seeds)))
         yield (sheet(*rows),)
     frames = denoising_frames([caption for caption in captions for _ in range(n)], trajectory, n)
-    yield (sheet(*rows, saved_as_png(captioned_grid(drawn), "grid"), saved_as_gif(frames, "denoising")),)
+    yield (sheet(*rows, png_link(captioned_grid(drawn), "grid"), gif_link(frames, "denoising")),)
 
 
-def command(folder: str, text: str, n: int, seed: int, guidance: float, steps: int) -> str:
-    """The command line that draws the same."""
+def sample_command(folder: str, text: str, n: int, seed: int, guidance: float, steps: int) -> str:
+    """The command line that draws the same pictures as `draw`."""
     options = {"checkpoint": folder, "n": n, "seed": seed, "guidance": guidance, "steps": steps}
     words = [word for name, value in options.items() if value is not None for word in (f"--{name}", str(value))]
-    captions = text_lines(text)
-    end = ["--"] if any(caption.startswith("-") for caption in captions) else []  # what follows is no option
-    return shlex.join(["python", "sample.py", *words, *end, *captions])
+    captions = split_lines(text)
+    if any(caption.startswith("-") for caption in captions):
+        words.append("--")  # all that follows is a caption
+    return shlex.join(["python", "sample.py", *words, *captions])
 
 
-def vary(opened: OpenPipeline, image: Picked, n: int, seed: int, keep: float) -> Shown:
-    """What the image's embedding leaves open."""
-    varied = edit.vary(opened.pipe, picked(image), n=n, seed=seed, keep=keep, **INVERSION if keep else {})
-    yield (several("variation", varied.images, varied.seeds),)
+def vary(opened: OpenPipeline, image: PickedFile, n: int, seed: int, keep: float) -> Shown:
+    """Draw variations of an image."""
+    varied = edit.vary(opened.pipe, open_picked(image), n=n, seed=seed, keep=keep, **INVERSION if keep else {})
+    yield (seeds_sheet("variation", varied.images, varied.seeds),)
 
 
-def blend(opened: OpenPipeline, first: Picked, second: Picked, position: float) -> Shown:
-    """Frames from one image to another, the one at `position`, and all of them."""
-    frames = edit.blend(opened.pipe, picked(first), picked(second), frames=FRAMES, **INVERSION)
-    yield frames, frame_at(frames, position), film("blend", frames)
+def blend(opened: OpenPipeline, first: PickedFile, second: PickedFile, position: float) -> Shown:
+    """Draw frames from one image to another: all of them, and the one at `position` enlarged."""
+    frames = edit.blend(opened.pipe, open_picked(first), open_picked(second), frames=FRAMES, **INVERSION)
+    yield frames, frame_at(frames, position), frames_sheet("blend", frames)
 
 
-def change(opened: OpenPipeline, image: Picked, before: str, after: str, position: float) -> Shown:
-    """The image moved from what one caption says towards what another says: to `position`, which is soon there, then by
-    more and more."""
+def change(opened: OpenPipeline, image: PickedFile, before: str, after: str, position: float) -> Shown:
+    """Move an image from one caption towards another: first to `position`, which is quick, then step by step."""
     if not before.strip() or not after.strip():
-        raise UserError("an edit needs two captions: what the image shows before, and what it shall show after")
-    given = picked(image)
-    moved = edit.change(opened.pipe, given, before, after, [position], **INVERSION)[0]
+        raise UserError("an edit needs two captions: one for the image as it is, and one for the result")
+    source = open_picked(image)
+    moved = edit.change(opened.pipe, source, before, after, [position], **INVERSION)[0]
     yield None, frame_at(moved, position, FURTHEST), ""
     amounts = np.linspace(0, FURTHEST, FRAMES).tolist()
-    frames = edit.change(opened.pipe, given, before, after, amounts, **INVERSION)[0]
-    yield frames, frame_at(frames, position, FURTHEST), film(after, frames, FURTHEST)
+    frames = edit.change(opened.pipe, source, before, after, amounts, **INVERSION)[0]
+    yield frames, frame_at(frames, position, FURTHEST), frames_sheet(after, frames, FURTHEST)
 
 
 def mix(opened: OpenPipeline, n: int, seed: int, *prompts_and_weights: str | float) -> Shown:
-    """Pictures that are part one prompt and part another; prompts and weights take turns."""
+    """Draw pictures of weighted prompts; prompts and weights alternate in the arguments."""
     weights: dict[str, float] = {}
     for prompt, weight in zip(prompts_and_weights[::2], prompts_and_weights[1::2], strict=True):
-        if prompt.strip():
-            weights[prompt.strip()] = weights.get(prompt.strip(), 0) + weight
+        prompt = prompt.strip()
+        if prompt:
+            weights[prompt] = weights.get(prompt, 0) + weight
     mixed = edit.mix(opened.pipe, weights, n=n, seed=seed)
-    yield (several("mix", mixed.images, mixed.seeds),)
+    yield (seeds_sheet("mix", mixed.images, mixed.seeds),)
 
 
 def inpaint(
-    opened: OpenPipeline, image: Picked, painting: dict[str, Any] | None, part: str, caption: str, n: int, seed: int
+    opened: OpenPipeline, image: PickedFile, painting: dict[str, Any] | None, part: str, caption: str, n: int, seed: int
 ) -> Shown:
-    """The image with a part of it painted anew: what the brush went over on the canvas, or else a named part."""
-    prepared = edit.prepare_images(opened.pipe, picked(image))
-    mask = mask_of(painting, part, prepared.shape[1])
+    """Paint a part of an image: the part under the brush strokes, or else a named part."""
+    prepared = edit.prepare_images(opened.pipe, open_picked(image))
+    mask = painting_mask(painting, part, prepared.shape[1])
     painted = []
-    for one in range(seed, seed + n):
-        painted.append(edit.inpaint(opened.pipe, prepared, mask, captions_in(caption)[0], seed=one).images[0])
-        yield (several("inpainting", np.stack(painted), range(seed, one + 1)),)
+    for image_seed in range(seed, seed + n):
+        output = edit.inpaint(opened.pipe, prepared, mask, parse_captions(caption)[0], seed=image_seed)
+        painted.append(output.images[0])
+        yield (seeds_sheet("inpainting", np.stack(painted), range(seed, image_seed + 1)),)
 
 
-def look(opened: OpenPipeline, caption: str, seed: int, image: Picked) -> Shown:
-    """What the prior drew for a caption, and what the decoder makes of that and of less.
+def look_inside(opened: OpenPipeline, caption: str, seed: int, image: PickedFile) -> Shown:
+    """Show the prior's embedding of a caption, and pictures that the decoder draws from it and from less.
 
-    The ways to drive the decoder are those of the evaluation's error budget (Ramesh et al. 2022, section 5.1); of a
-    true embedding it can be told only where an image is given.
+    The decoder is driven in the ways of the evaluation's error budget (Ramesh et al. 2022, section 5.1), by a true
+    embedding only if an image is picked.
     """
-    pipe, caption = opened.pipe, captions_in(caption)[0]
-    text, drawn = pipe.encode_text(caption), pipe.embed(caption, seed=seed)
-    ways = {"true embedding": (pipe.encode_image(picked(image)), caption)} if image else {}
-    ways |= {"prior": (drawn, caption), "text embedding": (text, caption)}
-    ways |= {"caption alone": (None, caption), "nothing": (None, "")}
+    pipe = opened.pipe
+    caption = parse_captions(caption)[0]
+    text = pipe.encode_text(caption)
+    drawn = pipe.embed(caption, seed=seed)
+    inputs = {"true embedding": (pipe.encode_image(open_picked(image)), caption)} if image else {}
+    inputs |= {"prior": (drawn, caption), "text embedding": (text, caption)}
+    inputs |= {"caption alone": (None, caption), "nothing": (None, "")}
     pictures = []
-    for way, (embedding, said) in ways.items():
-        made = pipe.decode(embedding, [said], seed=seed, num_candidates=1)  # all from the same noise
-        pictures.append(picture(made[0], f"{caption}, from {way}", way, f"{caption} from {way}.png"))
+    for name, (embedding, decoder_caption) in inputs.items():
+        images = pipe.decode(embedding, [decoder_caption], seed=seed, num_candidates=1)  # all from the same noise
+        pictures.append(picture(images[0], f"{caption}, from {name}", name, f"{caption} from {name}.png"))
         yield (sheet(row("Drawn from", pictures)),)
     cosines = [
-        (way, f"{float(embedding @ text.T):.2f}", f"{float(embedding @ drawn.T):.2f}")
-        for way, (embedding, _) in ways.items()
+        (name, f"{float(embedding @ text.T):.2f}", f"{float(embedding @ drawn.T):.2f}")
+        for name, (embedding, _) in inputs.items()
         if embedding is not None
     ]
-    near = (opened.text @ drawn[0]).topk(min(8, len(opened.captions)))
-    ranked = [(opened.captions[i], f"{cosine:.2f}") for cosine, i in zip(near.values, near.indices, strict=True)]
+    nearest = (opened.text_embeddings @ drawn[0]).topk(min(8, len(opened.captions)))
+    ranked = [(opened.captions[i], f"{cosine:.2f}") for cosine, i in zip(nearest.values, nearest.indices, strict=True)]
     yield (
         sheet(
             row("Drawn from", pictures),
-            table(("Cosine of the", "with the caption's text", "with the prior's draw"), cosines),
-            table(("Training captions nearest to the prior's draw", "cosine"), ranked),
+            table(("Cosine of the", "with the caption's text", "with the prior's embedding"), cosines),
+            table(("Training captions nearest to the prior's embedding", "cosine"), ranked),
         ),
     )
 
 
-def text_lines(text: str) -> list[str]:
+def split_lines(text: str) -> list[str]:
     return [line.strip() for line in text.splitlines() if line.strip()]
 
 
-def captions_in(text: str) -> list[str]:
+def parse_captions(text: str) -> list[str]:
     """The captions in a text, one per line. Raises UserError if there are none."""
-    if captions := text_lines(text):
-        return captions
-    raise UserError("no caption; write one per line")
+    captions = split_lines(text)
+    if not captions:
+        raise UserError("no caption; write one per line")
+    return captions
 
 
-def picked(file: Picked) -> Image.Image:
-    """The image in a file. Raises UserError if there is none, or none that can be read."""
+def open_picked(file: PickedFile) -> Image.Image:
+    """Read the image that a visitor picked. Raises UserError if there is none, or if it cannot be read."""
     if file is None:
         raise UserError("no image; drop one on the page, or click an example")
     try:
@@ -175,37 +183,43 @@ def picked(file: Picked) -> Image.Image:
     return image
 
 
-def several(name: str, images: np.ndarray, seeds: Sequence[int]) -> str:
-    """Pictures (n, H, W, C) with their seeds, to be saved one by one or together."""
-    return sheet(row("", numbered(name, images, seeds)), saved_as_png(captioned_grid([(name, images)]), name))
+def seeds_sheet(name: str, images: np.ndarray, seeds: Sequence[int]) -> str:
+    """Pictures (n, H, W, C) with their seeds; each can be saved, or all together."""
+    return sheet(row("", pictures_with_seeds(name, images, seeds)), png_link(captioned_grid([(name, images)]), name))
 
 
-def numbered(name: str, images: np.ndarray, seeds: Sequence[int]) -> list[str]:
+def pictures_with_seeds(name: str, images: np.ndarray, seeds: Sequence[int]) -> list[str]:
     return [
         picture(image, f"{name}, seed {seed}", f"seed {seed}", f"{name} seed {seed}.png")
         for image, seed in zip(images, seeds, strict=True)
     ]
 
 
-def film(name: str, frames: np.ndarray, end: float = 1) -> str:
-    """All frames (F, H, W, C), at 0 .. end, side by side; to be saved one by one, together, or as an animation."""
-    at = [f"{position:.3g}" for position in np.linspace(0, end, len(frames))]
-    pictures = [picture(f, f"{name} at {a}", a, f"{name} {a}.png", height=84) for f, a in zip(frames, at, strict=True)]
-    links = saved_as_png(captioned_grid([(name, frames)]), name)
-    return sheet(row("", pictures), links, saved_as_gif([to_pil(frame, LARGE) for frame in frames], name))
+def frames_sheet(name: str, frames: np.ndarray, end: float = 1) -> str:
+    """Frames (F, H, W, C) from 0 to `end` side by side; each can be saved, or all together, or as an animation."""
+    labels = [f"{position:.3g}" for position in np.linspace(0, end, len(frames))]
+    pictures = [
+        picture(frame, f"{name} at {label}", label, f"{name} {label}.png", height=84)
+        for frame, label in zip(frames, labels, strict=True)
+    ]
+    still = png_link(captioned_grid([(name, frames)]), name)
+    animation = gif_link([to_pil(frame, LARGE) for frame in frames], name)
+    return sheet(row("", pictures), still, animation)
 
 
 def frame_at(frames: np.ndarray | None, position: float, end: float = 1) -> str:
-    """The frame at a position from 0, the first, to `end`, the last; nothing before there are any."""
+    """The frame at a position from 0 (the first) to `end` (the last); nothing before there are frames."""
     if frames is None:
         return ""
-    return sheet(picture(frames[round(position / end * (len(frames) - 1))], f"at {position:.3g}", height=LARGE))
+    index = round(position / end * (len(frames) - 1))
+    return sheet(picture(frames[index], f"at {position:.3g}", height=LARGE))
 
 
-def mask_of(painting: dict[str, Any] | None, part: str, size: int) -> np.ndarray:
-    """Where to paint, bool (size, size): what the brush touched; where that is nothing, the named part."""
-    layers = [layer.convert("RGBA").getchannel("A") for layer in (painting and painting["layers"]) or () if layer]
-    brushed = [np.asarray(layer.resize((size, size), Image.Resampling.BOX)) > 0 for layer in layers]
+def painting_mask(painting: dict[str, Any] | None, part: str, size: int) -> np.ndarray:
+    """Where to paint, bool (size, size): under the brush strokes, or the named part if there are none."""
+    layers = painting["layers"] if painting else None
+    strokes = [layer.convert("RGBA").getchannel("A") for layer in layers or () if layer]
+    brushed = [np.asarray(layer.resize((size, size), Image.Resampling.BOX)) > 0 for layer in strokes]
     if np.any(brushed):
         return np.any(brushed, axis=0)
     quarters = np.zeros((2, 2), bool)
@@ -213,14 +227,14 @@ def mask_of(painting: dict[str, Any] | None, part: str, size: int) -> np.ndarray
     return quarters.repeat(size // 2, axis=0).repeat(size // 2, axis=1)
 
 
-def canvas(opened: OpenPipeline, image: Picked) -> str | None:
-    """An image as the decoder sees it, enlarged, so that there is room for a brush: a file beside that of the image.
+def write_canvas(opened: OpenPipeline, image: PickedFile) -> str | None:
+    """Write the image as the decoder sees it, enlarged to leave room for a brush, beside its file. Returns the path.
 
-    Nothing if the image cannot be read, which is told when it is asked for. The file is written as a whole, as another
-    visitor's browser may be fetching the same one.
+    Returns None for an image that cannot be read; the button then reports it. The file is written atomically, as
+    another visitor's browser may be loading the same one.
     """
     try:
-        prepared = edit.prepare_images(opened.pipe, picked(image))[0]
+        prepared = edit.prepare_images(opened.pipe, open_picked(image))[0]
     except UserError:
         return None
     file = Path(image).with_name(f"canvas-{'x'.join(map(str, prepared.shape))}.png")

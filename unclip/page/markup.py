@@ -1,6 +1,6 @@
-"""Pictures as HTML: what the page shows. Pure functions; everything that a user typed is escaped.
+"""Show pictures as HTML, by pure functions. Everything that a user typed is escaped.
 
-Pictures are embedded as PNGs of their own size, and the browser enlarges them without smoothing.
+Pictures are embedded as PNGs of their own size; the browser enlarges them without smoothing.
 """
 
 import base64
@@ -14,8 +14,8 @@ from PIL import Image
 from unclip.grids import gif_bytes
 from unclip.images import to_pil
 
-SHOWN, LARGE = 112, 280
-"""About how high a picture is shown, in CSS pixels."""
+NORMAL, LARGE = 112, 280
+"""Approximate heights of pictures, in CSS pixels."""
 
 CSS = """
 .gradio-container { overflow: clip !important }
@@ -42,19 +42,20 @@ def png_bytes(picture: Image.Image) -> bytes:
     return buffer.getvalue()
 
 
-def data_url(content: bytes, kind: str) -> str:
-    """A file within the page: kind is such as "image/png"."""
-    return f"data:{kind};base64,{base64.b64encode(content).decode()}"
+def data_url(content: bytes, media_type: str) -> str:
+    """A URL that holds the content of a file; the media type is, for example, "image/png"."""
+    return f"data:{media_type};base64,{base64.b64encode(content).decode()}"
 
 
-def picture(image: np.ndarray, alt: str, title: str = "", name: str = "", height: int = SHOWN) -> str:
-    """One image, uint8 (H, W, C), enlarged by a whole factor; with a file `name` a click on it saves it."""
+def picture(image: np.ndarray, alt: str, title: str = "", name: str = "", height: int = NORMAL) -> str:
+    """An image, uint8 (H, W, C), enlarged by a whole factor. With a file name, a click saves it."""
     source = data_url(png_bytes(to_pil(image)), "image/png")
     width = image.shape[1] * max(1, round(height / image.shape[0]))
-    shown = f'<img src="{source}" alt="{escape(alt)}" style="width: {width}px">'
+    html = f'<img src="{source}" alt="{escape(alt)}" style="width: {width}px">'
     if name:
-        shown = f'<a href="{source}" download="{escape(name)}" title="save {escape(name)}">{shown}</a>'
-    return f"<figure>{shown}{f'<figcaption>{escape(title)}</figcaption>' if title else ''}</figure>"
+        html = f'<a href="{source}" download="{escape(name)}" title="save {escape(name)}">{html}</a>'
+    caption = f"<figcaption>{escape(title)}</figcaption>" if title else ""
+    return f"<figure>{html}{caption}</figure>"
 
 
 def row(heading: str, pictures: Sequence[str]) -> str:
@@ -69,21 +70,21 @@ def table(headings: Sequence[str], rows: Sequence[Sequence[object]]) -> str:
     return f"<table><tr>{head}</tr>{body}</table>"
 
 
-def saved_as_png(picture: Image.Image, name: str) -> str:
+def png_link(picture: Image.Image, name: str) -> str:
     """A link that saves a picture."""
     return f'<a href="{data_url(png_bytes(picture), "image/png")}" download="{escape(name)}.png">Save as PNG</a>'
 
 
-def saved_as_gif(frames: Sequence[Image.Image], name: str) -> str:
+def gif_link(frames: Sequence[Image.Image], name: str) -> str:
     """A link that saves an animation."""
     return f'<a href="{data_url(gif_bytes(frames), "image/gif")}" download="{escape(name)}.gif">Save as GIF</a>'
 
 
 def sheet(*parts: str) -> str:
-    """Parts below each other, as the page's styles expect them."""
+    """Parts below each other, within the element that the page's styles apply to."""
     return f'<div class="unclip">{"".join(parts)}</div>'
 
 
 def problem(message: str) -> str:
-    """The one line that says what is wrong; a screen reader speaks it."""
+    """An error message on one line, which a screen reader announces."""
     return f'<p class="problem" role="alert">{escape(" ".join(message.split()))}</p>'

@@ -1,4 +1,4 @@
-"""The trained pipelines in a folder, as the page offers them: opened once, with examples and training captions."""
+"""The trained pipelines that the page offers: each is opened once, with examples and training captions."""
 
 import threading
 from dataclasses import dataclass
@@ -17,38 +17,38 @@ from unclip.store.training_captions import read_training_captions
 
 @dataclass(frozen=True)
 class Examples:
-    """What a visitor can try at once with a pipeline: DIR/examples/examples.json."""
+    """Examples to try with a pipeline, from its examples/examples.json."""
 
     captions: tuple[str, ...]
     change: tuple[str, str]
-    """Before and after, for the edit by text."""
+    """Two captions for an edit: before and after."""
     images: tuple[Path, ...] = ()
 
     @classmethod
     def read(cls, folder: Path, captions: list[str]) -> "Examples":
-        """Those in the pipeline's folder, else the first of the captions that it was trained on.
+        """Read the examples in a pipeline's folder; without them take the first captions that it was trained on.
 
-        Raises UserError for a file that is not as it should be.
+        Raises UserError for a file of another form.
         """
         path = folder / "examples" / "examples.json"
-        own = read_json(path) if path.is_file() else {}
+        values = read_json(path) if path.is_file() else {}
         try:
-            shown = tuple(own.get("captions", captions[:8]))
-            change = tuple(own.get("change", (shown[0], shown[-1])))
-            images = tuple(path.parent / name for name in own.get("images", ()))
+            example_captions = tuple(values.get("captions", captions[:8]))
+            change = tuple(values.get("change", (example_captions[0], example_captions[-1])))
+            images = tuple(path.parent / name for name in values.get("images", ()))
         except (AttributeError, TypeError, IndexError) as error:
             raise UserError(f"{path} is not a set of examples ({error}); restore it, or delete it") from error
-        return cls(shown, change, images)
+        return cls(example_captions, change, images)
 
 
 @dataclass(eq=False)
 class OpenPipeline:
-    """A pipeline that is ready to draw. Shared by all visitors, so nothing here changes but what is computed once."""
+    """A pipeline that is ready to draw. All visitors share it, so it never changes, except for values computed once."""
 
     folder: Path
     pipe: UnCLIP
     captions: list[str]
-    """What it was trained on, or a part of that; one caption at least."""
+    """Captions that it was trained on, or a part of them; at least one."""
     examples: Examples
 
     @classmethod
@@ -57,17 +57,18 @@ class OpenPipeline:
         return cls(folder, UnCLIP.from_pretrained(folder, device), captions, Examples.read(folder, captions))
 
     @cached_property
-    def text(self) -> Tensor:
-        """CLIP's embeddings of the training captions, (N, D)."""
+    def text_embeddings(self) -> Tensor:
+        """CLIP's embeddings (N, D) of the training captions."""
         return self.pipe.encode_text(self.captions)
 
 
 class Shelf:
-    """The complete pipelines that `complete_pipelines` finds, by name, the newest first."""
+    """The pipelines that `complete_pipelines` finds, by name, the newest first."""
 
     def __init__(self, folder: Path, device="cpu"):
         """Raises UserError if there are none."""
-        self.folder, self.device = folder, device
+        self.folder = folder
+        self.device = device
         self.folders = complete_pipelines(folder)
         self.names = list(self.folders)
         self.opened: dict[str, OpenPipeline] = {}
@@ -76,7 +77,7 @@ class Shelf:
             raise UserError(f"no trained pipeline under {folder}; train one with: make demo, or name another folder")
 
     def open(self, name: str) -> OpenPipeline:
-        """The pipeline of that name, opened at the first call. Raises UserError if it cannot be used."""
+        """The pipeline of this name, opened at the first call. Raises UserError if it cannot be used."""
         if name not in self.names:
             raise UserError(f"there is no pipeline {name!r} under {self.folder}; choose from {', '.join(self.names)}")
         with self.lock:
@@ -86,12 +87,15 @@ class Shelf:
 
 
 def complete_pipelines(source: Path) -> dict[str, Path]:
-    """The folders of pipelines whose stages are all trained, by name, the newest first: those in a folder of them, or
-    the one in this folder, or of this name on the Hugging Face Hub."""
+    """Find pipelines whose parts are all trained: name -> folder, the newest first.
+
+    The source is a folder of pipelines, the folder of one pipeline, or a pipeline's name on the Hugging Face Hub.
+    """
     folder = find_pipeline(source)
     if is_hub_name(source) or (folder / "model_index.json").is_file():
-        found = {source.as_posix() if is_hub_name(source) else folder.resolve().name: folder}
+        name = source.as_posix() if is_hub_name(source) else folder.resolve().name
+        folders = {name: folder}
     else:
-        found = {path.name: path for path in folder.glob("*/")}
-    times = {name: time_completed(path) for name, path in found.items()}
-    return {name: found[name] for name in sorted(filter(times.get, times), key=times.get, reverse=True)}
+        folders = {path.name: path for path in folder.glob("*/")}
+    times = {name: time_completed(path) for name, path in folders.items()}
+    return {name: folders[name] for name in sorted(filter(times.get, times), key=times.get, reverse=True)}

@@ -1,4 +1,4 @@
-"""What is on the page: one function per tab. It only places inputs and says which answer goes where."""
+"""Lay out the page: one function per tab, which places inputs and connects buttons to their answers."""
 
 import warnings
 from collections.abc import Callable, Sequence
@@ -16,13 +16,13 @@ from unclip.page.shelf import OpenPipeline, Shelf
 from unclip.store.hub import is_hub_name
 
 PRIVATE = {"api_visibility": "private"}
-"""The page's functions are for the page alone."""
+"""Hides the page's functions from gradio's API."""
 QUIET = {"show_progress": "hidden", **PRIVATE}
 SLIDING = {"queue": False, "trigger_mode": "always_last", **QUIET}
 
 
 class Page:
-    """What the tabs share while the page is built: the chosen pipeline, and what follows it."""
+    """State that the tabs share while the page is built: the chosen pipeline, and the components that depend on it."""
 
     def __init__(self, shelf: Shelf):
         self.shelf = shelf
@@ -30,12 +30,12 @@ class Page:
         self.followers: list[tuple[Any, Callable[[OpenPipeline], Any]]] = []
 
     def follow(self, component, value: Callable[[OpenPipeline], Any]):
-        """A component that the chosen pipeline gives a value: when the page is opened, and at each choice."""
+        """Let the chosen pipeline set a component's value: when the page is opened, and at each choice. Returns it."""
         self.followers.append((component, value))
         return component
 
     def fill(self, name: str) -> list[Any]:
-        """The values of all that follow, for the pipeline of that name."""
+        """The values of all components that follow the choice, for the pipeline of this name."""
         try:
             opened = self.shelf.open(name)
         except UserError as error:
@@ -45,8 +45,8 @@ class Page:
     def answer(
         self, button: gr.Button, work: Callable[..., answers.Shown], inputs: Sequence, outputs: Sequence
     ) -> None:
-        """Let `work(opened, *inputs)` answer a button; what is wrong with the inputs is one line above the outputs."""
-        call = partial(told_in_one_line, self.shelf, work, len(outputs))
+        """Let `work(opened, *inputs)` answer a button. One line above the outputs reports a problem with the inputs."""
+        call = partial(answer_or_problem, self.shelf, work, len(outputs))
         button.click(
             call,
             [self.chosen, *inputs],
@@ -56,8 +56,11 @@ class Page:
         )
 
 
-def told_in_one_line(shelf: Shelf, work: Callable[..., answers.Shown], outputs: int, name: str, *values):
-    """What `work` yields, after an empty line; where the values cannot be used that line alone, and the rest stays."""
+def answer_or_problem(shelf: Shelf, work: Callable[..., answers.Shown], outputs: int, name: str, *values):
+    """Yield an empty line and the outputs of `work`; or, for values that cannot be used, a line that says why.
+
+    In the second case the outputs stay as they are.
+    """
     try:
         for shown in work(shelf.open(name), *values):
             yield "", *shown
@@ -66,11 +69,11 @@ def told_in_one_line(shelf: Shelf, work: Callable[..., answers.Shown], outputs: 
 
 
 def serve(shelf: Shelf, host: str, port: int, show: bool) -> None:
-    """Serve the page until it is interrupted. Raises UserError if the port is taken."""
+    """Serve the page until it is interrupted. Raises UserError if the port is in use."""
     theme = gr.themes.Default(font=("system-ui", "sans-serif"), font_mono=("ui-monospace", "monospace"))
     examples = [str((folder / "examples").resolve()) for folder in shelf.folders.values()]
     page = build(shelf)
-    warnings.showwarning = on_the_page
+    warnings.showwarning = show_warning
     warnings.filterwarnings("always", category=UserWarning, module="unclip")
     try:
         _, address, _ = page.launch(
@@ -84,8 +87,8 @@ def serve(shelf: Shelf, host: str, port: int, show: bool) -> None:
     page.block_thread()
 
 
-def on_the_page(message: Warning | str, category: type, filename: str, *_) -> None:
-    """Show the library's own warnings, such as of a caption that is cut, to the visitor whom they concern."""
+def show_warning(message: Warning | str, category: type, filename: str, *_) -> None:
+    """Show warnings of this library, such as that a caption is cut, to the visitor whom they concern."""
     if category is UserWarning and Path(__file__).parents[1] in Path(filename).parents:
         gr.Warning(escape(str(message)))
     else:
@@ -94,7 +97,7 @@ def on_the_page(message: Warning | str, category: type, filename: str, *_) -> No
 
 def build(shelf: Shelf) -> gr.Blocks:
     with gr.Blocks(title="unclip", analytics_enabled=False, delete_cache=(3600, 3600), fill_width=True) as blocks:
-        gr.Markdown("# unclip\nDraw from captions, and change images through what CLIP sees in them.")
+        gr.Markdown("# unclip\nDraw images from captions, and edit images through their CLIP embeddings.")
         page = Page(shelf)
         for name, tab in TABS.items():
             with gr.Tab(name), gr.Row():
@@ -120,13 +123,14 @@ def draw_tab(page: Page) -> None:
     settings = [text, number, seed, guidance, steps]
     with gr.Column(scale=3, elem_classes="results"):
         page.answer(button, answers.draw, settings, [result()])
-        told = gr.Textbox(label="The same as a command", buttons=["copy"], interactive=False)
+        command = gr.Textbox(label="The same as a command", buttons=["copy"], interactive=False)
 
-    def tell(name: str, *values) -> str:
-        return answers.command(name if is_hub_name(name) else str(page.shelf.folders[name]), *values)
+    def show_command(name: str, *values) -> str:
+        checkpoint = name if is_hub_name(name) else str(page.shelf.folders[name])
+        return answers.sample_command(checkpoint, *values)
 
     samples.click(lambda text, sample: f"{text.rstrip()}\n{sample[0]}".lstrip(), [text, samples], text, **QUIET)
-    gr.on([c.change for c in (page.chosen, *settings)], tell, [page.chosen, *settings], told, **SLIDING)
+    gr.on([c.change for c in (page.chosen, *settings)], show_command, [page.chosen, *settings], command, **SLIDING)
 
 
 def vary_tab(page: Page) -> None:
@@ -177,55 +181,55 @@ def inpaint_tab(page: Page) -> None:
     with gr.Column(scale=2):
         image = image_input(page, "Image", 0)
         painting = gr.ImageEditor(
-            label="Brush over what to paint anew", type="pil", format="png", sources=(), layers=False, transforms=(),
+            label="Brush over the part to paint", type="pil", format="png", sources=(), layers=False, transforms=(),
             brush=gr.Brush(default_size=40, colors=["#ff5a36"], color_mode="fixed"), buttons=[],
             canvas_size=(answers.SIDE, answers.SIDE),
         )  # fmt: skip
-        part = gr.Radio(list(answers.PARTS), value="the lower half", label="Where nothing is brushed, paint anew")
+        part = gr.Radio(list(answers.PARTS), value="the lower half", label="Without brush strokes, paint")
         caption = page.follow(gr.Textbox(label="Caption"), lambda opened: opened.examples.change[0])
         number, seed = number_and_seed(4)
         button = gr.Button("Inpaint", variant="primary")
     with gr.Column(scale=3, elem_classes="results"):
         page.answer(button, answers.inpaint, [image, painting, part, caption, number, seed], [result()])
 
-    def enlarge(name: str, file: answers.Picked) -> str | None:
-        return answers.canvas(page.shelf.open(name), file)
+    def show_canvas(name: str, file: answers.PickedFile) -> str | None:
+        return answers.write_canvas(page.shelf.open(name), file)
 
-    image.change(enlarge, [page.chosen, image], painting, **QUIET)
+    image.change(show_canvas, [page.chosen, image], painting, **QUIET)
 
 
-def look_tab(page: Page) -> None:
+def look_inside_tab(page: Page) -> None:
     with gr.Column(scale=2):
         caption = page.follow(gr.Textbox(label="Caption"), lambda opened: opened.examples.captions[0])
         seed = seed_input()
-        image = image_input(page, "An image of it, for its true embedding (may stay empty)", None)
+        image = image_input(page, "An image of it, for its true embedding (optional)", None)
         button = gr.Button("Look inside", variant="primary")
     with gr.Column(scale=3, elem_classes="results"):
-        page.answer(button, answers.look, [caption, seed, image], [result()])
+        page.answer(button, answers.look_inside, [caption, seed, image], [result()])
 
 
 def image_input(page: Page, label: str, number: int | None) -> gr.Image:
-    """An image to drop, paste or choose, with the examples beneath; at first it holds the one of that number."""
+    """An image to drop, paste or choose, above the examples. At first it holds the example of this number, if any."""
     with gr.Column():
         image = gr.Image(label=label, image_mode=None, sources=["upload", "clipboard"], height=220, buttons=[])
-        image.preprocess = lambda data: data and data.path  # opened where what is wrong with it can be told
+        image.preprocess = lambda data: data and data.path  # opened by the answer, which can report a problem
         samples = gr.Dataset(components=[gr.Image(visible=False)], samples=[], label="Examples")
-    page.follow(image, lambda opened: example(opened, number))
+    page.follow(image, lambda opened: example_image(opened, number))
     page.follow(samples, lambda opened: gr.Dataset(samples=[[str(path)] for path in opened.examples.images]))
     samples.click(lambda sample: sample[0], samples, image, **QUIET)
     return image
 
 
-def example(opened: OpenPipeline, number: int | None) -> str | None:
+def example_image(opened: OpenPipeline, number: int | None) -> str | None:
     images = opened.examples.images
     return str(images[number % len(images)]) if images and number is not None else None
 
 
 def slider(*arguments, **options) -> gr.Slider:
-    """A slider whose box may be emptied, or hold too large a number, on the way to the one that is meant."""
-    made = gr.Slider(*arguments, **options)
-    made.preprocess = lambda value: min(max(value or 0, made.minimum), made.maximum)
-    return made
+    """A slider that accepts an empty box or a number out of range, as happens while a visitor types."""
+    component = gr.Slider(*arguments, **options)
+    component.preprocess = lambda value: min(max(value or 0, component.minimum), component.maximum)
+    return component
 
 
 def number_and_seed(number: int) -> tuple[gr.Slider, gr.Number]:
@@ -234,9 +238,9 @@ def number_and_seed(number: int) -> tuple[gr.Slider, gr.Number]:
 
 
 def seed_input() -> gr.Number:
-    made = gr.Number(0, label="Seed", precision=0)
-    made.preprocess = lambda value: int(value or 0)
-    return made
+    component = gr.Number(0, label="Seed", precision=0)
+    component.preprocess = lambda value: int(value or 0)
+    return component
 
 
 def result() -> gr.HTML:
@@ -244,7 +248,7 @@ def result() -> gr.HTML:
 
 
 def frames_with_slider(page: Page, button: gr.Button, work: Callable, inputs: Sequence, label: str, end: float) -> None:
-    """The frames that a button computes, kept for this visitor; one of them is shown large: which, a slider says."""
+    """Show the frames that a button computes, kept for this visitor, and enlarge the one that a slider picks."""
     frames = gr.State(time_to_live=3600)
     position = slider(0, end, end / 2, step=end / (answers.FRAMES - 1), label=label)
     large = result()
@@ -259,5 +263,5 @@ TABS = {
     "Edit": edit_tab,
     "Mix": mix_tab,
     "Inpaint": inpaint_tab,
-    "Look inside": look_tab,
+    "Look inside": look_inside_tab,
 }
