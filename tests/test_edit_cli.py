@@ -11,7 +11,7 @@ import pytest
 from conftest import ROOT, assert_one_error_line
 from PIL import Image
 
-from unclip.edit.lesson import lesson
+from unclip.edit.lesson import draw_lesson
 from unclip.pipeline import UnCLIP
 
 PIPELINE = ROOT / "checkpoints" / "fashion-mnist"
@@ -58,7 +58,7 @@ def test_bad_input_is_refused_in_one_line(arguments, words, script, tmp_path):
 
 
 def test_the_lesson_is_three_pictures(tmp_path):
-    paths = lesson(UnCLIP.from_pretrained(PIPELINE), "a bag", 2, 0, tmp_path, slow=20)
+    paths = draw_lesson(UnCLIP.from_pretrained(PIPELINE), "a bag", 2, 0, tmp_path, ddpm_steps=20)
     assert [path.name for path in paths] == ["lesson-noise.png", "lesson-steps.png", "lesson-guidance.png"]
     assert all(Image.open(path).width > 230 for path in paths)
 

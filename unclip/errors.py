@@ -1,4 +1,4 @@
-"""The one exception that means: what was given cannot be used, and the message says why."""
+"""UserError, the exception for input that cannot be used, and helpers for messages."""
 
 
 class UserError(ValueError):
@@ -9,11 +9,11 @@ class UserError(ValueError):
 
 
 def reason(error: BaseException) -> str:
-    """The first line of what an error says, or its kind where it says nothing."""
+    """The first line of an error's message, or the name of its type if it has none."""
     return str(error).splitlines()[0] if str(error) else type(error).__name__
 
 
 def shown(value: object) -> str:
-    """A value as a message names it: on one line, and cut short."""
+    """A value as it appears in a message: its repr on one line, shortened to 80 characters."""
     text = " ".join(repr(value).split())
     return text if len(text) <= 80 else f"{text[:77]}..."

@@ -25,7 +25,7 @@ import tyro
 from unclip import edit
 from unclip.cli.options import find_given, parse, read_early_options
 from unclip.devices import pick_device
-from unclip.edit.lesson import lesson
+from unclip.edit.lesson import draw_lesson
 from unclip.errors import UserError
 from unclip.grids import captioned_grid, save_gif
 from unclip.images import save_png, to_pil
@@ -271,7 +271,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     pipe = UnCLIP.from_pretrained(folder, pick_device(options.device))
     options.out.mkdir(parents=True, exist_ok=True)
     if isinstance(options, LessonOptions):
-        for path in lesson(pipe, options.caption, options.n, options.seed, options.out):
+        for path in draw_lesson(pipe, options.caption, options.n, options.seed, options.out):
             print(path)
         return
     name, work = next((name, work) for name, (kind, work, _) in COMMANDS.items() if isinstance(options, kind))

@@ -3,9 +3,9 @@
     make page                                              # sets up, then serves http://127.0.0.1:7860
     python -m unclip.page --checkpoints checkpoints        # where the extra is installed: pip install '.[page]'
 
-Everything is served from this machine; nothing is told to another, or fetched from it, but for a pipeline that
---checkpoints names on the Hugging Face Hub. Every complete pipeline in the folder can be chosen. On two CPU cores the
-first picture is there a second or two after the click.
+This machine serves everything, and contacts no other, except to fetch a pipeline that --checkpoints names on the
+Hugging Face Hub. The page offers every complete pipeline in the folder. On two CPU cores the first picture is there a
+second or two after the click.
 """
 
 import os
