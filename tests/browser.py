@@ -1,7 +1,7 @@
-"""A page served by a process of its own, and a real browser to use it: chromium, without a window.
+"""Serve the page in a process of its own, and use it in a real browser: chromium, without a window.
 
-Needs chromium and its driver (Debian: apt-get install chromium chromium-driver) and selenium. The server refuses every
-connection to another machine and notes it; so does the browser's own log of requests.
+This needs chromium and its driver (Debian: apt-get install chromium chromium-driver) and selenium. The server refuses
+and logs every connection to another machine; the browser's log of requests shows those of the browser.
 """
 
 import base64
@@ -26,7 +26,7 @@ ROOT = Path(__file__).resolve().parents[1]
 MISSING = [name for name in ("chromium", "chromedriver") if shutil.which(name) is None] + [
     name for name in ("selenium", "gradio") if find_spec(name) is None
 ]
-"""What the page cannot be tested without."""
+"""Requirements of the tests that are not installed."""
 HERE = ("127.0.0.1", "localhost", "::1")
 
 GUARDED = """
@@ -57,9 +57,9 @@ def free_port() -> int:
 
 @contextmanager
 def served(log: Path, *arguments: str) -> Iterator[str]:
-    """The page's address, while it is served; what it prints goes to a file.
+    """Serve the page, and yield its address; its output goes to a file.
 
-    It computes with one thread, as the tests do, since the number of threads changes how sums are rounded.
+    It computes with one thread, as the tests do, because the number of threads changes how sums are rounded.
     """
     port = free_port()
     with log.open("w") as out:
@@ -81,7 +81,7 @@ def served(log: Path, *arguments: str) -> Iterator[str]:
 
 
 class Browser:
-    """Chromium at a page, used as a visitor would: by what is written on it."""
+    """Chromium, used as a visitor would: elements are found by the text on the page."""
 
     def __init__(self, width: int = 1280, height: int = 900):
         from selenium import webdriver
@@ -102,17 +102,17 @@ class Browser:
 
     def open(self, address: str) -> None:
         self.driver.get("about:blank")
-        self.complaints()  # of what was still going on there
+        self.complaints()  # discard those of the page before
         self.driver.get(address)
         self.wait("return [...document.querySelectorAll('textarea')].some(t => t.value)")
 
     def wait(self, script: str, seconds: float = 20, *arguments):
-        """What a script returns, once it is not nothing."""
+        """Repeat a script until it returns a value that is true, and return it."""
         until = time.monotonic() + seconds
-        while not (found := self.driver.execute_script(script, *arguments)):
+        while not (result := self.driver.execute_script(script, *arguments)):
             assert time.monotonic() < until, f"waited {seconds} s for: {script}"
             time.sleep(0.03)
-        return found
+        return result
 
     def tab(self, name: str) -> None:
         """Open a tab; on a narrow screen some are in a menu."""
@@ -139,17 +139,17 @@ class Browser:
 
     def pictures(self) -> list[np.ndarray]:
         """The pictures that the visible results show, uint8 (H, W, channels)."""
-        found = self.driver.execute_script(PICTURES)
-        return [np.asarray(Image.open(io.BytesIO(base64.b64decode(url.split(",")[1])))) for url in found]
+        urls = self.driver.execute_script(PICTURES)
+        return [np.asarray(Image.open(io.BytesIO(base64.b64decode(url.split(",")[1])))) for url in urls]
 
     def results(self, count: int, seconds: float = 30) -> list[np.ndarray]:
-        """The pictures, once there are as many finished ones (each is a link)."""
+        """The pictures, once this many are finished (a finished one is a link)."""
         self.wait(f"return [...document.querySelectorAll('.unclip figure a img')].filter({VISIBLE}).length >= {count}",
                   seconds)  # fmt: skip
         return self.pictures()
 
     def problem(self) -> str:
-        """The one line that says what is wrong, once it is there."""
+        """The error message, once it is shown."""
         return self.wait(
             f"return [...document.querySelectorAll('.problem')].filter({VISIBLE}).map(p => p.innerText)[0]"
         )
@@ -178,7 +178,7 @@ class Browser:
         return Image.open(io.BytesIO(base64.b64decode(url.split(",")[1])))
 
     def copied(self) -> str:
-        """What the copy button puts on the clipboard."""
+        """The text that the copy button puts on the clipboard."""
         permissions = {"permissions": ["clipboardReadWrite", "clipboardSanitizedWrite"]}
         self.driver.execute_cdp_cmd("Browser.grantPermissions", permissions)
         self.wait(f"return [...document.querySelectorAll('button[aria-label=Copy]')].filter({VISIBLE})[0]").click()
@@ -194,7 +194,7 @@ class Browser:
                   ".find(o => o.textContent.trim().endsWith(arguments[0]))", 10, option).click()  # fmt: skip
 
     def brush(self, start: tuple[float, float], end: tuple[float, float]) -> None:
-        """Draw a stroke on the canvas; places are shares of its width and height."""
+        """Draw a stroke on the canvas; positions are shares of its width and height."""
         from selenium.webdriver import ActionChains
 
         canvas = self.wait(f"return [...document.querySelectorAll('canvas')].filter({VISIBLE})[0]")
@@ -215,27 +215,27 @@ class Browser:
         self.driver.execute_script("document.querySelector(arguments[0]).focus()", selector)
 
     def tab_to(self, name: str) -> None:
-        """Press the tabulator until the button with that name has the focus."""
+        """Press the tab key until the button with this name has the focus."""
         for _ in range(40):
             if self.driver.switch_to.active_element.text.strip() == name:
                 return
             self.keys("TAB")
-        raise AssertionError(f"the tabulator does not lead to {name}")
+        raise AssertionError(f"the tab key does not lead to {name}")
 
     @contextmanager
     def phone(self) -> Iterator[None]:
-        """On a phone's screen."""
+        """Emulate the screen of a phone."""
         screen = {"width": 390, "height": 844, "deviceScaleFactor": 1, "mobile": True}
         self.driver.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", screen)
         yield
         self.driver.execute_cdp_cmd("Emulation.clearDeviceMetricsOverride", {})
 
     def overflow(self) -> int:
-        """By how many pixels the page is wider than the screen."""
+        """Number of pixels by which the page is wider than the screen."""
         return self.driver.execute_script("return document.documentElement.scrollWidth - innerWidth")
 
     def hosts(self) -> set[str]:
-        """Of all that was requested so far."""
+        """Hosts of all requests so far."""
         events = [json.loads(entry["message"])["message"] for entry in self.driver.get_log("performance")]
         urls = [e["params"]["request"]["url"] for e in events if e["method"] == "Network.requestWillBeSent"]
         return {urlparse(url).hostname for url in urls if urlparse(url).scheme not in ("data", "blob", "chrome")}

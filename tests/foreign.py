@@ -1,4 +1,4 @@
-"""CLIPs as transformers and open_clip make them, random and small, and how ours compares with them."""
+"""Small random CLIPs made by transformers and open_clip, and comparisons with ours."""
 
 import json
 import string
@@ -25,7 +25,7 @@ AWKWARD = [
 
 
 def word_tokenizer(vocab_size: int) -> tokenizers.Tokenizer:
-    """A small tokenizer with CLIP's parts, whose specials have the highest ids, as CLIP's have."""
+    """A small tokenizer with CLIP's parts; its special tokens have the highest ids, as CLIP's have."""
     core = tokenizers.Tokenizer(models.BPE(end_of_word_suffix="</w>", unk_token=END))
     core.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     alphabet = pre_tokenizers.ByteLevel.alphabet()
@@ -40,7 +40,7 @@ def word_tokenizer(vocab_size: int) -> tokenizers.Tokenizer:
 
 
 def clip_vocabulary(folder) -> None:
-    """vocab.json and merges.txt of a tokenizer with CLIP's own splitting, learned on a few sentences."""
+    """Write vocab.json and merges.txt of a tokenizer that splits words as CLIP does, trained on a few sentences."""
     core = tokenizers.Tokenizer(models.BPE(end_of_word_suffix="</w>"))
     core.pre_tokenizer = pre_tokenizers.Sequence([pre_tokenizers.Whitespace(), pre_tokenizers.ByteLevel(False)])
     letters = pre_tokenizers.ByteLevel.alphabet()
@@ -57,7 +57,7 @@ def clip_vocabulary(folder) -> None:
 
 
 def shake(model: torch.nn.Module) -> torch.nn.Module:
-    """Move what is born as one or zero, so that no norm or bias can be mixed up unseen."""
+    """Randomise weights that are initialised to one or zero, so that no mix-up of norms or biases stays unnoticed."""
     torch.manual_seed(1)
     with torch.no_grad():
         for parameter in model.parameters():
@@ -94,7 +94,7 @@ def huggingface_clip(folder, text=None, vision=None, projection_dim=24):
 
 
 def assert_equal_to_transformers(model, clip, ids, lengths):
-    """Unit embeddings, and the encodings of what is not padding, to 1e-5."""
+    """Compare unit embeddings, and token features without padding, within 1e-5."""
     size = clip.config.vision.image_size
     pixels = torch.randn(3, clip.config.vision.channels, size, size)
     attention = torch.arange(ids.shape[1]) < lengths[:, None]

@@ -1,4 +1,4 @@
-"""The page without a browser: what its buttons answer, what that looks like, and which pipelines it offers."""
+"""The page without a browser: its buttons' answers, their HTML, and the pipelines that it offers."""
 
 import base64
 import io
@@ -57,8 +57,8 @@ def last(shown):
 
 def pictures(html: str) -> list[np.ndarray]:
     """The pictures in a piece of the page."""
-    found = re.findall(r'<img src="data:image/png;base64,([^"]+)"', html)
-    return [np.asarray(Image.open(io.BytesIO(base64.b64decode(one)))) for one in found]
+    contents = re.findall(r'<img src="data:image/png;base64,([^"]+)"', html)
+    return [np.asarray(Image.open(io.BytesIO(base64.b64decode(content)))) for content in contents]
 
 
 def linked(html: str, ending: str) -> Image.Image:

@@ -1,4 +1,4 @@
-"""What travels with a pretrained CLIP's weights: its tokenizer and its preprocessing."""
+"""The tokenizer and the preprocessing of a pretrained CLIP, which travel with its weights."""
 
 import json
 import sys
@@ -57,9 +57,9 @@ def test_tokenizer_equals_that_of_transformers_on_a_thousand_captions(form, tmp_
     captions = thousand_captions()
     expected = theirs(captions, padding=True, truncation=True, max_length=77, return_tensors="pt")
     with pytest.warns(UserWarning, match="captions are cut to"):
-        found = tokenizer.encode(captions, 77)
-    assert torch.equal(found, expected["input_ids"])
-    assert found.unique().numel() > 50
+        result = tokenizer.encode(captions, 77)
+    assert torch.equal(result, expected["input_ids"])
+    assert result.unique().numel() > 50
 
 
 CURLY = [
@@ -134,10 +134,10 @@ def test_preprocessing_equals_that_of_transformers(size, resample):
         "shortest" if cropped else "stretch", max(size.values()), {2: "bilinear", 3: "bicubic"}[resample], "floor",
         tuple(theirs.image_mean), (0.5, 0.25, 0.2),
     )  # fmt: skip
-    found = Preprocess(48, 3, config)(pictures())
+    result = Preprocess(48, 3, config)(pictures())
     expected = theirs([p.convert("RGB") for p in pictures()], return_tensors="pt")["pixel_values"]
-    assert found.shape == (8, 3, 48, 48)
-    worst = (found - expected).abs().amax(dim=(0, 2, 3)) * torch.tensor([0.5, 0.25, 0.2]) * 255
+    assert result.shape == (8, 3, 48, 48)
+    worst = (result - expected).abs().amax(dim=(0, 2, 3)) * torch.tensor([0.5, 0.25, 0.2]) * 255
     assert worst.max() < 1.01, "more than one grey level apart"
 
 
@@ -146,9 +146,9 @@ def test_preprocessing_equals_that_of_open_clip(mode):
     settings = open_clip.transform.PreprocessCfg(size=48, resize_mode=mode)
     theirs = open_clip.transform.image_transform_v2(settings, is_train=False)
     ours = {"squash": "stretch"}.get(mode, mode)
-    found = Preprocess(48, 3, PreprocessConfig(ours, mean=settings.mean, std=settings.std))(pictures())
+    result = Preprocess(48, 3, PreprocessConfig(ours, mean=settings.mean, std=settings.std))(pictures())
     expected = torch.stack([theirs(picture) for picture in pictures()])
-    worst = (found - expected).abs().amax(dim=(0, 2, 3)) * torch.tensor(settings.std) * 255
+    worst = (result - expected).abs().amax(dim=(0, 2, 3)) * torch.tensor(settings.std) * 255
     assert worst.max() < 1.01, "more than one grey level apart"
 
 

@@ -28,7 +28,8 @@ from unclip.store.checksums import sha256
 
 
 def test_our_clip_goes_out_to_transformers_and_comes_back_to_the_bit(trained, tmp_path):
-    out = export(trained.folder, tmp_path / "out")
+    out = tmp_path / "out"
+    export(trained.folder, out)
     ours, tokenizer, preprocess = load_clip(trained.folder)
     model = transformers.CLIPModel.from_pretrained(out).eval()
     ids = tokenizer.encode(["an image of a dark sneaker", "a bag", ""], ours.config.text.context)
@@ -45,7 +46,8 @@ def test_our_clip_goes_out_to_transformers_and_comes_back_to_the_bit(trained, tm
 
 
 def test_the_tokenizer_class_that_would_read_other_tokens_refuses(trained, tmp_path):
-    out = export(trained.folder, tmp_path / "out")
+    out = tmp_path / "out"
+    export(trained.folder, out)
     with pytest.raises(Exception, match=r"open.it.with.transformers\.AutoTokenizer,.not.CLIPTokenizer"):
         transformers.CLIPTokenizer.from_pretrained(out)
     ids = load_clip(trained.folder)[1].encode(["a dark bag"], 32)
@@ -56,14 +58,16 @@ def test_a_tokenizer_of_clip_s_own_kind_is_read_by_either_class(tmp_path):
     huggingface_clip(tmp_path / "clip", {"vocab_size": 2000, "eos_token_id": 2})
     (tmp_path / "clip" / "tokenizer.json").unlink()
     clip_vocabulary(tmp_path / "clip")
-    out = export(tmp_path / "clip", tmp_path / "out")
+    out = tmp_path / "out"
+    export(tmp_path / "clip", out)
     ids = load_clip(out)[1].encode(WORDS, 77).tolist()
     for kind in (transformers.AutoTokenizer, transformers.CLIPTokenizer):
         assert kind.from_pretrained(out)(WORDS, padding=True)["input_ids"] == ids
 
 
 def test_a_grey_clip_sees_colour_images_in_transformers_as_it_does_here(trained, tmp_path):
-    out = export(trained.folder, tmp_path / "out")
+    out = tmp_path / "out"
+    export(trained.folder, out)
     clip, _, preprocess = load_clip(trained.folder)
     assert clip.config.vision.channels == 1
     model, processor = (kind.from_pretrained(out) for kind in (transformers.CLIPModel, transformers.CLIPProcessor))
@@ -77,13 +81,13 @@ def test_a_grey_clip_sees_colour_images_in_transformers_as_it_does_here(trained,
     assert torch.cosine_similarity(theirs, ours).min() > 0.999
 
 
-def test_what_transformers_does_in_another_way_is_said_and_kept(tmp_path, capsys):
-    """Of an open_clip CLIP: where the middle is cut out, when images become RGB, how captions are cleaned."""
+def test_differences_of_transformers_are_reported_and_kept(tmp_path):
+    """For an open_clip CLIP: where the middle is cut out, when images become RGB, how captions are cleaned."""
     model = open_clip_files(tmp_path / "clip", small_open_clip())
-    out = export(tmp_path / "clip", tmp_path / "out")
-    said = capsys.readouterr().out
-    for part in ("one pixel", "palette", "ftfy"):
-        assert sum(part in line for line in said.splitlines()) == 1
+    out = tmp_path / "out"
+    differences = export(tmp_path / "clip", out)
+    for words in ("one pixel", "palette", "ftfy"):
+        assert sum(words in difference for difference in differences) == 1
     clip, tokenizer, preprocess = load_clip(tmp_path / "clip")
     back, again, preprocess_again = load_clip(out)
     assert (preprocess.config.cut, preprocess.config.convert, tokenizer.cleaning) == ("round", "last", "lower")
@@ -95,7 +99,7 @@ def test_what_transformers_does_in_another_way_is_said_and_kept(tmp_path, capsys
 
 
 def test_our_clip_swapped_in_from_huggingface_s_format_gives_the_same_samples(trained, tiny, tmp_path):
-    """The prior is trained anew on the CLIP that went out and came back; the decoder accepts it as the one it knows."""
+    """The prior is trained on the CLIP that was exported and read back; the decoder accepts it as its own."""
     export(trained.folder, tmp_path / "hf")
     run = tmp_path / "run"
     done = run_python("train_prior.py", "--preset", "tiny", "--clip", tmp_path / "hf", "--out", run)
@@ -109,7 +113,7 @@ def test_our_clip_swapped_in_from_huggingface_s_format_gives_the_same_samples(tr
 
 
 def test_stages_and_pipeline_on_a_clip_of_other_sizes(tmp_path):
-    """Text encodings of width 32, embeddings of width 24, images of 3x56x56: garments of 1x28x28 pass through."""
+    """Token features of width 32, embeddings of width 24, images of 3x56x56; the garments have 1x28x28 pixels."""
     huggingface_clip(tmp_path / "clip", vision={"image_size": 56, "patch_size": 14})
     run = tmp_path / "run"
     limits = ("--preset", "tiny", "--train.steps", "3", "--data.limit", "300", "--out", run)
@@ -117,7 +121,7 @@ def test_stages_and_pipeline_on_a_clip_of_other_sizes(tmp_path):
         done = run_python(*arguments, *limits)
         assert done.code == 0, done.err
     pipe = UnCLIP.from_pretrained(run)
-    assert (pipe.prior.config.embed_dim, pipe.prior.config.text_width) == (24, 32)
+    assert (pipe.prior.config.network.embed_dim, pipe.prior.config.network.text_width) == (24, 32)
     assert pipe(["a photo of a dog"], steps=3).images.shape == (1, 28, 28, 1)
     assert pipe.encode_image(np.zeros((2, 28, 28, 1), np.uint8)).shape == (2, 24)
     origin = json.loads((run / "clip" / "config.json").read_text())
@@ -140,8 +144,10 @@ def test_a_pipeline_keeps_the_clip_that_it_has(trained, tmp_path, monkeypatch):
     adopt_clip("../one", tmp_path / "run two")
     assert load_clip_bundle(tmp_path / "run two").manifest.training["pretrained"] == str(tmp_path / "one")
     adopt_clip(str(trained.folder), tmp_path / "ours")
-    without_data = replace(load_clip_bundle(trained.folder).manifest, source={})  # what is trained on it says it anew
-    assert load_clip_bundle(tmp_path / "ours").manifest == without_data
+    expected = replace(
+        load_clip_bundle(trained.folder).manifest, provenance={}
+    )  # the first part trained on it records it
+    assert load_clip_bundle(tmp_path / "ours").manifest == expected
 
 
 def test_clip_that_is_nowhere_is_one_line_that_says_so(tmp_path):

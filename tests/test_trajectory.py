@@ -1,4 +1,4 @@
-"""The denoising as it is watched, on the trained tiny pipeline."""
+"""Watching the denoising, on the trained tiny pipeline."""
 
 import numpy as np
 import pytest
@@ -36,12 +36,13 @@ def test_batches_are_told_one_after_the_other_with_their_rows(tiny):
 
 
 def test_a_trajectory_keeps_ten_moments_from_the_first_to_the_last(tiny):
-    trajectory, told = Trajectory(), []
-    out = tiny(BAG, n=2, on_step=lambda moment: (trajectory(moment), told.append(moment)), **SETTINGS)
+    trajectory = Trajectory()
+    moments = []
+    out = tiny(BAG, n=2, on_step=lambda moment: (trajectory(moment), moments.append(moment)), **SETTINGS)
     assert trajectory.x.shape == trajectory.x0.shape == (10, *out.images.shape)
-    kept = [0, 2, 3, 5, 6, 8, 9, 11, 12, 14]
-    assert np.array_equal(trajectory.x, [told[i].x for i in kept])
-    assert np.array_equal(trajectory.x0, [told[i].x0 for i in kept])
+    recorded = [0, 2, 3, 5, 6, 8, 9, 11, 12, 14]
+    assert np.array_equal(trajectory.x, [moments[i].x for i in recorded])
+    assert np.array_equal(trajectory.x0, [moments[i].x0 for i in recorded])
 
 
 @pytest.mark.parametrize("steps", [1, 3, 10])
@@ -53,10 +54,10 @@ def test_a_trajectory_of_few_steps_keeps_them_all(steps, tiny):
 
 
 def test_a_trajectory_of_some_samples_keeps_them_whatever_the_batches(tiny):
-    """Several tries make the decoder's batches smaller."""
-    for size, tries in ((64, 1), (2, 1), (4, 2)):
+    """Several candidates make the decoder's batches smaller."""
+    for size, candidates in ((64, 1), (2, 1), (4, 2)):
         trajectory = Trajectory(moments=4)
-        few = SETTINGS | {"num_candidates": tries, "batch_size": size}
+        few = SETTINGS | {"num_candidates": candidates, "batch_size": size}
         out = tiny([BAG, DRESS, ""], n=2, on_step=trajectory.of_samples([1, 4]), **few)
         assert trajectory.x.shape == (4, 2, 28, 28, 1)
         assert_same_images(trajectory.x0[-1], out.images[[1, 4]])
