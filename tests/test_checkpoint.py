@@ -45,8 +45,8 @@ class Small(nn.Module):
 
 
 @pytest.fixture
-def stage(tmp_path):
-    """A saved stage: its folder, its model, its manifest."""
+def part(tmp_path):
+    """A saved part: its folder, its model, its manifest."""
     torch.manual_seed(0)
     model = Small(SmallConfig(width=5, inner=InnerConfig((3, 4, 5))))
     manifest = Manifest("prior", parents={"clip": "c" * 64}, data={"name": "d"}, step=7, figures={"loss": 0.5})
@@ -68,11 +68,11 @@ def refusal(folder) -> str:
     return message
 
 
-# --- stages -----------------------------------------------------------------------------------------------------------
+# --- parts -----------------------------------------------------------------------------------------------------------
 
 
-def test_saved_stage_comes_back_exactly(stage):
-    folder, model, manifest = stage
+def test_saved_part_comes_back_exactly(part):
+    folder, model, manifest = part
     loaded, found = load(folder)
     assert asdict(found) == json.loads(json.dumps(asdict(manifest)))
     assert loaded.config == model.config
@@ -85,29 +85,29 @@ def test_saved_stage_comes_back_exactly(stage):
 
 
 @pytest.mark.parametrize("place", [3, 60, -1], ids=["header length", "header", "weights"])
-def test_flipped_byte_in_the_weights_is_refused(place, stage):
-    path = stage[0] / "model.safetensors"
+def test_flipped_byte_in_the_weights_is_refused(place, part):
+    path = part[0] / "model.safetensors"
     content = bytearray(path.read_bytes())
     content[place] ^= 1
     path.write_bytes(content)
-    assert "is damaged: its SHA-256 is" in refusal(stage[0])
+    assert "is damaged: its SHA-256 is" in refusal(part[0])
 
 
 @pytest.mark.parametrize("kept", [0, 5, 100, -1])
-def test_truncated_weights_are_refused(kept, stage):
-    path = stage[0] / "model.safetensors"
+def test_truncated_weights_are_refused(kept, part):
+    path = part[0] / "model.safetensors"
     path.write_bytes(path.read_bytes()[:kept])
-    assert "model.safetensors is damaged" in refusal(stage[0])
+    assert "model.safetensors is damaged" in refusal(part[0])
 
 
-def test_missing_weights_are_refused(stage):
-    (stage[0] / "model.safetensors").unlink()
-    assert "model.safetensors is missing" in refusal(stage[0])
+def test_missing_weights_are_refused(part):
+    (part[0] / "model.safetensors").unlink()
+    assert "model.safetensors is missing" in refusal(part[0])
 
 
-def test_missing_manifest_names_the_command_that_trains_the_stage(stage):
-    (stage[0] / "config.json").unlink()
-    assert f"train it with: python train_prior.py --out {stage[0].parent}" in refusal(stage[0])
+def test_missing_manifest_names_the_command_that_trains_the_part(part):
+    (part[0] / "config.json").unlink()
+    assert f"train it with: python train_prior.py --out {part[0].parent}" in refusal(part[0])
 
 
 def test_missing_pipeline_says_that_it_does_not_exist(tmp_path):
@@ -117,61 +117,61 @@ def test_missing_pipeline_says_that_it_does_not_exist(tmp_path):
 
 
 @pytest.mark.parametrize("content", ["", "{", "not json", '{"part": "prior",', b"\xff\xfe\x00", "[" * 50])
-def test_manifest_that_is_not_json_is_refused(content, stage):
-    (stage[0] / "config.json").write_bytes(content if isinstance(content, bytes) else content.encode())
-    assert "config.json is not readable JSON" in refusal(stage[0])
+def test_manifest_that_is_not_json_is_refused(content, part):
+    (part[0] / "config.json").write_bytes(content if isinstance(content, bytes) else content.encode())
+    assert "config.json is not readable JSON" in refusal(part[0])
 
 
 @pytest.mark.parametrize("version", [0, 1, 2, "3", None])
-def test_other_format_version_is_refused(version, stage):
-    edit(stage[0], format=version)
-    assert f"has format {version}, but this version reads the formats 3 and 4" in refusal(stage[0])
+def test_other_format_version_is_refused(version, part):
+    edit(part[0], format=version)
+    assert f"has format {version}, but this version reads the formats 3 and 4" in refusal(part[0])
 
 
 @pytest.mark.parametrize("content", ["[]", "3", "null", "{}"])
-def test_json_that_is_not_a_manifest_is_refused(content, stage):
-    (stage[0] / "config.json").write_text(content)
-    assert "has format None" in refusal(stage[0])
+def test_json_that_is_not_a_manifest_is_refused(content, part):
+    (part[0] / "config.json").write_text(content)
+    assert "has format None" in refusal(part[0])
 
 
-def test_changed_manifest_is_refused(stage):
-    path = stage[0] / "config.json"
+def test_changed_manifest_is_refused(part):
+    path = part[0] / "config.json"
     path.write_text(path.read_text().replace('"step": 7', '"step": 8'))
-    assert "config.json has changed since it was written" in refusal(stage[0])
+    assert "config.json has changed since it was written" in refusal(part[0])
 
 
-def test_unknown_manifest_field_is_refused(stage):
-    edit(stage[0], colour="blue")
-    assert "colour" in refusal(stage[0])
+def test_unknown_manifest_field_is_refused(part):
+    edit(part[0], colour="blue")
+    assert "colour" in refusal(part[0])
 
 
 @pytest.mark.parametrize("model", [{"width": 5, "wings": 2}, {"width": 5, "inner": {"wings": 2}}])
-def test_unknown_config_field_is_named(model, stage):
-    edit(stage[0], model=model)
-    assert "has the unknown field 'wings'" in refusal(stage[0])
+def test_unknown_config_field_is_named(model, part):
+    edit(part[0], model=model)
+    assert "has the unknown field 'wings'" in refusal(part[0])
 
 
-def test_config_of_another_model_is_refused_with_both_shapes(stage):
-    edit(stage[0], model={"width": 6})
-    message = refusal(stage[0])
+def test_config_of_another_model_is_refused_with_both_shapes(part):
+    edit(part[0], model={"width": 6})
+    message = refusal(part[0])
     assert "holds (3, 5) for linear.weight, but the model expects (3, 6)" in message
 
 
 @pytest.mark.parametrize(
     "model", [{"width": "five"}, {"width": None}, {"width": 5.0}, {"width": True}, [], {"inner": 3}]
 )
-def test_ill_typed_config_is_refused(model, stage):
-    edit(stage[0], model=model)
-    assert "config.json" in refusal(stage[0])
+def test_ill_typed_config_is_refused(model, part):
+    edit(part[0], model=model)
+    assert "config.json" in refusal(part[0])
 
 
-def test_weights_with_a_key_too_many_or_too_few_are_refused(stage):
-    model = stage[1]
+def test_weights_with_a_key_too_many_or_too_few_are_refused(part):
+    model = part[1]
     tensors = dict(model.state_dict())
     with pytest.raises(UserError, match="holds nothing for scale, but the model expects \\(2,\\)"):
-        load_weights(model, {k: v for k, v in tensors.items() if k != "scale"}, stage[0])
+        load_weights(model, {k: v for k, v in tensors.items() if k != "scale"}, part[0])
     with pytest.raises(UserError, match="holds \\(1,\\) for extra, but the model expects nothing"):
-        load_weights(model, {**tensors, "extra": torch.zeros(1)}, stage[0])
+        load_weights(model, {**tensors, "extra": torch.zeros(1)}, part[0])
 
 
 # --- tensors and files ------------------------------------------------------------------------------------------------
@@ -225,8 +225,8 @@ def test_interruption_while_writing_leaves_the_old_file(tmp_path, monkeypatch):
     assert contents(tmp_path) == {"file": b"old"}
 
 
-def test_full_disk_keeps_the_stage_that_was_there(stage, full_disk):
-    folder, model, manifest = stage
+def test_full_disk_keeps_the_part_that_was_there(part, full_disk):
+    folder, model, manifest = part
     before = contents(folder)
     nn.init.zeros_(model.linear.weight)
     with pytest.raises(OSError, match="No space left"):
@@ -245,7 +245,7 @@ def test_json_round_trips(tmp_path):
 def test_descendants_of_another_clip_are_refused_with_both_hashes():
     own, other = "1234567890abcdef" * 4, "fedcba0987654321" * 4
     family = {"clip": Manifest("clip", sha256=own)}
-    family |= {stage: Manifest(stage, parents={"clip": own}) for stage in ("prior", "decoder")}
+    family |= {part: Manifest(part, parents={"clip": own}) for part in ("prior", "decoder")}
     check_lineage(family)
     with pytest.raises(UserError) as caught:
         check_lineage({**family, "decoder": Manifest("decoder", parents={"clip": other})})
@@ -253,27 +253,27 @@ def test_descendants_of_another_clip_are_refused_with_both_hashes():
         assert word in str(caught.value)
 
 
-def test_a_stage_that_names_no_clip_is_refused():
+def test_a_part_that_names_no_clip_is_refused():
     with pytest.raises(UserError, match="the prior was trained on the clip unknown"):
-        check_lineage({stage: Manifest(stage, sha256="a" * 64) for stage in ("clip", "prior", "decoder")})
+        check_lineage({part: Manifest(part, sha256="a" * 64) for part in ("clip", "prior", "decoder")})
 
 
-@pytest.mark.parametrize("stage", ["prior", "decoder"])
-def test_pipeline_with_a_foreign_stage_is_refused(stage, copied):
-    edit(copied / stage, parents={"clip": "f" * 64})
+@pytest.mark.parametrize("part", ["prior", "decoder"])
+def test_pipeline_with_a_foreign_part_is_refused(part, copied):
+    edit(copied / part, parents={"clip": "f" * 64})
     own = read_manifest(copied / "clip").sha256
     with pytest.raises(UserError) as caught:
         UnCLIP.from_pretrained(copied)
-    for word in (stage, own[:12], "f" * 12):
+    for word in (part, own[:12], "f" * 12):
         assert word in str(caught.value)
 
 
-def save(folder, stage: str, **named) -> str:
-    return save_part(folder / stage, Small(SmallConfig()), Manifest(stage, **{"step": 3, "complete": True} | named))
+def save(folder, part: str, **named) -> str:
+    return save_part(folder / part, Small(SmallConfig()), Manifest(part, **{"step": 3, "complete": True} | named))
 
 
-def test_index_lists_the_complete_stages_with_their_kinds(tmp_path):
-    hashes = {stage: save(tmp_path, stage, figures={"f": 1.5}) for stage in ("clip", "decoder")}
+def test_index_lists_the_complete_parts_with_their_kinds(tmp_path):
+    hashes = {part: save(tmp_path, part, figures={"f": 1.5}) for part in ("clip", "decoder")}
     save(tmp_path, "prior", complete=False, sampling={"num_candidates": 9})
     write_index(tmp_path)
     rest = {"step": 3, "figures": {"f": 1.5}}
@@ -282,12 +282,12 @@ def test_index_lists_the_complete_stages_with_their_kinds(tmp_path):
         "decoder": {"kind": "diffusion", "sha256": hashes["decoder"], **rest},
     }
     index = read_index(tmp_path)
-    files = {f"{stage}/model.safetensors": hashes[stage] for stage in hashes}
-    files |= {f"{stage}/config.json": sha256((tmp_path / stage / "config.json").read_bytes()) for stage in hashes}
+    files = {f"{part}/model.safetensors": hashes[part] for part in hashes}
+    files |= {f"{part}/config.json": sha256((tmp_path / part / "config.json").read_bytes()) for part in hashes}
     assert index == {"format": FORMAT, "files": files, "parts": listed, "sampling": {}}
 
 
-def test_index_carries_the_settings_of_sampling_stage_by_stage(tmp_path):
+def test_index_carries_the_settings_of_sampling_part_by_part(tmp_path):
     save(tmp_path, "clip")
     save(tmp_path, "prior", sampling={"num_candidates": 9, "guidance": 2.0})
     save(tmp_path, "decoder", sampling={"guidance_interval": (0.0, 0.5)})
@@ -313,7 +313,7 @@ def test_readme_of_data_that_says_no_example_shows_where_a_caption_goes(tmp_path
     assert (tmp_path / "README.md").read_text().endswith("'a caption'\n")
 
 
-def test_a_readme_that_somebody_wrote_stays_until_a_stage_changes(tmp_path):
+def test_a_readme_that_somebody_wrote_stays_until_a_part_changes(tmp_path):
     save(tmp_path, "clip")
     write_index(tmp_path)
     (tmp_path / "README.md").write_text("my own words")
@@ -324,8 +324,8 @@ def test_a_readme_that_somebody_wrote_stays_until_a_stage_changes(tmp_path):
     assert "| prior | 3 |" in (tmp_path / "README.md").read_text()
 
 
-def test_manifest_on_disk_names_all_that_a_stage_comes_from(trained):
-    clip, prior, decoder = (read_manifest(trained.folder / stage) for stage in ("clip", "prior", "decoder"))
+def test_manifest_on_disk_names_all_that_a_part_comes_from(trained):
+    clip, prior, decoder = (read_manifest(trained.folder / part) for part in ("clip", "prior", "decoder"))
     assert prior.parents == decoder.parents == {"clip": clip.sha256}
     assert clip.parents == {"tokenizer": sha256((trained.folder / "tokenizer.json").read_bytes())}
     for name, manifest in (("clip", clip), ("prior", prior), ("decoder", decoder)):

@@ -76,7 +76,7 @@ def test_embeddings_are_clips_own(build, data, clip, tokenizer, monkeypatch):
         text, encodings = clip.encode_text(ids)
     torch.testing.assert_close(embedded.embeddings, images)
     torch.testing.assert_close(embedded.text_embeddings, text)
-    captions, mask = embedded.captions(torch.arange(50)), clip.text.mask(ids)
+    captions, mask = embedded.text_features(torch.arange(50)), clip.text.mask(ids)
     assert torch.equal(captions.mask, mask)
     torch.testing.assert_close(captions.tokens[mask], encodings[mask])
     assert not captions.tokens[~mask].any()
@@ -145,11 +145,11 @@ def test_captions_are_cropped_to_the_longest_of_the_batch(build, data, tokenizer
     lengths = [tokenizer.encode([caption], 32).shape[1] for caption in data.captions]
     shortest, longest = lengths.index(min(lengths)), lengths.index(max(lengths))
     assert lengths[shortest] < lengths[longest]
-    short = embedded.captions(torch.tensor([shortest, shortest]))
+    short = embedded.text_features(torch.tensor([shortest, shortest]))
     assert short.tokens.shape == (2, lengths[shortest], 16)
     assert short.mask.all()
     assert torch.equal(short.embedding[0], embedded.text_embeddings[shortest])
-    both = embedded.captions(torch.tensor([longest, shortest]))
+    both = embedded.text_features(torch.tensor([longest, shortest]))
     assert both.tokens.shape == (2, lengths[longest], 16)
     assert both.mask.sum(dim=1).tolist() == [lengths[longest], lengths[shortest]]
     assert torch.equal(both.tokens[1, : lengths[shortest]], short.tokens[0])
@@ -159,6 +159,6 @@ def test_captions_at_the_end_of_the_store_are_padded_like_others(build, data):
     embedded = build(data)
     last = len(data.captions) - 1
     longest = int(embedded.token_starts.diff().argmax())
-    padded = embedded.captions(torch.tensor([last, longest]))
-    alone = embedded.captions(torch.tensor([last]))
+    padded = embedded.text_features(torch.tensor([last, longest]))
+    alone = embedded.text_features(torch.tensor([last]))
     assert torch.equal(padded.tokens[0, : alone.tokens.shape[1]], alone.tokens[0])

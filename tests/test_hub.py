@@ -20,7 +20,7 @@ from unclip.store import hub
 
 NAME = "somebody/small"
 FILES = {"model_index.json", "tokenizer.json", "README.md"} | {
-    f"{stage}/{file}" for stage in ("clip", "prior", "decoder") for file in ("config.json", "model.safetensors")
+    f"{part}/{file}" for part in ("clip", "prior", "decoder") for file in ("config.json", "model.safetensors")
 }
 
 

@@ -29,13 +29,13 @@ def published(trained, tmp_path_factory):
     return target
 
 
-def test_published_pipeline_holds_its_stages_and_nothing_of_the_training(published, trained):
+def test_published_pipeline_holds_its_parts_and_nothing_of_the_training(published, trained):
     assert files_under(published) == sorted(
         ["README.md", "captions.txt", "model_index.json", "samples.png", "tokenizer.json"]
-        + [f"{stage}/{name}" for stage in PARTS for name in ("config.json", "model.safetensors")]
+        + [f"{part}/{name}" for part in PARTS for name in ("config.json", "model.safetensors")]
     )
-    for stage in PARTS:
-        path = f"{stage}/model.safetensors"
+    for part in PARTS:
+        path = f"{part}/model.safetensors"
         assert (published / path).stat().st_size < 0.6 * (trained.folder / path).stat().st_size
         halves, whole = load_tensors(published / path)[0], load_tensors(trained.folder / path)[0]
         assert all(
@@ -50,8 +50,8 @@ def test_published_pipeline_draws_nearly_the_same(published, tiny):
 
 
 def test_published_manifests_keep_the_history_and_renew_the_hashes(published, trained):
-    for stage in PARTS:
-        ours, theirs = read_manifest(published / stage), read_manifest(trained.folder / stage)
+    for part in PARTS:
+        ours, theirs = read_manifest(published / part), read_manifest(trained.folder / part)
         assert ours.sha256 != theirs.sha256
         for name in ("kind", "training", "data", "sampling", "figures", "step"):
             assert getattr(ours, name) == getattr(theirs, name), name
@@ -60,7 +60,7 @@ def test_published_manifests_keep_the_history_and_renew_the_hashes(published, tr
     assert index["sampling"] == json.loads((trained.folder / "model_index.json").read_text())["sampling"]
 
 
-def test_an_unfinished_or_missing_stage_and_a_taken_folder_are_refused(published, copied, tmp_path):
+def test_an_unfinished_or_missing_part_and_a_taken_folder_are_refused(published, copied, tmp_path):
     with pytest.raises(UserError, match="holds a clip already"):
         publish(copied, published, "again")
     edit(copied / "prior", complete=False)
@@ -100,11 +100,11 @@ def test_card_has_the_form_of_the_hub(published, trained):
     assert "unclip" in head.tags
     assert head.eval_results is None
     assert text.strip().startswith("# pipeline")
-    for stage in PARTS:
-        manifest = read_manifest(published / stage)
+    for part in PARTS:
+        manifest = read_manifest(published / part)
         assert manifest.sha256[:12] in text
         assert manifest.data["fingerprint"][:12] in text
-        assert all(f"| {stage} | {figure} | {value:.4g} |" in text for figure, value in manifest.figures.items())
+        assert all(f"| {part} | {figure} | {value:.4g} |" in text for figure, value in manifest.figures.items())
     with Image.open(published / "samples.png") as picture:
         assert min(picture.size) > 100
     assert str(trained.folder) not in text
@@ -114,8 +114,8 @@ def test_evaluation_joins_the_card_of_its_own_weights_alone(tmp_path, capsys):
     folder = build(tmp_path / "own")
     share = {"value": 0.5, "low": 0.25, "high": 0.75, "n": 4}
     drawn = {"caption_accuracy": share, "precision": share, "recall": share, "frechet": 1.25}
-    stages = {stage: {"sha256": read_manifest(folder / stage).sha256} for stage in PARTS}
-    report = {"stages": stages, "data": {"name": "fashion-mnist/test"}, "samples": 4, "clip": {"zero_shot": share}}
+    parts = {part: {"sha256": read_manifest(folder / part).sha256} for part in PARTS}
+    report = {"stages": parts, "data": {"name": "fashion-mnist/test"}, "samples": 4, "clip": {"zero_shot": share}}
     write_json(tmp_path / "report" / "evaluation.json", report | {"error_budget": {"prior": drawn}})
     (tmp_path / "report" / "evaluation.md").write_text("all of it")
     publish(folder, tmp_path / "one", "one", evaluation=tmp_path / "report")
@@ -123,7 +123,7 @@ def test_evaluation_joins_the_card_of_its_own_weights_alone(tmp_path, capsys):
     assert {result.metric_name: result.metric_value for result in head.eval_results}["Fréchet distance"] == 1.25
     assert "| caption accuracy of samples | 50.0% (25.0-75.0) |" in text
     assert (tmp_path / "one" / "evaluation.md").read_text() == "all of it"
-    stages["prior"]["sha256"] = "another"
+    parts["prior"]["sha256"] = "another"
     write_json(tmp_path / "report" / "evaluation.json", report)
     publish(folder, tmp_path / "two", "two", evaluation=tmp_path / "report")
     assert "is of other weights, and is left out" in capsys.readouterr().out
@@ -132,8 +132,8 @@ def test_evaluation_joins_the_card_of_its_own_weights_alone(tmp_path, capsys):
 
 def test_what_is_no_whole_report_is_refused_before_anything_is_written(tmp_path):
     folder = build(tmp_path / "own")
-    stages = {stage: {"sha256": read_manifest(folder / stage).sha256} for stage in PARTS}
-    for report in ([], {}, {"stages": []}, {"stages": stages}, {"stages": stages, "samples": 4, "data": "x"}):
+    parts = {part: {"sha256": read_manifest(folder / part).sha256} for part in PARTS}
+    for report in ([], {}, {"stages": []}, {"stages": parts}, {"stages": parts, "samples": 4, "data": "x"}):
         write_json(tmp_path / "report" / "evaluation.json", report)
         with pytest.raises(UserError, match=r"evaluation.json is not a whole report of this version; make it again"):
             publish(folder, tmp_path / "out", "out", evaluation=tmp_path / "report")
@@ -147,8 +147,8 @@ def test_what_is_no_whole_report_is_refused_before_anything_is_written(tmp_path)
 )  # fmt: skip
 def test_licence_and_data_set_are_named_as_far_as_they_are_known(data, given, licence, datasets, tmp_path):
     folder, example = build(tmp_path / "own"), "a | b: 'c'\n# \"d\""
-    for stage in PARTS:
-        edit(folder / stage, data={"name": f"{data}/train", "fingerprint": "0" * 64, "example": example})
+    for part in PARTS:
+        edit(folder / part, data={"name": f"{data}/train", "fingerprint": "0" * 64, "example": example})
     publish(folder, tmp_path / "out", "me/own", given)
     head, text = card(tmp_path / "out")
     assert (head.license, head.datasets) == (licence, datasets)

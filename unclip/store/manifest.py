@@ -11,6 +11,9 @@ from unclip.store.checksums import abbreviated
 from unclip.store.formats import FORMAT, check_format, upgrade_manifest
 from unclip.store.sealed_json import read_json, read_record, write_record
 
+WITH_SCRIPT = ("clip", "prior", "decoder")
+"""Parts that are trained by a script of their own."""
+
 
 @dataclass
 class Manifest:
@@ -83,7 +86,8 @@ def read_manifest(folder: Path) -> Manifest:
 
 
 def training_command(part: str, out: Path | str) -> str:
-    return f"python train_{part}.py --out {out}"
+    program = f"train_{part}.py" if part in WITH_SCRIPT else f"-m stages.train {part}"
+    return f"python {program} --out {out}"
 
 
 def read_manifests(pipeline: Path) -> dict[str, Manifest]:
