@@ -21,7 +21,7 @@ class QuickGELU(nn.Module):
 
 
 FEW_KEYS = 80
-"""Up to this many keys, plain matrix products are the faster attention on a CPU. Their forward and backward pass takes a
+"""Up to this many keys, plain matrix products are the faster attention on a CPU: forward and backward pass take a
 third less time than PyTorch's fused kernel on two threads, and as much on one; with more keys one thread loses."""
 REGISTER = 16
 """Numbers in a register of AVX-512. PyTorch's softmax is ten times slower along shorter rows."""
