@@ -23,7 +23,7 @@ def random_offsets(count: int, pixels: int, generator: torch.Generator) -> Tenso
 
 
 def shift_images(images: Tensor, offsets: Tensor) -> Tensor:
-    """Shift images (B, C, H, W) by offsets (B, 2) in pixels. The rows and columns that enter repeat the image's edge."""
+    """Shift images (B, C, H, W) by offsets (B, 2) in pixels. Rows and columns that enter repeat the image's edge."""
     batch, _, height, width = images.shape
     dy, dx = offsets.T[..., None]
     rows = (dy + torch.arange(height)).clamp(0, height - 1)  # (B, H)

@@ -8,14 +8,17 @@ from PIL import Image, ImageDraw, ImageFont
 from unclip.grids import INK, PAPER, wrap_text
 from unclip.images import to_pil
 
-GAP, LINE = 8, 15
-"""Pixels between things, and from one line of text to the next."""
-BAR, BAR_COLOUR = 260, (70, 110, 170)
-"""The longest bar in pixels."""
+GAP = 8
+"""Pixels between things."""
+LINE = 15
+"""Pixels from one line of text to the next."""
+BAR = 260
+"""Pixels of the longest bar."""
+BAR_COLOUR = (70, 110, 170)
 
 
 def draw_contact_sheet(images: Sequence[np.ndarray], captions: Sequence[str], columns: int = 8) -> Image.Image:
-    """Images uint8 (H, W, 1 or 3) of one size in several columns, each over its caption."""
+    """Draw images uint8 (H, W, 1 or 3) of one size in several columns, each over its caption."""
     font = ImageFont.load_default(12)
     pictures = [to_pil(image, 112) for image in images]
     width, height = pictures[0].size
@@ -24,7 +27,8 @@ def draw_contact_sheet(images: Sequence[np.ndarray], captions: Sequence[str], co
     rows = [range(start, min(start + columns, len(pictures))) for start in range(0, len(pictures), columns)]
     heights = [height + LINE * max(len(texts[i]) for i in row) + 2 * GAP for row in rows]
     sheet = Image.new("RGB", (min(columns, len(pictures)) * (width + GAP) + GAP, sum(heights) + GAP), PAPER)
-    draw, top = ImageDraw.Draw(sheet), GAP
+    draw = ImageDraw.Draw(sheet)
+    top = GAP
     for row, row_height in zip(rows, heights, strict=True):
         for column, i in enumerate(row):
             left = GAP + column * (width + GAP)
@@ -36,23 +40,25 @@ def draw_contact_sheet(images: Sequence[np.ndarray], captions: Sequence[str], co
 
 
 def draw_bars(title: str, counts: Sequence[tuple[str, int]]) -> Image.Image:
-    """A bar for each count, with its label on the left and the number on the right."""
+    """Draw a bar for each count, with its label on the left and the number on the right."""
     font = ImageFont.load_default(12)
     labels = [(wrap_text(label, 150, font) or [""])[0] for label, _ in counts]
     left = GAP + max(font.getlength(label) for label in labels) + GAP
     width = int(max(left + BAR + 70, font.getlength(title) + 2 * GAP))
     picture = Image.new("RGB", (width, (len(counts) + 2) * (LINE + 3) + GAP), PAPER)
-    draw, most = ImageDraw.Draw(picture), max(count for _, count in counts)
+    draw = ImageDraw.Draw(picture)
+    largest = max(count for _, count in counts)
     draw.text((GAP, GAP), title, fill=INK, font=font)
     for row, (label, (_, count)) in enumerate(zip(labels, counts, strict=True)):
         top = GAP + (row + 1.5) * (LINE + 3)
         draw.text((left - GAP, top), label, fill=INK, font=font, anchor="ra")
-        draw.rectangle((left, top, left + BAR * count / most, top + LINE - 2), fill=BAR_COLOUR)
-        draw.text((left + BAR * count / most + GAP, top), str(count), fill=INK, font=font)
+        draw.rectangle((left, top, left + BAR * count / largest, top + LINE - 2), fill=BAR_COLOUR)
+        draw.text((left + BAR * count / largest + GAP, top), str(count), fill=INK, font=font)
     return picture
 
 
 def join_pictures(pictures: Sequence[Image.Image]) -> Image.Image:
+    """Place pictures side by side."""
     sheet = Image.new("RGB", (sum(p.width for p in pictures), max(p.height for p in pictures)), PAPER)
     left = 0
     for picture in pictures:
@@ -62,11 +68,11 @@ def join_pictures(pictures: Sequence[Image.Image]) -> Image.Image:
 
 
 def bin_counts(values: Sequence[int], bins: int = 12) -> list[tuple[str, int]]:
-    """How many of the whole numbers lie in each of at most so many equal steps, from the least to the greatest."""
-    low, high = min(values), max(values)
-    step = -(-(high - low + 1) // bins)
-    counts = np.bincount((np.asarray(values) - low) // step)
-    starts = [low + i * step for i in range(len(counts))]
-    return [
-        (f"{a} - {a + step - 1}" if step > 1 else str(a), int(count)) for a, count in zip(starts, counts, strict=True)
-    ]
+    """Count whole numbers in at most `bins` intervals of one width, from the least number to the greatest."""
+    low = min(values)
+    high = max(values)
+    width = -(-(high - low + 1) // bins)
+    counts = np.bincount((np.asarray(values) - low) // width)
+    starts = range(low, low + len(counts) * width, width)
+    labels = [f"{start} - {start + width - 1}" if width > 1 else str(start) for start in starts]
+    return list(zip(labels, counts.tolist(), strict=True))

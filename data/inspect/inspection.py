@@ -2,18 +2,18 @@
 
     python -m data.inspect emoji
     python -m data.inspect path/to/folder --out outputs/inspect
-    python -m data.inspect --checkpoint checkpoints/run         # what that pipeline was trained on
+    python -m data.inspect --checkpoint checkpoints/run         # the data that this pipeline was trained on
 
-Prints counts, sizes, caption statistics, duplicates, what cannot be used, and the commands to train on it with the time
-that they take, from a few steps of each that are taken here; draws images over their captions (grid.png), and the
-captions' lengths and words (captions.png).
+Prints counts, sizes, statistics of the captions, duplicates, rows that cannot be used, and commands that train on the
+source, with the time that they take on this machine, as a few measured steps tell. Draws images over their captions
+(grid.png), and the lengths and words of the captions (captions.png).
 """
 
 import hashlib
 import re
 import time
 from collections import Counter, defaultdict
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Annotated
@@ -45,15 +45,16 @@ from unclip.images import save_png
 GRID = 40
 """Images in the contact sheet."""
 WORDS = 20
-"""The most frequent words that are drawn."""
+"""Number of most frequent words in the chart."""
 
 
 @dataclass(frozen=True)
 class InspectOptions:
     source: Annotated[str, tyro.conf.Positional] = ""
-    """What --data takes: fashion-mnist, emoji, cifar10, a folder, a table, an array or tar file, or a Hub set."""
+    """Anything that --data takes: fashion-mnist, emoji, cifar10, a folder, a table, an array or tar file, or a Hub
+    set."""
     checkpoint: Path | None = None
-    """Look at what the pipeline in this folder was trained on, in place of a source."""
+    """Look at the data that the pipeline in this folder was trained on, in place of a source."""
     out: Path = Path("outputs/inspect")
     """Folder for the pictures."""
     data: SourceConfig = field(default_factory=SourceConfig)
@@ -61,20 +62,20 @@ class InspectOptions:
 
 @dataclass(frozen=True)
 class Measurements:
-    """What training on a source depends on."""
+    """The quantities that proposals of trainings depend on."""
 
     count: int
-    """Training images."""
+    """Number of training images."""
     size: int
     """Their height and width."""
     speeds: dict[str, Speed]
 
 
 def inspect_source(options: InspectOptions) -> Measurements | None:
-    """Print what a source holds and how to train on it, and write OUT/grid.png and OUT/captions.png.
+    """Print the content of a source and how to train on it, and write OUT/grid.png and OUT/captions.png.
 
-    Returns None for a source that is too small to train on. Raises UserError if there is no such source, if nothing of
-    it can be used, or, if strict, if something cannot.
+    Returns None for a source that is too small to train on. Raises UserError if there is no such source, if none of its
+    rows can be used, or, with --data.strict, if one cannot.
     """
     if bool(options.source) == bool(options.checkpoint):
         raise UserError("give a source, such as emoji or a folder, or else --checkpoint DIR")
@@ -88,14 +89,14 @@ def inspect_source(options: InspectOptions) -> Measurements | None:
     channels = listing.channels or (1 if config.grey else 3)
     began = time.perf_counter()
     usable = _report_images(listing.records, channels, problems)
-    reading = time.perf_counter() - began
+    reading_seconds = time.perf_counter() - began
     if usable:
-        _captions([caption for record in usable for caption in record.captions], len(usable))
+        _report_captions([caption for record in usable for caption in record.captions], len(usable))
     problems.report(config.strict)
     if not usable:
         raise UserError(f"{config.source} holds nothing that can be used")
     size = image_size(config, listing)
-    _draw(options.out, usable, size, channels, config)
+    _draw_pictures(options.out, usable, size, channels, config)
     counts = {split: len(split_records(usable, split)) for split in SPLITS}
     print("splits: " + ", ".join(f"{count} for {split}" for split, count in counts.items()))
     for split, count in counts.items():
@@ -105,9 +106,9 @@ def inspect_source(options: InspectOptions) -> Measurements | None:
     print(f"training uses {size}x{size} {'grey' if channels == 1 else 'colour'} images: {describe_cost(size)}")
     count = min(counts["train"], config.limit or counts["train"])
     print("measuring a few steps of each stage on them", flush=True)
-    found = Measurements(count, size, measure_speeds(config, size, count, reading))
-    _propose(found, config)
-    return found
+    measurements = Measurements(count, size, measure_speeds(config, size, count, reading_seconds))
+    _print_proposals(measurements, config)
+    return measurements
 
 
 def refuse_second_source(source: str, other: str | None) -> None:
@@ -116,24 +117,30 @@ def refuse_second_source(source: str, other: str | None) -> None:
         raise UserError(f"two sources are named, {source} and --data {other}; leave --data out")
 
 
-def _propose(found: Measurements, config: SourceConfig) -> None:
+def _print_proposals(measurements: Measurements, config: SourceConfig) -> None:
     """Print how fast this machine trains on a source, and the commands to do so."""
-    rates = ", ".join(f"{stage} {speed.step:.2g} s" for stage, speed in found.speeds.items())
-    proposals = propose_trainings(found.count, found.speeds)
+    rates = ", ".join(f"{stage} {speed.step:.2g} s" for stage, speed in measurements.speeds.items())
+    proposals = propose_trainings(measurements.count, measurements.speeds)
     minutes = [round(proposal.seconds / 60) for proposal in proposals]
     print(f"seconds per step here: {rates}")
-    print(f"to train on them, in about {' + '.join(map(str, minutes))} minutes here, some more or less as it is busy:")
+    print(
+        f"commands that train on them, in about {' + '.join(map(str, minutes))} minutes if this machine stays as busy:"
+    )
     for proposal in proposals:
-        print(format_command(training_command(proposal, config, found.size, pipeline_folder(config))))
+        print(format_command(training_command(proposal, config, measurements.size, pipeline_folder(config))))
 
 
 def _report_images(records: list[Record], channels: int, problems: Problems) -> list[Record]:
-    """Print sizes, kinds of pixels, and images that are equal. Returns the records that can be read."""
-    usable, sizes, modes, copies = [], Counter(), Counter(), defaultdict(dict)
+    """Print sizes, kinds of pixels and duplicates of images. Returns the records that can be read."""
+    usable = []
+    sizes = Counter()
+    modes = Counter()
+    names_by_pixels = defaultdict(dict)
     for record in tqdm(records, desc="reading", leave=False, disable=None):
         try:
             with record.open() as image:
-                size, mode = image.size, image.mode
+                size = image.size
+                mode = image.mode
                 pixels = load_upright(image, 3)
         except Exception as error:  # Pillow raises many kinds for broken files
             problems.add(record.name, explain_unreadable(error))
@@ -141,42 +148,47 @@ def _report_images(records: list[Record], channels: int, problems: Problems) -> 
         usable.append(record)
         sizes[size] += 1
         modes[mode] += 1
-        copies[hashlib.sha256(repr(size).encode() + pixels.tobytes()).digest()][record.name] = None
+        digest = hashlib.sha256(repr(size).encode() + pixels.tobytes()).digest()
+        names_by_pixels[digest][record.name] = None
     if not usable:
         return usable
     print("sizes: " + format_most_common(sizes, lambda size: f"{size[0]}x{size[1]}"))
     print("pixels: " + format_most_common(modes, str))
     if set(modes) <= {"1", "L", "LA", "I", "I;16"} and channels > 1:
         print("  none is in colour: --data.grey trains on them as they are")
-    twice = [list(names) for names in copies.values() if len(names) > 1]
-    copied = sum(len(names) - 1 for names in twice)
-    print(f"duplicates: {quantity(copied, 'image')} equal to an earlier one")
-    print("".join(f"  {', '.join(names[:SHOWN])}\n" for names in twice[:SHOWN]), end="")
+    groups = [list(names) for names in names_by_pixels.values() if len(names) > 1]
+    duplicates = sum(len(names) - 1 for names in groups)
+    print(f"duplicates: {quantity(duplicates, 'image')} equal to an earlier one")
+    for names in groups[:SHOWN]:
+        print(f"  {', '.join(names[:SHOWN])}")
     return usable
 
 
-def _captions(captions: list[str], images: int) -> None:
-    words, distinct = sorted(len(caption.split()) for caption in captions), len(set(captions))
-    per_image, per_caption = len(captions) / images, len(captions) / distinct
+def _report_captions(captions: list[str], image_count: int) -> None:
+    """Print how many captions there are, how long they are, and the most frequent ones."""
+    words = sorted(len(caption.split()) for caption in captions)
+    distinct = len(set(captions))
+    per_image = len(captions) / image_count
+    per_caption = len(captions) / distinct
     print(f"captions: {len(captions)} ({per_image:.1f} per image), {distinct} distinct ({per_caption:.1f} images each)")
     print(f"  words: {words[0]} to {words[-1]}, median {words[len(words) // 2]}")
     print("  most frequent: " + format_most_common(Counter(captions), repr))
     print(f"  longest: {max(captions, key=len)[:200]!r}")
 
 
-def _draw(out: Path, records: list[Record], size: int, channels: int, config: SourceConfig) -> None:
-    """The contact sheet, of images from all over the source, and the plot of the captions."""
+def _draw_pictures(out: Path, records: list[Record], size: int, channels: int, config: SourceConfig) -> None:
+    """Write the contact sheet, of images from all over the source, and the charts of the captions."""
     count = min(GRID, len(records))
-    shown = [records[i * len(records) // count] for i in range(count)]
-    pictures = [decode_image(record, size, channels, config.fit).transpose(1, 2, 0) for record in shown]
-    save_png(out / "grid.png", draw_contact_sheet(pictures, [record.captions[0] for record in shown]))
+    sample = [records[i * len(records) // count] for i in range(count)]
+    pictures = [decode_image(record, size, channels, config.fit).transpose(1, 2, 0) for record in sample]
+    save_png(out / "grid.png", draw_contact_sheet(pictures, [record.captions[0] for record in sample]))
     captions = [caption for record in records for caption in record.captions]
     words = Counter(word for caption in captions for word in re.findall(r"\w+", caption.lower()))
     charts = [
         draw_bars("captions by their number of words", bin_counts([len(caption.split()) for caption in captions])),
         draw_bars("captions by their number of characters", bin_counts([len(caption) for caption in captions])),
     ]
-    if words:  # of captions of signs alone there are none
+    if words:  # captions may consist of signs alone
         charts.append(draw_bars("captions' most frequent words", words.most_common(WORDS)))
     save_png(out / "captions.png", join_pictures(charts))
     print(f"pictures: {out / 'grid.png'} (images), {out / 'captions.png'} (their captions)")
@@ -184,8 +196,9 @@ def _draw(out: Path, records: list[Record], size: int, channels: int, config: So
 
 def format_most_common(counts: Counter, show: Callable[[object], str]) -> str:
     """ "32x32 (60000), 28x28 (3), and 7 others"."""
-    shown: Iterable[str] = (f"{show(key)} ({count})" for key, count in counts.most_common(SHOWN))
-    return ", ".join(shown) + (f", and {quantity(len(counts) - SHOWN, 'other')}" if len(counts) > SHOWN else "")
+    items = ", ".join(f"{show(key)} ({count})" for key, count in counts.most_common(SHOWN))
+    others = len(counts) - SHOWN
+    return f"{items}, and {quantity(others, 'other')}" if others > 0 else items
 
 
 def main(argv: Sequence[str] | None = None) -> None:

@@ -1,4 +1,4 @@
-"""Trainings that suit a data set and this machine, planned from a few steps that each trainer really takes here."""
+"""Proposals of trainings that suit a data set and this machine, from a few measured steps of each stage."""
 
 import contextlib
 import json
@@ -25,13 +25,13 @@ ROOT = Path(__file__).resolve().parents[2]
 
 @dataclass(frozen=True)
 class Recipe:
-    """How a stage is trained on a data set of one's own. What is not said here, its preset says."""
+    """How to train a stage on a user's own images. The preset decides everything else."""
 
     share: float
-    """Of the time of all stages."""
+    """Share of the time of all stages."""
     batch_size: int
     epochs: int
-    """Over the images, at most: after so many the stage learns no more from them."""
+    """The most epochs: after this many the stage learns no more from the images."""
 
 
 RECIPES = {
@@ -42,27 +42,30 @@ RECIPES = {
 BUDGET = 24 * 60
 """Seconds that the proposed trainings take together."""
 LEAST_STEPS = 100
-"""Of each stage, however slow the machine is."""
+"""The fewest steps of a stage, however slow the machine is."""
 WARM_UP = 0.08
-"""The share of a training's steps that the learning rate rises."""
+"""The share of a training's steps during which the learning rate rises."""
 VALIDATIONS = 4
-"""Of each training; every second one draws previews too."""
+"""Validations in each training; every second one draws previews too."""
 SMALLEST = 28
 """Pixels per side of the images that the presets are made for."""
 
-TRIAL_STEPS, TRIAL_EVERY = 12, 3
-"""Steps that are measured, and how many of them are timed together; the first of these, which warm up, do not count."""
+TRIAL_STEPS = 12
+"""Steps that a trial measures."""
+TRIAL_EVERY = 3
+"""Steps that are timed together. The first of these groups warms up and does not count."""
 TRIAL_IMAGES = 320
-"""Images that a trial is trained on at most: to read and to embed more takes longer, but no step does."""
+"""The most images of a trial. More would take longer to read and to embed, but no step would take longer."""
 
 
 @dataclass(frozen=True)
 class Speed:
-    """What a stage takes on this machine, in seconds."""
+    """The seconds that a stage takes on this machine."""
 
     step: float
+    """Seconds per step."""
     rest: float
-    """All that is no step: to start, to read the data, to validate, and to draw."""
+    """Seconds for everything else: starting, reading the data, validations and previews."""
 
     def times(self, factor: float) -> "Speed":
         return Speed(self.step * factor, self.rest * factor)
@@ -70,46 +73,48 @@ class Speed:
 
 @dataclass(frozen=True)
 class Proposal:
-    """How long to train a stage."""
+    """A training of one stage."""
 
     stage: str
     steps: int
     batch_size: int
     seconds: float
-    """That it is expected to take."""
+    """Its expected duration."""
 
 
 def choose_batch_size(stage: str, count: int) -> int:
-    """No batch holds one of `count` images twice."""
+    """The recipe's batch size, or the largest power of two that holds none of `count` images twice."""
     return min(RECIPES[stage].batch_size, 2 ** (count.bit_length() - 1))
 
 
 def propose_trainings(count: int, speeds: Mapping[str, Speed], budget: float = BUDGET) -> list[Proposal]:
-    """Steps of each of these stages for `count` training images.
+    """Propose the steps of each stage in `speeds`, for `count` training images.
 
-    The stages share the budget (seconds), but none passes over few images more often than it learns from them.
+    The stages share the budget (seconds). With few images a stage stops earlier, after the epochs of its recipe.
     """
     budget -= sum(speed.rest for speed in speeds.values())
     shares = sum(RECIPES[stage].share for stage in speeds)
     proposals = []
     for stage, speed in speeds.items():
-        recipe, batch = RECIPES[stage], choose_batch_size(stage, count)
+        recipe = RECIPES[stage]
+        batch = choose_batch_size(stage, count)
         steps = min(recipe.share / shares * budget / speed.step, recipe.epochs * count / batch)
         steps = max(LEAST_STEPS, round(steps / 50) * 50)
         proposals.append(Proposal(stage, steps, batch, steps * speed.step + speed.rest))
     return proposals
 
 
-def measure_speeds(config: SourceConfig, size: int, count: int, reading: float) -> dict[str, Speed]:
-    """The speed of each stage on `count` training images of this data, which takes `reading` seconds to read.
+def measure_speeds(config: SourceConfig, size: int, count: int, reading_seconds: float) -> dict[str, Speed]:
+    """Measure each stage's speed on `count` training images, which take `reading_seconds` to read.
 
-    Each trainer takes a few steps in a folder that is thrown away. Raises UserError, with its words, if one fails. A
-    signal ends the trial too, and then this process.
+    Each trainer takes a few steps in a temporary folder. Raises UserError, with the trainer's message, if one fails. A
+    signal ends the trial and then this process.
     """
     speeds = {}
     with signals.postponed() as stop, tempfile.TemporaryDirectory() as folder:
         for stage in RECIPES:
-            batch, began = choose_batch_size(stage, count), time.perf_counter()
+            batch = choose_batch_size(stage, count)
+            began = time.perf_counter()
             trial = trainer_command(stage, config, size, Path(folder), min(count, TRIAL_IMAGES))
             trial += ["--train.steps", str(TRIAL_STEPS), "--train.batch-size", str(batch)]
             trial += ["--train.log-every", str(TRIAL_EVERY)]
@@ -119,22 +124,23 @@ def measure_speeds(config: SourceConfig, size: int, count: int, reading: float) 
             if stop.number:
                 return {}
             if status:
-                said = (errors.strip().splitlines() or [f"exit status {status}"])[-1]
-                raise UserError(f"a trial of train_{stage}.py on this data failed: {said.removeprefix('error: ')}")
+                message = (errors.strip().splitlines() or [f"exit status {status}"])[-1]
+                raise UserError(f"a trial of train_{stage}.py on this data failed: {message.removeprefix('error: ')}")
             lines = (Path(folder) / stage / "train" / "metrics.jsonl").read_text().splitlines()
             rates = [line["images_per_second"] for line in map(json.loads, lines) if "images_per_second" in line]
-            steps = sum(batch * TRIAL_EVERY / rate for rate in rates)
-            rest = time.perf_counter() - began - steps  # with one validation and one preview
-            speeds[stage] = Speed(batch / statistics.median(rates[1:]), VALIDATIONS / 2 * rest + reading)
-    embedding = count * speeds["clip"].step / choose_batch_size("clip", count)  # less: a step also goes backwards
-    speeds["prior"] = Speed(speeds["prior"].step, speeds["prior"].rest + embedding)
+            step_seconds = sum(batch * TRIAL_EVERY / rate for rate in rates)
+            rest = time.perf_counter() - began - step_seconds  # includes one validation and one preview
+            speeds[stage] = Speed(batch / statistics.median(rates[1:]), VALIDATIONS / 2 * rest + reading_seconds)
+    # At most: embedding needs no backward pass.
+    embedding_seconds = count * speeds["clip"].step / choose_batch_size("clip", count)
+    speeds["prior"] = Speed(speeds["prior"].step, speeds["prior"].rest + embedding_seconds)
     return speeds
 
 
 def run_trial(command: list[str], environment: dict[str, str], stop: signals.Stop) -> tuple[int, str]:
-    """The exit status of a program, and what it says of errors. It is killed when this process is asked to end."""
-    quiet = {"stdout": subprocess.DEVNULL, "stderr": subprocess.PIPE}
-    with subprocess.Popen(command, env=environment, text=True, errors="replace", **quiet) as child:
+    """Run a program; returns its exit status and its standard error. A signal to this process kills the program."""
+    streams = {"stdout": subprocess.DEVNULL, "stderr": subprocess.PIPE}
+    with subprocess.Popen(command, env=environment, text=True, errors="replace", **streams) as child:
         while True:
             with contextlib.suppress(subprocess.TimeoutExpired):
                 errors = child.communicate(timeout=0.2)[1]
@@ -144,40 +150,42 @@ def run_trial(command: list[str], environment: dict[str, str], stop: signals.Sto
 
 
 def trainer_command(stage: str, config: SourceConfig, size: int, out: Path, limit: int | None = None) -> list[str]:
-    """The start of a trainer's command: those options of the source that are set, and where to train."""
+    """The start of a trainer's command: its folder, and the options of the source that are set."""
     set_size = None if has_fixed_shape(config.source) else size
     options = as_options(replace(config, size=set_size, limit=limit or config.limit, strict=False))
     return [f"train_{stage}.py", "--out", str(out), *options, *suited_options(stage, size)]
 
 
 def suited_options(stage: str, size: int) -> list[str]:
-    """What suits images of one's own better than the presets, which are made for many images of one thing each."""
+    """Options that suit a user's own images better than the presets, which are made for many images of one thing."""
     if stage == "clip":
-        # By the presets' larger patches, unshifted, it learns pairs by heart: of a shape in a colour that it has not
-        # seen it in, it knows the colour alone.
-        patch, shift = max(1, round(size / 8)), max(1, size // 16)
+        # With the presets' larger patches and no shifts, CLIP learns combinations by heart: for a shape in a colour
+        # that it has not seen together, it recognises the colour only.
+        patch = max(1, round(size / 8))
+        shift = max(1, size // 16)
         return ["--model.vision.patch-size", str(patch), "--augment.shift", str(shift)]
-    if stage == "decoder":  # how many things there are, and where, is settled in the first steps: they are guided too
+    if stage == "decoder":  # the first steps settle how many things there are, and where: guide them too
         return ["--sampling.guidance-interval", "0.3", "1.0"]
     return []
 
 
 def training_command(proposal: Proposal, config: SourceConfig, size: int, out: Path) -> list[str]:
-    """What to give to the Python interpreter. Warm-up, validations and previews keep pace with the steps."""
-    steps, every = proposal.steps, -(-proposal.steps // VALIDATIONS)
+    """The arguments of the Python interpreter. Warm-up, validations and previews are in proportion to the steps."""
+    steps = proposal.steps
+    validation_interval = -(-steps // VALIDATIONS)
     options = {
         "steps": steps,
         "batch-size": proposal.batch_size,
         "warmup": round(WARM_UP * steps),
-        "evaluate-every": every,
-        "preview-every": 2 * every,
+        "evaluate-every": validation_interval,
+        "preview-every": 2 * validation_interval,
     }
-    given = [word for name, value in options.items() for word in (f"--train.{name}", str(value))]
-    return trainer_command(proposal.stage, config, size, out) + given
+    words = [word for name, value in options.items() for word in (f"--train.{name}", str(value))]
+    return trainer_command(proposal.stage, config, size, out) + words
 
 
 def format_command(arguments: list[str]) -> str:
-    """A command as one types it, on several lines, no option apart from its value."""
+    """A command for a shell, on several lines; an option and its value stay together."""
     words = shlex.join(["python", *arguments]).split(" --")
     lines = [words[0]]
     for word in words[1:]:
@@ -189,18 +197,18 @@ def format_command(arguments: list[str]) -> str:
 
 
 def pipeline_folder(config: SourceConfig) -> Path:
-    """Where to train on a source."""
+    """The folder of the pipeline that is trained on a source: checkpoints/ and the source's name."""
     if config.source == SourceConfig().source:
         return Path("checkpoints") / "run"
-    named = re.sub(r"\W+", "-", Path(config.source).stem).strip("-").lower() or "run"
-    return Path("checkpoints") / (f"my-{named}" if named in COMMITTED else named)
+    name = re.sub(r"\W+", "-", Path(config.source).stem).strip("-").lower() or "run"
+    return Path("checkpoints") / (f"my-{name}" if name in COMMITTED else name)
 
 
 def describe_cost(size: int) -> str:
-    """What a size costs, and how half of it is had: CLIP and the decoder work on every pixel, the prior on none."""
+    """The cost of a size in words, and how to halve it. CLIP and the decoder work on pixels; the prior does not."""
     if size <= SMALLEST:
         return f"no more work than the {SMALLEST}x{SMALLEST} that the presets are made for"
-    more = size**2 / SMALLEST**2
-    said = f"a step of CLIP or of the decoder takes about {more:.1f} times as long as at {SMALLEST}x{SMALLEST}"
+    factor = size**2 / SMALLEST**2
+    cost = f"a step of CLIP or of the decoder takes about {factor:.1f} times as long as at {SMALLEST}x{SMALLEST}"
     half = size // 2
-    return f"{said}, a quarter of that with --data.size {half}" if half >= SMALLEST else said
+    return f"{cost}, a quarter of that with --data.size {half}" if half >= SMALLEST else cost
