@@ -5,27 +5,32 @@ import importlib
 import json
 import re
 import shlex
+import subprocess
+import sys
 import tomllib
 from pathlib import Path
 from typing import NamedTuple
 
 import pytest
-from conftest import ROOT, run_python
+from conftest import ROOT
 
 FOLDERS = ("unclip", "data", "stages", "configs", "tests", "checkpoints")
 IGNORED = ("data/raw", "data/cache")
 COMMITTED = ("checkpoints/README.md", "checkpoints/fashion-mnist/README.md", "checkpoints/emoji/README.md")
 SCRIPTS = ("train_clip.py", "train_prior.py", "train_decoder.py", "sample.py")
-OUTSIDE = {"mkdir", "cp", "rm", "pip", "source", "echo", "cat", "cd", "git", "hf", "tensorboard", "apt-get"}
+OUTSIDE = {"mkdir", "cp", "rm", "pip", "source", "echo", "cat", "cd", "git", "hf", "pytest", "tensorboard", "apt-get"}
 """Commands that are not ours."""
 NO_OPTIONS = {"tests/torture.py", "tests/screenshot.py", "tests/pipelines/draw_pictures.py", "data.fashion_mnist"}
 """Programs that parse no options."""
+EXAMPLES = {"data/noise.py"}
+"""Files that a document tells the reader to write."""
 VARIABLES = {"DATA", "RUN", "QUICK", "PYTHON"}
 """Variables that the Makefile reads."""
 PIPELINE_OPTIONS = ("--checkpoint", "--init-from", "--clip")
 TO_COME = ("unclip", "unclip/clip", "unclip/diffusion", "unclip/prior", "unclip/decoder", "unclip/edit", "unclip/page",
            "unclip/store", "data", "stages/evaluation", "stages/bench", "stages/plan", "tests")  # fmt: skip
 """Folders whose README.md is being written."""
+BARE = re.compile(r"python -m [\w.]+|unclip [a-z]+")
 FENCE = re.compile(r"^```(\w*)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 SLACK = 10
 """Lines by which a count in the README may be off; it is rounded to tens."""
@@ -85,6 +90,7 @@ def shell_text(markdown: str) -> list[str]:
     rest = FENCE.sub("", markdown)
     indented = re.findall(r"(?:^    .+\n)+", rest, re.MULTILINE)
     inline = [span for span in re.findall(r"`([^`]+)`", rest.replace("\n", " ")) if is_command(span)]
+    inline = [f"{span} --help" if BARE.fullmatch(span) else span for span in inline]  # a program that is only named
     return fenced + plain + [block for block in indented if is_command(block.strip())] + inline
 
 
@@ -173,21 +179,24 @@ print(json.dumps(verdicts))
 """
 
 
+def parse_all(commands: list, entry: str | None) -> list[str]:
+    """Run each program, (name, arguments), up to the end of its parsing. Returns the error of each, or ""."""
+    text = json.dumps([commands, entry])
+    done = subprocess.run([sys.executable, "-c", PARSE], input=text, capture_output=True, text=True, cwd=ROOT)
+    assert done.returncode == 0, done.stderr
+    return json.loads(done.stdout.splitlines()[-1])
+
+
 def test_every_command_is_accepted_by_the_parser_of_its_program():
     """Run each program up to the end of its parsing, with the arguments that the documentation shows."""
-    scripts = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"].get("scripts", {})
+    scripts = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]["scripts"]
     places: dict[tuple[str, tuple[str, ...]], str] = {}
     for command in all_commands():
         name, arguments = program(command.words)
         if name not in OUTSIDE | NO_OPTIONS | {"make", "stages.plan"}:  # the plan's options are being rewritten
             places.setdefault((name, tuple(parse_arguments(arguments))), command.place)
-    entry = scripts.get("unclip")
-    if entry is None:  # the command is still to come
-        places = {key: place for key, place in places.items() if key[0] != "unclip"}
     assert len(places) > 50
-    finished = run_python("-c", PARSE, stdin=json.dumps([list(places), entry]).encode())
-    assert finished.code == 0, finished.err
-    verdicts = json.loads(finished.out.splitlines()[-1])
+    verdicts = parse_all(list(places), scripts["unclip"])
     wrong = {
         f"{place}: {name} {shlex.join(arguments)}": verdict
         for ((name, arguments), place), verdict in zip(places.items(), verdicts, strict=True)
@@ -216,8 +225,7 @@ def test_wrong_commands_would_be_noticed():
         ["sample.py", ["a bag", "--n", "many"]],
         ["sample.py", ["--n", "2"]],
     ]
-    finished = run_python("-c", PARSE, stdin=json.dumps([commands, None]).encode())
-    unknown, ill_typed, right = json.loads(finished.out.splitlines()[-1])
+    unknown, ill_typed, right = parse_all(commands, None)
     assert "--draws" in unknown
     assert "--n" in ill_typed
     assert not right
@@ -281,7 +289,7 @@ def test_files_that_are_named_exist(path):
     names = {file.name for file in modules()}
     for span in re.findall(r"`([\w./-]+\.(?:py|ipynb))`", FENCE.sub("", path.read_text(encoding="utf-8"))):
         there = (ROOT / span).exists() or (path.parent / span).exists()
-        assert there or ("/" not in span and span in names), f"{span} does not exist"
+        assert there or span in EXAMPLES or ("/" not in span and span in names), f"{span} does not exist"
 
 
 @pytest.mark.parametrize("path", DOCUMENTS, ids=NAMES)
