@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 import torch
 from conftest import ROOT, assert_one_error_line, made_up_data, run_python
+from torch import nn
 
 from data.fashion_mnist_captions import CLASSES, PLAIN_CAPTIONS, attribute_captions, attribute_codes, attributes
 from stages.evaluation import evaluate as evaluation
@@ -25,6 +26,9 @@ from stages.evaluation.reference import Reference
 from stages.evaluation.report import OTHER_DATA, markdown, number, percent, table
 from stages.evaluation.samples import DRIVERS, resize_images
 from stages.evaluation.section import Section
+from unclip import UnCLIP
+from unclip.registry import PARTS, Part
+from unclip.store.manifest import read_manifest
 
 SETTINGS = EvaluateOptions(
     samples=40,
@@ -308,6 +312,54 @@ def test_an_evaluator_is_a_function_and_a_row(done):
     assert f"## Brightness\n\n| figure | value |\n| --- | --- |\n| samples mean | {brightness:.3f} |" in markdown(
         report, []
     )
+
+
+class ToyPrior(nn.Module):
+    """Returns the text embedding."""
+
+    config = None
+
+    def __init__(self):
+        super().__init__()
+        self.scale = nn.Parameter(torch.ones(()))
+
+    def draw_embeddings(self, text, seeds, settings):
+        return self.scale.detach() * text.embedding
+
+
+class ToyDecoder(nn.Module):
+    """Returns noise that depends on the seed alone. It has no steps."""
+
+    config = None
+    image_shape = (1, 28, 28)
+
+    def draw_noise(self, seeds):
+        return torch.stack([torch.randn(self.image_shape, generator=torch.Generator().manual_seed(s)) for s in seeds])
+
+    def draw_images(self, embeddings, text, seeds, settings, noise=None, on_step=None):
+        return self.draw_noise(seeds).clamp(-1, 1)
+
+
+class ToyUpsampler(nn.Module):
+    config = None
+
+    def process_images(self, images, embeddings, text, seeds):
+        return images.repeat_interleave(2, dim=-1).repeat_interleave(2, dim=-2)
+
+
+def test_any_kinds_of_parts_can_be_evaluated(done, tiny, trained, monkeypatch):
+    """Also a decoder without steps, and a part that enlarges its images: they are compared at the data's size."""
+    monkeypatch.setitem(PARTS, "upsampler", Part({}, parents=("decoder",), optional=True))
+    pipe = UnCLIP(tiny.clip, tiny.tokenizer, tiny.preprocess, ToyPrior(), ToyDecoder(), upsampler=ToyUpsampler())
+    real = evaluation.load_real_images(SETTINGS)
+    clip_sha256 = read_manifest(trained.folder / "clip").sha256
+    context = evaluation.prepare_context(pipe, clip_sha256, real, replace(SETTINGS, sweep=0), {})
+    sections = evaluation.run_evaluators(context, {})
+    assert list(sections) == [name for name in evaluation.SECTIONS if name not in ("denoising", "sweep")]
+    assert pipe(["a bag"]).images.shape == (1, 56, 56, 1)
+    assert sections["error_budget"].arrays["prior: images"].shape == (SETTINGS.samples, 28, 28, 1)
+    budget = sections["error_budget"].figures
+    assert budget["prior"]["frechet"] == budget["text embedding"]["frechet"]
 
 
 def test_images_of_another_size_are_resized_before_they_are_compared():
