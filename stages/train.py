@@ -66,7 +66,7 @@ def train_part(part: str, run: PartRun) -> Manifest:
         model = stage_class.build_model(run, inputs.shapes)
     stage = stage_class(run, model, inputs, device)
     stage.fit_buffers()
-    start = _start_from_pipeline(part, run, stage, inputs)
+    start = start_from_pipeline(part, run, stage, inputs)
     manifest = Manifest(
         part,
         run.kind,
@@ -79,7 +79,7 @@ def train_part(part: str, run: PartRun) -> Manifest:
     return loop.train(stage, run.train, device, run.out, manifest, inputs.files)
 
 
-def _start_from_pipeline(part: str, run: PartRun, stage: PartStage, inputs: Any) -> dict[str, str]:
+def start_from_pipeline(part: str, run: PartRun, stage: PartStage, inputs: Any) -> dict[str, str]:
     """Take the weights of run.init_from, for fine-tuning. Returns the parent to name in the manifest.
 
     Buffers fitted to embeddings are kept as they come, as the weights are used to them, unless they are of another

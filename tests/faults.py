@@ -103,7 +103,7 @@ def flip(path: Path, random: random.Random) -> str:
     return f"{path.name} at {place}"
 
 
-def outcome(folder: Path, name: str = "small") -> dict:
+def outcome(folder: Path, name: str = "line") -> dict:
     """All that a training leaves behind, but for times."""
     stage = folder / name
     lines = [json.loads(line) for line in (stage / "train" / "metrics.jsonl").read_text().splitlines()]

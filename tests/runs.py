@@ -1,20 +1,14 @@
-"""Train on the toy stage, break a training off, and compare two runs to the bit."""
+"""Break a training off, and compare two runs to the bit."""
 
 import json
 
 import torch
 from conftest import files_under
-from toy import SETTINGS, LineStage, manifest
 
-from stages import loop
 from unclip.store.sealed_json import read_json
 from unclip.store.tensors import load_tensors
 
 CPU = torch.device("cpu")
-
-
-def train(folder, stage=None, config=SETTINGS, described=None):
-    return loop.train(stage or LineStage(), config, CPU, folder, described or manifest())
 
 
 def metrics(folder, name="line") -> list[dict]:

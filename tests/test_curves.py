@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 from conftest import assert_one_error_line, run_python
 from PIL import Image
-from runs import break_off, train
-from toy import SETTINGS, LineStage
+from runs import break_off
+from toy import SETTINGS, LineStage, train
 
 from stages import log
 from stages.curves import __main__ as curves

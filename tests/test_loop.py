@@ -5,8 +5,8 @@ from dataclasses import replace
 import pytest
 import torch
 from conftest import ROOT, contents, files_under, run_python
-from runs import CPU, assert_same_run, break_off, metrics, train
-from toy import SETTINGS, Line, LineStage, manifest
+from runs import CPU, assert_same_run, break_off, metrics
+from toy import OFTEN_SAVED, SETTINGS, Line, LineStage, manifest, train
 
 from stages import loop, runtime
 from stages.clip import CLIPRun
@@ -53,6 +53,15 @@ def test_metrics_follow_the_schedule_and_come_at_their_steps(tmp_path):
         assert line["grad_norm"] > 0
         assert line["drawn"] == SETTINGS.batch_size
     assert [line["step"] for line in lines if "validation/error" in line] == [4, 8, 12]
+
+
+def test_figures_are_computed_at_the_steps_that_are_logged_alone(tmp_path):
+    stage, steps = LineStage(), []
+    stage.figures = lambda batch: steps.append(len(stage.batches)) or {"chance_loss": 1.0}
+    train(tmp_path, stage, replace(SETTINGS, log_every=5))
+    logged = [line for line in metrics(tmp_path) if "loss" in line]
+    assert steps == [line["step"] for line in logged] == [4, 5, 8, 10, 12]
+    assert all(line["chance_loss"] == 1 for line in logged)
 
 
 def test_logged_loss_is_the_mean_since_the_last_line(tmp_path):
@@ -208,7 +217,7 @@ def test_completed_run_is_not_trained_again(tmp_path):
 def test_a_run_that_failed_before_it_saved_anything_may_be_given_other_settings(tmp_path):
     with pytest.raises(KeyboardInterrupt):
         train(tmp_path, break_off(LineStage(), "batch", 2))
-    other = replace(manifest(), training={"train": {"lr": 0.5, "seed": 0}})
+    other = manifest(replace(SETTINGS, lr=0.5))
     assert train(tmp_path, described=other).training == other.training
 
 
@@ -220,7 +229,7 @@ def test_other_settings_in_the_same_folder_are_refused_by_name(finished, tmp_pat
         with pytest.raises(KeyboardInterrupt):
             train(tmp_path, break_off(LineStage(), "batch", 6))  # the first state is saved at step 4
     before = contents(tmp_path)
-    other = replace(manifest(), training={"train": {"lr": 0.5, "seed": 0}})
+    other = manifest(replace(SETTINGS, lr=0.5))
     with pytest.raises(UserError, match=r"holds a run with train\.lr = 0\.05, not 0\.5"):
         train(tmp_path, described=other)
     with pytest.raises(UserError, match=r"holds a run with data\.name = line, not circle"):
@@ -330,8 +339,8 @@ def test_two_ranks_train_to_the_weights_of_one(tmp_path):
     launch = ("-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2")
     finished = run_python(*launch, ROOT / "tests" / "toy.py", tmp_path / "two")
     assert finished.code == 0, finished.err
-    assert sorted(finished.out.splitlines()) == ["rank 0 of 2", "rank 1 of 2"]
-    train(tmp_path / "one", LineStage(noise=0.0))
+    assert sorted(finished.out.splitlines()) == ["trained by rank 0 of 2", "trained by rank 1 of 2"]
+    train(tmp_path / "one", config=OFTEN_SAVED)
     one, two = (load_tensors(tmp_path / n / "line" / "train" / "state.safetensors")[0] for n in ("one", "two"))
     assert one.keys() == two.keys()
     for key, value in one.items():

@@ -12,7 +12,7 @@ import torch.distributed as dist
 from PIL import Image
 from ranks import on_ranks
 from runs import CPU, break_off, metrics
-from three_stages import clip_stage, decoder_stage, make_inputs, prior_stage, seeded
+from three_stages import clip_stage, decoder_stage, draw_of, make_inputs, prior_stage, seeded
 from toy import SETTINGS
 
 from stages import heartbeat, loop, runtime
@@ -49,7 +49,7 @@ def gradients(make, inputs: Inputs, parts: int = 1) -> dict[str, torch.Tensor]:
             parameter += 0.05 * torch.randn(parameter.shape, generator=seeded(1), dtype=parameter.dtype)
     stage.objective.parts = parts
     objective = runtime.distributed(stage.objective)
-    batch = doubled(stage.batch(torch.arange(BATCH), seeded())).share(runtime.rank(), runtime.world_size())
+    batch = doubled(stage.batch(draw_of(BATCH, rank=runtime.rank(), ranks=runtime.world_size())))
     loss = loop.backward(objective, batch.split(parts), CPU, "float32")
     [loss] = runtime.mean_over_ranks([float(loss)], CPU)
     return {"loss": torch.tensor(loss, dtype=torch.float64)} | {
@@ -69,7 +69,7 @@ def as_arrays(tensors):
 
 @pytest.mark.parametrize("ranks", [2, 3])
 def test_gradients_of_several_ranks_are_those_of_one_with_the_whole_batch(ranks, inputs):
-    captions = clip_stage(inputs).batch(torch.arange(BATCH), seeded()).ids
+    captions = clip_stage(inputs).batch(draw_of(BATCH)).token_ids
     assert len(captions) < BATCH, "some caption describes several images"
     found = on_ranks(ranks, lambda: [as_arrays(gradients(make, inputs)) for make in PARTS])
     for expected, *each in zip([gradients(make, inputs) for make in PARTS], *found, strict=True):
@@ -112,7 +112,7 @@ def test_clip_in_parts_keeps_the_activations_of_one(inputs):
             whole = torch.no_grad()(stage.objective._in_parts)
             stage.objective._in_parts = lambda *rows: whole(*rows).requires_grad_()
         with torch.autograd.graph.saved_tensors_hooks(lambda x: (sizes.append(x.nbytes), x)[1], lambda x: x):
-            stage.objective(stage.batch(torch.arange(BATCH), seeded()))
+            stage.objective(stage.batch(draw_of(BATCH)))
         return sum(sizes)
 
     assert kept(4) - kept(0) < (kept(1) - kept(0)) / 10
@@ -128,7 +128,7 @@ def run(make, inputs, folder, stop=0, **options):
     """
     stage = make(inputs)
     batch, evaluate = stage.batch, stage.evaluate
-    stage.batch = lambda rows, generator: doubled(batch(rows, generator))
+    stage.batch = lambda draw: doubled(batch(draw))
     stage.evaluate = lambda model: evaluate(copy.deepcopy(model).float())
     stage.preview = lambda _: Image.new("L", (1, 1))
     stage.objective.double()

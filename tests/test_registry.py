@@ -10,8 +10,8 @@ from conftest import contents, edit
 from torch import nn
 
 from unclip import UnCLIP, UserError
-from unclip.diffusion.samplers import ddim
-from unclip.registry import PARTS, SAMPLERS, Part, SamplerRow, default_kind, find, model_class
+from unclip.diffusion import Level, ddim
+from unclip.registry import PARTS, SAMPLERS, Kind, Part, SamplerRow, default_kind, model_class, resolve
 from unclip.store.index import write_index
 from unclip.store.manifest import Manifest, read_manifest, read_manifests
 from unclip.store.parts import save_part
@@ -36,9 +36,9 @@ class Echo(nn.Module):
         self.config = config
         self.sign = nn.Parameter(torch.ones(()))
 
-    def draw(self, captions, seeds, settings):
-        noise = [torch.randn(captions.embedding.shape[1], generator=torch.Generator().manual_seed(s)) for s in seeds]
-        return F.normalize(self.sign * captions.embedding + self.config.spread * torch.stack(noise), dim=-1)
+    def draw_embeddings(self, text, seeds, settings):
+        noise = [torch.randn(text.embedding.shape[1], generator=torch.Generator().manual_seed(s)) for s in seeds]
+        return F.normalize(self.sign * text.embedding + self.config.spread * torch.stack(noise), dim=-1)
 
 
 @dataclass(frozen=True)
@@ -55,13 +55,17 @@ class Flat(nn.Module):
         super().__init__()
         self.config = config
 
-    def noise(self, seeds):
+    @property
+    def image_shape(self):
+        return 3, self.config.size, self.config.size
+
+    def draw_noise(self, seeds):
         grey = torch.tensor([s / 100 for s in seeds])
         return grey.view(-1, 1, 1, 1).expand(-1, 3, self.config.size, self.config.size)
 
-    def draw(self, embeddings, captions, seeds, settings, noise, on_step):
+    def draw_images(self, embeddings, text, seeds, settings, noise=None, on_step=None):
         if on_step:
-            on_step(0, noise, -noise)
+            on_step(Level(1.0, 0.0, 1.0), noise, -noise)
         return -noise
 
 
@@ -74,6 +78,9 @@ class Bigger(nn.Module):
         super().__init__()
         self.config = config
         self.weight = nn.Parameter(torch.arange(4.0))
+
+    def process_images(self, images, embeddings, text, seeds):
+        return images.repeat_interleave(2, dim=2).repeat_interleave(2, dim=3)
 
 
 def put(folder, stage: str, model: nn.Module, kind: str = "", parents: dict[str, str] | None = None, **named) -> None:
@@ -88,7 +95,7 @@ def put(folder, stage: str, model: nn.Module, kind: str = "", parents: dict[str,
 @pytest.fixture
 def echoed(copied, monkeypatch):
     """The trained tiny pipeline with a prior of another kind, known to the table."""
-    monkeypatch.setitem(PARTS["prior"].kinds, "echo", Echo)
+    monkeypatch.setitem(PARTS["prior"].kinds, "echo", Kind(Echo, None, None))
     put(copied, "prior", Echo(EchoConfig(spread=0.02)), "echo", sampling={"num_candidates": 1})
     write_index(copied)
     return copied
@@ -115,7 +122,7 @@ def test_another_kind_is_noted_indexed_and_published_like_the_first(echoed, tmp_
 
 
 def test_a_decoder_of_another_kind_draws_sizes_and_channels_of_its_own(copied, monkeypatch):
-    monkeypatch.setitem(PARTS["decoder"].kinds, "flat", Flat)
+    monkeypatch.setitem(PARTS["decoder"].kinds, "flat", Kind(Flat, None, None))
     put(copied, "decoder", Flat(FlatConfig()), "flat")
     write_index(copied)
     pipe, moments = UnCLIP.from_pretrained(copied), []
@@ -161,8 +168,11 @@ def test_every_row_names_code_that_is_there_and_parents_that_come_before():
         for kind in stage.kinds:
             assert is_dataclass(model_class(name, kind).config_class)
     assert [default_kind(name) for name in ("clip", "prior", "decoder")] == ["transformer", "diffusion", "diffusion"]
-    assert all(callable(find(row.function)) for row in SAMPLERS.values())
-    assert all(hasattr(model_class(name, "diffusion"), "draw") for name in ("prior", "decoder"))
+    assert all(callable(resolve(row.function)) for row in SAMPLERS.values())
+    assert all(
+        hasattr(model_class(part, "diffusion"), name)
+        for part, name in (("prior", "draw_embeddings"), ("decoder", "draw_images"))
+    )
 
 
 # An optional stage.
@@ -171,7 +181,9 @@ def test_every_row_names_code_that_is_there_and_parents_that_come_before():
 @pytest.fixture
 def upsampler(monkeypatch) -> None:
     """One more row: a stage after the decoder that a pipeline may do without."""
-    monkeypatch.setitem(PARTS, "upsampler", Part({"toy": Bigger}, parents=("decoder",), optional=True))
+    monkeypatch.setitem(
+        PARTS, "upsampler", Part({"toy": Kind(Bigger, None, None)}, parents=("decoder",), optional=True)
+    )
 
 
 @pytest.fixture
@@ -183,19 +195,25 @@ def enlarged(copied, upsampler):
 
 def test_an_optional_stage_is_not_missed(copied, upsampler):
     before = contents(copied)
-    assert UnCLIP.from_pretrained(copied).stages.keys() == {"clip", "prior", "decoder"}
+    assert UnCLIP.from_pretrained(copied).parts.keys() == {"clip", "prior", "decoder"}
     write_index(copied)
     assert contents(copied) == before
 
 
 def test_an_optional_stage_is_loaded_indexed_and_moved_with_the_others(enlarged):
     pipe = UnCLIP.from_pretrained(enlarged)
-    assert pipe.stages["upsampler"].config == EchoConfig(spread=0.3)
-    assert not pipe.stages["upsampler"].weight.requires_grad
-    assert pipe.to("meta").stages["upsampler"].weight.device.type == "meta"
+    assert pipe.parts["upsampler"].config == EchoConfig(spread=0.3)
+    assert not pipe.parts["upsampler"].weight.requires_grad
+    assert pipe.to("meta").parts["upsampler"].weight.device.type == "meta"
     listed = read_json(enlarged / "model_index.json")["parts"]["upsampler"]
     assert (listed["kind"], listed["step"]) == ("toy", 5)
     assert "| upsampler | 5 |" in (enlarged / "README.md").read_text()
+
+
+def test_an_optional_part_processes_what_the_decoder_draws(enlarged, tiny):
+    few = {"n": 2, "steps": 2, "prior_steps": 2}
+    images, plain = (pipe(BAG, **few).images for pipe in (UnCLIP.from_pretrained(enlarged), tiny))
+    assert np.array_equal(images, plain.repeat(2, axis=1).repeat(2, axis=2))
 
 
 def test_an_optional_stage_of_another_decoder_is_refused(enlarged):
@@ -208,11 +226,13 @@ def test_an_optional_stage_is_published_with_the_hash_of_its_new_parent(enlarged
     publish(enlarged, tmp_path / "out", "enlarged")
     manifests = read_manifests(tmp_path / "out")
     assert manifests["upsampler"].parents == {"decoder": manifests["decoder"].sha256}
-    assert torch.equal(UnCLIP.from_pretrained(tmp_path / "out").stages["upsampler"].weight, torch.arange(4.0))
+    assert torch.equal(UnCLIP.from_pretrained(tmp_path / "out").parts["upsampler"].weight, torch.arange(4.0))
 
 
 def test_a_stage_whose_optional_parent_is_away_is_refused(copied, upsampler, monkeypatch):
-    monkeypatch.setitem(PARTS, "sharpener", Part({"toy": Bigger}, parents=("upsampler",), optional=True))
+    monkeypatch.setitem(
+        PARTS, "sharpener", Part({"toy": Kind(Bigger, None, None)}, parents=("upsampler",), optional=True)
+    )
     put(copied, "sharpener", Bigger(EchoConfig()), parents={"upsampler": "a" * 64})
     with pytest.raises(UserError, match=r"on the upsampler a{12}\.\., but this pipeline holds none; retrain"):
         UnCLIP.from_pretrained(copied)
@@ -225,9 +245,9 @@ def test_a_sampler_that_is_one_more_row_is_chosen_by_its_name(tiny, monkeypatch)
     """A toy that stops after the first step, and tells what it was given."""
     given = []
 
-    def first_guess(denoise, x, diffusion, timesteps, noise, eta):
-        given.append((len(timesteps), eta))
-        return denoise(x, timesteps[0])
+    def first_guess(denoise, x, levels, noise, eta):
+        given.append((len(levels) - 1, eta))
+        return denoise(x, levels[0]).x0
 
     with pytest.raises(UserError, match="sampler must be one of ddpm, ddim, dpmpp, not 'toy'"):
         tiny(BAG, sampler="toy")
@@ -238,5 +258,5 @@ def test_a_sampler_that_is_one_more_row_is_chosen_by_its_name(tiny, monkeypatch)
 
 
 def test_a_row_may_name_code_or_be_it():
-    assert find("unclip.diffusion.samplers:ddim") is ddim
-    assert find(ddim) is ddim
+    assert resolve("unclip.diffusion.samplers:ddim") is ddim
+    assert resolve(ddim) is ddim

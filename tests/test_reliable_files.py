@@ -8,10 +8,9 @@ import time
 from pathlib import Path
 
 import pytest
-import small_stage
 import torch
 
-from stages.state import keep_previous_state, load_state, open_state, save_state
+from stages.state import Progress, keep_previous_state, load_state, open_state, save_state
 from unclip.errors import UserError
 from unclip.store.checksums import sha256
 from unclip.store.files import partial_name, remove_leftovers, write_atomically
@@ -54,7 +53,7 @@ def test_record_notices_any_change_but_of_layout(tmp_path):
 
 def test_checksum_costs_little_of_a_save(tmp_path, monkeypatch):
     """About a tenth, on a CPU with instructions for SHA-256; three times as much here, where other work disturbs."""
-    tensors, progress = {"x": torch.randn(4_000_000)}, small_stage.loop.Progress()
+    tensors, progress = {"x": torch.randn(4_000_000)}, Progress()
 
     def fastest(work) -> float:
         times = []
@@ -86,7 +85,7 @@ def test_leftovers_of_the_dead_are_removed_and_those_of_the_living_stay(tmp_path
 def test_state_before_is_always_there_once_there_were_two(tmp_path):
     path = tmp_path / "state.safetensors"
     for step in range(3):
-        save_state(path, {"x": torch.tensor(float(step))}, small_stage.loop.Progress(step=step))
+        save_state(path, {"x": torch.tensor(float(step))}, Progress(step=step))
     assert open_state(path)[1].step == 2
     keep_previous_state(path)  # and then a kill
     assert load_sealed_tensors(path)[0]["x"] == 2

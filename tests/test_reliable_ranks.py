@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 from faults import listen
-from small_stage import SETTINGS, train
+from toy import OFTEN_SAVED, train
 
 from stages.state import open_state
 
@@ -20,7 +20,7 @@ ROOT = Path(__file__).resolve().parents[1]
 def ranks(folder: Path, log: Path, **variables: str) -> subprocess.Popen:
     """Two ranks under torchrun, whose own report of a failure goes elsewhere."""
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2",
-               "--log-dir", log, "--redirects", "3", ROOT / "tests" / "small_stage.py", folder]  # fmt: skip
+               "--log-dir", log, "--redirects", "3", ROOT / "tests" / "toy.py", folder]  # fmt: skip
     quiet = {"OMP_NUM_THREADS": "1", "TORCH_CPP_LOG_LEVEL": "FATAL"}
     return subprocess.Popen(
         command,
@@ -49,20 +49,20 @@ def workers(run: subprocess.Popen) -> list[int]:
 
 def test_signal_to_several_ranks_saves_once_and_says_so_once(tmp_path):
     run = ranks(tmp_path / "run", tmp_path / "log", SLOWLY="0.3")
-    wait_for(tmp_path / "log", "small 2/12")
+    wait_for(tmp_path / "log", "line 2/12")
     run.send_signal(signal.SIGTERM)
     run.wait(60)
     said = told(tmp_path / "log")
     assert said.count("stopped by SIGTERM after step") == 1, said
     assert "Traceback" not in said
     step = int(said.split("after step ")[1].split(",")[0])
-    assert open_state(tmp_path / "run" / "small" / "train" / "state.safetensors")[1].step == step
+    assert open_state(tmp_path / "run" / "line" / "train" / "state.safetensors")[1].step == step
 
 
 @pytest.mark.parametrize("rank", [0, 1])
 def test_rank_that_is_killed_is_named_by_the_other_in_one_line(rank, tmp_path):
     run = ranks(tmp_path / "run", tmp_path / "log", SLOWLY="0.3")
-    wait_for(tmp_path / "log", "small 2/12")
+    wait_for(tmp_path / "log", "line 2/12")
     os.kill(workers(run)[rank], signal.SIGKILL)
     run.wait(60)
     said = told(tmp_path / "log")
@@ -73,7 +73,7 @@ def test_rank_that_is_killed_is_named_by_the_other_in_one_line(rank, tmp_path):
 
 
 def test_error_on_all_ranks_is_told_once(tmp_path):
-    train(tmp_path / "run", config=replace(SETTINGS, lr=0.01))
+    train(tmp_path / "run", config=replace(OFTEN_SAVED, lr=0.01))
     run = ranks(tmp_path / "run", tmp_path / "log")
     assert run.wait(90) == 1
     lines = [line for line in told(tmp_path / "log").splitlines() if line.startswith(("error", "Traceback"))]

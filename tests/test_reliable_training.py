@@ -12,21 +12,27 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-import small_stage
 import torch
+import toy
 from faults import die_at, flip, forked, listen, one_line, outcome, poisoned, quiet_threads
-from small_stage import SETTINGS, SmallStage, train
+from runs import break_off
+from toy import OFTEN_SAVED, Line, LineConfig, LineStage
 
+from stages.loop import TrainConfig
 from stages.state import open_state
 from unclip.errors import UserError
 from unclip.store.files import process_is_alive
 from unclip.store.lock import only_writer
-from unclip.store.manifest import read_manifest
+from unclip.store.manifest import Manifest, read_manifest
 from unclip.store.parts import load_part, save_part
 
 ROOT = Path(__file__).resolve().parents[1]
 MANY = os.environ.get("TORTURE") == "1"
 """Whether to run the full counts."""
+
+
+def train(folder: Path, stage: LineStage | None = None, config: TrainConfig = OFTEN_SAVED) -> Manifest:
+    return toy.train(folder, stage, config)
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -51,16 +57,8 @@ def expected(undisturbed) -> dict:
 
 def stopped_after(folder: Path, step: int) -> None:
     """A training that was broken off after a step at which the state is saved."""
-    stage = SmallStage()
-    stage.batch = lambda *arguments, draw=stage.batch: draw(*arguments) if len(told) < step else stop()
-    told: list[int] = []
-    stage.figures = lambda batch: told.append(1) or {"drawn": float(len(batch.x))}
-
-    def stop():
-        raise KeyboardInterrupt
-
     with pytest.raises(KeyboardInterrupt):
-        train(folder, stage)
+        train(folder, break_off(LineStage(), "batch", step + 1))
 
 
 def finish(folder: Path, expected: dict) -> str:
@@ -110,9 +108,9 @@ def test_a_kill_at_any_moment_loses_nothing(tmp_path, expected, monkeypatch):
 
 
 def test_weights_wait_until_their_manifest_names_them(tmp_path, monkeypatch):
-    model = small_stage.Small(small_stage.SmallConfig())
-    save_part(tmp_path, model, small_stage.manifest())
-    before, _ = load_part(tmp_path, small_stage.Small)
+    model = Line(LineConfig())
+    save_part(tmp_path, model, toy.manifest())
+    before, _ = load_part(tmp_path, Line)
     old = before.linear.weight.clone()
     with torch.no_grad():
         model.linear.weight += 1
@@ -120,8 +118,8 @@ def test_weights_wait_until_their_manifest_names_them(tmp_path, monkeypatch):
         with monkeypatch.context() as patch:
             patch.setattr(f"unclip.store.parts.{name}", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
             with pytest.raises(KeyboardInterrupt):
-                save_part(tmp_path, model, small_stage.manifest())
-        found, manifest = load_part(tmp_path, small_stage.Small)
+                save_part(tmp_path, model, toy.manifest())
+        found, manifest = load_part(tmp_path, Line)
         assert torch.equal(found.linear.weight, old + step)
         assert manifest == read_manifest(tmp_path)
 
@@ -134,7 +132,7 @@ def test_a_flipped_bit_is_refused_or_mended_and_never_used(tmp_path, expected):
     for trial in range(150 if MANY else 24):
         folder = tmp_path / str(trial)
         stopped_after(folder, chance.choice((4, 6, 10)))
-        paths = [path for path in (folder / "small").rglob("*") if path.suffix in (".safetensors", ".json", ".jsonl")]
+        paths = [path for path in (folder / "line").rglob("*") if path.suffix in (".safetensors", ".json", ".jsonl")]
         path = sorted(paths)[trial % len(paths)]
         where = flip(path, chance)
         said = (finish_log if path.suffix == ".jsonl" else finish)(folder, expected)
@@ -154,12 +152,12 @@ def finish_log(folder: Path, expected: dict) -> str:
 
 
 def log_lines(folder: Path) -> list[str]:
-    return (folder / "small" / "train" / "metrics.jsonl").read_text().splitlines()
+    return (folder / "line" / "train" / "metrics.jsonl").read_text().splitlines()
 
 
 def test_damaged_state_falls_back_to_the_one_before_and_says_so(tmp_path, expected, capsys):
     stopped_after(tmp_path, 6)
-    state = tmp_path / "small" / "train" / "state.safetensors"
+    state = tmp_path / "line" / "train" / "state.safetensors"
     flip(state, random.Random(0))
     train(tmp_path)
     said = capsys.readouterr().err
@@ -171,7 +169,7 @@ def test_damaged_state_falls_back_to_the_one_before_and_says_so(tmp_path, expect
 def test_two_damaged_states_are_refused_in_one_line(tmp_path):
     stopped_after(tmp_path, 6)
     for name in ("state", "state-before"):
-        flip(tmp_path / "small" / "train" / f"{name}.safetensors", random.Random(0))
+        flip(tmp_path / "line" / "train" / f"{name}.safetensors", random.Random(0))
     with pytest.raises(UserError, match=r"is damaged .* and so is the one before; delete"):
         train(tmp_path)
 
@@ -179,7 +177,7 @@ def test_two_damaged_states_are_refused_in_one_line(tmp_path):
 @pytest.mark.parametrize("damage", [b"\xff\xfe", b"not json\n", b'{"step": "x"}\n', b"[1]\n", b"{" * 5000 + b"\n"])
 def test_damaged_log_is_set_aside(damage, tmp_path, expected):
     stopped_after(tmp_path, 6)
-    log = tmp_path / "small" / "train" / "metrics.jsonl"
+    log = tmp_path / "line" / "train" / "metrics.jsonl"
     lines = log.read_bytes().splitlines(keepends=True)
     log.write_bytes(lines[0] + damage + b"".join(lines[1:]))
     train(tmp_path)
@@ -197,7 +195,7 @@ SIGNALS = {signal.SIGTERM: 143, signal.SIGINT: 130, signal.SIGHUP: 129}
 def test_signal_finishes_the_step_saves_it_and_says_how_to_go_on(number, tmp_path, expected, monkeypatch):
     monkeypatch.setenv("SLOWLY", "0.02")
     child = forked(lambda: train(tmp_path / "run"), tmp_path / "log")
-    child.said("small 3/12")
+    child.said("line 3/12")
     child.kill(number)
     status, said = child.wait()
     assert status == SIGNALS[number]
@@ -206,7 +204,7 @@ def test_signal_finishes_the_step_saves_it_and_says_how_to_go_on(number, tmp_pat
     assert "the same command again goes on: " in last
     assert "Traceback" not in said
     step = int(last.split("after step ")[1].split(",")[0])
-    assert open_state(tmp_path / "run" / "small" / "train" / "state.safetensors")[1].step == step
+    assert open_state(tmp_path / "run" / "line" / "train" / "state.safetensors")[1].step == step
     train(tmp_path / "run")
     assert outcome(tmp_path / "run") == expected
 
@@ -273,16 +271,16 @@ def test_signals_during_imports_give_one_line(tmp_path):
     ids=["nan", "inf", "overflow"],
 )
 def test_what_is_not_finite_is_named_and_never_saved(factor, term, tmp_path):
-    with pytest.raises(UserError, match=rf"^small: the {term} is (nan|inf) at step 7; .*--resume-with .* 0\.005$"):
-        train(tmp_path, poisoned(SmallStage(), 7, factor))
-    tensors, progress = open_state(tmp_path / "small" / "train" / "state.safetensors")
+    with pytest.raises(UserError, match=rf"^line: the {term} is (nan|inf) at step 7; .*--resume-with .* 0\.005$"):
+        train(tmp_path, poisoned(LineStage(), 7, factor))
+    tensors, progress = open_state(tmp_path / "line" / "train" / "state.safetensors")
     assert progress.step == 6
     assert all(tensor.isfinite().all() for tensor in tensors.values())
-    assert load_part(tmp_path / "small", small_stage.Small)[0].linear.weight.isfinite().all()
+    assert load_part(tmp_path / "line", Line)[0].linear.weight.isfinite().all()
 
 
 def test_weights_that_are_not_finite_are_never_saved(tmp_path):
-    stage = SmallStage()
+    stage = LineStage()
 
     def poison(batch):
         if stage.objective.calls == 8:
@@ -292,19 +290,19 @@ def test_weights_that_are_not_finite_are_never_saved(tmp_path):
     stage.figures = poison
     with pytest.raises(UserError, match=r"the model\.linear\.weight is not finite at step 8; the last saved state"):
         train(tmp_path, stage)
-    assert open_state(tmp_path / "small" / "train" / "state.safetensors")[1].step == 6
+    assert open_state(tmp_path / "line" / "train" / "state.safetensors")[1].step == 6
 
 
 def test_before_anything_is_saved_the_advice_is_to_start_anew(tmp_path):
     with pytest.raises(UserError, match=r"at step 1; nothing is saved yet: start anew .*--train\.lr 0\.005$"):
-        train(tmp_path, poisoned(SmallStage(), 1, math.nan))
-    train(tmp_path, config=replace(SETTINGS, lr=0.005))
+        train(tmp_path, poisoned(LineStage(), 1, math.nan))
+    train(tmp_path, config=replace(OFTEN_SAVED, lr=0.005))
 
 
 def test_advice_works_and_the_manifest_records_it(tmp_path, expected):
     with pytest.raises(UserError):
-        train(tmp_path, poisoned(SmallStage(), 7, math.nan))
-    manifest = train(tmp_path, config=replace(SETTINGS, resume_with=0.005))
+        train(tmp_path, poisoned(LineStage(), 7, math.nan))
+    manifest = train(tmp_path, config=replace(OFTEN_SAVED, resume_with=0.005))
     assert manifest.complete
     assert manifest.training["resumed_with"] == [[6, 0.005]]
     rates = [line["lr"] for line in map(json.loads, log_lines(tmp_path)) if "lr" in line]
@@ -317,16 +315,16 @@ def test_advice_works_and_the_manifest_records_it(tmp_path, expected):
 def test_new_rate_stays_when_the_run_is_interrupted_again(tmp_path):
     stopped_after(tmp_path / "a", 4)
     with pytest.raises(UserError):
-        train(tmp_path / "a", poisoned(SmallStage(), 5, math.nan), replace(SETTINGS, resume_with=0.02))
+        train(tmp_path / "a", poisoned(LineStage(), 5, math.nan), replace(OFTEN_SAVED, resume_with=0.02))
     once = train(tmp_path / "a")
     stopped_after(tmp_path / "b", 4)
-    assert train(tmp_path / "b", config=replace(SETTINGS, resume_with=0.02)).sha256 == once.sha256
+    assert train(tmp_path / "b", config=replace(OFTEN_SAVED, resume_with=0.02)).sha256 == once.sha256
     assert once.training["resumed_with"] == [[4, 0.02]]
 
 
 def test_a_new_rate_needs_a_state(tmp_path):
     with pytest.raises(UserError, match=r"--resume-with .* saved state, but there is none; set --train\.lr"):
-        train(tmp_path, config=replace(SETTINGS, resume_with=0.02))
+        train(tmp_path, config=replace(OFTEN_SAVED, resume_with=0.02))
 
 
 # --- one writer -------------------------------------------------------------------------------------------------------
@@ -335,11 +333,11 @@ def test_a_new_rate_needs_a_state(tmp_path):
 def test_second_writer_is_told_who_holds_the_folder(tmp_path, monkeypatch, expected):
     monkeypatch.setenv("SLOWLY", "0.1")
     child = forked(lambda: train(tmp_path / "run"), tmp_path / "log")
-    child.said("small 4/12: validation")
-    child.said("small 6/12")
+    child.said("line 4/12: validation")
+    child.said("line 6/12")
     with pytest.raises(UserError, match=rf"is being written by process {child.process} on \S+ since \d{{4}}-"):
         train(tmp_path / "run")
-    load_part(tmp_path / "run" / "small", small_stage.Small)  # reading goes on
+    load_part(tmp_path / "run" / "line", Line)  # reading goes on
     child.kill(signal.SIGKILL)
     child.wait()
     monkeypatch.setenv("SLOWLY", "0")
@@ -354,7 +352,7 @@ def test_of_two_writers_at_once_one_trains(tmp_path, expected):
         ends = [child.wait() for child in children]
         assert 0 in [status for status, _ in ends]
         for status, said in ends:
-            assert status == 0 or one_line(said, f"error: {folder / 'small' / 'train'} is being written by"), said
+            assert status == 0 or one_line(said, f"error: {folder / 'line' / 'train'} is being written by"), said
         assert outcome(folder) == expected
 
 
@@ -383,22 +381,22 @@ def test_other_number_of_threads_is_said(tmp_path, capsys):
 
 def test_intervals_may_change(tmp_path, expected):
     stopped_after(tmp_path, 6)
-    train(tmp_path, config=replace(SETTINGS, save_every=5, log_every=1, preview_every=12))
+    train(tmp_path, config=replace(OFTEN_SAVED, save_every=5, log_every=1, preview_every=12))
     assert outcome(tmp_path)["weights"] == expected["weights"]
 
 
 def test_more_steps_are_refused_with_what_is_meant(undisturbed, expected):
     with pytest.raises(UserError, match=r"holds a run with train\.steps = 12, not 20; .*--init-from "):
-        train(undisturbed, config=replace(SETTINGS, steps=20))
+        train(undisturbed, config=replace(OFTEN_SAVED, steps=20))
     with pytest.raises(UserError, match=r"holds a run with train\.lr = 0\.05, not 0\.01; .*--resume-with 0\.01"):
-        train(undisturbed, config=replace(SETTINGS, lr=0.01))
+        train(undisturbed, config=replace(OFTEN_SAVED, lr=0.01))
     assert outcome(undisturbed) == expected
 
 
 def test_settings_are_known_without_their_record(tmp_path, expected):
     stopped_after(tmp_path / "a", 2)  # a state, and no weights yet
-    (tmp_path / "a" / "small" / "train" / "run.json").unlink()
+    (tmp_path / "a" / "line" / "train" / "run.json").unlink()
     with pytest.raises(UserError, match="holds the state of a run with other settings"):
-        train(tmp_path / "a", config=replace(SETTINGS, lr=0.01))
+        train(tmp_path / "a", config=replace(OFTEN_SAVED, lr=0.01))
     train(tmp_path / "a")
     assert outcome(tmp_path / "a") == expected

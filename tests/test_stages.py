@@ -1,32 +1,37 @@
 """The three stages in the one loop: what each gives it, and that a resumed training equals an uninterrupted one."""
 
 import re
-from dataclasses import asdict, replace
+from dataclasses import asdict, fields, replace
+from functools import partial
 
 import pytest
 import torch
 from conftest import made_up_data
-from runs import assert_same_run, break_off, train
-from three_stages import clip_stage, decoder_stage, make_inputs, prior_stage, seeded
+from runs import assert_same_run, break_off
+from three_stages import CLIP_MODEL, clip_stage, decoder_stage, draw_of, make_inputs, prior_stage, seeded
 from torch import nn
-from toy import SETTINGS
+from toy import SETTINGS, train
 
 from data.dataset import ListedCaptions
 from data.fashion_mnist_captions import PLAIN_CAPTIONS
-from data.shuffling import batch_generator
 from stages.clip import AugmentConfig, fitting_patch
 from stages.decoder import DecoderObjective, DecoderRun
 from stages.embed import EmbeddedImages
 from stages.inputs import Inputs
-from stages.prior import hide_tokens, pair_cosines, pair_figures
+from stages.prior import hide_tokens
+from stages.prior_figures import pair_cosines, pair_figures
+from stages.run import PartRun
 from stages.state import start_from
+from stages.train import start_from_pipeline
 from unclip.clip import CLIP, TextFeatures
+from unclip.diffusion.prediction import min_snr_weight
 from unclip.errors import UserError
 from unclip.fields import as_option, check
-from unclip.prior import Prior
+from unclip.prior import DiffusionPrior
 from unclip.settings import PriorSettings
 from unclip.store.manifest import Manifest, read_manifest
 from unclip.store.parts import save_part
+from unclip.tensor_batch import TensorBatch
 
 
 @pytest.fixture(scope="module")
@@ -46,16 +51,16 @@ def test_every_stage_resumed_equals_uninterrupted(make, inputs, tmp_path):
     assert read_manifest(tmp_path / "broken" / described.part).complete
 
 
-@pytest.mark.parametrize("theirs", [0, 3])
-def test_a_fine_tuned_prior_tells_draws_apart_by_the_captions_of_its_own_data(theirs, inputs, tmp_path):
-    own = prior_stage(inputs).model
-    other = Prior(replace(own.config, rivals=theirs))
-    nn.init.ones_(other.query)
-    save_part(tmp_path / "prior", other, Manifest("prior", parents={"clip": inputs.clip_sha256}))
-    assert start_from(own, tmp_path, "prior")["start"] == read_manifest(tmp_path / "prior").sha256
-    assert torch.equal(own.query, other.query)
-    assert torch.equal(own.choice.rivals, inputs.rivals)
-    assert own.choice.scale.item() == pytest.approx(inputs.logit_scale)
+@pytest.mark.parametrize("num_classes", [0, 3])
+def test_a_fine_tuned_prior_reranks_by_the_captions_of_its_new_data(num_classes, inputs, tmp_path):
+    model = prior_stage(inputs).model
+    earlier = DiffusionPrior(replace(model.config, num_classes=num_classes))
+    nn.init.ones_(earlier.network.query)
+    save_part(tmp_path / "prior", earlier, Manifest("prior", parents={"clip": inputs.clip_sha256}))
+    assert start_from(model, tmp_path, "prior")["start"] == read_manifest(tmp_path / "prior").sha256
+    assert torch.equal(model.network.query, earlier.network.query)
+    assert torch.equal(model.reranker.class_embeddings, inputs.class_embeddings)
+    assert model.reranker.logit_scale.item() == pytest.approx(inputs.logit_scale)
 
 
 @pytest.mark.parametrize("make", [prior_stage, decoder_stage])
@@ -63,58 +68,68 @@ def test_frozen_clip_never_runs_inside_a_training_step(make, inputs, monkeypatch
     stage = make(inputs)
     for name in ("encode_image", "encode_text", "forward"):
         monkeypatch.setattr(CLIP, name, lambda *_: pytest.fail("the frozen CLIP was run"))
-    loss = stage.objective(stage.batch(torch.arange(8), seeded()))
+    loss = stage.objective(stage.batch(draw_of(8)))
     loss.backward()
     assert loss.item() > 0
 
 
 @pytest.mark.parametrize("make", [clip_stage, prior_stage, decoder_stage])
-def test_batch_is_a_pure_function_of_rows_and_generator(make, inputs):
-    stage, rows = make(inputs), torch.arange(12)
+def test_batch_is_a_pure_function_of_its_draw(make, inputs):
+    stage = make(inputs)
     torch.manual_seed(7)
     state = torch.get_rng_state()
-    one, same, other = (stage.batch(rows, seeded(seed)) for seed in (3, 3, 4))
+    batch, same, other = (stage.batch(draw_of(12, seed)) for seed in (3, 3, 4))
     assert torch.equal(torch.get_rng_state(), state), "numbers of the global generator were used up"
-    losses = [stage.objective(batch).item() for batch in (one, same, other)]
+    losses = [stage.objective(batch).item() for batch in (batch, same, other)]
     assert losses[0] == losses[1] != losses[2]
 
 
-@pytest.mark.parametrize("make", [prior_stage, decoder_stage])
-def test_shares_of_a_batch_are_the_batch(make, inputs):
-    """Every rank draws the whole batch and keeps its own rows: their mean loss is the loss of the whole."""
+def same_rows(one, other) -> bool:
+    """Whether two tensors, or batches of them, are equal to the bit, padding of captions aside."""
+    if isinstance(one, TextFeatures):
+        length = min(one.mask.shape[1], other.mask.shape[1])
+        assert not any(x.mask[:, length:].any() for x in (one, other))
+        parts = [(x.mask[:, :length], x.tokens[:, :length], x.embedding, x.empty) for x in (one, other)]
+        return all(torch.equal(*pair) for pair in zip(*parts, strict=True))
+    if isinstance(one, TensorBatch):
+        return all(same_rows(getattr(one, f.name), getattr(other, f.name)) for f in fields(one))
+    return torch.equal(one, other)
+
+
+@pytest.mark.parametrize("ranks", [2, 3])
+@pytest.mark.parametrize("make", [prior_stage, partial(decoder_stage, embedding_noise=0.2)])
+def test_shares_of_all_ranks_are_the_batch_of_one_to_the_bit(make, ranks, inputs):
     stage = make(inputs)
-    batch = stage.batch(torch.arange(12), seeded())
-    shares = [batch.share(rank, 3) for rank in range(3)]
-    assert [len(share) for share in shares] == [4, 4, 4]
-    mean = torch.stack([stage.objective(share) for share in shares]).mean()
-    torch.testing.assert_close(mean, stage.objective(batch))
+    batch = stage.batch(draw_of(12))
+    for rank in range(ranks):
+        share = stage.batch(draw_of(12, rank=rank, ranks=ranks))
+        assert len(share) == 12 // ranks
+        assert same_rows(share, batch[torch.arange(rank, 12, ranks)])
 
 
 @pytest.mark.parametrize("ranks", [2, 3])
 def test_shares_of_clips_batch_have_each_caption_once_and_say_whose_it_is(ranks, inputs):
-    stage = clip_stage(inputs)
-    batch = stage.batch(torch.arange(24), seeded())
-    shares = [batch.share(rank, ranks) for rank in range(ranks)]
-    images, ids = (torch.cat([getattr(share, name) for share in shares]) for name in ("images", "ids"))
-    assert torch.equal(shares[1].images, batch.images[1::ranks])
-    assert torch.equal(ids[: len(batch.ids)], batch.ids)
-    assert len(ids) < len(batch.ids) + ranks
+    stage = clip_stage(inputs, augment=AugmentConfig(keep_patches=0.5))
+    batch = stage.batch(draw_of(24))
+    shares = [stage.batch(draw_of(24, rank=rank, ranks=ranks)) for rank in range(ranks)]
+    token_ids = torch.cat([share.token_ids for share in shares])
+    assert torch.equal(token_ids[: len(batch.token_ids)], batch.token_ids)
+    assert len(token_ids) < len(batch.token_ids) + ranks
+    order = torch.cat([torch.arange(rank, 24, ranks) for rank in range(ranks)])
+    assert torch.equal(torch.cat([share.images for share in shares]), batch.images[order])
+    assert torch.equal(torch.cat([share.patches for share in shares]), batch.patches[order])
     for share in shares:
-        assert torch.equal(share.caption, shares[0].caption)
-        assert len(share.ids) == len(ids) / ranks
-    of = {tuple(image.flatten().tolist()): row for image, row in zip(batch.images, batch.caption, strict=True)}
-    assert [of[tuple(image.flatten().tolist())] for image in images] == shares[0].caption.tolist()
+        assert torch.equal(share.caption_id, batch.caption_id[order])
+        assert len(share.token_ids) == len(token_ids) / ranks
 
 
 def test_clip_sees_a_share_of_the_patches_in_training_alone(inputs):
-    stage, seen = clip_stage(inputs), []
-    stage.augment = AugmentConfig(keep_patches=0.5)
-    batch = stage.batch(torch.arange(8), batch_generator(0, 0))
+    stage, seen = clip_stage(inputs, augment=AugmentConfig(keep_patches=0.5)), []
+    batch = stage.batch(draw_of(8))
     total = len(stage.model.vision.positions) - 1
     assert batch.patches.shape == (8, total // 2)
     assert all(len(set(row)) == total // 2 and max(row) < total for row in batch.patches.tolist())
     assert batch.patches.unique(dim=0).shape[0] > 1
-    torch.testing.assert_close(batch.share(1, 2).patches, batch.patches[1::2])
     stage.model.vision.register_forward_pre_hook(lambda _, args: seen.append(args[1]))
     stage.objective(batch)
     with torch.inference_mode():
@@ -126,28 +141,28 @@ def test_clip_sees_a_share_of_the_patches_in_training_alone(inputs):
 def test_the_decoder_sees_noisy_embeddings_in_training_alone(inputs):
     stage = decoder_stage(inputs)
     true = inputs.train.embeddings[:40]
-    torch.testing.assert_close(stage.batch(torch.arange(40), batch_generator(0, 0)).embeddings, true)
-    stage.run = replace(stage.run, embedding_noise=0.5)
-    noisy = stage.batch(torch.arange(40), batch_generator(0, 0)).embeddings
+    torch.testing.assert_close(stage.batch(draw_of(40)).embeddings, true)
+    stage = decoder_stage(inputs, embedding_noise=0.5)
+    noisy = stage.batch(draw_of(40)).embeddings
     torch.testing.assert_close(noisy.norm(dim=1), torch.ones(40))
-    scale = stage.model.image_condition.scaler.std.norm() * 0.5  # of noise on coordinates of unit variance
+    scale = stage.model.network.image_condition.scaler.std.norm() * 0.5  # of noise on coordinates of unit variance
     assert (noisy - true).norm(dim=1).mean() == pytest.approx(scale.item(), rel=0.3)
 
 
 def test_the_decoder_s_loss_can_weigh_noise_levels_as_min_snr(inputs):
     stage = decoder_stage(inputs)
-    batch = stage.batch(torch.arange(16), batch_generator(0, 0))
+    batch = stage.batch(draw_of(16))
     plain = DecoderObjective(stage.model)
     each = torch.stack([plain(batch[i : i + 1]) for i in range(16)])
     torch.testing.assert_close(plain(batch), each.mean())
-    weight = stage.diffusion.loss_weight(batch.t, 2.0)
+    weight = min_snr_weight("v", batch.levels.alpha, batch.levels.sigma, 2.0)
     torch.testing.assert_close(DecoderObjective(stage.model, 2.0)(batch), (weight * each).mean())
 
 
 @pytest.mark.parametrize("min_snr", [None, 2.0])
 def test_decoder_reports_its_loss_beside_that_of_answering_zeros(min_snr, inputs):
     stage = decoder_stage(inputs)
-    objective, batch = DecoderObjective(stage.model, min_snr), stage.batch(torch.arange(16), seeded())
+    objective, batch = DecoderObjective(stage.model, min_snr), stage.batch(draw_of(16))
     torch.testing.assert_close(objective(batch), objective.chance(batch))  # a new decoder answers zeros
 
 
@@ -157,25 +172,25 @@ def test_noise_levels_without_a_deviation_are_refused(deviation):
         check(DecoderRun(log_sigma=(1.4, deviation)), spell=as_option)
 
 
-@pytest.mark.parametrize("stage", ["prior", "decoder"])
+@pytest.mark.parametrize("part", ["prior", "decoder"])
 @pytest.mark.parametrize("clip", ["c" * 64, "d" * 64])
-def test_fine_tuning_on_another_clip_takes_the_statistics_of_its_embeddings(stage, clip, inputs, tmp_path):
+def test_fine_tuning_on_another_clip_takes_the_statistics_of_its_embeddings(part, clip, inputs, tmp_path):
     make, scaler = {
         "prior": (prior_stage, lambda model: model.scaler),
-        "decoder": (decoder_stage, lambda model: model.image_condition.scaler),
-    }[stage]
-    earlier, model = make(inputs).model, make(inputs).model
+        "decoder": (decoder_stage, lambda model: model.network.image_condition.scaler),
+    }[part]
+    earlier, stage = make(inputs).model, make(inputs)
     scaler(earlier).mean.fill_(5.0)
-    save_part(tmp_path / stage, earlier, Manifest(stage, model=asdict(earlier.config), parents={"clip": clip}))
-    start = inputs.start(model, tmp_path, stage, lambda: scaler(model).fit(inputs.train.embeddings))
-    assert start == {"start": read_manifest(tmp_path / stage).sha256}
-    kept = scaler(earlier).mean if clip == inputs.clip_sha256 else inputs.train.embeddings.mean(dim=0)
-    torch.testing.assert_close(scaler(model).mean, kept)
+    save_part(tmp_path / part, earlier, Manifest(part, model=asdict(earlier.config), parents={"clip": clip}))
+    start = start_from_pipeline(part, PartRun(init_from=tmp_path), stage, inputs)
+    assert start == {"start": read_manifest(tmp_path / part).sha256}
+    mean = scaler(earlier).mean if clip == inputs.clip_sha256 else inputs.train.embeddings.mean(dim=0)
+    torch.testing.assert_close(scaler(stage.model).mean, mean)
 
 
 def test_clip_reports_its_loss_beside_chance(inputs):
     stage = clip_stage(inputs)
-    figures = stage.figures(stage.batch(torch.arange(20), seeded()))
+    figures = stage.figures(stage.batch(draw_of(20)))
     assert 0 < figures["chance_loss"] <= torch.tensor(20.0).log()
     assert figures["logit_scale"].item() == pytest.approx(1 / 0.07, rel=1e-3)
     assert set(stage.evaluate(stage.model)) == {
@@ -216,7 +231,7 @@ def test_prior_preview_shows_images_of_a_caption_beside_those_nearest_to_its_dra
         assert (images[2:5] == 255).all(), "each caption has two images here"
         everything = inputs.train.data.images.permute(0, 2, 3, 1).numpy()
         assert all((image == everything).all(axis=(1, 2, 3)).any() for image in images[5:])
-        assert re.fullmatch(r"images \d\.\d\d, draws \d\.\d\d", note)
+        assert re.fullmatch(r"images \d\.\d\d, samples \d\.\d\d", note)
     assert len(drawn["columns"]) == 13
 
 
@@ -227,8 +242,8 @@ class Drawn(torch.nn.Module):
         super().__init__()
         self.noise, self.weight = noise, torch.nn.Parameter(torch.zeros(1))
 
-    def draw(self, captions: TextFeatures, seeds, settings) -> torch.Tensor:
-        noise = [torch.randn(captions.text.shape[1], generator=seeded(seed)) for seed in seeds]
+    def draw_embeddings(self, captions: TextFeatures, seeds, settings) -> torch.Tensor:
+        noise = [torch.randn(captions.embedding.shape[1], generator=seeded(seed)) for seed in seeds]
         return torch.nn.functional.normalize(captions.embedding + self.noise * torch.stack(noise), dim=-1)
 
 
@@ -254,7 +269,7 @@ def test_prior_learns_from_captions_with_hidden_tokens_that_keep_their_first():
     torch.manual_seed(0)
     mask = torch.arange(9) < torch.randint(2, 10, (4000, 1))
     captions = TextFeatures(torch.zeros(4000, 1), torch.zeros(4000, 9, 1), mask, torch.zeros(4000, dtype=torch.bool))
-    hidden = hide_tokens(captions, seeded()).mask
+    hidden = hide_tokens(captions, torch.rand(4000, 1), torch.rand(4000, 12)).mask
     assert not (hidden & ~mask).any(), "padding came to light"
     assert hidden[:, 0].all()
     shares = hidden[mask[:, -1], 1:].float().mean(dim=1)  # of eight tokens: every number is equally likely
@@ -265,11 +280,14 @@ def test_prior_learns_from_captions_with_hidden_tokens_that_keep_their_first():
 def test_hidden_tokens_do_not_reach_the_prior_and_none_are_hidden_in_evaluation(inputs, monkeypatch):
     def gaps(stage) -> list[bool]:
         """Whether a token follows a hidden one, in what the prior reads of a step and of a validation."""
-        seen, text = [], stage.model._text
-        monkeypatch.setattr(stage.model, "_text", lambda captions: (seen.append(captions.mask), text(captions))[1])
-        stage.objective(stage.batch(torch.arange(20), seeded()))
+        masks, network = [], stage.model.network
+        for name, place in (("forward_with_text", 4), ("prefix", 2)):
+            method = getattr(network, name)
+            read = lambda *inputs, m=method, i=place: (masks.append(inputs[i]), m(*inputs))[1]  # noqa: E731
+            monkeypatch.setattr(network, name, read)
+        stage.objective(stage.batch(draw_of(20)))
         stage.evaluate(stage.model)
-        return [bool((mask.int().diff(dim=1) > 0).any()) for mask in seen]
+        return [bool((mask.int().diff(dim=1) > 0).any()) for mask in masks]
 
     hiding, plain = gaps(prior_stage(inputs)), gaps(prior_stage(inputs, hide_tokens=False))
     assert hiding[0]
@@ -280,6 +298,12 @@ def test_hidden_tokens_do_not_reach_the_prior_and_none_are_hidden_in_evaluation(
     ("wanted", "image_size", "fitting"),
     [(7, 28, 7), (7, 32, 8), (7, 64, 8), (4, 30, 5), (0, 28, 0), (7, 37, 7), (7, 46, 7), (7, 8, 4), (7, 36, 6)],
 )
-def test_patches_fit_the_images(wanted, image_size, fitting, capsys):
+def test_patches_fit_the_images(wanted, image_size, fitting):
     assert fitting_patch(wanted, image_size) == fitting
-    assert ("as" in capsys.readouterr().out) == (wanted != fitting)
+
+
+def test_patches_of_another_size_than_asked_for_are_told(inputs, capsys):
+    clip_stage(inputs)
+    assert "patches" not in capsys.readouterr().err
+    clip_stage(inputs, model=replace(CLIP_MODEL, vision=replace(CLIP_MODEL.vision, patch_size=5)))
+    assert "clip: patches of 4 pixels, as 5 does not divide 28" in capsys.readouterr().err

@@ -1,5 +1,6 @@
 """The three stages on made-up data, small enough for a test, and without training."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -8,15 +9,23 @@ from runs import CPU
 
 from data.dataset import ListedCaptions
 from data.fashion_mnist_captions import PLAIN_CAPTIONS
-from stages import decoder, prior
-from stages.clip import AugmentConfig, CLIPStage
+from data.shuffling import batch_generator
+from stages.batches import StepDraw
+from stages.clip import CLIPRun, CLIPStage
 from stages.decoder import DecoderRun, DecoderStage
 from stages.embed import embed_images
-from stages.inputs import Inputs
+from stages.inputs import CLIPInputs, Inputs
 from stages.prior import PriorRun, PriorStage
 from unclip.clip import CLIP, CLIPConfig, Preprocess, TextConfig, Tokenizer, VisionConfig, encode_captions
-from unclip.decoder import Decoder, DecoderConfig
-from unclip.prior import Prior, PriorConfig
+from unclip.decoder import DecoderConfig, DiffusionDecoderConfig, UNetConfig
+from unclip.prior import DiffusionPriorConfig, PriorConfig
+
+CLIP_MODEL = CLIPConfig(
+    16, VisionConfig(patch_size=14, width=16, layers=1, heads=2), TextConfig(width=16, layers=1, heads=2)
+)
+PRIOR_MODEL = DiffusionPriorConfig(PriorConfig(width=16, layers=1, heads=2))
+SMALL_UNET = UNetConfig(width=8, multipliers=(1, 2), blocks=1, condition_width=32, head_dim=8)
+DECODER_MODEL = DiffusionDecoderConfig(DecoderConfig(SMALL_UNET))
 
 
 def make_inputs(cache: Path) -> Inputs:
@@ -27,34 +36,40 @@ def make_inputs(cache: Path) -> Inputs:
     validation.captioner = ListedCaptions(data.captions, plain[validation.labels], once)  # pairs share their captions
     tokenizer = Tokenizer.train(data.captions, 500)
     torch.manual_seed(0)
-    text = TextConfig(tokenizer.vocab_size, tokenizer.end_id, width=16, layers=1, heads=2)
-    clip = CLIP(CLIPConfig(16, VisionConfig(patch_size=14, width=16, layers=1, heads=2), text)).eval()
-    embedded = (
+    text = replace(CLIP_MODEL.text, vocab_size=tokenizer.vocab_size, eos_id=tokenizer.end_id)
+    clip = CLIP(replace(CLIP_MODEL, text=text)).eval()
+    train, validation = (
         embed_images(part, clip, "c" * 64, tokenizer, Preprocess(28, 1), CPU, cache) for part in (data, validation)
     )
-    rivals = encode_captions(clip, tokenizer, PLAIN_CAPTIONS).embedding.detach()
-    return Inputs(clip.config, "c" * 64, clip.scale().item(), rivals, {}, *embedded)
+    class_embeddings = encode_captions(clip, tokenizer, PLAIN_CAPTIONS).embedding.detach()
+    return Inputs(clip.config, "c" * 64, clip.scale().item(), class_embeddings, {}, train, validation, {})
 
 
-def clip_stage(inputs: Inputs) -> CLIPStage:
-    tokenizer = Tokenizer.train(inputs.train.data.captions, 500)
+def build_stage(stage_class, run, inputs):
     torch.manual_seed(0)
-    return CLIPStage(CLIP(inputs.clip), tokenizer, inputs.train.data, inputs.validation.data, AugmentConfig(), CPU)
+    stage = stage_class(run, stage_class.build_model(run, inputs.shapes), inputs, CPU)
+    stage.fit_buffers()
+    return stage
+
+
+def clip_stage(inputs: Inputs, **options) -> CLIPStage:
+    tokenizer = Tokenizer.train(inputs.train.data.captions, 500)
+    clip_inputs = CLIPInputs(inputs.train.data, inputs.validation.data, tokenizer, {})
+    return build_stage(CLIPStage, CLIPRun(**{"model": CLIP_MODEL} | options), clip_inputs)
 
 
 def prior_stage(inputs: Inputs, **options) -> PriorStage:
-    torch.manual_seed(0)
-    model = Prior(PriorConfig(16, 16, inputs.clip.text.context, 16, layers=1, heads=2, rivals=len(inputs.rivals)))
-    prior.fit(model, inputs, seed=0)
-    return PriorStage(model, inputs, PriorRun(evaluate_on=10, **options), CPU)
+    return build_stage(PriorStage, PriorRun(evaluate_on=10, model=PRIOR_MODEL, **options), inputs)
 
 
-def decoder_stage(inputs: Inputs) -> DecoderStage:
-    torch.manual_seed(0)
-    unet = {"width": 8, "multipliers": (1, 2), "blocks": 1, "condition_width": 32, "head_dim": 8}
-    model = Decoder(DecoderConfig(embed_dim=16, text_width=16, **unet))
-    decoder.fit(model, inputs.train)
-    return DecoderStage(model, inputs, DecoderRun(evaluate_on=10), CPU)
+def decoder_stage(inputs: Inputs, **options) -> DecoderStage:
+    options = {"evaluate_on": 10, "model": DECODER_MODEL} | options
+    return build_stage(DecoderStage, DecoderRun(**options), inputs)
+
+
+def draw_of(count: int, seed: int = 0, rank: int = 0, ranks: int = 1) -> StepDraw:
+    """The first examples of the data, in order, and what is random in a step of this seed."""
+    return StepDraw(torch.arange(count), batch_generator(seed, 0), seed, 0, rank, ranks)
 
 
 def seeded(seed: int = 0) -> torch.Generator:

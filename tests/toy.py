@@ -1,16 +1,24 @@
-"""A stage of another kind than the three: linear regression. Also a program for torchrun: toy.py FOLDER STEPS."""
+"""A stage of another kind than the three: linear regression. Also a program: toy.py FOLDER [NAME=VALUE ...]"""
 
 import sys
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+import json
+import os
+import time
 
 import torch
 from PIL import Image
 from torch import Tensor, nn
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
-
 from stages import loop, runtime
+from stages.batches import StepDraw
+from unclip.cli.options import command_line
+from unclip.cli.run import run
 from unclip.store.manifest import Manifest
 from unclip.tensor_batch import TensorBatch
 
@@ -18,6 +26,7 @@ SETTINGS = loop.TrainConfig(
     steps=12, batch_size=8, lr=0.05, warmup=3, ema=0.8, evaluate_every=4, preview_every=6, log_every=2, device="cpu",
     precision="float32",
 )  # fmt: skip
+OFTEN_SAVED = replace(SETTINGS, save_every=2, log_every=3)
 
 
 @dataclass(frozen=True)
@@ -41,22 +50,31 @@ class Points(TensorBatch):
 
 
 class LineObjective(nn.Module):
+    """Squared error. SLOWLY in the environment is how many seconds each call takes."""
+
     def __init__(self, model: Line):
         super().__init__()
         self.model = model
+        self.calls = 0
+        self.poison: dict[int, float] = {}
+        """Maps a call's number to the factor of its loss."""
 
     def forward(self, batch: Points) -> Tensor:
-        return (self.model.linear(batch.x) - batch.y).square().mean()
+        time.sleep(float(os.environ.get("SLOWLY", "0")))
+        self.calls += 1
+        error = (self.model.linear(batch.x) - batch.y).square().mean()
+        return error * self.poison.get(self.calls, 1.0)
 
 
 class LineStage:
-    """Fits y = x @ (1, 2, 3); `noise` blurs the inputs anew at every step. Hooks let a test break it off."""
+    """Fits y = x @ (1, 2, 3); `noise` blurs the inputs anew at every step."""
 
     name = "line"
     best_is = ("error", "lowest")
 
     def __init__(self, noise: float = 0.3):
-        self.model = make_line()
+        with runtime.seeded(0):
+            self.model = Line(LineConfig())
         self.objective = LineObjective(self.model)
         self.noise = noise
         self.x = torch.randn(40, 3, generator=torch.Generator().manual_seed(1))
@@ -64,9 +82,10 @@ class LineStage:
         self.size = len(self.x)
         self.batches: list[Tensor] = []
 
-    def batch(self, rows: Tensor, generator: torch.Generator) -> Points:
-        self.batches.append(rows)
-        return Points(self.x[rows] + self.noise * torch.randn(len(rows), 3, generator=generator), self.y[rows])
+    def batch(self, draw: StepDraw) -> Points:
+        self.batches.append(draw.rows)
+        rows = draw.share(draw.rows)
+        return Points(self.x[rows] + self.noise * draw.normal(3), self.y[rows])
 
     def figures(self, batch: Points) -> dict[str, float | Tensor]:
         return {"drawn": float(len(batch))}
@@ -79,16 +98,25 @@ class LineStage:
         return Image.new("L", (4, 4), int(model.linear.bias.nan_to_num().abs().item() * 10) % 256)
 
 
-def make_line() -> Line:
-    torch.manual_seed(0)
-    return Line(LineConfig())
+def manifest(config: loop.TrainConfig = SETTINGS) -> Manifest:
+    training = {"train": {"lr": config.lr, "steps": config.steps, "seed": config.seed}}
+    return Manifest("line", data={"name": "line"}, training=training)
 
 
-def manifest() -> Manifest:
-    return Manifest("line", data={"name": "line"}, training={"train": {"lr": SETTINGS.lr, "seed": SETTINGS.seed}})
+def train(
+    folder: Path, stage: LineStage | None = None, config: loop.TrainConfig = SETTINGS, described: Manifest | None = None
+) -> Manifest:
+    return loop.train(stage or LineStage(), config, torch.device("cpu"), folder, described or manifest(config))
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    folder, *options = command_line(argv)
+    changed = {name: json.loads(value) for name, value in (option.split("=") for option in options)}
+    runtime.start("cpu")
+    train(Path(folder), config=replace(OFTEN_SAVED, **changed))
+    sys.stdout.write(f"trained by rank {runtime.rank()} of {runtime.world_size()}\n")  # print writes the end apart
+    runtime.end()
 
 
 if __name__ == "__main__":
-    device = runtime.start("cpu")
-    loop.train(LineStage(noise=0.0), SETTINGS, device, Path(sys.argv[1]), manifest())
-    sys.stdout.write(f"rank {runtime.rank()} of {runtime.world_size()}\n")  # at once: print writes the line's end apart
+    run(main)
