@@ -80,7 +80,7 @@ def test_too_few_images_end_the_demo_with_one_line(tmp_path, monkeypatch):
 
 def test_a_pipeline_of_other_data_is_refused_before_anything_is_measured(tmp_path):
     folder, mine, other = build(tmp_path / "own"), str(tmp_path / "mine"), str(tmp_path / "other")
-    edit(folder / "clip", source=describe_source(SourceConfig(mine), 32))
+    edit(folder / "clip", provenance=describe_source(SourceConfig(mine), 32))
     with pytest.raises(UserError, match=f"was trained with --data {mine}; this is with --data {other}; choose another"):
         demo.run_demo(demo.DemoOptions(other, out=folder))
 

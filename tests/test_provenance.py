@@ -47,7 +47,7 @@ def test_later_stages_and_inspection_read_what_the_first_was_told(clip, drawings
         assert "was trained" not in done.out
         assert read_manifest(clip / stage).provenance == read_manifest(clip / "clip").provenance
         assert read_manifest(clip / stage).data == read_manifest(clip / "clip").data
-    assert read_manifest(clip / "decoder").model["image_size"] == 16
+    assert read_manifest(clip / "decoder").model["network"]["image_size"] == 16
     monkeypatch.setattr("data.inspect.inspection.measure_speeds", lambda *_: dict.fromkeys(RECIPES, Speed(1, 1)))
     done = script("data.inspect.inspection", "--checkpoint", clip, "--out", tmp_path / "out")
     assert done.code == 0, done.err
@@ -59,13 +59,13 @@ def test_what_differs_must_be_given_and_is_said_in_a_line(clip, drawings, script
     done = script("train_decoder", *FEW, "--out", clip, "--data.size", 24)
     assert done.code == 0, done.err
     assert f"{clip} was trained with --data.size 16; this is with --data.size 24\n" in done.out
-    assert read_manifest(clip / "decoder").model["image_size"] == 24
+    assert read_manifest(clip / "decoder").model["network"]["image_size"] == 24
     shutil.rmtree(clip / "decoder")
     with_jsonl(tmp_path / "others", 40)
     done = script("train_decoder", *FEW, "--out", clip, "--data", tmp_path / "others")
     assert done.code == 0, "its captions are in the default column"
     assert f"this is with --data {tmp_path / 'others'} --data.caption-column text\n" in done.out
-    assert read_manifest(clip / "decoder").model["image_size"] == 16
+    assert read_manifest(clip / "decoder").model["network"]["image_size"] == 16
 
 
 def test_data_that_has_changed_since_is_said(clip, drawings, script):
