@@ -37,9 +37,13 @@ def check_fits(build: Callable[[], nn.Module], device: torch.device, shared: boo
 
 def recompute(model: nn.Module) -> None:
     """Let each block keep its input alone, and compute the rest again in the backward pass (Chen et al. 2016)."""
-    for block in model.modules():
-        if isinstance(block, (Block, UNetLayer)):
-            block.forward = partial(checkpoint, block.forward, use_reentrant=False, preserve_rng_state=False)
+    for block in recomputed_blocks(model):
+        block.forward = partial(checkpoint, block.forward, use_reentrant=False, preserve_rng_state=False)
+
+
+def recomputed_blocks(model: nn.Module) -> list[nn.Module]:
+    """The blocks that `recompute` applies to."""
+    return [module for module in model.modules() if isinstance(module, (Block, UNetLayer))]
 
 
 def compile_blocks(model: nn.Module, **options) -> None:

@@ -1,1 +1,1 @@
-"""What training takes, from closed forms of the configs: operations, memory, disk, days."""
+"""The cost of a training, counted before it is started: operations, memory, disk, days."""

@@ -5,10 +5,10 @@
     python -m stages.plan --preset paper --images 650M --gpus 256 --device h100
     python -m stages.plan --preset base --images 3M --epochs 10 --size 64 --decoder.model.width 128
 
-From closed forms of the configs (stages/plan/costs.py); nothing is built or run. Sizes of the models are options,
-named as the trainers': --clip.model.vision.width, --prior.model.layers and so on. What is assumed of the devices is in
-stages/plan/machine.py, and of what is around them in --mfu, --disk, --ram and --loader. Not counted: validation,
-previews, and what Muon computes.
+The models are counted without memory (stages/plan/counting.py); nothing is computed. Options of a part are its
+trainer's, after the part's name: --clip.model.vision.width, --prior.model.layers and so on. What is assumed of the
+devices is in stages/plan/machine.py, and of what is around them in --mfu, --disk, --ram and --loader. Not counted:
+validation, previews, and what Muon computes.
 """
 
 from collections.abc import Sequence
@@ -17,13 +17,13 @@ from unclip.cli.run import run
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    from stages.plan.report import PlanOptions, plan
-    from unclip.cli.options import parse_run
-    from unclip.registry import default_kind, find_kind, resolve
+    from stages.plan.options import plan_presets
+    from stages.plan.report import plan
+    from unclip.cli.options import find_options, parse_run
+    from unclip.registry import PARTS
 
-    by_part = [resolve(find_kind(part, default_kind(part)).presets) for part in ("clip", "prior", "decoder")]
-    presets = {name: PlanOptions.of(*(presets[name] for presets in by_part)) for name in by_part[0]}
-    print(plan(parse_run(presets, __doc__, argv)))
+    kinds = find_options(argv, {part: [f"{part}.kind"] for part in PARTS})
+    print(plan(parse_run(plan_presets(kinds), __doc__, argv)))
 
 
 if __name__ == "__main__":

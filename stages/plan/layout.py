@@ -1,55 +1,57 @@
-"""What one stage takes on so many devices: memory, operations, days."""
+"""The memory and the time of training one part on a number of devices, by the layout of its steps."""
 
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from stages.plan.costs import ModelCost, contrastive
+from stages.plan.counting import PartCost
 from stages.plan.machine import Accelerator, duration
 
 
 @dataclass(frozen=True)
-class Way:
-    """How a step is laid out on a device."""
+class Layout:
+    """How a step is laid out on the devices."""
 
     sharded: bool = False
-    """FSDP2 in place of DDP: each device holds a part of the weights, gradients and moments."""
+    """FSDP2 in place of DDP: each device holds a share of the weights, gradients and moments."""
     recomputed: bool = False
-    """Of each block only the input is kept; the backward pass computes the rest again."""
+    """Keep the input of each block alone, and compute the rest again in the backward pass."""
     accumulate: int = 1
     """Parts that the device's share of a batch is taken in."""
 
     @property
     def options(self) -> str:
-        given = [
+        """Options of a trainer."""
+        options = [
             f"--train.accumulate {self.accumulate}" * (self.accumulate > 1),
             "--train.recompute" * self.recomputed,
             "--train.shard" * self.sharded,
         ]
-        return " ".join(filter(None, given))
+        return " ".join(filter(None, options))
 
 
-def layouts(devices: int) -> dict[str, Way]:
-    """By their names. A lone device has nobody to share with."""
+def layouts(devices: int) -> dict[str, Layout]:
+    """The layouts to choose from, by their names. A single device has nothing to shard over."""
     if devices == 1:
-        return {"alone": Way(), "alone, recomputed": Way(recomputed=True)}
+        return {"alone": Layout(), "alone, recomputed": Layout(recomputed=True)}
     return {
-        "DDP": Way(),
-        "DDP, recomputed": Way(recomputed=True),
-        "FSDP2": Way(sharded=True),
-        "FSDP2, recomputed": Way(sharded=True, recomputed=True),
+        "DDP": Layout(),
+        "DDP, recomputed": Layout(recomputed=True),
+        "FSDP2": Layout(sharded=True),
+        "FSDP2, recomputed": Layout(sharded=True, recomputed=True),
     }
 
 
 @dataclass(frozen=True)
 class Budget:
-    """A stage's model and settings on a number of devices of one kind."""
+    """A part's costs and settings on a number of devices of one kind."""
 
     name: str
-    model: ModelCost
+    kind: str
+    cost: PartCost
     steps: int
     batch_size: int
-    """Images per step, over all devices."""
+    """Examples per step, over all devices."""
     moments: int
     """Numbers that the optimiser keeps of each parameter."""
     devices: int
@@ -58,80 +60,86 @@ class Budget:
 
     @property
     def share(self) -> int:
-        """Images per step on each device."""
+        """Examples per step on each device."""
         return self.batch_size // self.devices
 
     def state(self, sharded: bool) -> float:
-        """Bytes that a device holds of weights, their average, and moments, all float32; of gradients see `memory`.
+        """Bytes that a device holds of weights, their average, and moments, all in float32; for gradients see `memory`.
 
-        DDP with several devices also keeps the gradients, in the buckets in which it sends them.
+        DDP on several devices also keeps the gradients, in the buckets that it sends them in.
         """
         copies = 2 + self.moments + self.keeps_gradients(sharded)
-        return 4 * copies * self.model.total.parameters / (self.devices if sharded else 1)
+        trained = 4 * copies * self.cost.parameters / (self.devices if sharded else 1)
+        return trained + 4 * 2 * self.cost.untrained
 
     def keeps_gradients(self, sharded: bool) -> bool:
         """Whether the averaged gradients have memory of their own between steps: DDP's buckets."""
         return self.devices > 1 and not sharded
 
-    def copied(self, sharded: bool) -> float:
-        """Bytes of weights beside those: as autocast keeps them for the matrix products, and as FSDP2 gathers them.
+    def gathered(self, sharded: bool) -> float:
+        """Bytes of the weights that FSDP2 gathers: two blocks, a block's gradient, and all that is in no block."""
+        return 4 * (self.cost.outside_parameters + 3 * self.cost.block_parameters) if sharded else 0.0
 
-        That is a block, the next one, and a block's gradient, and for the whole step what is in no block.
+    def activations(self, examples: float, recomputed: bool) -> float:
+        """Bytes kept at the end of the forward pass, and a quarter of a block's to work with.
+
+        Weights that autocast has cast stay until then, those of recomputed blocks too.
         """
-        model, largest = self.model, max(block.parameters for block in self.model.blocks)
-        cast = self.device.width * model.total.parameters if self.device.width < 4 else 0
-        return cast + (4 * (model.rest.parameters + 3 * largest) if sharded else 0)
-
-    def activations(self, images: float, recomputed: bool) -> float:
-        """Bytes kept of so many images at the end of the forward pass, and a quarter of a block's to work with."""
-        model, width = self.model, self.device.width
-        largest = max(block.kept(width) for block in model.blocks)
+        cost = self.cost
+        per_example = cost.saved.per_example + 0.25 * cost.saved_block
         if recomputed:
-            return images * (4 * sum(model.inputs) + model.rest.kept(width) + 1.25 * largest)
-        return images * (model.total.kept(width) + 0.25 * largest)
+            per_example = cost.saved_recomputed.per_example + 1.25 * cost.saved_block
+        return cost.saved.fixed + examples * per_example
 
-    def contrastive(self) -> float:
-        """Bytes of the contrastive loss: a device's images against the captions of all."""
-        return contrastive(self.share, self.batch_size) if self.name == "clip" else 0.0
+    def pairs(self) -> float:
+        """Bytes of a contrastive loss: a device's examples against those of all."""
+        return self.cost.saved.per_pair * self.share * self.batch_size
 
-    def memory(self, way: Way) -> float:
+    def memory(self, layout: Layout) -> float:
         """Bytes on each device at a step's peak: at the end of its forward pass, or with all of its gradients."""
-        images = math.ceil(self.share / way.accumulate)
-        held = self.state(way.sharded) + self.copied(way.sharded)
-        gradients = 4 * self.model.total.parameters / (self.devices if way.sharded else 1)
-        earlier = gradients if way.accumulate > 1 else 0.0  # of the parts before, which are in no bucket yet
-        last = 0.0 if self.keeps_gradients(way.sharded) else gradients
-        return held + max(last, earlier + self.activations(images, way.recomputed) + self.contrastive())
+        examples = math.ceil(self.share / layout.accumulate)
+        held = self.state(layout.sharded) + self.gathered(layout.sharded)
+        gradients = 4 * self.cost.parameters / (self.devices if layout.sharded else 1)
+        earlier = gradients if layout.accumulate > 1 else 0.0  # of the parts before, which are in no bucket yet
+        last = 0.0 if self.keeps_gradients(layout.sharded) else gradients
+        return held + max(last, earlier + self.activations(examples, layout.recomputed) + self.pairs())
 
-    def fits(self, way: Way) -> bool:
-        return self.memory(way) <= self.device.usable
+    def fits(self, layout: Layout) -> bool:
+        return self.memory(layout) <= self.device.usable
 
-    def accumulated(self, sharded: bool, recomputed: bool) -> Way | None:
-        """The same layout with the fewest parts that fit on the device; None if not even one image at a time does."""
+    def accumulated(self, sharded: bool, recomputed: bool) -> Layout | None:
+        """The layout with the fewest parts that fit on the device; None if not even one example at a time does."""
         counts = (parts for parts in range(1, self.share + 1) if self.share % parts == 0)
-        ways = (Way(sharded, recomputed, parts) for parts in counts)
-        return next(filter(self.fits, ways), None)
+        candidates = (Layout(sharded, recomputed, parts) for parts in counts)
+        return next(filter(self.fits, candidates), None)
 
-    def operations(self, way: Way) -> float:
-        """Per image and training step. CLIP takes its images in parts by a forward pass more, which has no graph."""
-        again = sum(block.operations for block in self.model.blocks) if way.recomputed else 0.0
-        ahead = self.model.total.operations if self.name == "clip" and way.accumulate > 1 else 0.0
-        return self.model.total.training + again + ahead
+    def operations(self, layout: Layout) -> float:
+        """Operations per example and training step.
 
-    def seconds(self, way: Way) -> float:
-        """Per step."""
+        A part whose loss compares examples takes another forward pass without a graph before it takes them in parts.
+        """
+        again = self.cost.block_operations if layout.recomputed else 0.0
+        ahead = self.cost.operations if layout.accumulate > 1 and not self.cost.splits else 0.0
+        return self.cost.training + again + ahead
+
+    def seconds(self, layout: Layout) -> float:
+        """Seconds per step."""
         rate = self.devices * self.device.peak * self.mfu
-        return self.operations(way) * self.batch_size / rate
+        return self.operations(layout) * self.batch_size / rate
 
-    def duration(self, way: Way) -> str:
-        """Of all steps."""
-        return duration(self.seconds(way) * self.steps)
+    def duration(self, layout: Layout) -> str:
+        """The time of all steps, as text."""
+        return duration(self.seconds(layout) * self.steps)
 
-    def best(self) -> Way | None:
-        """Of all that fit, what takes the fewest operations, and of those the plainest."""
-        return min(self._fitting(), key=lambda way: (self.operations(way), way.sharded, way.accumulate), default=None)
+    def best(self) -> Layout | None:
+        """The layout that takes the fewest operations of those that fit, and of several the plainest."""
+        return min(
+            self._fitting(),
+            key=lambda layout: (self.operations(layout), layout.sharded, layout.accumulate),
+            default=None,
+        )
 
-    def _fitting(self) -> Iterator[Way]:
-        for way in layouts(self.devices).values():
-            if found := self.accumulated(way.sharded, way.recomputed):
-                yield found
+    def _fitting(self) -> Iterator[Layout]:
+        for layout in layouts(self.devices).values():
+            if accumulated := self.accumulated(layout.sharded, layout.recomputed):
+                yield accumulated

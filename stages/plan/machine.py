@@ -1,8 +1,10 @@
-"""What there is to train on: devices by their data sheets, and numbers as people write them."""
+"""Devices to train on, by their data sheets, and numbers as people write them."""
 
 import math
 import re
 from dataclasses import dataclass
+
+import torch
 
 from stages.batches import PREFETCH
 from unclip.errors import UserError, shown
@@ -24,6 +26,16 @@ class Accelerator:
     """Bytes of a number in those products: 2 for bfloat16, 4 for float32."""
     threads: int = PREFETCH
     """That draw batches at once, beside the steps."""
+
+    @property
+    def type(self) -> str:
+        """PyTorch's name for such devices."""
+        return "cpu" if self.width == 4 else "cuda"
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """Type of the numbers in matrix products."""
+        return torch.float32 if self.width == 4 else torch.bfloat16
 
     @property
     def usable(self) -> float:

@@ -54,17 +54,17 @@ class EarlyOptions:
 def read_early_options(argv: Sequence[str] | None = None) -> EarlyOptions:
     """Find the early options in the arguments, before all of them are parsed. The last of several values counts."""
     names = [item.name for item in fields(EarlyOptions)]
-    values = _find_options(argv, {name: [name] for name in names} | {"style": ["style", "sampling.style"]})
+    values = find_options(argv, {name: [name] for name in names} | {"style": ["style", "sampling.style"]})
     return EarlyOptions(**values)
 
 
 def find_given(argv: Sequence[str] | None, names: Iterable[str]) -> list[str]:
     """Those of some options that the arguments name, whatever their values."""
-    values = _find_options(argv, {name: [name] for name in names})
+    values = find_options(argv, {name: [name] for name in names})
     return [name for name, value in values.items() if value is not None]
 
 
-def _find_options(argv: Sequence[str] | None, spellings: dict[str, list[str]]) -> dict[str, str | None]:
+def find_options(argv: Sequence[str] | None, spellings: dict[str, list[str]]) -> dict[str, str | None]:
     """The values of a few options, each of which may be spelled with underscores too, as in the parser of all."""
     parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
     for name, variants in spellings.items():
