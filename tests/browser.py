@@ -68,12 +68,14 @@ def served(log: Path, *arguments: str) -> Iterator[str]:
             cwd=ROOT, stdout=out, stderr=subprocess.STDOUT, env=os.environ | {"OMP_NUM_THREADS": "1"},
         )  # fmt: skip
     try:
-        for _ in range(600):
+        for _ in range(1800):
             time.sleep(0.1)
             assert server.poll() is None, log.read_text()
             with socket.socket() as probe:
                 if probe.connect_ex(("127.0.0.1", port)) == 0:
                     break
+        else:
+            raise AssertionError(f"the page was not served within three minutes: {log.read_text()}")
         yield f"http://127.0.0.1:{port}"
     finally:
         server.terminate()
