@@ -1,14 +1,16 @@
 """Each new ability is one file and one row: trained, saved, loaded, drawn from, evaluated and published as the rest."""
 
+import os
 import shutil
 
 import numpy as np
 import pytest
+from conftest import ROOT, run_python
 from PIL import Image
-from toys import toy_decoder, toy_image_part, toy_prior, toy_sampler
+from toys import toy_decoder, toy_image_part, toy_prior
 
 from unclip import UnCLIP
-from unclip.registry import PARTS, SAMPLERS, SamplerRow
+from unclip.registry import PARTS
 from unclip.store.manifest import read_manifest
 from unclip.store.publish import publish
 from unclip.store.sealed_json import read_json
@@ -22,7 +24,6 @@ def rows(monkeypatch) -> None:
     monkeypatch.setitem(PARTS["prior"].kinds, "linear", toy_prior.KIND)
     monkeypatch.setitem(PARTS["decoder"].kinds, "linear", toy_decoder.KIND)
     monkeypatch.setitem(PARTS, "enlarger", toy_image_part.PART)
-    monkeypatch.setitem(SAMPLERS, "first_guess", SamplerRow(toy_sampler.first_guess, reads=("eta",)))
 
 
 @pytest.fixture
@@ -45,6 +46,10 @@ def extended(rows, trained, script, tmp_path):
 def draw(script, folder, out, *options) -> np.ndarray:
     finished = script("sample", "a bag", "--n", 2, *options, "--checkpoint", folder, "--out", out)
     assert finished.code == 0, finished.err
+    return read_samples(out)
+
+
+def read_samples(out) -> np.ndarray:
     samples = read_json(out / "samples.json")["samples"]
     return np.stack([np.array(Image.open(out / sample["file"])) for sample in samples])
 
@@ -59,12 +64,23 @@ def test_new_kinds_and_a_new_part_are_trained_drawn_and_published(extended, scri
     assert images.shape == (2, 56, 56)
     assert np.array_equal(pipe("a bag", n=2, steps=2, prior_steps=2, num_candidates=1).images[..., 0], images)
     publish(extended, tmp_path / "published", "extended")
-    assert np.array_equal(draw(script, tmp_path / "published", tmp_path / "again", *FEW), images)
+    again = draw(script, tmp_path / "published", tmp_path / "again", *FEW)
+    assert np.abs(again.astype(int) - images).max() <= 1  # published weights are rounded
 
 
-def test_a_new_sampler_is_chosen_by_name(rows, trained, script, tmp_path):
-    guess = draw(script, trained.folder, tmp_path / "a", *FEW, "--sampler", "first_guess")
-    one_step = draw(script, trained.folder, tmp_path / "b", "--steps", 1, *FEW[2:])
-    assert np.abs(guess.astype(int) - one_step).max() <= 1
-    noisy = draw(script, trained.folder, tmp_path / "c", *FEW, "--sampler", "first_guess", "--eta", 0.5)
-    assert not np.array_equal(noisy, guess)
+SAMPLE_WITH_ROW = """
+from unclip.registry import SAMPLERS, SamplerRow
+SAMPLERS["first_guess"] = SamplerRow("toys.toy_sampler:first_guess", reads=("eta",))
+from sample import main
+from unclip.cli.run import run
+run(main)
+"""
+
+
+def test_a_new_sampler_is_chosen_by_name(trained, script, tmp_path):
+    options = (*FEW, "--sampler", "first_guess", "--checkpoint", trained.folder, "--out", tmp_path / "toy")
+    path = f"{ROOT}{os.pathsep}{ROOT / 'tests'}"
+    finished = run_python("-c", SAMPLE_WITH_ROW, "a bag", "--n", 2, *options, PYTHONPATH=path)
+    assert finished.code == 0, finished.err
+    one_step = draw(script, trained.folder, tmp_path / "one", "--steps", 1, *FEW[2:])
+    assert np.abs(read_samples(tmp_path / "toy").astype(int) - one_step).max() <= 1
