@@ -57,6 +57,7 @@ bench: .venv/bench/.installed
 lint: setup
 	.venv/bin/ruff check .
 	.venv/bin/ruff format --check .
+	.venv/bin/mypy
 
 # Two modules at a time, as most tests keep one core busy.
 test: lint data

@@ -5,7 +5,7 @@ Numbers may be Python's, numpy's or torch's; sequences may be lists, tuples, gen
 
 import operator
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Any
+from typing import Any, TypeAlias
 
 import numpy as np
 import torch
@@ -16,7 +16,7 @@ from torch import Tensor
 from unclip.errors import UserError, reason, shown
 
 Captions = str | Iterable[str]
-Images = Tensor | np.ndarray | Image.Image | Iterable[Image.Image | np.ndarray | Tensor]
+Images: TypeAlias = Tensor | np.ndarray | Image.Image | Iterable[Image.Image | np.ndarray | Tensor]
 MAX_SAMPLES = 10**6
 """Most samples of one call, as all of them are held in memory."""
 

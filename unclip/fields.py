@@ -77,7 +77,7 @@ def _strings_beneath_fields(cls: type) -> dict[str, str]:
 
 def flat_values(config: Any, prefix: str = "") -> dict[str, Any]:
     """The values of a config and its nested ones by their dotted names, as options spell them: {"train.lr": 1e-3}."""
-    flat = {}
+    flat: dict[str, Any] = {}
     for item in fields(config):
         value = getattr(config, item.name)
         flat |= flat_values(value, nested_prefix(item, prefix)) if is_dataclass(value) else {prefix + item.name: value}

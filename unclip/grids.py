@@ -10,6 +10,7 @@ from PIL import Image, ImageDraw, ImageFont
 from unclip.images import to_pil
 from unclip.store.files import write_atomically
 
+Font = ImageFont.FreeTypeFont | ImageFont.ImageFont
 INK = (20, 20, 20)
 PAPER = (255, 255, 255)
 """Colours of text and background."""
@@ -59,7 +60,7 @@ def captioned_grid(
     return sheet
 
 
-def wrap_text(text: str, width: int, font: ImageFont.FreeTypeFont) -> list[str]:
+def wrap_text(text: str, width: int, font: Font) -> list[str]:
     """Break text into at most four lines of at most `width` pixels, at spaces where possible."""
     lines = []
     line = ""

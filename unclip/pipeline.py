@@ -92,7 +92,12 @@ class UnCLIP:
         self.prior = prior
         self.decoder = decoder
         self.image_parts = [optional[name] for name in names]
-        self.parts = {"clip": clip, "prior": prior, "decoder": decoder, **{name: optional[name] for name in names}}
+        self.parts: dict[str, Any] = {
+            "clip": clip,
+            "prior": prior,
+            "decoder": decoder,
+            **{name: optional[name] for name in names},
+        }
         self.sampling = sampling or Sampling()
         check_widths(clip, self.parts)
 
@@ -110,11 +115,13 @@ class UnCLIP:
         path = find_pipeline(path, revision)
         manifests = read_manifests(path)
         check_files(path, manifests)
-        for stage, manifest in manifests.items():
+        for part, manifest in manifests.items():
             if not manifest.complete:
-                warnings.warn(f"the {stage} in {path} is still in training (step {manifest.step})", stacklevel=2)
+                warnings.warn(f"the {part} in {path} is still in training (step {manifest.step})", stacklevel=2)
         clip, tokenizer, preprocess = load_clip(path)
-        others = {stage: load_part(path / stage)[0] for stage in manifests if stage != "clip"}
+        if tokenizer is None:
+            raise UserError(f"{path} holds no tokenizer.json; restore it")
+        others: dict[str, Any] = {part: load_part(path / part)[0] for part in manifests if part != "clip"}
         return cls(clip, tokenizer, preprocess, sampling=read_sampling(path), **others).to(device)
 
     def to(self, device: str | torch.device) -> "UnCLIP":
@@ -210,14 +217,16 @@ class UnCLIP:
         """Decode as `decode` does. Returns the images' noise (N, C, H, W) too: of several candidates the kept one's."""
         if embeddings is None and captions is None:
             raise UserError("decode needs embeddings, captions, or both; for an unconditional image give captions=['']")
-        embeddings = None if embeddings is None else unit_embeddings(embeddings, self.clip.config.embed_dim)
-        captions = [""] * len(embeddings) if captions is None else caption_list(captions)
-        if embeddings is not None and len(embeddings) != len(captions):
-            raise UserError(f"{len(embeddings)} embeddings do not go with {len(captions)} captions")
-        seeds = seed_list(seed, len(captions))
+        texts = [] if captions is None else caption_list(captions)
+        if embeddings is not None:
+            embeddings = unit_embeddings(embeddings, self.clip.config.embed_dim)
+            texts = texts or [""] * len(embeddings)
+            if len(embeddings) != len(texts):
+                raise UserError(f"{len(embeddings)} embeddings do not go with {len(texts)} captions")
+        seeds = seed_list(seed, len(texts))
         sampling = self.sampling.override(**settings)
         noise = None if noise is None else noise_like(noise, self.decoder.draw_noise(seeds))
-        return self._decode(embeddings, self.encode_captions(captions), seeds, sampling, noise, on_step)
+        return self._decode(embeddings, self.encode_captions(texts), seeds, sampling, noise, on_step)
 
     def _rows(self, captions: Captions, n: int, seed: Seeds) -> tuple[list[str], list[int]]:
         """Captions and seeds, one per sample."""

@@ -11,7 +11,7 @@ from unclip.fields import bounded, check, choice, field_docs
 from unclip.registry import SAMPLERS
 
 Device = Literal["auto", "cpu", "cuda", "mps"]
-SamplerName = Literal[*SAMPLERS]
+SamplerName = Literal[*SAMPLERS]  # type: ignore[valid-type]
 Spacing = Literal["even", "karras"]
 MAX_SEED = 2**63 - 1  # the largest that fits an int64 array
 
@@ -29,7 +29,8 @@ def seed_list(seed: int | Sequence[int], n: int) -> list[int]:
     """
     seed = list(seed) if isinstance(seed, Iterator) else seed
     try:
-        seeds = [operator.index(number) for number in ([seed] if is_single(seed) else seed)]
+        numbers: Any = [seed] if is_single(seed) else seed
+        seeds = [operator.index(number) for number in numbers]
     except (TypeError, ValueError):
         raise UserError(f"seed must be an integer or a list of them, not {shown(seed)}") from None
     if is_single(seed):
@@ -61,7 +62,7 @@ class PartSettings:
 
     def override(self, **settings: Any) -> Self:
         """The same with other values for some of the fields."""
-        return replace(self, **settings)
+        return replace(self, **settings)  # type: ignore[type-var]
 
 
 @dataclass(frozen=True)
@@ -150,11 +151,11 @@ class Sampling:
 
 
 def _options_of_parts() -> dict[str, tuple[str, str]]:
-    options = {}
+    options: dict[str, tuple[str, str]] = {}
     parts = {item.name: getattr(Sampling(), item.name) for item in fields(Sampling)}
     settings = {part: value for part, value in parts.items() if isinstance(value, PartSettings)}
     for part, value in sorted(settings.items(), key=lambda entry: entry[1].prefix):
-        options |= {value.prefix + item.name: (part, item.name) for item in fields(value)}
+        options |= {value.prefix + item.name: (part, item.name) for item in fields(value)}  # type: ignore[arg-type]
     return options | {name: ("", name) for name in parts if name not in settings}
 
 

@@ -89,12 +89,14 @@ def _config(info: tyro.constructors.StructTypeInfo) -> tyro.constructors.StructC
 
     Fields that are not options keep their defaults. The options of a flattened config are named as its parent's.
     """
-    if not is_dataclass(info.type) or getattr(info.type, "__parameters__", ()):  # tyro wraps commands in a generic one
+    config_class: Any = info.type
+    parameters = vars(config_class).get("__parameters__", ()) if is_dataclass(info.type) else ()
+    if not is_dataclass(info.type) or parameters:  # tyro wraps commands in a generic dataclass
         return None
-    types = get_type_hints(info.type, include_extras=True)
-    docs = field_docs(info.type)
+    types = get_type_hints(config_class, include_extras=True)
+    docs = field_docs(config_class)
     options = []
-    for item in fields(info.type):
+    for item in fields(config_class):
         if not item.metadata.get("option", True):
             continue
         annotation = types[item.name]
@@ -104,7 +106,9 @@ def _config(info: tyro.constructors.StructTypeInfo) -> tyro.constructors.StructC
         options.append(tyro.constructors.StructFieldSpec(item.name, annotation, default, docs.get(item.name)))
 
     def instantiate(**values: Any) -> Any:  # a function of ours, as --help would show the docstring of `replace`
-        return replace(info.default, **values) if is_dataclass(info.default) else info.type(**values)
+        if is_dataclass(info.default) and not isinstance(info.default, type):
+            return replace(info.default, **values)
+        return config_class(**values)
 
     return tyro.constructors.StructConstructorSpec(instantiate, tuple(options))
 

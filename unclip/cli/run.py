@@ -41,7 +41,7 @@ def call(main: Main, argv: Sequence[str] | None = None) -> int:
 
     An error that a user can mend becomes one line on standard error, and status 1. Any other error keeps its traceback.
     """
-    warnings.showwarning = _print_warning
+    warnings.showwarning = _print_warning  # type: ignore[assignment]
     try:
         status = main(argv)
         sys.stdout.flush()
@@ -73,7 +73,7 @@ def explain(error: Exception) -> str | None:
         return str(error)
     if isinstance(error, OSError):
         where = f"{error.filename}: " if error.filename else ""
-        return f"{where}{error.strerror or error}{HINTS.get(error.errno, '')}"
+        return f"{where}{error.strerror or error}{HINTS.get(error.errno or 0, '')}"
     if _is_out_of_memory(error):
         return "out of memory; choose a smaller batch size, or a smaller model"
     if "RANK" in os.environ and _is_of_another_rank(error):

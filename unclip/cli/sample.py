@@ -217,19 +217,21 @@ def draw(samples: Samples, pipeline: "UnCLIP", trajectory: "Trajectory | None") 
 
 def write_summaries(samples: Samples, trajectory: "Trajectory | None", sampling: Sampling, checkpoint: Path) -> None:
     """Write the grid, samples.json, and what else the options ask for."""
+    import numpy as np
+
     from unclip.grids import captioned_grid, save_gif
     from unclip.images import save_png
     from unclip.store.files import write_atomically
     from unclip.trajectory import denoising_frames, denoising_strip
 
     options = samples.options
-    rows = [(samples.captions[c], images) for c, images in samples.grid.items()]
+    rows = [(samples.captions[c], np.stack(images)) for c, images in samples.grid.items()]
     save_png(options.out / "grid.png", captioned_grid(rows))
     each = min(options.n, GRID_IMAGES, samples.count)
     watched = [caption for caption, images in rows for _ in range(each) if len(images) == each]
-    if options.strip and watched:
+    if options.strip and watched and trajectory:
         save_png(options.out / "strip.png", denoising_strip(watched, trajectory, each))
-    if options.gif and watched:
+    if options.gif and watched and trajectory:
         save_gif(options.out / "denoising.gif", denoising_frames(watched, trajectory, each))
     if options.npz:
         samples.write_npz()

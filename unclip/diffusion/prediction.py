@@ -4,13 +4,15 @@ All functions take alpha and sigma as numbers, or as tensors that broadcast with
 "v" (Salimans & Ho 2022, section 4) and, on the straight path, "velocity" (Liu et al. 2022, arXiv 2209.03003).
 """
 
+from typing import TypeAlias
+
 import torch
 from torch import Tensor
 
 from unclip.diffusion.process import Level, NoiseLevels, Prediction, Process
 from unclip.diffusion.samplers import Denoise, Denoised
 
-Coefficient = Tensor | float
+Coefficient: TypeAlias = Tensor | float
 
 
 def add_noise(x0: Tensor, noise: Tensor, alpha: Coefficient, sigma: Coefficient) -> Tensor:

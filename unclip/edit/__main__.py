@@ -9,7 +9,8 @@ def main(argv: Sequence[str] | None = None) -> int | None:
     """Run the program. It is imported only here, after the signals are taken over, as that may take seconds."""
     from unclip.edit.commands import main
 
-    return main(argv)
+    main(argv)
+    return None
 
 
 if __name__ == "__main__":

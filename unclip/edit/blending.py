@@ -28,7 +28,9 @@ def blend(pipe: UnCLIP, a: Pictures, b: Pictures, frames: int = 8, **settings: A
     decoder = invertible_sampling(pipe, "blend", **settings).decoder
     latent = invert(pipe, np.concatenate([first, last]), steps=decoder.steps, guidance=decoder.guidance)
     amounts = torch.linspace(0, 1, frames)
-    embeddings = slerp(*latent.embeddings.chunk(2), amounts)
-    noise = slerp(*latent.noise.chunk(2), amounts)
+    first_embeddings, last_embeddings = latent.embeddings.chunk(2)
+    first_noise, last_noise = latent.noise.chunk(2)
+    embeddings = slerp(first_embeddings, last_embeddings, amounts)
+    noise = slerp(first_noise, last_noise, amounts)
     drawn = redraw(pipe, latent, embeddings, noise)
     return drawn[0] if is_single_image(a) and is_single_image(b) else drawn

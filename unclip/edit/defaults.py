@@ -1,10 +1,19 @@
 """Settings with which each kind of edit draws unless the call says otherwise."""
 
-INVERTIBLE = {"sampler": "ddim", "eta": 0.0, "spacing": "even", "guidance": 1.0, "steps": 50, "num_candidates": 1}
+from typing import Any
+
+INVERTIBLE: dict[str, Any] = {
+    "sampler": "ddim",
+    "eta": 0.0,
+    "spacing": "even",
+    "guidance": 1.0,
+    "steps": 50,
+    "num_candidates": 1,
+}
 """For edits that keep an image's own noise. Only deterministic DDIM can run backwards. With evenly spaced times, few
 steps lead back closest to the image. Guidance is off by default."""
-PAINTING = {"sampler": "ddpm", "eta": 0.0, "guidance": 1.0, "steps": 25, "num_candidates": 1}
-DEFAULTS = {
+PAINTING: dict[str, Any] = {"sampler": "ddpm", "eta": 0.0, "guidance": 1.0, "steps": 25, "num_candidates": 1}
+DEFAULTS: dict[str, dict[str, Any]] = {
     "vary": {},
     "blend": INVERTIBLE,
     "change": INVERTIBLE | {"guidance": 2.5},  # with less guidance some images do not reach the second text

@@ -5,6 +5,7 @@ Images are PIL images, files, or uint8 arrays (H, W), (H, W, C) or (N, H, W, C),
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any, TypeAlias
 
 import numpy as np
 import torch
@@ -16,8 +17,8 @@ from unclip.errors import UserError, reason
 from unclip.images import to_grey_or_rgb
 from unclip.pipeline import UnCLIP
 
-OneImage = Image.Image | str | Path | np.ndarray | Tensor
-Pictures = OneImage | Sequence[OneImage]
+OneImage: TypeAlias = Image.Image | str | Path | np.ndarray | Tensor
+Pictures: TypeAlias = OneImage | Sequence[OneImage]
 
 
 def is_single_image(images: Pictures) -> bool:
@@ -44,7 +45,7 @@ def prepare_images(pipe: UnCLIP, images: Pictures) -> np.ndarray:
 def open_images(images: Pictures) -> list[Image.Image]:
     """Images of any form as PIL images of any mode, turned upright. Raises UserError if there are none."""
     is_single = isinstance(images, (Image.Image, str, Path, np.ndarray, Tensor))
-    sources = [images] if is_single else list(images)
+    sources: list[Any] = [images] if is_single else list(images)  # type: ignore[arg-type]
     pictures = [picture for source in sources for picture in _pictures_of(source)]
     if not pictures:
         raise UserError("the list of images is empty; give at least one")
@@ -91,7 +92,8 @@ def prepare_mask(pipe: UnCLIP, images: Pictures, mask: OneImage) -> Tensor:
     _, size, _ = pipe.decoder.image_shape
     pictures = open_images(images)
     is_several = isinstance(mask, (list, tuple)) or getattr(mask, "ndim", 2) == 3
-    masks = [_mask_array(single) for single in mask] if is_several else [_mask_array(mask)] * len(pictures)
+    several: Any = mask
+    masks = [_mask_array(single) for single in several] if is_several else [_mask_array(mask)] * len(pictures)
     if len(masks) != len(pictures):
         raise UserError(f"{len(masks)} masks do not go with {len(pictures)} images")
     fitted = []

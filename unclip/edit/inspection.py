@@ -81,16 +81,16 @@ class Corrupted:
 @torch.inference_mode()
 def corrupt(pipe: UnCLIP, images: Pictures, times: int = 10, seed: int = 0) -> Corrupted:
     """Noise images at `times` evenly spaced times (Ho et al. 2020, eq. 4), and predict them again in one step."""
-    require_ability(pipe, CanDenoise, "predict images from noised ones")
+    decoder = require_ability(pipe, CanDenoise, "predict images from noised ones")
     if times < 1:
         raise UserError(f"times must be at least 1, not {times}")
     prepared = prepare_images(pipe, images)
-    process = pipe.decoder.process
+    process = decoder.process
     levels = [process.level(t) for t in process.spread_times(times)]
     x0 = to_float(torch.from_numpy(prepared).permute(0, 3, 1, 2)).to(pipe.device)
     noise = RowNoise(seed_list(seed, 1) * len(x0))(x0)
     text = pipe.encode_captions([""] * len(x0))
-    denoise = pipe.decoder.denoiser(pipe.encode_image(prepared), text, pipe.sampling.override(guidance=1.0).decoder)
+    denoise = decoder.denoiser(pipe.encode_image(prepared), text, pipe.sampling.override(guidance=1.0).decoder)
     noised = [level.alpha * x0 + level.sigma * noise for level in levels]
     predicted = [denoise(x, level).x0 for x, level in zip(noised, levels, strict=True)]
     return Corrupted([level.t for level in levels], stack_moments(noised), stack_moments(predicted))

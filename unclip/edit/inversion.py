@@ -5,7 +5,7 @@ x_T, which holds the rest. The decoder finds the noise when its sampler runs bac
 """
 
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
@@ -19,6 +19,8 @@ from unclip.images import to_float
 from unclip.interfaces import CanInvert
 from unclip.pipeline import UnCLIP, batches
 from unclip.settings import PRIOR_OPTIONS, Sampling
+
+Ability = TypeVar("Ability")
 
 
 @dataclass(frozen=True)
@@ -47,7 +49,7 @@ def invert(
         captions: captions that the decoder reads too: N, or one for all images, or None for none.
         steps: steps of DDIM, at least 2; `reconstruct` takes as many.
     """
-    require_ability(pipe, CanInvert, "invert images")
+    decoder = require_ability(pipe, CanInvert, "invert images")
     prepared = prepare_images(pipe, images)
     per_image = captions_per_image(captions, len(prepared))
     embeddings = pipe.encode_image(prepared)
@@ -55,7 +57,7 @@ def invert(
     pixels = to_float(torch.from_numpy(prepared).permute(0, 3, 1, 2)).to(pipe.device)
     sampling = invertible_sampling(pipe, "invert", steps=steps, guidance=guidance)
     noise = [
-        pipe.decoder.invert_images(pixels[batch], embeddings[batch], text[batch], sampling.decoder)
+        decoder.invert_images(pixels[batch], embeddings[batch], text[batch], sampling.decoder)
         for batch in batches(len(pixels), sampling.batch_size)
     ]
     read = () if captions is None else tuple(per_image)
@@ -98,7 +100,8 @@ def invertible_sampling(pipe: UnCLIP, edit: str, **settings: Any) -> Sampling:
     return sampling
 
 
-def require_ability(pipe: UnCLIP, protocol: type, ability: str) -> None:
-    """Raise UserError unless the pipeline's decoder fulfils a protocol; `ability` names it in the message."""
+def require_ability(pipe: UnCLIP, protocol: type[Ability], ability: str) -> Ability:
+    """The pipeline's decoder. Raises UserError unless it fulfils a protocol; `ability` names it in the message."""
     if not isinstance(pipe.decoder, protocol):
         raise UserError(f"the decoder of this pipeline cannot {ability}; use one whose decoder is of kind diffusion")
+    return pipe.decoder

@@ -43,7 +43,7 @@ def inpaint(
             gets the dark half of a boot. With None the image's own embedding is used, and the part varies.
         seed: version i of every image uses seed + i.
     """
-    require_ability(pipe, CanInpaint, "inpaint images")
+    decoder = require_ability(pipe, CanInpaint, "inpaint images")
     prepared = prepare_images(pipe, images)
     mask = prepare_mask(pipe, images, mask)
     if not mask.any():
@@ -68,7 +68,7 @@ def inpaint(
         pixels = to_float(known[batch]).to(pipe.device)
         where = mask[batch].to(pipe.device)
         painted.append(
-            pipe.decoder.inpaint_images(pixels, where, embeddings[batch], text[batch], seeds[batch], sampling.decoder)
+            decoder.inpaint_images(pixels, where, embeddings[batch], text[batch], seeds[batch], sampling.decoder)
         )
     inside = mask.permute(0, 2, 3, 1).numpy()
     whole = np.where(inside, as_array(torch.cat(painted)), known.permute(0, 2, 3, 1).numpy())

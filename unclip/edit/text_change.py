@@ -43,14 +43,14 @@ def change(
     Returns:
         uint8 (N, K, H, W, C).
     """
-    amounts = torch.tensor([float(amount) for amount in amounts])
-    if len(amounts) == 0 or not ((amounts >= 0) & (amounts <= 1)).all():
-        raise UserError(f"amounts must lie between 0 and 1, not {amounts.tolist()}")
+    turns = torch.tensor([float(amount) for amount in amounts])
+    if len(turns) == 0 or not ((turns >= 0) & (turns <= 1)).all():
+        raise UserError(f"amounts must lie between 0 and 1, not {turns.tolist()}")
     direction = text_difference(pipe, before, after, space)
     settings = {"guidance": DEFAULTS["change"]["guidance"]} | settings
     decoder = invertible_sampling(pipe, "change", **settings).decoder
     latent = invert(pipe, images, steps=decoder.steps, guidance=decoder.guidance)
-    embeddings = slerp(latent.embeddings, direction.expand_as(latent.embeddings), amounts)
+    embeddings = slerp(latent.embeddings, direction.expand_as(latent.embeddings), turns)
     return redraw(pipe, latent, embeddings, latent.noise[:, None])
 
 
@@ -65,11 +65,13 @@ def text_difference(pipe: UnCLIP, before: str, after: str, space: Space = "image
     and the rest of what `after` says fills the gap.
     """
     embeddings = pipe.encode_text(caption_list([before, after]))
-    mapped = space == "image" and isinstance(pipe.prior, MapsText)
-    if mapped:
-        embeddings = pipe.prior.map_text(embeddings)
+    prior = pipe.prior if space == "image" and isinstance(pipe.prior, MapsText) else None
+    if prior is not None:
+        embeddings = prior.map_text(embeddings)
     difference = embeddings[1:] - embeddings[:1]
     if difference.norm() < 1e-6:
         raise UserError(f"{before!r} and {after!r} are the same to CLIP, so there is nothing to change")
     direction = F.normalize(difference, dim=1)
-    return F.normalize(direction + LEAN * F.normalize(embeddings[1:], dim=1), dim=1) if mapped else direction
+    if prior is None:
+        return direction
+    return F.normalize(direction + LEAN * F.normalize(embeddings[1:], dim=1), dim=1)

@@ -9,7 +9,7 @@ import io
 import os
 import shutil
 import zipfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -43,7 +43,7 @@ def new_array_cache(folder: Path, layout: Layout) -> Iterator[CachedArrays]:
     temporary = partial_name(folder)
     make_folder(temporary)
     try:
-        arrays = {
+        arrays: dict[str, Any] = {
             name: np.lib.format.open_memmap(temporary / f"{name}.npy", "w+", dtype, shape)
             for name, (dtype, shape) in layout.items()
         }
@@ -87,7 +87,7 @@ def map_array_cache(folder: Path) -> CachedArrays:
 def write_npz(path: Path, arrays: dict[str, np.ndarray]) -> None:
     """Write a compressed .npz file."""
     buffer = io.BytesIO()
-    np.savez_compressed(buffer, **arrays)
+    np.savez_compressed(buffer, **arrays)  # type: ignore[arg-type]
     write_atomically(path, buffer.getvalue())
 
 
@@ -95,7 +95,7 @@ Column = tuple[np.dtype, tuple[int, ...], Callable[[int], Any]]
 """The type of an array, the shape of a row, and a function from a row's number to the row."""
 
 
-def write_npz_by_rows(path: Path, count: int, columns: dict[str, Column]) -> None:
+def write_npz_by_rows(path: Path, count: int, columns: Mapping[str, Column]) -> None:
     """Write a compressed .npz file of arrays with `count` rows, row by row, so that it need not fit in memory."""
     temporary = partial_name(path)
     try:

@@ -18,7 +18,9 @@ COUNTER = itertools.count()
 """Numbers the partial names of this process."""
 
 
-def write_atomically(path: Path, content: bytes | str | Iterable[bytes | memoryview], durable: bool = True) -> None:
+def write_atomically(
+    path: Path, content: bytes | str | Iterable[str | bytes | memoryview], durable: bool = True
+) -> None:
     """Write a whole file or nothing: a full disk or a crash leaves the old file as it was.
 
     Args:

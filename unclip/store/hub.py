@@ -124,6 +124,7 @@ def upload(folder: Path, name: str) -> str:
 def _meaning(error: Exception) -> str:
     """The meaning of an error of huggingface_hub, in one line."""
     kind = type(error).__name__
-    if kind == "HfHubHTTPError" and error.response.status_code == 401:
+    response = getattr(error, "response", None)
+    if kind == "HfHubHTTPError" and response is not None and response.status_code == 401:
         return LOGIN
     return REFUSALS.get(kind, reason(error))

@@ -111,7 +111,7 @@ def newest_pipeline(folder: Path) -> Path:
     """
     committed = folder / COMMITTED[0]
     times = {path: time_completed(path) for path in folder.glob("*/") if path.name not in COMMITTED}
-    newest = max(times, key=times.get, default=committed)
+    newest = max(times, key=lambda path: times[path], default=committed)
     newest = newest if times.get(newest) else committed
     if not newest.is_dir():
         raise UserError(

@@ -73,7 +73,7 @@ def read_manifest(folder: Path) -> Manifest:
     try:
         manifest = Manifest(**upgrade_manifest(read_record(path)))
         for item in fields(Manifest):
-            expected = get_origin(item.type) or item.type
+            expected: Any = get_origin(item.type) or item.type
             if type(getattr(manifest, item.name)) is not expected:
                 raise TypeError(f"{item.name} is not of type {expected.__name__}")
         if not all(isinstance(parent, str) for parent in manifest.parents.values()):

@@ -72,7 +72,7 @@ def _copy_in_float16(
     shutil.copy(source / "tokenizer.json", target / "tokenizer.json")
     if (source / "captions.txt").is_file():
         shutil.copy(source / "captions.txt", target / "captions.txt")
-    if report:
+    if report and evaluation:
         for path in (path for pattern in REPORT for path in evaluation.glob(pattern)):
             shutil.copy(path, target / path.name)
     pretrained = manifests["clip"].training.get("pretrained")
