@@ -12,7 +12,11 @@ def pick_device(name: Device) -> torch.device:
 
     Raises UserError for a device that this machine does not have.
     """
-    is_available = {"cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available(), "cpu": True}
+    is_available: dict[Device, bool] = {
+        "cuda": torch.cuda.is_available(),
+        "mps": torch.backends.mps.is_available(),
+        "cpu": True,
+    }
     available = [device for device in is_available if is_available[device]]
     if name == "auto":
         name = available[0]

@@ -65,10 +65,10 @@ class Preprocess:
             return target, target
         # torchvision truncates the longer side; timm, which resizes by the longer one, rounds the shorter
         if self.config.resize == "shortest":
-            side, to_integer = min(height, width), int
-        else:
-            side, to_integer = max(height, width), round
-        return max(1, to_integer(target * height / side)), max(1, to_integer(target * width / side))
+            side = min(height, width)
+            return max(1, int(target * height / side)), max(1, int(target * width / side))
+        side = max(height, width)
+        return max(1, round(target * height / side)), max(1, round(target * width / side))
 
     def crop_corner(self, height: int, width: int) -> tuple[int, int]:
         """Row and column where the middle square begins; negative where black is added on that side."""

@@ -6,7 +6,7 @@ import re
 import warnings
 from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import tokenizers
 import torch
@@ -35,10 +35,11 @@ class Tokenizer:
         if is_ours or cleaning:
             core.encode_special_tokens = True  # "<|endoftext|>" within a caption is text like any other
         # a pretrained tokenizer adds its own start and end
-        frame = [core.token_to_id(START), core.token_to_id(END)] if is_ours else core.encode("").ids
+        frame: list[Any] = [core.token_to_id(START), core.token_to_id(END)] if is_ours else core.encode("").ids
         if len(frame) != 2 or None in frame:
             raise UserError(f"the tokenizer puts {frame} around a caption; CLIP's puts a start and an end")
-        self.start_id, self.end_id = frame
+        self.start_id: int = frame[0]
+        self.end_id: int = frame[1]
         self.pad_id = self.end_id
         if padding:
             self.pad_with(padding["pad_token"])

@@ -14,7 +14,7 @@ size; the middle square is taken. On two CPU cores a command takes some seconds,
 """
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, Union
@@ -25,10 +25,12 @@ import tyro
 from unclip import edit
 from unclip.cli.options import find_given, parse, read_early_options
 from unclip.devices import pick_device
+from unclip.edit.inversion import require_ability
 from unclip.edit.lesson import draw_lesson
 from unclip.errors import UserError
 from unclip.grids import captioned_grid, save_gif
 from unclip.images import save_png, to_pil
+from unclip.interfaces import CanDenoise
 from unclip.pipeline import Output, UnCLIP
 from unclip.settings import Device, Sampling, SamplingOptions
 from unclip.store.array_files import write_npz
@@ -205,7 +207,7 @@ def corrupt(pipe: UnCLIP, options: CorruptOptions) -> Drawn:
     return rows, arrays
 
 
-COMMANDS: dict[str, tuple[type[Options], Callable[..., Drawn] | None, str]] = {
+COMMANDS: dict[str, tuple[type[Options], Any, str]] = {
     "vary": (VaryOptions, vary, "Draw variations: new noise, the same embedding."),
     "blend": (BlendOptions, blend, "Draw a path from one image to another."),
     "change": (ChangeOptions, change, "Move images in the direction from one text to another."),
@@ -233,7 +235,8 @@ def column_headings(pipe: UnCLIP, options: Options) -> tuple[str, ...]:
     if isinstance(options, ProbeOptions):
         return ("given", *(str(count) for count in options.components))
     if isinstance(options, CorruptOptions):
-        return tuple(f"{t:.2f}" for t in pipe.decoder.process.spread_times(options.times))
+        decoder = require_ability(pipe, CanDenoise, "denoise step by step")
+        return tuple(f"{t:.2f}" for t in decoder.process.spread_times(options.times))
     return ("given",) + ("",) * options.n if isinstance(options, (VaryOptions, InpaintOptions)) else ()
 
 

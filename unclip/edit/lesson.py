@@ -2,6 +2,7 @@
 
 import time
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -41,8 +42,9 @@ def compare_noise(pipe: UnCLIP, embeddings: torch.Tensor, seed: int, steps: int)
     """DDPM with and without its sigma_t z (Ho et al. 2020, algorithm 2). Without it samples collapse to a blur."""
     seeds = list(range(seed, seed + len(embeddings)))
     settings = pipe.sampling.override(guidance=1.0).decoder
-    denoise = pipe.decoder.denoiser(embeddings, pipe.encode_captions([""] * len(seeds)), settings)
-    levels = even_levels(pipe.decoder.process, steps)
+    decoder = require_ability(pipe, CanDenoise, "denoise step by step")
+    denoise = decoder.denoiser(embeddings, pipe.encode_captions([""] * len(seeds)), settings)
+    levels = even_levels(decoder.process, steps)
     rows = []
     for label, noise in (("as it is", RowNoise(seeds, DECODER_STREAM)), ("without its noise", torch.zeros_like)):
         images = as_array(ddpm(denoise, pipe.decoder.draw_noise(seeds), levels, noise))
@@ -58,7 +60,7 @@ def roughness(images: np.ndarray) -> float:
 
 def compare_steps(pipe: UnCLIP, embeddings: torch.Tensor, seed: int, ddpm_steps: int) -> LabelledRows:
     """DDIM (Song et al. 2020) in 10, 20 and 50 steps beside DDPM in many, with measured times."""
-    settings = {"seed": seed, "eta": 0.0, "num_candidates": 1}
+    settings: dict[str, Any] = {"seed": seed, "eta": 0.0, "num_candidates": 1}
     pipe.decode(embeddings, seed=seed, steps=2, num_candidates=1)  # warm up, so that the first run is not slower
     runs = []
     for sampler, steps in (("ddim", 10), ("ddim", 20), ("ddim", 50), ("ddpm", ddpm_steps)):
@@ -77,10 +79,10 @@ def compare_steps(pipe: UnCLIP, embeddings: torch.Tensor, seed: int, ddpm_steps:
 
 def compare_guidance(pipe: UnCLIP, embeddings: torch.Tensor, seed: int) -> LabelledRows:
     """Guidance (Ho & Salimans 2022): 0 ignores the embedding, 1 follows it, more exaggerates what sets it apart."""
-    settings = {"guidance_interval": (0.0, 1.0), "sampler": "ddim", "eta": 0.0, "steps": 50, "num_candidates": 1}
+    settings: dict[str, Any] = {"guidance_interval": (0.0, 1.0), "sampler": "ddim", "eta": 0.0, "steps": 50}
     rows = []
     for guidance in GUIDANCES:
-        images = pipe.decode(embeddings, seed=seed, guidance=guidance, **settings)
+        images = pipe.decode(embeddings, seed=seed, guidance=guidance, num_candidates=1, **settings)
         cosine = (pipe.encode_image(images) * embeddings).sum(dim=1).mean().item()
         rows.append((f"guidance {guidance:g}: cosine to the embedding {cosine:.2f}", images))
     return rows

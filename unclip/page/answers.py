@@ -25,7 +25,7 @@ MAX_PICTURES = 64
 """Pictures per click."""
 FRAMES = 9
 """Frames of a blend or an edit."""
-INVERSION = {"steps": 20}
+INVERSION: dict[str, Any] = {"steps": 20}
 """Settings of edits that keep an image's own noise: the image comes back to within a few grey levels, and quickly."""
 FURTHEST = 0.5
 """Largest amount of an edit. The paper goes no further, and at 1 nothing of the image is left."""
@@ -52,14 +52,16 @@ def draw(opened: OpenPipeline, text: str, n: int, seed: int, guidance: float, st
         raise UserError(f"{len(captions) * n} pictures are more than the {MAX_PICTURES} of one click; ask for fewer")
     settings = {"n": n, "seed": seed, "guidance": guidance, "steps": steps}
     trajectory = Trajectory()
-    rows = []
-    drawn = []
+    rows: list[str] = []
+    drawn: list[tuple[str, np.ndarray]] = []
+    output: Any = None
     for caption in captions:
         for event in watch_drawing(lambda on_step: opened.pipe(caption, on_step=on_step, **settings)):  # noqa: B023
             if isinstance(event, Moment):
                 trajectory(event)
                 yield (sheet(*rows, row(caption, [picture(x, f"{caption}, being drawn") for x in event.x])),)
-        output = event
+            else:
+                output = event
         drawn.append((caption, output.images))
         rows.append(row(caption, pictures_with_seeds(caption, output.images, output.seeds)))
         yield (sheet(*rows),)
@@ -101,7 +103,7 @@ def change(opened: OpenPipeline, image: PickedFile, before: str, after: str, pos
     yield frames, frame_at(frames, position, FURTHEST), frames_sheet(after, frames, FURTHEST)
 
 
-def mix(opened: OpenPipeline, n: int, seed: int, *prompts_and_weights: str | float) -> Shown:
+def mix(opened: OpenPipeline, n: int, seed: int, *prompts_and_weights: Any) -> Shown:
     """Draw pictures of weighted prompts; prompts and weights alternate in the arguments."""
     weights: dict[str, float] = {}
     for prompt, weight in zip(prompts_and_weights[::2], prompts_and_weights[1::2], strict=True):
@@ -233,6 +235,8 @@ def write_canvas(opened: OpenPipeline, image: PickedFile) -> str | None:
     Returns None for an image that cannot be read; the button then reports it. The file is written atomically, as
     another visitor's browser may be loading the same one.
     """
+    if image is None:
+        return None
     try:
         prepared = edit.prepare_images(opened.pipe, open_picked(image))[0]
     except UserError:

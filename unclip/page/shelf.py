@@ -98,4 +98,6 @@ def complete_pipelines(source: Path) -> dict[str, Path]:
     else:
         folders = {path.name: path for path in folder.glob("*/")}
     times = {name: time_completed(path) for name, path in folders.items()}
-    return {name: folders[name] for name in sorted(filter(times.get, times), key=times.get, reverse=True)}
+    return {
+        name: folders[name] for name in sorted(filter(times.get, times), key=lambda name: times[name], reverse=True)
+    }

@@ -73,7 +73,7 @@ def serve(shelf: Shelf, host: str, port: int, show: bool) -> None:
     theme = gr.themes.Default(font=("system-ui", "sans-serif"), font_mono=("ui-monospace", "monospace"))
     examples = [str((folder / "examples").resolve()) for folder in shelf.folders.values()]
     page = build(shelf)
-    warnings.showwarning = show_warning
+    warnings.showwarning = show_warning  # type: ignore[assignment]
     warnings.filterwarnings("always", category=UserWarning, module="unclip")
     try:
         _, address, _ = page.launch(
@@ -170,11 +170,17 @@ def mix_tab(page: Page) -> None:
                 text = gr.Textbox(label=f"Prompt {i + 1}", scale=2)
                 prompts += [text, slider(0, 1, weight, step=0.05, label=f"Weight {i + 1}", min_width=120)]
             if i < 2:  # the third may stay empty
-                page.follow(text, lambda opened, i=i: opened.examples.captions[i % len(opened.examples.captions)])
+                page.follow(text, partial(example_caption, number=i))
         number, seed = number_and_seed(8)
         button = gr.Button("Mix", variant="primary")
     with gr.Column(scale=3, elem_classes="results"):
         page.answer(button, answers.mix, [number, seed, *prompts], [result()])
+
+
+def example_caption(opened: OpenPipeline, number: int) -> str:
+    """One of the pipeline's example captions, which repeat from the start."""
+    captions = opened.examples.captions
+    return captions[number % len(captions)]
 
 
 def inpaint_tab(page: Page) -> None:

@@ -38,7 +38,7 @@ VISION = {
     "patch_size": ("patch_size", 32),
 }  # fmt: skip
 ACTIVATIONS = ("gelu", "quick_gelu")
-RESAMPLE = {2: "bilinear", 3: "bicubic"}
+RESAMPLE: dict[int, Any] = {2: "bilinear", 3: "bicubic"}
 """Pillow's numbers for interpolations."""
 LEGACY_EOS = 2
 """eos_token_id of configs written before transformers 4.31, whatever the tokenizer's id; it means the highest id."""

@@ -44,7 +44,7 @@ HELD = {
     "tokenizer_kwargs": {"clean": "lower"},
 }  # fmt: skip
 """Settings with one supported value. Any other key is a switch that must be off."""
-RESIZE = {"shortest": "shortest", "longest": "longest", "squash": "stretch"}
+RESIZE: dict[str, Any] = {"shortest": "shortest", "longest": "longest", "squash": "stretch"}
 
 
 def read_config(weights: Path, tensors: dict[str, Tensor]) -> tuple[CLIPConfig, str]:
@@ -69,8 +69,8 @@ def _convert_config(path: Path, model: dict[str, Any], preprocess: dict[str, Any
     if text["pooling"] not in ("argmax", "eos"):
         raise UserError(f"{path}: text_cfg has pool_type {text['pooling']!r}; known are argmax, eos")
     vision |= {"channels": 3, "heads": vision["width"] // vision.pop("head_width")}
-    preprocess = _read_preprocess(path, PREPROCESS | preprocess)
-    config = CLIPConfig(model["embed_dim"], VisionConfig(**vision), TextConfig(**text), preprocess)
+    preprocessing = _read_preprocess(path, PREPROCESS | preprocess)
+    config = CLIPConfig(model["embed_dim"], VisionConfig(**vision), TextConfig(**text), preprocessing)
     # a named tokenizer is one of transformers, which handles case itself
     return config, "whitespace" if model["text_cfg"].get("hf_tokenizer_name") else "lower"
 

@@ -23,7 +23,7 @@ CLIP_NORMALIZER = normalizers.Sequence(
 REFUSAL = "this is not CLIP's own tokenizer: open it with transformers.AutoTokenizer, not CLIPTokenizer"
 
 
-def read_tokenizer(folder: Path, config: TextConfig, cleaning: str) -> Tokenizer | None:
+def read_tokenizer(folder: Path, config: TextConfig, cleaning: Any) -> Tokenizer | None:
     """Read the tokenizer in a folder; None if there is none. Raises UserError if it does not fit the text tower."""
     whole = folder / "tokenizer.json"
     vocabulary = folder / "vocab.json"
@@ -65,8 +65,8 @@ def _build_clip_tokenizer(vocabulary: Path, merges: Path) -> tokenizers.Tokenize
     try:
         model = models.BPE.from_file(str(vocabulary), str(merges), end_of_word_suffix="</w>", unk_token=END)
         core = tokenizers.Tokenizer(model)
-        end = (END, core.token_to_id(END))
-        start = (START, core.token_to_id(START))
+        end: Any = (END, core.token_to_id(END))
+        start: Any = (START, core.token_to_id(START))
         core.post_processor = processors.RobertaProcessing(end, start, False, False)
     except Exception as error:  # the library raises bare Exception
         raise UserError(f"{vocabulary} and {merges} are not the files of a CLIP tokenizer ({error})") from error

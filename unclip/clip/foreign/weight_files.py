@@ -91,7 +91,7 @@ def read_weights(files: list[Path]) -> tuple[dict[str, Tensor], dict[str, str]]:
 
     Raises UserError if a file is damaged.
     """
-    tensors = {}
+    tensors: dict[str, Tensor] = {}
     origin = {}
     for path in files:
         try:

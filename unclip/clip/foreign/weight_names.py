@@ -55,7 +55,7 @@ def import_tensors(names: list[str], theirs: dict[str, Tensor], column: int) -> 
 
 def export_tensors(ours: dict[str, Tensor]) -> dict[str, Tensor]:
     """Convert our tensors to Hugging Face's."""
-    theirs = {}
+    theirs: dict[str, Tensor] = {}
     for name, tensor in ours.items():
         keys = their_keys(name, HUGGING_FACE)
         theirs |= dict(zip(keys, tensor.chunk(len(keys)) if len(keys) > 1 else [tensor], strict=True))
