@@ -10,7 +10,7 @@ from stages.embed import EmbeddedImages
 from stages.inputs import CLIPInputs, Inputs
 from unclip.clip import CLIPConfig
 
-COUNT = 8
+COUNT = 16
 """Images; more than the largest batch that is counted."""
 
 
