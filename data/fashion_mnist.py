@@ -93,11 +93,14 @@ def load_split(split: str = "train", root: Path | None = None, held_out: bool = 
         images, labels = read_files(folder, "t10k")
     else:
         chosen = order[VALIDATION:] if split == "train" else order[:VALIDATION]
-        images, labels = images[chosen], labels[chosen]
+        images = images[chosen]
+        labels = labels[chosen]
     codes = attribute_codes(attributes(images), labels, bounds)
     if split == "train" and not held_out:
         keep = ~is_held_out(codes, labels)
-        images, labels, codes = images[keep], labels[keep], codes[keep]
+        images = images[keep]
+        labels = labels[keep]
+        codes = codes[keep]
     grammar = Grammar.build()
     return FashionMNIST(
         name=f"fashion-mnist/{split}",

@@ -165,6 +165,7 @@ def _check_number(value: Any, kind: type, metadata: Mapping[str, Any], name: str
         not isinstance(value, right) or (isinstance(value, bool) and kind is not bool)
     ):
         raise UserError(f"{name} must be of type {kind.__name__}, not {shown(value)}")
-    low, high = metadata.get("low"), metadata.get("high")
+    low = metadata.get("low")
+    high = metadata.get("high")
     if low is not None and not low <= value <= high:  # which NaN fails too
         raise UserError(f"{name} must be from {low} to {high}, not {shown(value)}")

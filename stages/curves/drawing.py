@@ -14,7 +14,7 @@ from unclip.store.files import write_atomically
 SHARED_PANELS = ("loss", "accuracy", "recall", "cosine", "distance")
 """Figures whose names contain one of these words share a panel. Every other figure has a panel of its own."""
 TRAINING_FIGURES = ("loss", "chance_loss", "lr", "images_per_second")
-"""The training's own figures that are drawn. Of the validation's, all are."""
+"""The training's own figures that are drawn. All of the validation's are drawn."""
 TITLES = {
     "lr": "learning rate",
     "images_per_second": "images per second",

@@ -53,7 +53,8 @@ def measure_seen_attributes(context: EvaluationContext, driver: str, n: int) -> 
     """Measure obedience to attributes that training showed in the class, on n samples per caption."""
     requests = [request for request in attribute_captions() if not request.held_out]
     drivers = context.embedded_drivers
-    labels, codes = drivers.data.labels, drivers.data.attributes
+    labels = drivers.data.labels
+    codes = drivers.data.attributes
     matching = {
         request.caption: (labels == request.label) & (codes[:, request.measure] == request.code) for request in requests
     }

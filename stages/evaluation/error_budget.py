@@ -23,12 +23,17 @@ SHOWN_CLASSES = 20
 
 def measure_error_budget(context: EvaluationContext) -> Section:
     """Take the same figures with each driver of the decoder, on plain captions and on captions with attributes."""
-    data, classes, n = context.reference.data, context.reference.classes, context.samples_per_caption
+    data = context.reference.data
+    classes = context.reference.classes
+    n = context.samples_per_caption
     labels = torch.arange(classes).repeat_interleave(n)
     drivers = context.embedded_drivers
     matching = {name: drivers.data.labels == label for label, name in enumerate(data.classes)}
     true_rows = choose_rows(drivers.data, matching, n)
-    figures, pictures, arrays, picture_rows = {}, {}, {}, []
+    figures = {}
+    pictures = {}
+    arrays = {}
+    picture_rows = []
     for driver in DRIVERS:
         began = time.perf_counter()
         if driver == "prior":
@@ -95,9 +100,11 @@ def stage_losses(budget: dict[str, Any], floor: float) -> dict[str, Any]:
 
     The weakest stage by accuracy is "none" if the largest loss is within its own 95% interval.
     """
-    true, prior = budget["true embedding"], budget["prior"]
+    true = budget["true embedding"]
+    prior = budget["prior"]
     chain = [true["real_images"], true["zero_shot"], true["caption_accuracy"], prior["caption_accuracy"]]
-    accuracy_lost, half_width = {}, {}
+    accuracy_lost = {}
+    half_width = {}
     for stage, (before, after) in zip(("clip", "decoder", "prior"), pairwise(chain), strict=True):
         accuracy_lost[stage] = before["value"] - after["value"]
         half_width[stage] = sum(((figure["high"] - figure["low"]) / 2) ** 2 for figure in (before, after)) ** 0.5

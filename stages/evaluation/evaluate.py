@@ -112,7 +112,7 @@ def evaluate(options: EvaluateOptions) -> dict[str, Any]:
     context = prepare_context(pipe, manifests["clip"].sha256, real, options, seconds)
     sections = run_evaluators(context, seconds)
     figures = {name: section.figures for name, section in sections.items() if section.figures}
-    # Of fashion-mnist, training leaves out the images of held-out pairs.
+    # Training leaves out fashion-mnist's images of held-out pairs.
     trained_on = options.data.load("train")[0] if has_attributes(real.train) else real.train
     report = {
         "checkpoint": options.checkpoint.resolve().name,  # a report is published: it names no path of this machine

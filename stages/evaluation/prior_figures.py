@@ -15,7 +15,8 @@ BATCH = 500
 
 def measure_prior(context: EvaluationContext) -> Section:
     """Measure cosines to the true embeddings, with their ceiling and floors, and the spread within a caption."""
-    pipe, embedded = context.pipe, context.embedded_test
+    pipe = context.pipe
+    embedded = context.embedded_test
     test = embedded.data
     settings = pipe.sampling.prior
     count = min(context.sample_count, len(test))

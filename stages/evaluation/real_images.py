@@ -15,7 +15,9 @@ def measure_real_images(context: EvaluationContext) -> Section:
     There are as many training images of each class as samples; their distance is the floor that samples can reach.
     Where the training images have no classes, any of them are taken.
     """
-    reference, train, n = context.reference, context.train, context.samples_per_caption
+    reference = context.reference
+    train = context.train
+    n = context.samples_per_caption
     generator = torch.Generator().manual_seed(context.seed)
     rows = torch.randperm(len(train), generator=generator)
     if train.classes:

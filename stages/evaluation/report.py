@@ -8,7 +8,7 @@ PICTURE_TITLES = {
     "grid": "Samples",
     "attributes": "Class by attribute",
     "held-out": "Pairs that no training caption or image shows",
-    "budget": "What drives the decoder",
+    "budget": "Images by what drives the decoder",
     "memorisation": "Closest to the training images",
     "strip": "Denoising: the state above the clean image that is predicted from it",
 }

@@ -13,7 +13,7 @@ from unclip import UnCLIP
 from unclip.errors import UserError
 
 DRIVERS = ("true embedding", "prior", "text embedding", "caption alone", "nothing")
-"""What can drive the decoder (Ramesh et al. 2022, section 5.1)."""
+"""Inputs that can drive the decoder (Ramesh et al. 2022, section 5.1)."""
 
 
 class Samples(NamedTuple):

@@ -33,7 +33,8 @@ def sweep_settings(context: EvaluationContext) -> Section | None:
     """
     if not context.sweep_samples:
         return None
-    pipe, judge = context.pipe, context.reference.judge
+    pipe = context.pipe
+    judge = context.reference.judge
     validation = context.embedded_drivers.data
     n = context.sweep_samples // len(validation.classes)
     captions = [caption for caption in validation.class_captions for _ in range(n)]

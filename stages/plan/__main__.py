@@ -6,8 +6,8 @@
     python -m stages.plan --preset base --images 3M --epochs 10 --size 64 --decoder.model.width 128
 
 The models are counted without memory (stages/plan/counting.py); nothing is computed. Options of a part are its
-trainer's, after the part's name: --clip.model.vision.width, --prior.model.layers and so on. What is assumed of the
-devices is in stages/plan/machine.py, and of what is around them in --mfu, --disk, --ram and --loader. Not counted:
+trainer's, after the part's name: --clip.model.vision.width, --prior.model.layers and so on. The assumed
+devices are in stages/plan/machine.py; --mfu, --disk, --ram and --loader describe what is around them. Not counted:
 validation, previews, and what Muon computes.
 """
 

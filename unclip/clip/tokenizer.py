@@ -15,7 +15,8 @@ from torch import Tensor
 
 from unclip.errors import UserError, reason
 
-START, END = "<|startoftext|>", "<|endoftext|>"
+START = "<|startoftext|>"
+END = "<|endoftext|>"
 Cleaning = Literal["", "whitespace", "lower"]
 """How a caption is cleaned before it is tokenised: not at all; by `clean_caption`; or by it, and then lower-cased."""
 UNCHANGED_BY_FTFY = re.compile(r"[ -%'-~\t\r\n]*")

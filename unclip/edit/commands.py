@@ -113,7 +113,7 @@ class InpaintOptions(DrawingOptions):
     mask: Path | None = None
     """File of an image, white where to paint."""
     caption: str | None = None
-    """What the images are to show (default: what they show)."""
+    """Caption of the painted images (default: none, their own embedding is kept)."""
     n: int = 4
     """Paintings per image."""
     seed: int = 0
@@ -127,7 +127,7 @@ class ProbeOptions(DrawingOptions):
     components: tuple[int, ...] = (0, 5, 20, 80)
     """How many principal components to keep."""
     seed: int = 0
-    """Of the noise."""
+    """Seed of the noise."""
 
 
 @dataclass(frozen=True)
@@ -137,13 +137,13 @@ class CorruptOptions(Options):
     times: int = 10
     """Moments of the forward process."""
     seed: int = 0
-    """Of the noise."""
+    """Seed of the noise."""
 
 
 @dataclass(frozen=True)
 class LessonOptions(Options):
     caption: str = ""
-    """What to draw (default: images of the data's own kinds, as the prior draws them without a caption)."""
+    """Caption to draw (default: images of the data's own kinds, as the prior draws them without a caption)."""
     n: int = 8
     """Images per row."""
     seed: int = 0

@@ -14,7 +14,8 @@ from PIL import Image
 from unclip.grids import gif_bytes
 from unclip.images import to_pil
 
-NORMAL, LARGE = 112, 280
+NORMAL = 112
+LARGE = 280
 """Approximate heights of pictures, in CSS pixels."""
 
 CSS = """

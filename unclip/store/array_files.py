@@ -64,7 +64,7 @@ def new_array_cache(folder: Path, layout: Layout) -> Iterator[CachedArrays]:
 
 
 def array_cache_damage(folder: Path) -> str:
-    """What is wrong with a cache; "" if its files are as they were written."""
+    """The damage of a cache, in words; "" if its files are as they were written."""
     try:
         for name, expected in read_record(folder / RECORD)["files"].items():
             if file_sha256(folder / name) != expected:

@@ -1,7 +1,7 @@
 """Files that are written whole or not at all, whenever the process or the machine stops.
 
-Something that takes time to write has a partial name until it is whole. What a killed process left under such a name,
-`remove_leftovers` removes.
+A file has a partial name until it is written whole. `remove_leftovers` removes what a killed process left under such a
+name.
 """
 
 import errno

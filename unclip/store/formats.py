@@ -32,7 +32,7 @@ Kind = tuple[str, str]
 
 @dataclass(frozen=True)
 class Changes:
-    """What a format calls otherwise than the one before it. Names that are not in a table stay."""
+    """Names that differ between a format and the one before it. Names that are not in a table stay."""
 
     manifest: Mapping[str, str]
     """Keys of config.json: old -> new."""

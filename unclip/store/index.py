@@ -45,7 +45,8 @@ def write_index(pipeline: Path, leave_out: str = "") -> None:
         },
         "sampling": {part: m.sampling for part, m in manifests.items() if m.sampling},
     }
-    path, readme = pipeline / "model_index.json", pipeline / "README.md"
+    path = pipeline / "model_index.json"
+    readme = pipeline / "README.md"
     if not manifests and not path.exists():
         return
     if readme.exists() and path.exists() and _holds(path, index):

@@ -68,7 +68,8 @@ def read_weights(folder: Path, manifest: Manifest) -> dict[str, Tensor]:
 
     Raises UserError if they are missing, or are not the ones that the manifest names.
     """
-    path, digest = folder / "model.safetensors", ""
+    path = folder / "model.safetensors"
+    digest = ""
     for place in (_pending_weights(folder, manifest.sha256), path):
         if place.is_file():
             content = place.read_bytes()

@@ -22,7 +22,8 @@ from unclip.clip.tokenizer import Tokenizer
 from unclip.clip.vision import VisionConfig
 from unclip.errors import UserError
 
-CONFIG, OURS = "config.json", "unclip.json"
+CONFIG = "config.json"
+OURS = "unclip.json"
 PATCHES = their_keys("vision.patch.weight", HUGGING_FACE)[0]
 # Our name of a setting -> their name, and their default, which config.json leaves out (see CLIPTextConfig).
 TEXT = {

@@ -16,7 +16,8 @@ from unclip.clip.text import TextConfig
 from unclip.clip.vision import VisionConfig
 from unclip.errors import UserError
 
-CONFIG, WEIGHTS = "open_clip_config.json", "open_clip_model.safetensors"
+CONFIG = "open_clip_config.json"
+WEIGHTS = "open_clip_model.safetensors"
 # Our name of a setting -> their name and their default (open_clip's CLIPVisionCfg, CLIPTextCfg, PreprocessCfg).
 VISION = {
     "width": ("width", 768), "layers": ("layers", 12), "head_width": ("head_width", 64),
