@@ -27,7 +27,7 @@ EXAMPLES = {"data/noise.py"}
 VARIABLES = {"DATA", "RUN", "QUICK", "PYTHON"}
 """Variables that the Makefile reads."""
 PIPELINE_OPTIONS = ("--checkpoint", "--init-from", "--clip")
-TO_COME = ("stages/plan",)
+TO_COME = ()
 """Folders whose README.md is being written."""
 BARE = re.compile(r"python -m [\w.]+|unclip [a-z]+")
 FENCE = re.compile(r"^```(\w*)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
