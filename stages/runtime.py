@@ -22,8 +22,10 @@ Precision = Literal["auto", "float32", "bfloat16"]
 
 
 def fast_bfloat16(device: torch.device) -> bool:
-    """Whether products in bfloat16 are fast: on CUDA, and on CPUs with AMX or AVX512-BF16. Other CPUs emulate them, far
-    slower."""
+    """Whether products in bfloat16 are fast: on CUDA, and on CPUs with AMX or AVX512-BF16.
+
+    Other CPUs emulate them, which is far slower.
+    """
     if device.type != "cpu":
         return device.type == "cuda"
     tests = ("_is_amx_tile_supported", "_is_avx512_bf16_supported")  # private, and not in every version
@@ -57,8 +59,11 @@ def start(wanted: Device) -> torch.device:
 
 
 def keep_freed_memory() -> None:
-    """Have glibc keep what is freed. Else it gives large tensors' memory back to the system, which fills it with zeros
-    whenever it is asked for it again: a tenth of a step's time."""
+    """Let glibc keep freed memory for the next allocation.
+
+    Else it returns the memory of large tensors to the system, which fills it with zeros when it is asked for it again:
+    a tenth of a step's time.
+    """
     mallopt = getattr(ctypes.CDLL(None), "mallopt", None)  # glibc's alone
     if mallopt:
         mallopt(M_MMAP_MAX, 0)

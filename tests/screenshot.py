@@ -1,4 +1,7 @@
-"""Take the README's picture of the page: python tests/screenshot.py checkpoints/fashion-mnist/page.png"""
+"""Take the picture of the page that its documentation shows.
+
+python tests/screenshot.py checkpoints/fashion-mnist/page.png
+"""
 
 import base64
 import sys

@@ -26,8 +26,10 @@ PARTS = ("clip", "prior", "decoder")
 
 @pytest.fixture(scope="module")
 def images(tmp_path_factory):
-    """A folder of 96 images of 40x24 pixels with text files beside them, of which one lacks its text file, and another,
-    of the validation split, is broken."""
+    """A folder of 96 images of 40x24 pixels with text files beside them.
+
+    One lacks its text file, and another, in the validation split, is broken.
+    """
     folder = tmp_path_factory.mktemp("images")
     generator = np.random.default_rng(0)
     for number in range(96):

@@ -1,4 +1,7 @@
-"""A stage of another kind than the three: linear regression. Also a program: toy.py FOLDER [NAME=VALUE ...]"""
+"""A stage of another kind than the three: linear regression.
+
+Also a program: toy.py FOLDER [NAME=VALUE ...]
+"""
 
 import sys
 from collections.abc import Sequence

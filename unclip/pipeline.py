@@ -105,10 +105,14 @@ class UnCLIP:
     def from_pretrained(
         cls, path: str | Path, device: str | torch.device = "cpu", revision: str | None = None
     ) -> "UnCLIP":
-        """Open the pipeline in a folder; or, where no such path is, of that name OWNER/NAME on the Hugging Face Hub,
-        of which a branch, tag or commit may be named.
+        """Open a trained pipeline.
 
-        Raises UserError if there is none, or if a stage is missing, damaged, or of another lineage.
+        Args:
+            path: its folder; or, where there is no such path, its name OWNER/NAME on the Hugging Face Hub.
+            revision: branch, tag or commit on the Hub.
+
+        Raises:
+            UserError: there is no pipeline, or a part of it is missing, damaged, or of another lineage.
         """
         if not isinstance(path, (str, Path)):
             raise UserError(f"a pipeline is opened by the path of its folder or its name, not {shown(path)}")
