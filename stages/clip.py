@@ -18,7 +18,7 @@ from stages import runtime
 from stages.batches import StepDraw
 from stages.evaluation.metrics import recall_at_k
 from stages.inputs import CLIPInputs
-from stages.run import PartRun, Shapes
+from stages.run_options import PartRun, Shapes
 from unclip.clip import CLIP, CLIPConfig, Preprocess
 from unclip.clip.loss import chance_loss, contrastive_loss
 from unclip.fields import bounded

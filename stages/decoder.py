@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from stages.batches import StepDraw
 from stages.inputs import Inputs
-from stages.run import FrozenCLIPRun, Shapes
+from stages.run_options import FrozenCLIPRun, Shapes
 from unclip.clip import TextFeatures
 from unclip.decoder import DiffusionDecoder, DiffusionDecoderConfig
 from unclip.diffusion.prediction import min_snr_weight, noised_pair

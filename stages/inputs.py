@@ -10,7 +10,7 @@ from data.dataset import CaptionedImages
 from data.provenance import describe_source
 from stages import runtime
 from stages.embed import EmbeddedImages, embed_images
-from stages.run import FrozenCLIPRun, PartRun, Shapes
+from stages.run_options import FrozenCLIPRun, PartRun, Shapes
 from unclip.clip import CLIPConfig, Tokenizer, encode_captions, load_clip
 from unclip.clip.pretrained import adopt_clip, load_clip_bundle
 from unclip.errors import UserError

@@ -14,7 +14,7 @@ from stages.embed import EmbeddedImages
 from stages.evaluation.metrics import same_group_cosine
 from stages.inputs import Inputs
 from stages.prior_figures import PHRASINGS, pair_cosines, pair_figures
-from stages.run import FrozenCLIPRun, Shapes
+from stages.run_options import FrozenCLIPRun, Shapes
 from unclip.clip import TextFeatures
 from unclip.diffusion.prediction import noised_pair, training_target
 from unclip.diffusion.process import NoiseLevels

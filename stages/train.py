@@ -18,7 +18,7 @@ from stages.data_config import inherit_data
 from stages.identity import settings
 from stages.inputs import open_clip_inputs, open_inputs
 from stages.memory import check_fits
-from stages.run import PartRun, Shapes
+from stages.run_options import PartRun, Shapes
 from stages.state import start_from
 from unclip.cli.options import command_line, parse_run, read_early_options
 from unclip.cli.run import run

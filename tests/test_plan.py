@@ -28,11 +28,11 @@ from stages.plan.counting import PartCost, count_part, counting_operations
 from stages.plan.layout import Budget, Layout
 from stages.plan.limits import cache_bytes
 from stages.plan.machine import DEVICES, count, duration, short
-from stages.plan.options import PlanOptions, plan_presets
+from stages.plan.plan_options import PlanOptions, plan_presets
+from stages.plan.plan_report import make_budgets, plan, plan_parts
 from stages.plan.pretended import PretendedDevice
-from stages.plan.report import make_budgets, plan, plan_parts
 from stages.plan.synthetic import make_clip_inputs
-from stages.run import FrozenCLIPRun, Shapes
+from stages.run_options import FrozenCLIPRun, Shapes
 from unclip.clip import CLIP, CLIPConfig, Preprocess, TextConfig, Tokenizer, VisionConfig
 from unclip.clip.loss import contrastive_loss
 from unclip.errors import UserError

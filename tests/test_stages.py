@@ -20,7 +20,7 @@ from stages.embed import EmbeddedImages
 from stages.inputs import Inputs
 from stages.prior import hide_tokens
 from stages.prior_figures import pair_cosines, pair_figures
-from stages.run import PartRun
+from stages.run_options import PartRun
 from stages.state import start_from
 from stages.train import start_from_pipeline
 from unclip.clip import CLIP, TextFeatures

@@ -20,7 +20,7 @@ class Kind:
     model: Any
     """Class of the model, see `unclip.interfaces`."""
     presets: Any
-    """Presets of its training: name -> options, instances of a `stages.run.PartRun`."""
+    """Presets of its training: name -> options, instances of a `stages.run_options.PartRun`."""
     stage: Any
     """Class of its training stage, see `stages.train.PartStage`."""
 

@@ -21,7 +21,7 @@ from stages.evaluation.error_budget import measure_error_budget, stage_losses
 from stages.evaluation.judge import Matcher
 from stages.evaluation.judge_training import trained_judge
 from stages.evaluation.memorisation import measure_memorisation
-from stages.evaluation.prior_figures import measure_prior
+from stages.evaluation.prior_evaluation import measure_prior
 from stages.evaluation.real_images import measure_real_images
 from stages.evaluation.reference import Reference
 from stages.evaluation.report import markdown

@@ -17,8 +17,8 @@ from unclip.cli.run import run
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    from stages.plan.options import plan_presets
-    from stages.plan.report import plan
+    from stages.plan.plan_options import plan_presets
+    from stages.plan.plan_report import plan
     from unclip.cli.options import find_options, parse_run
     from unclip.registry import PARTS
 

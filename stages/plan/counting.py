@@ -19,7 +19,7 @@ from stages.batches import StepDraw
 from stages.inputs import CLIPInputs, Inputs
 from stages.memory import recomputed_blocks
 from stages.plan.pretended import PretendedDevice, Uninitialised
-from stages.run import PartRun
+from stages.run_options import PartRun
 from stages.train import PartStage
 from unclip.registry import find_kind, resolve
 from unclip.tensor_batch import TensorBatch

@@ -8,7 +8,7 @@ from PIL import Image
 from torch import Tensor, nn
 
 from stages.loop import TrainConfig
-from stages.run import FrozenCLIPRun
+from stages.run_options import FrozenCLIPRun
 from unclip.diffusion import CLEAN, RowNoise
 from unclip.fields import bounded, from_data
 from unclip.images import to_float

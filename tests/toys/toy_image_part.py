@@ -7,7 +7,7 @@ from PIL import Image
 from torch import Tensor, nn
 
 from stages.loop import TrainConfig
-from stages.run import FrozenCLIPRun
+from stages.run_options import FrozenCLIPRun
 from unclip.fields import bounded
 from unclip.images import to_float
 from unclip.registry import Kind, Part

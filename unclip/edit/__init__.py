@@ -12,11 +12,11 @@ use.
 from unclip.edit.blending import blend
 from unclip.edit.defaults import DEFAULTS
 from unclip.edit.image_inputs import prepare_images, prepare_mask
-from unclip.edit.inspection import Corrupted, corrupt, principal_axes, probe
 from unclip.edit.interpolation import slerp
 from unclip.edit.inversion import Latent, invert, reconstruct
 from unclip.edit.mixing import mix
 from unclip.edit.painting import inpaint
+from unclip.edit.probing import Corrupted, corrupt, principal_axes, probe
 from unclip.edit.text_change import Space, change, text_difference
 from unclip.edit.variation import vary
 

@@ -8,9 +8,9 @@ from stages.plan.counting import build_model, count_embedding, count_part
 from stages.plan.layout import Budget, Layout, layouts
 from stages.plan.limits import Limit, Stored, Surroundings, cache_bytes, find_limits
 from stages.plan.machine import DEVICES, count, duration, short
-from stages.plan.options import PlanOptions
+from stages.plan.plan_options import PlanOptions
 from stages.plan.synthetic import make_clip_inputs, make_inputs
-from stages.run import PartRun
+from stages.run_options import PartRun
 from unclip.clip import CLIPConfig
 from unclip.errors import UserError
 from unclip.registry import PARTS, default_kind

@@ -4,7 +4,7 @@ from dataclasses import Field, dataclass, field, fields, make_dataclass, replace
 from typing import Any, Literal, Self, get_type_hints
 
 from stages.plan.machine import DEVICES
-from stages.run import FrozenCLIPRun, PartRun
+from stages.run_options import FrozenCLIPRun, PartRun
 from unclip.fields import bounded, field_docs
 from unclip.registry import PARTS, default_kind, find_kind, resolve
 
