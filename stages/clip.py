@@ -123,7 +123,8 @@ class CLIPStage:
         wanted = run.model.vision.patch_size
         if config.vision.patch_size != wanted:
             sizes = f"{config.vision.patch_size} pixels, as {wanted} does not divide {config.vision.image_size}"
-            runtime.print0(f"clip: patches of {sizes}")
+            if runtime.is_main():
+                print(f"clip: patches of {sizes}")
 
     @staticmethod
     def build_model(run: CLIPRun, shapes: Shapes) -> CLIP:

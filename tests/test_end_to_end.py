@@ -262,7 +262,7 @@ def test_samples_of_one_run_replace_those_of_the_last_as_whole_files(script, tmp
 def test_newest_complete_run_is_drawn_from_else_the_committed_one(script, tmp_path, trained, monkeypatch):
     import sample
 
-    monkeypatch.setattr(sample, "ROOT", tmp_path)
+    monkeypatch.setattr(sample, "CHECKPOINTS", tmp_path / "checkpoints")
     for age, name in enumerate(("fashion-mnist", "newer", "older")):
         shutil.copytree(trained.folder, tmp_path / "checkpoints" / name)
         moment = 1_700_000_000 - 1000 * age
