@@ -3,6 +3,7 @@
 A process knows no model. Samplers are given its levels (alpha, sigma), training batches its random noise levels.
 """
 
+from abc import ABC, abstractmethod
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Literal, NamedTuple, TypeVar
@@ -41,29 +42,29 @@ class NoiseLevels(TensorBatch):
     sigma: Tensor
 
 
-class Process:
+class Process(ABC):
     """Base of the processes. A subclass defines alpha and sigma, how times are spaced, and what the network is told."""
 
+    @abstractmethod
     def alpha_sigma(self, t: Tensor) -> tuple[Tensor, Tensor]:
         """Signal and noise coefficients at times t, each of the shape of t, in float64."""
-        raise NotImplementedError
 
+    @abstractmethod
     def network_time(self, t: TimeT) -> TimeT:
         """The number that a network is told for a time, or for a tensor of times: near 0 for clean samples."""
-        raise NotImplementedError
 
+    @abstractmethod
     def even_times(self, steps: int) -> list[float]:
         """Descending times, evenly spaced from pure noise on, without the clean end."""
-        raise NotImplementedError
 
     def check_steps(self, steps: int, name: str = "steps") -> None:
         """Raise UserError for a number of steps in which noise cannot be turned into a sample; `name` is the option."""
         if steps < 1:
             raise UserError(f"{name} must be at least 1, not {steps}")
 
+    @abstractmethod
     def times_at(self, noise_to_signal: Tensor) -> Tensor:
         """The times at which sigma / alpha has these values, of their shape."""
-        raise NotImplementedError
 
     def distinct_times_at(self, noise_to_signal: Tensor) -> list[float]:
         """The same for descending values, as a strictly descending list."""
