@@ -14,7 +14,6 @@ from stages import runtime
 from stages.sharding import alike, fill, made_whole, whole
 from unclip.errors import UserError
 from unclip.store.files import partial_name, write_atomically
-from unclip.store.hub import find_pipeline
 from unclip.store.parts import load_part, load_weights
 from unclip.store.tensors import dump_sealed_tensors, load_sealed_tensors
 
@@ -137,15 +136,12 @@ def load_state(path: Path, model: nn.Module, average: nn.Module, optimizers: lis
     return progress
 
 
-def start_from(model: nn.Module, pipeline: Path | None, part: str) -> dict[str, str]:
-    """Fill a new model with the weights of another pipeline's part, if one is given: fine-tuning.
+def start_from(model: nn.Module, pipeline: Path, part: str) -> dict[str, str]:
+    """Fill a new model with the weights of another pipeline's part, for fine-tuning.
 
     Weights that the model names as `data_buffers` keep their values. Returns the parent to name in the manifest,
     {"start": SHA-256}. Raises UserError if shapes differ.
     """
-    if pipeline is None:
-        return {}
-    pipeline = find_pipeline(pipeline)
     parent, manifest = load_part(pipeline / part)
     prefix = getattr(model, "data_buffers", ())  # no name starts with an empty tuple
     inherited = {name: tensor for name, tensor in parent.state_dict().items() if not name.startswith(prefix)}

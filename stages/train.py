@@ -82,8 +82,8 @@ def train_part(part: str, run: PartRun) -> Manifest:
 def start_from_pipeline(part: str, run: PartRun, stage: PartStage, inputs: Any) -> dict[str, str]:
     """Take the weights of run.init_from, for fine-tuning. Returns the parent to name in the manifest.
 
-    Buffers fitted to embeddings are kept as they come, as the weights are used to them, unless they are of another
-    CLIP's embeddings, which may lie elsewhere by many deviations.
+    The statistics of the embeddings come from the parent, as its weights were trained with them; the model's
+    `data_buffers` are this run's own. If the parent was trained on another CLIP, all are fitted anew.
     """
     if run.init_from is None:
         return {}
@@ -96,10 +96,16 @@ def start_from_pipeline(part: str, run: PartRun, stage: PartStage, inputs: Any) 
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    part, *options = [*command_line(argv), ""]
+    """Train the part that the first argument names."""
+    options = command_line(argv)
+    part = options.pop(0) if options else ""
+    usage = f"python -m stages.train {'|'.join(PARTS)} [options]"
+    if part in ("-h", "--help"):
+        print(f"{__doc__}\n{usage}")
+        return
     if part not in PARTS:
-        raise UserError(f"name the part to train: python -m stages.train {'|'.join(PARTS)}, not {part!r}")
-    train_from_command_line(part, __doc__, options[:-1])
+        raise UserError(f"name the part to train: {usage}, not {part!r}")
+    train_from_command_line(part, __doc__, options)
 
 
 if __name__ == "__main__":

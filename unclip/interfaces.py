@@ -35,7 +35,7 @@ class MapsText(Protocol):
     """A prior with a linear map from text embeddings to image embeddings, along which `unclip.edit.change` moves."""
 
     def map_text(self, text: Tensor) -> Tensor:
-        """Image embeddings (N, D), not of unit norm, that are linearly likely given text embeddings (N, D)."""
+        """Image embeddings (N, D), not of unit norm, predicted from text embeddings (N, D) by a linear map."""
 
 
 class Decoder(PartModel, Protocol):

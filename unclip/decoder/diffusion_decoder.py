@@ -38,10 +38,7 @@ class DiffusionDecoder(nn.Module):
         check(config)
         self.config = config
         self.network = DecoderNetwork(config.network)
-
-    @property
-    def process(self) -> Process:
-        return self.config.diffusion.build()
+        self.process: Process = config.diffusion.build()
 
     @property
     def image_shape(self) -> tuple[int, int, int]:

@@ -72,7 +72,7 @@ class Process(ABC):
 
     def uniform_times(self, u: Tensor) -> Tensor:
         """The times for numbers u in [0, 1), drawn uniformly."""
-        return u.double()
+        return u
 
     def time_at_share(self, share: float) -> float:
         """The time that is a share 0 .. 1 of the way from the cleanest time that is trained to pure noise."""
@@ -95,12 +95,13 @@ class Process(ABC):
             log_sigma: mean and deviation of ln(sigma / alpha) for log-normal noise (Karras et al. 2022, arXiv
                 2206.00364, section 5); None for uniform times.
         """
-        u = (torch.arange(batch) + torch.rand(batch, generator=generator)) / batch
+        offsets = torch.rand(batch, generator=generator).double()  # in float32 the last u would round to 1 now and then
+        u = (torch.arange(batch) + offsets) / batch
         if log_sigma is None:
             t = self.uniform_times(u)
         else:
             mean, deviation = log_sigma
-            t = self.times_at(torch.exp(mean + deviation * torch.special.ndtri(u.double())))
+            t = self.times_at(torch.exp(mean + deviation * torch.special.ndtri(u)))
         alpha, sigma = self.alpha_sigma(t)
         return NoiseLevels(self.network_time(t).float(), alpha.float(), sigma.float())
 

@@ -33,7 +33,7 @@ class DiffusionPrior(nn.Module):
 
     config_class = DiffusionPriorConfig
     data_buffers = ("reranker.",)
-    """Buffers fitted to the data; fine-tuning refits them instead of loading them."""
+    """Buffers that fine-tuning fits to its own data; those of scaler and regression are loaded with the weights."""
 
     def __init__(self, config: DiffusionPriorConfig):
         super().__init__()
@@ -42,10 +42,7 @@ class DiffusionPrior(nn.Module):
         self.network = PriorTransformer(config.network)
         self.scaler = EmbeddingScaler(config.network.embed_dim)
         self.reranker = Reranker(config.network.embed_dim, config.num_classes)
-
-    @property
-    def process(self) -> Process:
-        return self.config.diffusion.build()
+        self.process: Process = config.diffusion.build()
 
     def prefix(self, text: TextFeatures) -> Prefix:
         return self.network.prefix(text.embedding, text.tokens, text.mask, text.empty)
@@ -61,12 +58,12 @@ class DiffusionPrior(nn.Module):
         return model
 
     def map_text(self, text: Tensor) -> Tensor:
-        """Image embeddings (N, D), not of unit norm, that are linearly likely given text embeddings (N, D)."""
+        """Image embeddings (N, D), not of unit norm, predicted from text embeddings (N, D) by ridge regression."""
         return self.scaler.std * self.network.regression(text) + self.scaler.mean
 
     @torch.inference_mode()
     def draw_embeddings(self, text: TextFeatures, seeds: Sequence[int], settings: PriorSettings) -> Tensor:
-        """Draw one unit image embedding (N, D) for each of N captions by diffusion; each depends on its own seed.
+        """Draw unit image embeddings (N, D), one for each of N captions, by diffusion; each depends on its own seed.
 
         The reranker keeps one of `settings.num_candidates` candidates; for an empty caption, which has no text
         embedding, the first one is kept. All N x num_candidates candidates are one batch.
@@ -75,6 +72,7 @@ class DiffusionPrior(nn.Module):
         process = self.process
         process.check_steps(settings.steps, "prior_steps")
         levels = even_levels(process, settings.steps)
+        # first candidates of all captions, then second ones, and so on
         rows = torch.arange(count, device=text.embedding.device).repeat(settings.num_candidates)
         if settings.guidance == 1:
             model = self.model(self.prefix(text).select(rows))
@@ -83,7 +81,7 @@ class DiffusionPrior(nn.Module):
             model = guided(self.model(prefix.select(torch.cat([rows, rows + count]))), settings.guidance)
         candidate_numbers = range(settings.num_candidates)
         noise = torch.cat([RowNoise(seeds, PRIOR_STREAM, i)(text.embedding) for i in candidate_numbers])
-        x = dpmpp(lambda x, level: Denoised(model(x, level)), noise, levels)
+        x = dpmpp(lambda noised, level: Denoised(model(noised, level)), noise, levels)
         candidates = self.scaler.unscale(x).unflatten(0, (-1, count)).transpose(0, 1)  # (N, num_candidates, D)
         chosen = self.reranker(candidates, text.embedding, settings.threshold).masked_fill(text.empty, 0)
         return candidates[torch.arange(count, device=chosen.device), chosen]
