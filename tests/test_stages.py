@@ -304,6 +304,6 @@ def test_patches_fit_the_images(wanted, image_size, fitting):
 
 def test_patches_of_another_size_than_asked_for_are_told(inputs, capsys):
     clip_stage(inputs)
-    assert "patches" not in capsys.readouterr().err
+    assert "patches" not in capsys.readouterr().out
     clip_stage(inputs, model=replace(CLIP_MODEL, vision=replace(CLIP_MODEL.vision, patch_size=5)))
-    assert "clip: patches of 4 pixels, as 5 does not divide 28" in capsys.readouterr().err
+    assert "clip: patches of 4 pixels, as 5 does not divide 28" in capsys.readouterr().out
