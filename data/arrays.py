@@ -19,8 +19,9 @@ from data.class_captions import class_caption
 from data.problems import Problems
 from data.records import Listing, Record
 from data.source_config import SourceConfig
-from data.table_rows import decode_lines
+from data.table_rows import decode_noted_lines
 from unclip.errors import UserError, reason
+from unclip.text import decode_text
 
 MAGIC = {".npz": b"PK", ".npy": b"\x93NUMPY"}
 """The first bytes of each kind of file."""
@@ -88,10 +89,10 @@ def _load_npy(path: Path, problems: Problems) -> Arrays:
     captions, labels, classes = (path.with_name(path.stem + end) for end in (".txt", "_labels.npy", "_classes.txt"))
     images = np.load(path)
     if captions.is_file():
-        lines = decode_lines(captions.read_bytes(), captions.name, problems)
+        lines = decode_noted_lines(captions.read_bytes(), captions.name, problems)
         return Arrays(images, lines[:-1] if lines[-1] == "" else lines)
     if labels.is_file() and classes.is_file():
-        lines = decode_lines(classes.read_bytes(), classes.name, problems)
+        lines = decode_noted_lines(classes.read_bytes(), classes.name, problems)
         class_names = tuple(line.strip() for line in lines if line.strip())
         return Arrays(images, None, _as_class_numbers(np.load(labels)), class_names)
     if labels.is_file():
@@ -113,7 +114,7 @@ def _check_lengths(path: Path, arrays: Arrays) -> None:
 
 def _as_text(values: np.ndarray) -> list[Any]:
     """The strings of an array, bytes decoded; numbers stay numbers, which `as_captions` takes too."""
-    return (np.char.decode(values, "utf-8") if values.dtype.kind == "S" else values).tolist()
+    return [decode_text(value) for value in values.tolist()] if values.dtype.kind == "S" else values.tolist()
 
 
 def _as_class_numbers(labels: np.ndarray) -> np.ndarray:

@@ -3,14 +3,11 @@
 import ast
 import contextlib
 import json
-import re
 
 import numpy as np
 
-from data.problems import Problems, printable
-
-CONTROL = re.compile(r"[\x00-\x08\x0e-\x1f]")
-"""Control characters, which text does not contain."""
+from data.problems import Problems
+from unclip.text import is_text
 
 
 def as_captions(value: object, problems: Problems) -> tuple[str, ...]:
@@ -37,9 +34,7 @@ def as_captions(value: object, problems: Problems) -> tuple[str, ...]:
 
 def _is_caption(text: str) -> bool:
     """Whether text is Unicode without control characters and has a visible character; some blanks have no width."""
-    if text != printable(text) or CONTROL.search(text):
-        return False
-    return any(character.isprintable() for character in text if character != " ")
+    return is_text(text) and any(character.isprintable() for character in text if character != " ")
 
 
 def _parse_list(text: str) -> list[str] | None:

@@ -6,9 +6,10 @@ from pathlib import Path
 
 from PIL import Image, UnidentifiedImageError
 
-from data.problems import Problems, printable
+from data.problems import Problems
 from data.records import Record
 from data.splits import SPLIT_NAMES
+from unclip.errors import printable
 from unclip.store.files import check_fetched
 
 IMAGE_SUFFIXES = {

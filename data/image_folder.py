@@ -28,7 +28,7 @@ from data.problems import Problems
 from data.records import Listing
 from data.source_config import SourceConfig
 from data.splits import SPLIT_NAMES
-from data.table_rows import TABLE_SUFFIXES, decode_lines
+from data.table_rows import TABLE_SUFFIXES, decode_noted_lines
 from unclip.errors import UserError
 from unclip.store.files import check_fetched
 
@@ -163,7 +163,7 @@ def _classes_by_folder(images: list[Path], folder: Path, problems: Problems) -> 
 def _read_text_file(image: Path, text: Path, name: str, problems: Problems) -> list[str]:
     """The captions in the text file beside an image."""
     try:
-        lines = decode_lines(check_fetched(text).read_bytes(), "text beside images", problems)
+        lines = decode_noted_lines(check_fetched(text).read_bytes(), "text beside images", problems)
     except UserError as error:
         problems.add(name, str(error))
         return []

@@ -1,10 +1,11 @@
 """Rows of a source that cannot be used. They are counted and named, or refused; none is lost in silence."""
 
 import hashlib
+import os
 from dataclasses import dataclass, field
 
 from data import paths
-from unclip.errors import UserError
+from unclip.errors import UserError, printable
 from unclip.store.files import write_atomically
 
 SHOWN = 5
@@ -23,7 +24,7 @@ class Problems:
 
     def add(self, name: str, reason: str, rows: int = 1) -> None:
         """Record that the row `name` cannot be used."""
-        self.rows[_one_line(name), _one_line(reason)] = rows
+        self.rows[printable(name), printable(reason)] = rows
 
     def note(self, kind: str, text: str) -> None:
         """Record that values are used, but not read literally. Only the first note of a kind is kept."""
@@ -35,19 +36,19 @@ class Problems:
         Raises UserError instead if `strict` is set and a row cannot be used.
         """
         for text in self.notes.values():
-            print(f"{self.source}: {text}")
+            print(f"{printable(self.source)}: {text}")
         if not self.rows:
             return
         lines = [f"{name}: {reason}" for name, reason in self.rows]
         count = sum(self.rows.values())
-        summary = f"{quantity(count, 'row')} of {self.source} cannot be used"
+        summary = f"{quantity(count, 'row')} of {printable(self.source)} cannot be used"
         if strict:
             raise UserError(f"{summary}, the first is {lines[0]}; correct the source, or leave out --data.strict")
         print(f"{summary} and {'is' if count == 1 else 'are'} left out:")
         for line in lines[:SHOWN]:
             print(f"  {line}")
         if len(lines) > SHOWN:
-            path = paths.CACHE / "problems" / f"{hashlib.sha256(self.source.encode()).hexdigest()[:16]}.txt"
+            path = paths.CACHE / "problems" / f"{hashlib.sha256(os.fsencode(self.source)).hexdigest()[:16]}.txt"
             write_atomically(path, "\n".join(lines) + "\n")
             print(f"  ... the whole list is in {path}")
 
@@ -55,12 +56,3 @@ class Problems:
 def quantity(count: int, noun: str) -> str:
     """ "1 row", "2 rows"."""
     return f"{count} {noun}{'' if count == 1 else 's'}"
-
-
-def printable(text: str) -> str:
-    """Text that can be printed and written: bytes of file names that are not UTF-8 are escaped."""
-    return text.encode("utf-8", "backslashreplace").decode()
-
-
-def _one_line(text: str) -> str:
-    return " ".join(printable(text).split("\n"))

@@ -5,7 +5,6 @@ from typing import NamedTuple
 
 from PIL import Image
 
-from data.problems import printable
 from unclip.errors import UserError
 
 
@@ -46,6 +45,4 @@ class Columns(NamedTuple):
 def check_column(source: object, column: str, known: Iterable[str], option: str) -> None:
     """Raise UserError if a column is not among the known ones; the message names the option that chooses it."""
     if column not in known:
-        raise UserError(
-            f"{source} has no column {column}; name one of {', '.join(map(printable, known))} with --data.{option}"
-        )
+        raise UserError(f"{source} has no column {column}; name one of {', '.join(known)} with --data.{option}")

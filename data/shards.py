@@ -27,9 +27,10 @@ from data.problems import Problems
 from data.records import Columns, Listing, Record
 from data.source_config import SourceConfig
 from data.splits import SPLIT_NAMES
-from data.table_rows import decode_lines
+from data.table_rows import decode_noted_lines
 from unclip.errors import UserError, reason
 from unclip.store.files import check_fetched
+from unclip.text import decode_text
 
 SHARD_SUFFIX = ".tar"
 
@@ -137,13 +138,13 @@ def _read_captions(files: Files, name: str, columns: Columns, problems: Problems
     """The captions of a sample. If there are none, the sample is added to `problems`."""
     value: Any = None
     try:
-        content = json.loads(files["json"].read_bytes()) if "json" in files else {}
+        content = json.loads(decode_text(files["json"].read_bytes())) if "json" in files else {}
         values = content if isinstance(content, dict) else {}
         text = next((suffix for suffix in (columns.caption, "txt", "cls") if suffix in files), None)
         if columns.caption in values and text != columns.caption:
             value = values[columns.caption]
         elif text:
-            value = decode_lines(files[text].read_bytes(), "text beside images", problems)
+            value = decode_noted_lines(files[text].read_bytes(), "text beside images", problems)
         elif values:
             problems.add(name, f"has no {columns.caption}; name one of {', '.join(values)} with --data.caption-column")
             return ()

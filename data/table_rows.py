@@ -1,6 +1,5 @@
 """Rows of tables in text files: CSV, JSON lines and JSON, as people and their programs write them."""
 
-import codecs
 import contextlib
 import csv
 import json
@@ -10,10 +9,10 @@ from itertools import takewhile
 from pathlib import Path
 from typing import Any
 
-from data.caption_values import CONTROL
 from data.problems import Problems
 from unclip.errors import UserError, reason
 from unclip.store.files import check_fetched
+from unclip.text import CONTROL, decode_lines
 
 TABLE_SUFFIXES = (".jsonl", ".csv", ".tsv", ".json")
 SEPARATORS = ",;\t|"
@@ -31,7 +30,7 @@ def read_rows(path: Path, name: str, problems: Problems) -> list[Row]:
     """
     check_fetched(path)
     try:
-        lines = decode_lines(path.read_bytes(), name, problems)
+        lines = decode_noted_lines(path.read_bytes(), name, problems)
     except UnicodeDecodeError as error:
         problems.add(name, f"is not readable as text ({error.reason} at byte {error.start})")
         return []
@@ -45,25 +44,11 @@ def read_rows(path: Path, name: str, problems: Problems) -> list[Row]:
     return list(_parse_json_lines(lines, name, problems))
 
 
-def decode_lines(content: bytes, name: str, problems: Problems) -> list[str]:
-    """Decode text into lines: UTF-8, UTF-16 with a byte order mark, or, for lines that are neither, Windows-1252.
-
-    The last is noted. Bytes that are not text at all become characters that `as_captions` refuses. Raises
-    UnicodeDecodeError for broken UTF-16.
-    """
-    if content.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):
-        content = content.decode("utf-16").encode()
-    is_text = not CONTROL.search(content.decode("latin-1"))
-    lines = []
-    for line in re.split(rb"\r\n|\r|\n", content.removeprefix(codecs.BOM_UTF8)):
-        try:
-            lines.append(line.decode())
-        except UnicodeDecodeError:
-            lines.append(line.decode("cp1252" if is_text else "utf-8", "surrogateescape"))
-            if is_text:
-                problems.note(
-                    name, f"{name} is not UTF-8 throughout; its other lines are read as Windows-1252 (Latin-1) text"
-                )
+def decode_noted_lines(content: bytes, name: str, problems: Problems) -> list[str]:
+    """Decode text into lines by `decode_lines`. Windows-1252 is noted. Raises UnicodeDecodeError as that does."""
+    lines, has_windows_lines = decode_lines(content)
+    if has_windows_lines:
+        problems.note(name, f"{name} is not UTF-8 throughout; its other lines are read as Windows-1252 (Latin-1) text")
     return lines
 
 

@@ -53,14 +53,16 @@ def raw(tmp_path):
         ((BAG, "--captions-flie", "x"), ("--captions-flie", "did you mean --captions-file")),
         ((), ("standard input holds no caption",)),
         (("--captions-file", "{tmp}/empty.txt"), ("empty.txt holds no caption",)),
-        (("--captions-file", "{tmp}/latin.txt"), ("latin.txt is not UTF-8 text", "byte 12")),
+        (("--captions-file", "{tmp}/bytes.txt"), ("bytes.txt is not text in UTF-8, UTF-16 or Windows-1252",)),
+        (("--captions-file", "{tmp}/half.txt"), ("half.txt is not text", "at byte 2")),
         (("--captions-file", "{tmp}/missing.txt"), ("missing.txt", "No such file")),
         ((BAG, "--captions-file", "{tmp}/empty.txt"), ("not both",)),
     ],
 )
 def test_sample_refuses_bad_options(arguments, words, tmp_path):
     (tmp_path / "empty.txt").write_text("\n  \n\t\n")
-    (tmp_path / "latin.txt").write_bytes("an image of \xe0 la mode\n".encode("latin-1"))
+    (tmp_path / "bytes.txt").write_bytes(b"\x89PNG\r\n\x1a\n\0\0")
+    (tmp_path / "half.txt").write_bytes(b"\xff\xfea")
     before = contents(tmp_path)
     given = [argument.format(tmp=tmp_path) for argument in arguments]
     finished = run_python(ROOT / "sample.py", *given, "--out", tmp_path / "out")

@@ -18,7 +18,7 @@ from typing import Any, NoReturn
 
 from unclip.cli import signals
 from unclip.cli.reporting import RANK_ENDED, error_reporter, is_rank_zero
-from unclip.errors import UserError, reason
+from unclip.errors import UserError, printable, reason
 
 Main = Callable[[Sequence[str] | None], int | None]
 """The entry of a program: takes its arguments, None for those of this process, and returns its exit status or None."""
@@ -73,7 +73,7 @@ def explain(error: Exception) -> str | None:
         return str(error)
     if isinstance(error, OSError):
         where = f"{error.filename}: " if error.filename else ""
-        return f"{where}{error.strerror or error}{HINTS.get(error.errno or 0, '')}"
+        return printable(f"{where}{error.strerror or error}{HINTS.get(error.errno or 0, '')}")
     if _is_out_of_memory(error):
         return "out of memory; choose a smaller batch size, or a smaller model"
     if "RANK" in os.environ and _is_of_another_rank(error):

@@ -29,6 +29,7 @@ from unclip.fields import bounded
 from unclip.settings import Device, Sampling, SamplingOptions, check_seeds
 from unclip.store.hub import find_pipeline
 from unclip.store.index import newest_pipeline, read_sampling
+from unclip.text import decode_lines, is_text
 
 if TYPE_CHECKING:
     import numpy as np
@@ -112,9 +113,14 @@ def read_captions(options: SampleOptions) -> list[str]:
     source = options.captions_file or "standard input"
     try:
         raw = options.captions_file.read_bytes() if options.captions_file else sys.stdin.buffer.read()
-        captions = [line.strip() for line in raw.decode("utf-8-sig").splitlines() if line.strip()]
+        lines, has_windows_lines = decode_lines(raw)
     except UnicodeDecodeError as error:
-        raise UserError(f"{source} is not UTF-8 text ({error.reason} at byte {error.start})") from error
+        raise UserError(f"{source} is not text ({error.reason} at byte {error.start})") from error
+    if not all(map(is_text, lines)):
+        raise UserError(f"{source} is not text in UTF-8, UTF-16 or Windows-1252; save it as UTF-8")
+    if has_windows_lines:
+        print(f"{source} is not UTF-8 throughout; its other lines are read as Windows-1252", file=sys.stderr)
+    captions = [line.strip() for line in lines if line.strip()]
     if not captions:
         raise UserError(f"{source} holds no caption; give one per line")
     return captions
