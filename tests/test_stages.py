@@ -18,7 +18,7 @@ from stages.clip import AugmentConfig, fitting_patch
 from stages.decoder import DecoderObjective, DecoderRun
 from stages.embed import EmbeddedImages
 from stages.inputs import Inputs
-from stages.prior import hide_tokens
+from stages.prior_base import hide_tokens
 from stages.prior_figures import pair_cosines, pair_figures
 from stages.run_options import PartRun
 from stages.state import start_from
@@ -221,7 +221,7 @@ def test_prior_reports_cosines_and_distances_side_by_side(inputs):
 
 def test_prior_preview_shows_images_of_a_caption_beside_those_nearest_to_its_draws(inputs, monkeypatch):
     drawn = {}
-    monkeypatch.setattr("stages.prior.captioned_grid", lambda rows, **others: drawn.update(others, rows=rows))
+    monkeypatch.setattr("stages.prior_base.captioned_grid", lambda rows, **others: drawn.update(others, rows=rows))
     stage, validation = prior_stage(inputs), inputs.validation.data
     stage.preview(stage.model)
     assert [caption for caption, _ in drawn["rows"]] == sorted(PLAIN_CAPTIONS, key=[c for c, _ in drawn["rows"]].index)

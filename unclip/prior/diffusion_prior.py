@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -31,7 +32,8 @@ class DiffusionPriorConfig:
 class DiffusionPrior(nn.Module):
     """A transformer that denoises scaled image embeddings, the scaling, and the reranker of candidates."""
 
-    config_class = DiffusionPriorConfig
+    config_class: ClassVar[type] = DiffusionPriorConfig
+    network_class: ClassVar[type] = PriorTransformer
     data_buffers = ("reranker.",)
     """Buffers that fine-tuning fits to its own data; those of scaler and regression are loaded with the weights."""
 
@@ -39,7 +41,7 @@ class DiffusionPrior(nn.Module):
         super().__init__()
         check(config)
         self.config = config
-        self.network = PriorTransformer(config.network)
+        self.network = self.network_class(config.network)
         self.scaler = EmbeddingScaler(config.network.embed_dim)
         self.reranker = Reranker(config.network.embed_dim, config.num_classes)
         self.process: Process = config.diffusion.build()
@@ -82,6 +84,4 @@ class DiffusionPrior(nn.Module):
         candidate_numbers = range(settings.num_candidates)
         noise = torch.cat([RowNoise(seeds, PRIOR_STREAM, i)(text.embedding) for i in candidate_numbers])
         x = dpmpp(lambda noised, level: Denoised(model(noised, level)), noise, levels)
-        candidates = self.scaler.unscale(x).unflatten(0, (-1, count)).transpose(0, 1)  # (N, num_candidates, D)
-        chosen = self.reranker(candidates, text.embedding, settings.threshold).masked_fill(text.empty, 0)
-        return candidates[torch.arange(count, device=chosen.device), chosen]
+        return self.reranker.keep(self.scaler.unscale(x), text.embedding, text.empty, settings.threshold)

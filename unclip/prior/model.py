@@ -9,7 +9,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from unclip.fields import bounded, check, from_data
-from unclip.layers import Block, KeyValue, causal_mask, init_transformer, replace_empty, timestep_embedding, zero_init
+from unclip.layers import Block, KeyValue, causal_mask, init_transformer, timestep_embedding, zero_init
+from unclip.prior.caption_reader import CaptionReader, causal_padding_mask
 
 
 @dataclass(frozen=True)
@@ -78,7 +79,7 @@ class TextRegression(nn.Module):
         return F.linear(text, self.weight, self.bias)
 
 
-class PriorTransformer(nn.Module):
+class PriorTransformer(CaptionReader):
     """A causal transformer over [token features, text embedding, timestep, noised image embedding, learned query].
 
     It works on residuals: the difference of a scaled image embedding to its linear prediction from the text,
@@ -87,16 +88,11 @@ class PriorTransformer(nn.Module):
     """
 
     def __init__(self, config: PriorConfig):
-        super().__init__()
         check(config)
-        self.config = config
         width = config.width
+        super().__init__(config.embed_dim, config.text_width, config.context, width)
+        self.config = config
         self.regression = TextRegression(config.embed_dim)
-        self.encoding_in = nn.Linear(config.text_width, width)
-        self.positions = nn.Parameter(torch.empty(config.context, width))
-        self.text_in = nn.Linear(config.embed_dim, width)
-        self.null_encoding = nn.Parameter(torch.empty(config.text_width))
-        self.null_text = nn.Parameter(torch.empty(config.embed_dim))
         self.time_in = nn.Sequential(nn.Linear(width, width), nn.SiLU(), nn.Linear(width, width))
         self.image_in = nn.Linear(config.embed_dim, width)
         self.query = nn.Parameter(torch.empty(width))
@@ -113,21 +109,14 @@ class PriorTransformer(nn.Module):
         zero_init(self.out)
 
     def prefix(self, embedding: Tensor, tokens: Tensor, mask: Tensor, empty: Tensor) -> Prefix:
-        """Read B captions. Empty ones become the learned null, and their linear prediction the mean of all images.
-
-        Args:
-            embedding: unit text embeddings (B, D).
-            tokens: token features (B, L, W_text).
-            mask: (B, L), False for padding.
-            empty: (B,), True for captions that are dropped.
-        """
-        x, mask, centre = self._embed_text(embedding, tokens, mask, empty)
+        """Read B captions, see `embed_text`. The linear prediction of empty ones is the mean of all images."""
+        x, mask = self.embed_text(embedding, tokens, mask, empty)
         attention_mask = causal_padding_mask(mask)
         past = []
         for block in self.blocks:
             x, kv = block(x, attention_mask)
             past.append(kv)
-        return Prefix(past, mask, centre)
+        return Prefix(past, mask, self.centre(embedding, empty))
 
     def forward(self, x: Tensor, time: Tensor, prefix: Prefix) -> Tensor:
         """Noised residuals (B, D) at times (B,) -> prediction (B, D)."""
@@ -148,7 +137,7 @@ class PriorTransformer(nn.Module):
         self, x: Tensor, time: Tensor, embedding: Tensor, tokens: Tensor, mask: Tensor, empty: Tensor
     ) -> Tensor:
         """forward(x, time, prefix(...)) in one pass, for training, where every caption meets one time only."""
-        text, mask, _ = self._embed_text(embedding, tokens, mask, empty)
+        text, mask = self.embed_text(embedding, tokens, mask, empty)
         x = torch.cat([text, self._embed_image(x, time)], dim=1)  # (B, L + 4, W)
         mask = causal_padding_mask(F.pad(mask, (0, 3), value=True))  # (B, 1, L + 4, L + 4)
         for block in self.blocks[:-1]:
@@ -156,25 +145,8 @@ class PriorTransformer(nn.Module):
         x, _ = self.blocks[-1](x, mask[:, :, -1:], at=-1)  # (B, 1, W)
         return self.out(self.norm_final(x[:, 0]))  # (B, D)
 
-    def _embed_text(
-        self, embedding: Tensor, tokens: Tensor, mask: Tensor, empty: Tensor
-    ) -> tuple[Tensor, Tensor, Tensor]:
-        """The sequence's first part (B, L + 1, W), its mask (B, L + 1), and the linear prediction (B, D)."""
-        centre = self.centre(embedding, empty)  # (B, D)
-        unit_variance = embedding * self.config.embed_dim**0.5
-        embedding = torch.where(empty[:, None], self.null_text.to(embedding.dtype), unit_variance)  # (B, D)
-        tokens, mask = replace_empty(tokens, mask, empty, self.null_encoding)
-        x = self.encoding_in(tokens) + self.positions[: tokens.shape[1]]  # (B, L, W)
-        x = torch.cat([x, self.text_in(embedding)[:, None]], dim=1)  # (B, L + 1, W)
-        return x, F.pad(mask, (0, 1), value=True), centre
-
     def _embed_image(self, x: Tensor, time: Tensor) -> Tensor:
         """The sequence's second part, which depends on the time: timestep, noised residual, query (B, 3, W)."""
         time = self.time_in(timestep_embedding(time, self.config.width).to(x.dtype))  # (B, W)
         query = self.query.expand(len(x), -1).to(time.dtype)
         return torch.stack([time, self.image_in(x), query], dim=1)
-
-
-def causal_padding_mask(mask: Tensor) -> Tensor:
-    """(B, N) -> (B, 1, N, N): each token attends to itself and to those before it, but not to padding."""
-    return (mask[:, None] & causal_mask(mask.shape[1], mask.device))[:, None]

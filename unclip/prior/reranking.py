@@ -53,3 +53,16 @@ class Reranker(nn.Module):
         is_class_caption = same_meaning.any(dim=1, keepdim=True)
         passes = (log_odds.sigmoid() >= threshold) & is_class_caption
         return torch.where(passes.any(dim=1), passes.int().argmax(dim=1), log_odds.argmax(dim=1))
+
+    def keep(self, candidates: Tensor, text: Tensor, empty: Tensor, threshold: float) -> Tensor:
+        """Keep one candidate (N, D) for each caption; for an empty one, which has no text embedding, the first.
+
+        Args:
+            candidates: unit embeddings (K N, D): the first ones of all captions, then the second ones, and so on.
+            text: text embeddings (N, D).
+            empty: (N,), True for empty captions.
+            threshold: see `forward`.
+        """
+        candidates = candidates.unflatten(0, (-1, len(text))).transpose(0, 1)  # (N, K, D)
+        chosen = self(candidates, text, threshold).masked_fill(empty, 0)
+        return candidates[torch.arange(len(text), device=text.device), chosen]
