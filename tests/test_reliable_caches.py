@@ -1,6 +1,11 @@
-"""Caches are verified when they are read, and computed again where a byte of them has changed."""
+"""Caches are verified when they are read, computed again where a byte has changed, and need space before they begin."""
 
+import errno
+import os
 import random
+import shutil
+import subprocess
+import sys
 from functools import partial
 
 import numpy as np
@@ -9,6 +14,7 @@ import torch
 from faults import flip
 from PIL import Image
 from small_pipeline import CAPTIONS, build
+from test_reliable_inputs import MANY
 
 from data import decoding, paths
 from data.dataset import build_data_set
@@ -16,6 +22,7 @@ from data.decoding import collect_images
 from data.problems import Problems
 from data.records import Record
 from stages.embed import embed_images
+from unclip.cli.run import explain
 from unclip.clip import load_clip
 
 
@@ -58,3 +65,58 @@ def test_damaged_embeddings_are_computed_again(some, tmp_path, capsys):
         assert all(map(torch.equal, embedded(), usual))
     assert "computing it again" in capsys.readouterr().err
     assert len(list((tmp_path / "embedded").iterdir())) == 1
+
+
+@pytest.mark.parametrize("kind", ["ENOSPC", "EDQUOT", "EFBIG"])
+def test_disk_without_space_is_told_before_the_work_begins(kind, some, tmp_path, monkeypatch):
+    def refuse(*_):
+        raise OSError(getattr(errno, kind), "no")
+
+    data = build_data_set("test", *collect_images("test", some, 8, 3, "crop", Problems("test")))
+    clip, tokenizer, preprocess = load_clip(build(tmp_path / "pipeline"))
+    monkeypatch.setattr(os, "posix_fallocate", refuse)
+    monkeypatch.setattr(type(clip), "encode_image", None)  # CLIP is not run
+    monkeypatch.setattr(decoding, "decode_image", None)  # and nothing decoded
+    for work in (
+        lambda: embed_images(data, clip, "0" * 64, tokenizer, preprocess, torch.device("cpu"), tmp_path / "empty"),
+        lambda: collect_images("other", some, 8, 3, "crop", Problems("test")),
+    ):
+        with pytest.raises(OSError, match="MB are needed") as failure:
+            work()
+        assert "\n" not in explain(failure.value)
+    assert not list((tmp_path / "empty").iterdir())
+    assert not list((tmp_path / "cache").glob(".*"))
+
+
+FILLED = """
+import sys
+from pathlib import Path
+import numpy as np
+from unclip.store.array_files import map_array_cache, new_array_cache
+folder = Path(sys.argv[1])
+full = 0
+for number in range(int(sys.argv[2])):
+    layout = {"a": (np.uint8, (number + 1, 100_000)), "b": (np.int64, (3000,))}
+    try:
+        with new_array_cache(folder / str(number), layout) as cache:
+            cache.arrays["a"][:] = 7
+            cache.arrays["b"][:] = 7
+        assert (map_array_cache(folder / str(number)).arrays["a"] == 7).all()
+    except OSError as error:
+        assert error.errno == 28, error
+        full += 1
+    assert not list(folder.glob(".*"))
+print(full)
+"""
+
+
+def test_full_disk_under_a_mapped_cache(tmp_path):
+    """On a disk of 1 MiB, where writing to a mapping without space ends the process."""
+    count = 40 if MANY else 6
+    mount = ["unshare", "--mount", "sh", "-c", 'mount -t tmpfs -o size=1m none "$1" && shift && exec "$@"', "sh"]
+    if not shutil.which("unshare") or subprocess.run([*mount, tmp_path, "true"], capture_output=True).returncode:
+        pytest.skip("this machine does not let us make a small disk")
+    fill = [sys.executable, "-c", FILLED, str(tmp_path), str(count)]
+    done = subprocess.run([*mount, tmp_path, *fill], capture_output=True, text=True)
+    assert done.returncode == 0, done
+    assert int(done.stdout) == count - 3

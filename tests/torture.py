@@ -17,6 +17,7 @@ FAULTS = (
     ("one bit flipped in a training's files", 150, "test_a_flipped_bit_is_refused_or_mended_and_never_used"),
     ("one bit flipped in a pipeline's files", 200, "test_any_flipped_bit_of_a_pipeline_is_refused"),
     ("SIGTERM, SIGINT, SIGHUP at random moments", 50, "test_signals_at_any_moment_of_a_training_lose_nothing"),
+    ("disks full under a mapped cache", 40, "test_full_disk_under_a_mapped_cache"),
     ("numbers that are not finite", 4, "not_finite"),
     ("two writers at once", 30, "test_of_two_writers_at_once_one_trains"),
     ("combinations of options", 1020, "test_any_combination_of_options"),

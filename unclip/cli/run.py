@@ -24,7 +24,7 @@ Main = Callable[[Sequence[str] | None], int | None]
 """The entry of a program: takes its arguments, None for those of this process, and returns its exit status or None."""
 
 HINTS = {
-    errno.ENOSPC: "; free some space, and give the same command again",
+    **dict.fromkeys((errno.ENOSPC, errno.EDQUOT), "; free some space, and give the same command again"),
     **dict.fromkeys((errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR, errno.EEXIST), "; choose another folder"),
 }
 """Advice for errors of the operating system."""

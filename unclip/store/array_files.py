@@ -5,6 +5,7 @@ folder appears whole, or not at all.
 """
 
 import contextlib
+import errno
 import io
 import os
 import shutil
@@ -21,6 +22,10 @@ from unclip.store.files import flush_folder, make_folder, partial_name, write_at
 from unclip.store.sealed_json import read_record, write_record
 
 RECORD = "arrays.json"
+NO_SPACE = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+"""Errors by which the system says that a file is too large for its disk."""
+CHUNK = 2**20
+"""Bytes that are written at once."""
 Layout = dict[str, tuple[type[np.generic], tuple[int, ...]]]
 """The arrays of a cache: name -> type and shape."""
 
@@ -38,15 +43,12 @@ def new_array_cache(folder: Path, layout: Layout) -> Iterator[CachedArrays]:
     """Make a cache. The block fills its arrays and its notes; when it ends the folder is there.
 
     The arrays need not fit in memory. If the block fails nothing is left. If another process has made the same folder
-    meanwhile, its folder stays.
+    meanwhile, its folder stays. Raises OSError, before the block begins, if the disk has no space for the arrays.
     """
     temporary = partial_name(folder)
     make_folder(temporary)
     try:
-        arrays: dict[str, Any] = {
-            name: np.lib.format.open_memmap(temporary / f"{name}.npy", "w+", dtype, shape)
-            for name, (dtype, shape) in layout.items()
-        }
+        arrays = _map_new_arrays(temporary, layout)
         cached = CachedArrays(arrays, {})
         yield cached
         for array in arrays.values():
@@ -61,6 +63,38 @@ def new_array_cache(folder: Path, layout: Layout) -> Iterator[CachedArrays]:
                 raise
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
+
+
+def _map_new_arrays(folder: Path, layout: Layout) -> dict[str, np.ndarray]:
+    """Map new files of zeros into memory. Raises OSError that names the space they take if the disk has less."""
+    arrays: dict[str, np.ndarray] = {}
+    size = sum(int(np.prod(shape, dtype=object)) * np.dtype(dtype).itemsize for dtype, shape in layout.values())
+    try:
+        for name, (dtype, shape) in layout.items():
+            path = folder / f"{name}.npy"
+            arrays[name] = np.lib.format.open_memmap(path, "w+", dtype, shape)
+            _reserve_space(path, arrays[name].offset)
+    except OSError as error:
+        if error.errno in NO_SPACE:
+            why = f"{os.strerror(error.errno)}: {size / 1e6:.0f} MB are needed"
+            raise OSError(error.errno, why, str(folder.parent)) from error
+        raise
+    return arrays
+
+
+def _reserve_space(path: Path, start: int) -> None:
+    """Reserve the disk space of a file that holds nothing from `start` on.
+
+    Otherwise the system looks for space when the mapping is written to, and ends the process where there is none.
+    """
+    with open(path, "r+b") as file:
+        size = os.path.getsize(path)
+        if hasattr(os, "posix_fallocate"):
+            os.posix_fallocate(file.fileno(), 0, size)
+            return
+        file.seek(start)
+        for place in range(start, size, CHUNK):
+            file.write(bytes(min(CHUNK, size - place)))
 
 
 def array_cache_damage(folder: Path) -> str:
