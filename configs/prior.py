@@ -23,7 +23,7 @@ PRESETS = {
     ),
     "small": PriorRun(
         preset="small",
-        sampling=PriorSettings(num_candidates=2),
+        sampling=PriorSettings(spacing="karras", num_candidates=2),
         model=DiffusionPriorConfig(PriorConfig(width=128, layers=6, heads=4)),
         # 2 epochs of the 51,374 training images
         train=TrainConfig(
@@ -56,7 +56,7 @@ PRESETS = {
     "paper": PriorRun(
         preset="paper",
         hide_tokens=False,
-        sampling=PriorSettings(steps=64, num_candidates=2),
+        sampling=PriorSettings(steps=64, spacing="karras", num_candidates=2),
         data=DataConfig(size=256),
         model=DiffusionPriorConfig(PriorConfig(width=2048, layers=24, heads=32)),
         train=TrainConfig(

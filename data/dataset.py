@@ -19,6 +19,8 @@ class Captioner(Protocol):
 
     captions: list[str]
     """Every caption that `draw` can choose. Its index here is its caption id. Each is tokenised and encoded once."""
+    counts: Tensor
+    """How many captions `draw` chooses from for each image (N,), all equally likely; up to a factor."""
 
     def draw(self, rows: Tensor, generator: torch.Generator, one_phrasing: bool = False) -> Tensor:
         """Draw a caption id (B,) for each of the images with indices `rows` (B,).
@@ -95,6 +97,16 @@ class CaptionedImages:
     def draw(self, rows: Tensor, generator: torch.Generator, one_phrasing: bool = False) -> Tensor:
         """Draw a caption id for each image, see `Captioner.draw`."""
         return self.captioner.draw(rows, generator, one_phrasing)
+
+    @cached_property
+    def pair_weights(self) -> Tensor:
+        """Weights (N,), 1 on average, under which all pairs of an image and a caption of it count alike.
+
+        Drawing a caption for each image lets every image count alike, so a caption is drawn more often for images that
+        have few. Under these weights it stands equally for all of its images, however many captions else they have.
+        """
+        counts = self.captioner.counts[: len(self)].float()
+        return counts / counts.mean()
 
     def first(self, count: int | None) -> "CaptionedImages":
         """The first `count` images; all of them for None."""

@@ -196,6 +196,11 @@ class GrammarCaptions:
     def captions(self) -> list[str]:
         return self.grammar.captions
 
+    @property
+    def counts(self) -> Tensor:
+        """Each attribute that can be mentioned doubles the choice."""
+        return 2 ** (self.attributes > 0).sum(dim=1)
+
     def draw(self, rows: Tensor, generator: torch.Generator, one_phrasing: bool = False) -> Tensor:
         return self.grammar.draw(self.labels[rows], self.attributes[rows], generator, one_phrasing)
 

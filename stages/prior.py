@@ -4,12 +4,11 @@ from dataclasses import dataclass, replace
 from typing import ClassVar
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from stages.batches import StepDraw
 from stages.inputs import Inputs
-from stages.prior_base import BasePriorRun, BasePriorStage
+from stages.prior_base import BasePriorRun, BasePriorStage, weighted_error
 from unclip.clip import TextFeatures
 from unclip.diffusion.prediction import noised_pair, training_target
 from unclip.diffusion.process import NoiseLevels
@@ -34,6 +33,8 @@ class PriorBatch(TensorBatch):
     levels: NoiseLevels
     noise: Tensor
     """(B, D)."""
+    weights: Tensor
+    """Each pair's weight in the loss (B,)."""
 
 
 class PriorObjective(nn.Module):
@@ -42,7 +43,7 @@ class PriorObjective(nn.Module):
         self.model = model
 
     def forward(self, batch: PriorBatch) -> Tensor:
-        """Squared error on the target, for the residual of the scaled embedding to its linear prediction."""
+        """Weighted squared error on the target, for the residual of the scaled embedding to its linear prediction."""
         network = self.model.network
         text = batch.text
         with torch.autocast(batch.noise.device.type, enabled=False):
@@ -51,16 +52,15 @@ class PriorObjective(nn.Module):
         predicted = network.forward_with_text(
             noised, batch.levels.time, text.embedding, text.tokens, text.mask, text.empty
         )
-        return F.mse_loss(at_least_float32(predicted), target)
+        return weighted_error(at_least_float32(predicted), target, batch.weights)
 
     def chance(self, batch: PriorBatch) -> Tensor:
         """The loss of a prior that answers the mean of all images to everything."""
         x0 = self.model.scaler.scale(batch.embeddings)
         levels = batch.levels
         prediction = self.model.config.diffusion.prediction
-        return (
-            training_target(prediction, x0, batch.noise, levels.alpha[:, None], levels.sigma[:, None]).square().mean()
-        )
+        target = training_target(prediction, x0, batch.noise, levels.alpha[:, None], levels.sigma[:, None])
+        return weighted_error(torch.zeros_like(target), target, batch.weights)
 
 
 class PriorStage(BasePriorStage):
@@ -80,7 +80,8 @@ class PriorStage(BasePriorStage):
         levels = draw.share(self.process.draw_levels(len(draw.rows), draw.generator))
         text = self.read_captions(caption_ids, draw)
         embeddings = self.inputs.train.embeddings[draw.share(draw.rows)]
-        return PriorBatch(embeddings, text, levels, draw.normal(embeddings.shape[1]))
+        noise = draw.normal(embeddings.shape[1])
+        return PriorBatch(embeddings, text, levels, noise, self.pair_weights(text, draw))
 
     def figures(self, batch: PriorBatch) -> dict[str, float | Tensor]:
         return {"chance_loss": PriorObjective(self.model).chance(batch)}
@@ -98,5 +99,6 @@ class PriorStage(BasePriorStage):
             text=images.text_features(caption_ids),
             levels=self.process.draw_levels(len(rows), generator),
             noise=torch.randn(embeddings.shape, generator=generator),
+            weights=images.data.pair_weights[rows],
         )
         return PriorObjective(model)(batch.to(self.device)).item()

@@ -30,7 +30,7 @@ class BasePriorRun(FrozenCLIPRun):
     """Hide a random share of each caption's tokens, so that no combination of words is learned as a whole."""
     evaluate_on: int = bounded(1000, PHRASINGS, 10**7)
     """Validation images that the figures are taken on."""
-    sampling: PriorSettings = bounded(PriorSettings(), affects_weights=False)
+    sampling: PriorSettings = bounded(PriorSettings(spacing="karras"), affects_weights=False)
     """How the trained prior is sampled; noted in the pipeline's model_index.json."""
 
 
@@ -86,6 +86,13 @@ class BasePriorStage:
             text = hide_tokens(text, draw.share(hidden_share), draw.share(token_draws))
         return text
 
+    def pair_weights(self, text: TextFeatures, draw: StepDraw) -> Tensor:
+        """The weight in the loss (b,) of each of this rank's examples: see `CaptionedImages.pair_weights`.
+
+        Dropped captions weigh alike, as the null stands for all images.
+        """
+        return self.inputs.train.data.pair_weights[draw.share(draw.rows)].masked_fill(text.empty, 1)
+
     def validation_loss(self, model: Any, rows: Tensor, caption_ids: Tensor, generator: torch.Generator) -> float:
         """The loss on validation images and a caption of each, of which nothing is dropped or hidden."""
         raise NotImplementedError
@@ -127,6 +134,11 @@ class BasePriorStage:
             notes.append(f"images {mean_cosine(validation.embeddings[real_rows])}, samples {mean_cosine(samples)}")
         headings = {0: "its images; numbers: mean cosine of any two", 5: "training images nearest to eight samples"}
         return captioned_grid(rows, columns=[headings.get(i, "") for i in range(13)], notes=notes)
+
+
+def weighted_error(predicted: Tensor, target: Tensor, weights: Tensor) -> Tensor:
+    """The mean over rows (B, D) of the squared error, each row with its weight (B,)."""
+    return (weights * (predicted - target).square().mean(dim=1)).mean()
 
 
 def mean_cosine(embeddings: Tensor) -> str:

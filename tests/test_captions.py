@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 import torch
 
+from data.dataset import CaptionedImages
 from data.fashion_mnist_captions import (
     CLASSES,
     HELD_OUT,
@@ -12,6 +13,7 @@ from data.fashion_mnist_captions import (
     TONES,
     WIDTHS,
     Grammar,
+    GrammarCaptions,
     attribute_codes,
     attributes,
     class_bounds,
@@ -155,6 +157,23 @@ def test_attributes_are_said_half_of_the_time(grammar):
     said = [parse(grammar.captions[i]) for i in drawn]
     assert 0.45 < sum(tone == "dark" for _, tone, _ in said) / 2000 < 0.55
     assert 0.45 < sum(width == "narrow" for _, _, width in said) / 2000 < 0.55
+
+
+def test_weighted_pairs_let_a_caption_stand_equally_for_all_of_its_images(grammar):
+    """The plain caption is drawn for one in four images with two attributes, and always for those without any."""
+    codes = torch.cartesian_prod(torch.arange(3), torch.arange(3)).repeat(2000, 1)
+    labels = torch.full((len(codes),), 3)
+    captioner = GrammarCaptions(grammar, labels, codes)
+    data = CaptionedImages("dresses", torch.zeros(len(codes), 1, 1, 1, dtype=torch.uint8), captioner)
+    drawn = data.draw(torch.arange(len(data)), torch.Generator().manual_seed(0))
+    parsed = [parse(grammar.captions[i]) for i in drawn]
+    said = torch.tensor([[TONES.index(tone), WIDTHS.index(width)] for _, tone, width in parsed])
+    for meaning in ((0, 0), (1, 0), (0, 2)):
+        asked = (said == torch.tensor(meaning)).all(dim=1)
+        weights = torch.zeros(3, 3).index_put_(tuple(codes[asked].T), data.pair_weights[asked], accumulate=True)
+        weights = weights[weights > 0]
+        assert len(weights) == 3 ** meaning.count(0)
+        assert weights.std() / weights.mean() < 0.1
 
 
 def test_validation_images_with_a_held_out_pair_are_captioned_without_it(splits):

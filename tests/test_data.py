@@ -257,6 +257,14 @@ def test_fingerprint_tells_pixels_captions_and_their_assignment_apart():
     assert made_up_data(20, seed=0, name="a copy").fingerprint == data.fingerprint
 
 
+def test_images_weigh_as_many_pairs_as_they_have_captions():
+    data = made_up_data(4, seed=0)
+    assert data.pair_weights.tolist() == [1] * 4
+    table = torch.tensor([[0, 0, 0], [0, 1, 2], [1, 2, 0], [2, 0, 0]])
+    listed = replace(data, captioner=ListedCaptions(["a", "b", "c"], table, torch.tensor([1, 3, 2, 1])))
+    assert listed.first(3).pair_weights.tolist() == [0.5, 1.5, 1]
+
+
 def shifted(image: np.ndarray, dy: int, dx: int) -> bytes:
     """Move (C, H, W) up by dy and left by dx, one pixel at a time."""
     result = np.zeros_like(image)

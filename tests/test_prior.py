@@ -11,6 +11,7 @@ from unclip.clip import TextFeatures
 from unclip.diffusion import ProcessConfig, RowNoise, VariancePreserving
 from unclip.diffusion.noise import PRIOR_STREAM
 from unclip.diffusion.prediction import x0_from_output
+from unclip.diffusion.spacing import SPACINGS
 from unclip.errors import UserError
 from unclip.layers import timestep_embedding
 from unclip.prior import DiffusionPrior, DiffusionPriorConfig, PriorConfig, PriorTransformer, Reranker
@@ -328,6 +329,15 @@ def test_the_text_is_read_once_per_call_whatever_the_steps(prior, monkeypatch, g
     prior.draw_embeddings(captions()[ROWS], SEEDS, PriorSettings(steps=steps, num_candidates=2, guidance=guidance))
     assert read == [rows]
     assert len(called) == steps  # both candidates at once
+
+
+@pytest.mark.parametrize("spacing", SPACINGS)
+def test_steps_are_spaced_as_the_settings_say(prior, spacing):
+    times = []
+    prior.network.register_forward_hook(lambda _, inputs, __: times.append(inputs[1][0].item()))
+    prior.draw_embeddings(captions(), [0, 1, 2], replace(FEW, spacing=spacing))
+    levels = SPACINGS[spacing](prior.process, 4)[:-1]
+    assert times == pytest.approx([prior.process.network_time(level.t) for level in levels])
 
 
 def test_more_steps_than_times_are_refused(prior):

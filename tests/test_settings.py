@@ -85,6 +85,7 @@ def test_every_setting_has_an_option_and_every_option_a_setting():
         "sampler": "ddpm",
         "spacing": "even",
         "prior_guidance": 3,
+        "prior_spacing": "karras",
         "num_candidates": 2,
     }
     values = dict.fromkeys(SAMPLING_OPTIONS, 1) | named

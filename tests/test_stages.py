@@ -198,6 +198,22 @@ def test_clip_reports_its_loss_beside_chance(inputs):
     }  # fmt: skip
 
 
+def test_pairs_of_the_prior_weigh_as_the_data_says_and_dropped_captions_alike(inputs, monkeypatch):
+    data = inputs.train.data
+    monkeypatch.setitem(vars(data), "pair_weights", torch.linspace(0.1, 1.9, len(data)))
+    stage = prior_stage(inputs, drop=0.5)
+    draw = draw_of(len(data))
+    batch = stage.batch(draw)
+    assert torch.equal(batch.weights, data.pair_weights.masked_fill(batch.text.empty, 1))
+    assert 0 < batch.text.empty.sum() < len(data)
+    alone = torch.stack([stage.objective(batch[i : i + 1]) for i in range(len(data))])
+    torch.testing.assert_close(stage.objective(batch), alone.mean())
+    unweighted = torch.stack(
+        [stage.objective(replace(batch, weights=torch.ones(len(data)))[i : i + 1]) for i in (0, 1)]
+    )
+    torch.testing.assert_close(alone[:2], batch.weights[:2] * unweighted)
+
+
 def test_prior_is_chosen_by_its_loss_as_the_cosine_favours_collapse(inputs):
     """A prior that draws the mean of all images has a higher cosine than one that draws as varied as they are."""
     stage = prior_stage(inputs)

@@ -73,6 +73,9 @@ class PriorSettings(PartSettings):
 
     steps: int = bounded(20, 1, 10_000)
     """Prior steps per embedding (dpmpp)."""
+    spacing: Spacing = "even"
+    """Spacing of the prior's steps: even in time, or karras, dense where there is little noise. Presets choose karras;
+    a pipeline that names none was trained when all steps were even."""
     guidance: float = bounded(1.0, 0, 100)
     """Prior guidance scale: 1 is none, more follows the caption closer at the price of variety."""
     num_candidates: int = bounded(4, 1, 256)

@@ -68,7 +68,8 @@ def clip_batch(inputs: Inputs, distinct: bool) -> CLIPBatch:
 
 def prior_batch(inputs: Inputs, tokens: int) -> PriorBatch:
     captions = inputs.text_features(len(inputs.embeddings), tokens)
-    return PriorBatch(inputs.embeddings, captions, noise_levels(inputs.t), inputs.noise)
+    weights = torch.ones(len(inputs.embeddings))
+    return PriorBatch(inputs.embeddings, captions, noise_levels(inputs.t), inputs.noise, weights)
 
 
 def decoder_batch(inputs: Inputs, tokens: int) -> DecoderBatch:

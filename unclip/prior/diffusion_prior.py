@@ -13,7 +13,7 @@ from unclip.diffusion.noise import PRIOR_STREAM, RowNoise
 from unclip.diffusion.prediction import at_level, make_denoiser
 from unclip.diffusion.process import Level, Process, ProcessConfig
 from unclip.diffusion.samplers import Denoised, dpmpp
-from unclip.diffusion.spacing import even_levels
+from unclip.diffusion.spacing import SPACINGS
 from unclip.fields import check, flattened, from_data
 from unclip.layers import EmbeddingScaler
 from unclip.prior.model import Prefix, PriorConfig, PriorTransformer
@@ -73,7 +73,7 @@ class DiffusionPrior(nn.Module):
         count = len(text)
         process = self.process
         process.check_steps(settings.steps, "prior_steps")
-        levels = even_levels(process, settings.steps)
+        levels = SPACINGS[settings.spacing](process, settings.steps)
         # first candidates of all captions, then second ones, and so on
         rows = torch.arange(count, device=text.embedding.device).repeat(settings.num_candidates)
         if settings.guidance == 1:
