@@ -14,7 +14,7 @@ from PIL import Image
 from data import fashion_mnist
 from unclip import UnCLIP
 from unclip.cli.main import COMMANDS
-from unclip.cli.options import EarlyOptions, find_given, parse, parse_run, read_early_options
+from unclip.cli.options import EarlyOptions, command_line, find_given, parse, parse_run, read_early_options
 from unclip.cli.run import call
 from unclip.errors import UserError
 from unclip.fields import bounded, flat_values, flattened, from_data
@@ -354,6 +354,23 @@ def test_right_options_are_read_and_typed(monkeypatch):
     assert parse(Options, "", Options(7), []) == Options(7)
     monkeypatch.setattr("sys.argv", ["x", "--size", "6"])
     assert parse(Options, "") == Options(6)
+
+
+@pytest.mark.parametrize(
+    ("given", "read"),
+    [
+        (["--out=~/x"], ["--out=HOME/x"]),
+        (["--data", "~/x", "--data.root=~"], ["--data", "HOME/x", "--data.root=HOME"]),
+        (
+            ["~/x", "a ~ b", "--", "~/x", "--out=x~", "--out=a", "~"],
+            ["~/x", "a ~ b", "--", "~/x", "--out=x~", "--out=a", "~"],
+        ),
+    ],
+)
+def test_home_folder_is_put_in_for_the_tilde_of_an_option(given, read, monkeypatch):
+    monkeypatch.setenv("HOME", "HOME")
+    assert command_line(given) == read
+    assert command_line(read) == read
 
 
 @dataclass(frozen=True)

@@ -1,10 +1,22 @@
 """Captioned grids, wrapped text, animations."""
 
+import warnings
+
+import matplotlib.font_manager
 import numpy as np
 import pytest
 from PIL import Image, ImageFont
 
+from data.inspect.charts import draw_bars, draw_contact_sheet
+from unclip import fonts
 from unclip.grids import INK, PAPER, captioned_grid, save_gif, wrap_text
+
+
+@pytest.fixture(autouse=True)
+def no_system_fonts(monkeypatch) -> None:
+    """The fonts of this machine decide nothing here."""
+    monkeypatch.setattr(matplotlib.font_manager, "findSystemFonts", list)
+    fonts.find_font.cache_clear()
 
 
 def test_notes_stand_beneath_captions_of_any_length():
@@ -16,9 +28,39 @@ def test_notes_stand_beneath_captions_of_any_length():
         assert (plain[:, 200:] == noted[:, 200:]).all()
 
 
-ODD = ["", " ", "a bag", "x" * 120, "👟🧥 日本語", "many words " * 200, "two\nlines\tand\ttabs", "\x00\ufffd"]
+def draw_labels(text: str) -> list[bytes]:
+    """The pictures that hold labels, with this text as each of them."""
+    images = np.zeros((1, 28, 28, 1), np.uint8)
+    grid = captioned_grid([(text, images)], columns=[text], notes=[text])
+    return [
+        picture.tobytes() for picture in (grid, draw_contact_sheet(list(images), [text]), draw_bars(text, [(text, 1)]))
+    ]
 
 
+@pytest.mark.parametrize("letters", ["éß", "Жя", "αω", "שא"])
+def test_letters_outside_ascii_are_no_boxes(letters):
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        for one, other in zip(*map(draw_labels, letters), strict=True):
+            assert one != other
+
+
+def test_letters_of_no_font_are_told_in_one_line():
+    with pytest.warns(UserWarning, match="no font on this machine") as told:
+        draw_labels("a 日 b")
+    assert len(told) == 1
+
+
+def test_a_font_of_the_system_is_taken_where_matplotlib_lacks_a_letter(monkeypatch):
+    monkeypatch.setattr(matplotlib.font_manager, "findSystemFonts", lambda: ["b.ttf", "a.ttf", "broken.ttf"])
+    monkeypatch.setattr(fonts, "read_codes", lambda path: frozenset({ord("日")} if path.name == "b.ttf" else ()))
+    assert fonts.find_font(frozenset("日")).name == "b.ttf"
+
+
+ODD = ["", " ", "\udcff", "a bag", "x" * 120, "👟🧥 日本語", "many words " * 200, "two\nlines\tand\ttabs", "\x00\ufffd"]
+
+
+@pytest.mark.filterwarnings("ignore:no font")
 def test_a_grid_takes_any_caption():
     images = np.full((5, 28, 28, 1), 90, dtype=np.uint8)
     grid = captioned_grid([(caption, images) for caption in ODD])

@@ -5,17 +5,18 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
-from PIL import Image, ImageDraw, ImageFont
+from PIL import Image, ImageDraw
 
+from unclip.fonts import Font, label_font
 from unclip.images import to_pil
 from unclip.store.files import write_atomically
 
-Font = ImageFont.FreeTypeFont | ImageFont.ImageFont
 INK = (20, 20, 20)
 PAPER = (255, 255, 255)
 """Colours of text and background."""
 GAP = 4
 """Pixels between cells."""
+TEXT_SIZE = 15
 LINE_HEIGHT = 19
 """Pixels from one line of a caption to the next."""
 
@@ -35,7 +36,6 @@ def captioned_grid(
         columns: headings, each over an equal share of the images.
         notes: one line for each caption, drawn beneath it.
     """
-    font = ImageFont.load_default(15)
     cells = [[to_pil(image, cell) for image in images] for _, images in rows]
     width, height = cells[0][0].size
     row_height = max(height, 84) + GAP
@@ -46,9 +46,10 @@ def captioned_grid(
     draw = ImageDraw.Draw(sheet)
     for c, heading in enumerate(columns):
         left = margin + c * longest_row // len(columns) * (width + GAP)
-        draw.text((left, GAP), heading, fill=INK, font=font)
+        draw.text((left, GAP), heading, fill=INK, font=label_font(heading, TEXT_SIZE))
     for r, ((caption, _), pictures) in enumerate(zip(rows, cells, strict=True)):
         top = heading_height + GAP + r * row_height
+        font = label_font(caption + (notes[r] if notes else ""), TEXT_SIZE)
         lines = wrap_text(caption, margin - 16, font)
         if notes:
             lines = [*lines[:3], notes[r]]

@@ -3,12 +3,13 @@
 import argparse
 import contextlib
 import io
+import os
 import re
 import sys
 from collections.abc import Iterable, Iterator, Sequence
 from contextvars import ContextVar
 from dataclasses import MISSING, Field, dataclass, fields, is_dataclass, replace
-from itertools import groupby
+from itertools import groupby, pairwise
 from typing import Annotated, Any, TypeVar, get_type_hints
 
 import tyro
@@ -25,8 +26,21 @@ PROGRAM: ContextVar[str | None] = ContextVar("program", default=None)
 
 
 def command_line(argv: Sequence[str] | None) -> list[str]:
-    """The arguments of a program: `argv`, or those of this process. Nothing else here reads `sys.argv`."""
-    return list(sys.argv[1:] if argv is None else argv)
+    """The arguments of a program: `argv`, or those of this process. Nothing else here reads `sys.argv`.
+
+    A value that begins with ~ is in the home folder, which shells do not put in for --out=~/x.
+    """
+    words = list(sys.argv[1:] if argv is None else argv)
+    return [_with_home(word, before) for before, word in pairwise(["", *words])]
+
+
+def _with_home(word: str, before: str) -> str:
+    """A word of the command line with the home folder for the ~ of an option's value."""
+    if word.startswith("--"):
+        option, equals, value = word.partition("=")
+        return option + equals + os.path.expanduser(value)
+    is_value = before.startswith("--") and before != "--" and "=" not in before
+    return os.path.expanduser(word) if is_value else word
 
 
 @dataclass(frozen=True)

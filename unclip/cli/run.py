@@ -1,4 +1,4 @@
-"""How every program runs: signals are answered, errors become one line, and the exit status is set.
+"""How every program runs: streams are mended, signals answered, errors become one line, the exit status is set.
 
 def main(argv: Sequence[str] | None = None) -> int | None:
     from somewhere import slow_work    # after the signals are taken over
@@ -16,7 +16,7 @@ import warnings
 from collections.abc import Callable, Sequence
 from typing import Any, NoReturn
 
-from unclip.cli import signals
+from unclip.cli import signals, streams
 from unclip.cli.reporting import RANK_ENDED, error_reporter, is_rank_zero
 from unclip.errors import UserError, printable, reason
 
@@ -31,9 +31,14 @@ HINTS = {
 
 
 def run(main: Main, argv: Sequence[str] | None = None) -> NoReturn:
-    """Run a program in this process, and end the process with the program's exit status."""
-    signals.install()
-    sys.exit(call(main, argv))
+    """Run a program in this process, and end the process with the program's exit status.
+
+    A process that goes on all the same, as an interactive session does after %run, has its signals back.
+    """
+    streams.mend_streams()
+    with signals.taken_over():
+        status = call(main, argv)
+    sys.exit(status)
 
 
 def call(main: Main, argv: Sequence[str] | None = None) -> int:
@@ -41,12 +46,12 @@ def call(main: Main, argv: Sequence[str] | None = None) -> int:
 
     An error that a user can mend becomes one line on standard error, and status 1. Any other error keeps its traceback.
     """
+    show_warning = warnings.showwarning
     warnings.showwarning = _print_warning  # type: ignore[assignment]
     try:
         status = main(argv)
         sys.stdout.flush()
     except BrokenPipeError:  # the reader of our output has left, as `| head` does
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 1
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)
@@ -59,6 +64,9 @@ def call(main: Main, argv: Sequence[str] | None = None) -> int:
             raise
         print(f"error: {message}", file=sys.stderr)
         return 1
+    finally:
+        streams.drop_unwritten()
+        warnings.showwarning = show_warning
     return status or 0
 
 

@@ -5,6 +5,7 @@ the block finishes its step. A second signal ends the program at once everywhere
 signal's number: 130 for SIGINT, 143 for SIGTERM, 129 for SIGHUP.
 """
 
+import atexit
 import contextlib
 import os
 import shlex
@@ -13,6 +14,7 @@ import sys
 import threading
 import time
 from collections.abc import Iterator
+from typing import Any
 
 from unclip.cli.reporting import error_reporter, is_rank_zero
 
@@ -50,10 +52,41 @@ def install() -> None:
             signal.signal(number, lambda *_: None)
 
 
+@contextlib.contextmanager
+def taken_over() -> Iterator[None]:
+    """Take the signals over while the block runs, and give them back after it.
+
+    An interactive session keeps its signals: Ctrl-C then interrupts the program, and the session goes on. So does a
+    program in another thread than the main one, where Python does not let signals be taken over.
+    """
+    if hasattr(sys, "ps1") or threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    STOP.number = 0
+    handlers: dict[int, Any] = {number: signal.getsignal(number) for number in NUMBERS}
+    wakeup = signal.set_wakeup_fd(-1)
+    install()
+    try:
+        yield
+    finally:
+        for number, handler in handlers.items():
+            signal.signal(number, handler or signal.SIG_DFL)
+        os.close(signal.set_wakeup_fd(wakeup))  # which ends the thread that reads it
+        atexit.register(_end_silently, handlers)
+
+
+def _end_silently(handlers: dict[int, Any]) -> None:
+    """Let a signal end the process without a traceback while the interpreter ends."""
+    for number, handler in handlers.items():
+        if handler != signal.SIG_IGN:
+            signal.signal(number, signal.SIG_DFL)
+
+
 def _watch(reader: int) -> None:
     while number := os.read(reader, 1):
         if number[0] in NUMBERS:
             _receive(number[0])
+    os.close(reader)
 
 
 def _receive(number: int) -> None:
@@ -72,7 +105,8 @@ def _leave(number: int) -> None:
         number == signal.SIGTERM and error_reporter().report_lost_rank()
     )  # a launcher so ends the other ranks
     if not rank_is_lost and is_rank_zero():
-        os.write(2, f"stopped by {name(number)}; {how_to_go_on()}\n".encode())
+        with contextlib.suppress(OSError):  # nobody may read it any more
+            os.write(2, f"stopped by {name(number)}; {how_to_go_on()}\n".encode(errors="backslashreplace"))
     os._exit(128 + number)
 
 
