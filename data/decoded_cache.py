@@ -12,6 +12,8 @@ from unclip.store.array_files import array_cache_damage, map_array_cache, new_ar
 from unclip.store.checksums import sha256
 from unclip.store.files import make_folder, remove_leftovers
 
+READING = 2
+"""Changes when a file is read as other pixels than before, so that no cache of earlier versions is used."""
 Errors = dict[int, str]
 """Why an image cannot be read, by the index of its record."""
 
@@ -23,7 +25,7 @@ def open_decoded(
 
     The cache's name depends on the records' names and versions, so a changed image is decoded again.
     """
-    key = json.dumps([shape, name, fit, [(record.name, record.version) for record in records]])
+    key = json.dumps([READING, shape, name, fit, [(record.name, record.version) for record in records]])
     folder = paths.CACHE / f"images-{sha256(key.encode())[:16]}"
     make_folder(paths.CACHE)
     remove_leftovers(paths.CACHE)

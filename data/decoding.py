@@ -6,19 +6,18 @@ from collections import deque
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from itertools import islice
-from typing import Literal
 
 import numpy as np
 import torch
-from PIL import Image, ImageOps, UnidentifiedImageError
 from torch import Tensor
 from tqdm import tqdm
 
 from data.decoded_cache import Errors, open_decoded
 from data.problems import Problems
 from data.records import Record
-from unclip.errors import UserError, reason
-from unclip.images import to_grey_or_rgb
+from unclip.fitting import Fit
+from unclip.image_opening import explain_unreadable
+from unclip.pixels import read_pixels
 
 MEMORY = 2**30
 """Bytes of decoded images that are held in memory; more are decoded into a file and read on demand."""
@@ -28,52 +27,15 @@ WAITING = 64
 # Pillow warns of large images and of odd metadata. Images that are really broken are reported as problems.
 warnings.filterwarnings("ignore", module=r"PIL\.")
 
-Fit = Literal["crop", "pad", "stretch"]
-
-
-def load_upright(image: Image.Image, channels: int) -> Image.Image:
-    """Read an opened image to its end, turned upright and with 1 or 3 channels (see `to_grey_or_rgb`).
-
-    Raises what Pillow raises for a broken image, and UserError for pixels whose range cannot be known.
-    """
-    image.load()
-    if image.mode.startswith("I"):
-        brightest = int(np.asarray(image).max())
-        if 0 < brightest < 4096:
-            raise UserError(f"its pixels have 16 bits but reach only {brightest}; scale them to 0 .. 65535")
-    return to_grey_or_rgb(image, channels)
-
-
-def explain_unreadable(error: Exception) -> str:
-    """Why an image is left out, from the exception that opening it raised."""
-    if isinstance(error, UnidentifiedImageError):  # its message is an object's address, or the path again
-        return "cannot be read as an image (it is in no format that Pillow knows)"
-    if isinstance(error, Image.DecompressionBombError):
-        return "has more pixels than are safe to decode; scale it down"
-    return f"cannot be read as an image ({reason(error)})"
-
 
 def decode_image(record: Record, size: int, channels: int, fit: Fit) -> np.ndarray:
-    """Decode a record's image: uint8 (channels, size, size).
-
-    "crop" takes the middle square, "pad" adds white to make a square, "stretch" changes the aspect ratio; Pillow's
-    bicubic filter then resizes it. A JPEG is decoded at a fraction of its size where that suffices.
+    """Decode a record's image: uint8 (channels, size, size), see `unclip.pixels.read_pixels`.
 
     Raises what Pillow raises for a broken image, or a UserError.
     """
     with record.open() as image:
-        image.draft(None, (size, size))
-        image = load_upright(image, channels)
-    target = (size, size)
-    if image.size == target:
-        pass
-    elif fit == "crop":
-        image = ImageOps.fit(image, target)
-    elif fit == "pad":
-        image = ImageOps.pad(image, target, color="white")
-    else:
-        image = image.resize(target)
-    return np.ascontiguousarray(np.asarray(image).reshape(size, size, channels).transpose(2, 0, 1))
+        pixels = read_pixels(image, size, channels, fit)
+    return np.ascontiguousarray(pixels.transpose(2, 0, 1))
 
 
 def decode_images(records: Sequence[Record], size: int, channels: int, fit: Fit) -> Iterator[np.ndarray | str]:

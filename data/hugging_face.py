@@ -21,6 +21,7 @@ from data.records import Columns, Listing, Record, check_column
 from data.source_config import SourceConfig
 from data.splits import SPLIT_NAMES
 from unclip.errors import UserError, reason
+from unclip.image_opening import open_image
 from unclip.store.files import check_fetched
 
 FORMATS = {".parquet": "parquet", ".arrow": "arrow"}
@@ -175,11 +176,11 @@ def _open_image(table: Any, row: int, source: Path) -> Image.Image:
     if isinstance(value, dict):
         value = value.get("bytes") or value.get("path")
     if isinstance(value, bytes):
-        return Image.open(io.BytesIO(value))
+        return open_image(io.BytesIO(value))
     if isinstance(value, str) and "://" in value:
         raise UserError(f"{value} is a web address; download the image, and name its file")
     if isinstance(value, str):
-        return Image.open((source if source.is_dir() else source.parent) / value)
+        return open_image((source if source.is_dir() else source.parent) / value)
     if value is None:
         raise UserError("the row has none")
     kind = type(value).__name__

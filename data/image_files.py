@@ -10,6 +10,7 @@ from data.problems import Problems
 from data.records import Record
 from data.splits import SPLIT_NAMES
 from unclip.errors import printable
+from unclip.image_opening import open_image
 from unclip.store.files import check_fetched
 
 IMAGE_SUFFIXES = {
@@ -78,7 +79,7 @@ def is_hidden(path: Path, folder: Path) -> bool:
 def _open_image(file: Path) -> Image.Image:
     """Raises what Pillow raises, and UserError for a pointer of Git LFS."""
     try:
-        return Image.open(file)
+        return open_image(file)
     except UnidentifiedImageError:
         check_fetched(file)
         raise

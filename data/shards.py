@@ -29,6 +29,7 @@ from data.source_config import SourceConfig
 from data.splits import SPLIT_NAMES
 from data.table_rows import decode_noted_lines
 from unclip.errors import UserError, reason
+from unclip.image_opening import open_image
 from unclip.store.files import check_fetched
 from unclip.text import decode_text
 
@@ -158,4 +159,4 @@ def _read_captions(files: Files, name: str, columns: Columns, problems: Problems
 
 
 def _open_image(place: Place) -> Image.Image:
-    return Image.open(io.BytesIO(place.read_bytes()))
+    return open_image(io.BytesIO(place.read_bytes()))

@@ -7,10 +7,10 @@ from typing import Annotated
 
 import tyro
 
-from data.decoding import Fit
 from data.records import Columns
 from data.splits import FEWEST
 from unclip.fields import as_option, bounded, check
+from unclip.fitting import Fit
 
 SHAPE_OPTIONS = ("size", "fit", "grey")
 """The options that say how images are resized and in which colours they are read."""

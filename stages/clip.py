@@ -19,7 +19,7 @@ from stages.batches import StepDraw
 from stages.evaluation.metrics import recall_at_k
 from stages.inputs import CLIPInputs
 from stages.run_options import PartRun, Shapes
-from unclip.clip import CLIP, CLIPConfig, Preprocess
+from unclip.clip import CLIP, CLIPConfig, Preprocess, VisionConfig
 from unclip.clip.loss import chance_loss, contrastive_loss
 from unclip.fields import bounded
 from unclip.grids import captioned_grid
@@ -120,19 +120,19 @@ class CLIPStage:
         self.lengths = model.text.mask(self.token_ids).sum(dim=1)
         self.preprocess = Preprocess(config.vision.image_size, config.vision.channels, config.preprocess)
         self.objective = CLIPObjective(model, self.preprocess, run.train.accumulate)
-        wanted = run.model.vision.patch_size
-        if config.vision.patch_size != wanted:
-            sizes = f"{config.vision.patch_size} pixels, as {wanted} does not divide {config.vision.image_size}"
-            if runtime.is_main():
-                print(f"clip: patches of {sizes}")
+        if runtime.is_main():
+            _tell_patches(run.model.vision.patch_size, inputs.train.image_size, config.vision)
 
     @staticmethod
     def build_model(run: CLIPRun, shapes: Shapes) -> CLIP:
         patch_size = fitting_patch(run.model.vision.patch_size, shapes.image_size)
-        images = {"image_size": shapes.image_size, "channels": shapes.channels, "patch_size": patch_size}
-        vision = replace(run.model.vision, **images)
+        image_size = -(-shapes.image_size // max(1, patch_size)) * patch_size  # the next multiple
+        vision = replace(run.model.vision, image_size=image_size, channels=shapes.channels, patch_size=patch_size)
         text = replace(run.model.text, vocab_size=shapes.vocab_size, eos_id=shapes.eos_id)
-        return CLIP(replace(run.model, vision=vision, text=text))
+        preprocess = run.model.preprocess
+        if image_size != shapes.image_size:  # images keep their pixels, and are surrounded with black
+            preprocess = replace(preprocess, resize_to=shapes.image_size)
+        return CLIP(replace(run.model, vision=vision, text=text, preprocess=preprocess))
 
     def fit_buffers(self) -> None:
         """CLIP has no buffers that are fitted."""
@@ -221,10 +221,19 @@ def caption_recall(images: Tensor, data: CaptionedImages, encode: Callable[[Tens
 def fitting_patch(wanted: int, image_size: int) -> int:
     """The patch size nearest to the wanted one that divides the image size: presets are made for 28 pixels.
 
-    There are at least four patches. Where nothing between half and twice the wanted size divides, it stays, and a rest
-    of the last rows and columns is not seen.
+    There are at least four patches. Where nothing between half and twice the wanted size divides, it stays, and images
+    are made larger.
     """
     if wanted < 1:  # the model refuses it
         return wanted
     choices = [n for n in range(-(-wanted // 2), 2 * wanted + 1) if image_size % n == 0 and 2 * n <= image_size]
     return min(choices, key=lambda n: abs(math.log(n / wanted)), default=min(wanted, image_size))
+
+
+def _tell_patches(wanted: int, image_size: int, vision: VisionConfig) -> None:
+    """Print a line if the images of the data do not suit the wanted patches."""
+    if vision.patch_size != wanted:
+        print(f"clip: patches of {vision.patch_size} pixels, as {wanted} does not divide {image_size}")
+    if vision.image_size != image_size:
+        size = f"{vision.image_size}, a multiple of {vision.patch_size}"
+        print(f"clip: images of {image_size} pixels are surrounded with black up to {size}")

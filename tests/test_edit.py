@@ -97,10 +97,49 @@ def test_a_mask_keeps_its_single_pixel_however_large_the_image(pipe):
     assert fitted.shape == (1, 1, 28, 28)
     assert fitted.sum() == 1
     assert fitted[0, 0, 14, 14]
-    brush = Image.new("RGBA", (600, 400))
-    brush.putpixel((300, 200), (255, 255, 255, 255))
-    assert torch.equal(edit.prepare_mask(pipe, picture, brush), fitted)
+    erased = Image.new("RGBA", (600, 400), "white")
+    erased.putpixel((300, 200), (255, 255, 255, 0))
+    with pytest.warns(UserWarning, match="the mask is transparent in 0% of its pixels: that part is painted"):
+        assert torch.equal(edit.prepare_mask(pipe, picture, erased), fitted)
     assert torch.equal(edit.prepare_mask(pipe, picture, mask.astype(np.uint8)), fitted)
+
+
+@pytest.mark.parametrize("fit", ["crop", "pad", "stretch"])
+@pytest.mark.parametrize("shape", [(37, 90), (90, 37), (29, 28), (300, 1)])
+def test_a_mask_goes_where_its_pixels_go(fit, shape, pipe, monkeypatch):
+    """Painted are the pixels of the decoder that a white patch on black touches, and hardly any beside it."""
+    monkeypatch.setattr(pipe, "fit", fit)
+    drawn = np.zeros(shape, np.uint8)
+    drawn[: shape[0] // 2, -(-shape[1] // 3) :] = 255
+    mask = edit.prepare_mask(pipe, drawn, drawn)[0, 0].numpy()
+    picture = edit.prepare_images(pipe, drawn)[0, ..., 0]
+    margins = edit.prepare_images(pipe, np.zeros(shape, np.uint8))[0, ..., 0] == 255
+    assert not mask[margins].any()
+    assert mask[(picture > 128) & ~margins].all()
+    assert not mask[picture == 0].all() or not mask.any()
+    assert (mask & (picture < 64)).mean() < 0.1
+
+
+MASKS = {"L": 255, "1": 1, "P": 255, "I": 1, "I;16": 9, "F": 0.5, "RGB": (250, 0, 0)}
+
+
+@pytest.mark.parametrize("mode", MASKS)
+def test_masks_of_any_mode_are_painted_where_they_are_bright(mode, pipe):
+    mask = Image.new("L", (28, 28)).convert("L" if mode == "I;16" else mode)
+    if mode == "I;16":
+        mask = Image.fromarray(np.zeros((28, 28), np.uint16))
+    mask.paste(MASKS[mode], (0, 0, 28, 10))
+    assert edit.prepare_mask(pipe, BLACK, mask)[0, 0].any(dim=1).sum() == 10
+
+
+def test_the_erased_part_of_a_picture_is_painted_and_said(pipe, tmp_path):
+    erased = Image.fromarray(np.full((60, 80, 3), 200, np.uint8)).convert("RGBA")
+    erased.paste((200, 200, 200, 0), (0, 0, 40, 60))
+    erased.save(tmp_path / "erased.png")
+    with pytest.warns(UserWarning, match="transparent in 50% of its pixels"):
+        mask = edit.prepare_mask(pipe, erased, tmp_path / "erased.png")[0, 0]
+    assert mask[:, :14].all()
+    assert not mask[:, 14:].any()
 
 
 BLACK = np.zeros((28, 28), np.uint8)
@@ -114,7 +153,7 @@ BLACK = np.zeros((28, 28), np.uint8)
         (lambda p: edit.prepare_images(p, np.zeros((28, 28))), "uint8"),
         (lambda p: edit.prepare_images(p, np.zeros((28, 28, 2), np.uint8)), "1, 3 or 4 channels"),
         (lambda p: edit.prepare_images(p, "nowhere.png"), "no image nowhere.png"),
-        (lambda p: edit.prepare_images(p, ROOT / "README.md"), "not an image that can be read"),
+        (lambda p: edit.prepare_images(p, ROOT / "README.md"), "cannot be read as an image (it is in no format"),
         (lambda p: edit.inpaint(p, BLACK, np.zeros((27, 28), bool)), "28x28 as its image"),
         (lambda p: edit.inpaint(p, BLACK, np.zeros((28, 28))), "bool or uint8"),
         (lambda p: edit.inpaint(p, BLACK, [BLACK, BLACK]), "2 masks do not go with 1 images"),

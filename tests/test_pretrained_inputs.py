@@ -201,6 +201,14 @@ def test_a_size_that_is_cut_after_resizing_goes_out_to_transformers():
     assert (ours(pictures()[:1]) - theirs).abs().max() < 1.01 / 255 / 0.5
 
 
+def test_images_that_are_surrounded_for_their_patches_go_out_to_transformers():
+    picture = pictures()[0].crop((0, 0, 13, 13))
+    ours = Preprocess(14, 3, PreprocessConfig("stretch", resize_to=13))
+    values = export_preprocess(CLIPConfig(8, VisionConfig(14, 3), preprocess=ours.config))
+    theirs = transformers.CLIPImageProcessor(**values)(picture, return_tensors="pt")["pixel_values"]
+    torch.testing.assert_close(ours([picture]), theirs, atol=1e-5, rtol=0)
+
+
 def test_our_garments_pass_through_a_large_colour_clip():
     preprocess = Preprocess(224, 3, PreprocessConfig("shortest", mean=(0.1, 0.2, 0.3), std=(0.5, 0.5, 0.5)))
     x = preprocess(torch.randint(0, 256, (2, 1, 28, 28), dtype=torch.uint8))

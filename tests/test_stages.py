@@ -1,6 +1,7 @@
 """The three stages in the one loop: what each gives it, and that a resumed training equals an uninterrupted one."""
 
 import re
+import warnings
 from dataclasses import asdict, fields, replace
 from functools import partial
 
@@ -14,16 +15,17 @@ from toy import SETTINGS, train
 
 from data.dataset import ListedCaptions
 from data.fashion_mnist_captions import PLAIN_CAPTIONS
-from stages.clip import AugmentConfig, fitting_patch
+from stages.clip import AugmentConfig, CLIPRun, CLIPStage, fitting_patch
 from stages.decoder import DecoderObjective, DecoderRun
 from stages.embed import EmbeddedImages
 from stages.inputs import Inputs
 from stages.prior_base import hide_tokens
 from stages.prior_figures import pair_cosines, pair_figures
-from stages.run_options import PartRun
+from stages.run_options import PartRun, Shapes
 from stages.state import start_from
 from stages.train import start_from_pipeline
-from unclip.clip import CLIP, TextFeatures
+from unclip.clip import CLIP, Preprocess, TextFeatures, VisionConfig
+from unclip.clip.vision import VisionTransformer
 from unclip.diffusion.prediction import min_snr_weight
 from unclip.errors import UserError
 from unclip.fields import as_option, check
@@ -316,6 +318,36 @@ def test_hidden_tokens_do_not_reach_the_prior_and_none_are_hidden_in_evaluation(
 )
 def test_patches_fit_the_images(wanted, image_size, fitting):
     assert fitting_patch(wanted, image_size) == fitting
+
+
+@pytest.mark.parametrize("wanted", [4, 7, 14])
+def test_clip_sees_every_pixel_at_every_size(wanted):
+    """The images as they are, and black around them."""
+    run = CLIPRun(model=replace(CLIP_MODEL, vision=replace(CLIP_MODEL.vision, patch_size=wanted)))
+    for size in range(8, 65):
+        with torch.device("meta"), warnings.catch_warnings(action="error"):
+            config = CLIPStage.build_model(run, Shapes(image_size=size)).config
+        assert config.vision.image_size % config.vision.patch_size == 0
+        assert config.vision.image_size < size + config.vision.patch_size
+        images = torch.randint(256, (2, 1, size, size), dtype=torch.uint8)
+        seen = Preprocess(config.vision.image_size, 1, config.preprocess)(images).double()
+        assert ((seen + 1) * 127.5).round().sum() == images.sum()
+
+
+def test_a_clip_that_does_not_see_every_pixel_says_so():
+    with pytest.warns(UserWarning, match="patches of 7 pixels do not divide 13: CLIP does not see the last 6 rows"):
+        VisionTransformer(VisionConfig(image_size=13, patch_size=7, width=8, heads=2, layers=1), 8)
+
+
+def test_images_that_no_patch_divides_are_surrounded_with_black(inputs, capsys):
+    parts = (replace(part.data, images=part.data.images[..., :13, 4:17]) for part in (inputs.train, inputs.validation))
+    train_data, validation = parts
+    small = replace(inputs, train=replace(inputs.train, data=train_data))
+    small = replace(small, validation=replace(inputs.validation, data=validation))
+    stage = clip_stage(small, model=replace(CLIP_MODEL, vision=replace(CLIP_MODEL.vision, patch_size=7)))
+    assert "clip: images of 13 pixels are surrounded with black up to 14, a multiple of 7" in capsys.readouterr().out
+    assert stage.objective(stage.batch(draw_of(20))).isfinite()
+    assert stage.evaluate(stage.model)
 
 
 def test_patches_of_another_size_than_asked_for_are_told(inputs, capsys):

@@ -38,7 +38,7 @@ def test_our_clip_goes_out_to_transformers_and_comes_back_to_the_bit(trained, tm
     assert theirs["input_ids"] == ids.tolist()
 
     back, again, preprocess_again = load_clip(out)
-    assert back.config == ours.config
+    assert replace(back.config, preprocess=ours.config.preprocess) == ours.config
     assert all(torch.equal(a, b) for a, b in zip(ours.parameters(), back.parameters(), strict=True))
     assert torch.equal(again.encode(["a Dark bag", "boots"], 32), tokenizer.encode(["a Dark bag", "boots"], 32))
     images = torch.randint(0, 256, (3, 1, 28, 28), dtype=torch.uint8)

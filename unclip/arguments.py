@@ -64,7 +64,7 @@ def samples_each(n: Any, inputs: int) -> int:
 
 
 def image_batch(images: Images) -> Tensor | Sequence[Image.Image]:
-    """Images as one tensor, uint8 (N, C, H, W), or as a list of PIL images.
+    """Images as one tensor, uint8 (N, H, W, C), or as a list of PIL images.
 
     Raises UserError for anything but PIL images or uint8 arrays (N, H, W, C), and for an empty list.
     """
@@ -81,7 +81,7 @@ def image_batch(images: Images) -> Tensor | Sequence[Image.Image]:
     pixels = _tensor(images, "images")
     if pixels.ndim != 4 or pixels.dtype != torch.uint8 or pixels.shape[-1] not in (1, 3) or 0 in pixels.shape:
         raise UserError(f"images must be uint8 (N, H, W, 1 or 3), not {pixels.dtype} {tuple(pixels.shape)}")
-    return pixels.permute(0, 3, 1, 2)
+    return pixels
 
 
 def unit_embeddings(embeddings: Any, width: int) -> Tensor:

@@ -8,10 +8,10 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from PIL import ExifTags, Image, ImageOps
+from PIL import Image
 from torch import Tensor
 
-from unclip.errors import UserError
+from unclip.pixels import read_colours
 from unclip.store.files import write_atomically
 
 
@@ -25,28 +25,9 @@ def to_uint8(images: Tensor) -> Tensor:
     return ((images.float().clamp(-1, 1) + 1) * 127.5).round().to(torch.uint8)
 
 
-def to_grey_or_rgb(image: Image.Image, channels: int) -> Image.Image:
-    """Convert a PIL image of any mode to grey (1 channel) or RGB (3 channels).
-
-    Apply the orientation that the camera recorded, put transparent parts on white, and keep the upper 8 of 16 bits.
-    Raises UserError for floating-point pixels, whose range is unknown.
-    """
-    if image.getexif().get(ExifTags.Base.Orientation, 1) != 1:
-        image = ImageOps.exif_transpose(image)
-    if image.mode.startswith("I"):  # 16 bits, or 16 bits stored in 32
-        image = Image.fromarray((np.asarray(image).clip(0, 65535) // 256).astype(np.uint8))
-    elif image.mode == "F":
-        raise UserError("an image of floating-point pixels has no known range; save it with 8 or 16 bits a channel")
-    if image.has_transparency_data:
-        image = image.convert("RGBA")
-        image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
-    mode = "L" if channels == 1 else "RGB"
-    return image if image.mode == mode else image.convert(mode)
-
-
 def from_pil(image: Image.Image, channels: int) -> Tensor:
-    """Convert a PIL image of any mode to uint8 (channels, H, W) by `to_grey_or_rgb`."""
-    pixels = np.array(to_grey_or_rgb(image, channels))
+    """Convert a PIL image of any mode to uint8 (channels, H, W), see `unclip.pixels.read_colours`."""
+    pixels = np.array(read_colours(image, channels))
     return torch.from_numpy(pixels.reshape(*pixels.shape[:2], channels)).permute(2, 0, 1)
 
 

@@ -24,13 +24,15 @@ from unclip.clip import CLIP, Preprocess, TextFeatures, Tokenizer, encode_captio
 from unclip.decoder.reranking import draw_closest_images
 from unclip.diffusion.process import Level
 from unclip.errors import UserError, reason, shown
+from unclip.fitting import Fit
 from unclip.images import to_uint8
 from unclip.interfaces import Decoder, ImagePart, Prior
+from unclip.pixels import Pictures, read_pictures
 from unclip.registry import PARTS
 from unclip.settings import Sampling, is_single, seed_list
 from unclip.store.hub import find_pipeline
 from unclip.store.index import check_files, read_sampling
-from unclip.store.manifest import read_manifests
+from unclip.store.manifest import read_manifests, recorded_fit
 from unclip.store.parts import load_part
 from unclip.trajectory import Moment
 
@@ -75,12 +77,14 @@ class UnCLIP:
         prior: Prior,
         decoder: Decoder,
         sampling: Sampling | None = None,
+        fit: Fit = "crop",
         **optional: ImagePart,
     ):
         """Put a pipeline together from its parts.
 
         Args:
             prior, decoder: of any kind, see `unclip.interfaces`.
+            fit: how oblong images were made square for training.
             optional: parts that come after the decoder, by name. They process its images in the order of the registry.
         """
         names = [name for name in PARTS if name in optional]
@@ -99,6 +103,7 @@ class UnCLIP:
             **{name: optional[name] for name in names},
         }
         self.sampling = sampling or Sampling()
+        self.fit = fit
         check_widths(clip, self.parts)
 
     @classmethod
@@ -126,7 +131,8 @@ class UnCLIP:
         if tokenizer is None:
             raise UserError(f"{path} holds no tokenizer.json; restore it")
         others: dict[str, Any] = {part: load_part(path / part)[0] for part in manifests if part != "clip"}
-        return cls(clip, tokenizer, preprocess, sampling=read_sampling(path), **others).to(device)
+        fit = recorded_fit(manifests["decoder"])
+        return cls(clip, tokenizer, preprocess, sampling=read_sampling(path), fit=fit, **others).to(device)
 
     def to(self, device: str | torch.device) -> "UnCLIP":
         device = device_named(device)
@@ -177,10 +183,22 @@ class UnCLIP:
 
     @torch.inference_mode()
     def encode_image(self, images: Images) -> Tensor:
-        """CLIP's unit image embeddings (N, D), of PIL images or uint8 (N, H, W, C): an array, or a list of either."""
-        images = image_batch(images)
-        parts = (images[part] for part in batches(len(images), self.sampling.batch_size))
+        """CLIP's unit image embeddings (N, D), of PIL images or uint8 (N, H, W, C): an array, or a list of either.
+
+        Images of any size are read as `read_images` does.
+        """
+        pixels = torch.from_numpy(self.read_images(image_batch(images))).permute(0, 3, 1, 2)
+        parts = (pixels[part] for part in batches(len(pixels), self.sampling.batch_size))
         return torch.cat([self.clip.encode_image(self.preprocess(part).to(self.device)) for part in parts])
+
+    def read_images(self, images: Pictures) -> np.ndarray:
+        """Read images as those of the training were read: uint8 (N, H, W, C) of the decoder's size and channels.
+
+        Images are files, PIL images, or uint8 arrays (H, W), (H, W, C) or (N, H, W, C); one, or a list. Oblong ones are
+        made square as the training data were (`fit`). See `unclip.pixels` for orientation, colours and transparency.
+        """
+        channels, size, _ = self.decoder.image_shape
+        return read_pictures(images, size, channels, self.fit)
 
     @torch.inference_mode()
     def embed(self, captions: Captions, n: int = 1, seed: Seeds = 0, **settings) -> Tensor:

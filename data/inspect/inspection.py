@@ -21,7 +21,7 @@ from typing import Annotated
 import tyro
 from tqdm import tqdm
 
-from data.decoding import decode_image, explain_unreadable, load_upright
+from data.decoding import decode_image
 from data.inspect.charts import bin_counts, draw_bars, draw_contact_sheet, join_pictures
 from data.inspect.proposal import (
     Speed,
@@ -40,7 +40,9 @@ from data.sources import image_size, read_listing
 from data.splits import SPLITS, explain_too_few, split_records
 from unclip.cli.options import parse, read_early_options
 from unclip.errors import UserError
+from unclip.image_opening import explain_unreadable
 from unclip.images import save_png
+from unclip.pixels import read_colours
 
 GRID = 40
 """Images in the contact sheet."""
@@ -141,7 +143,7 @@ def _report_images(records: list[Record], channels: int, problems: Problems) -> 
             with record.open() as image:
                 size = image.size
                 mode = image.mode
-                pixels = load_upright(image, 3)
+                pixels = read_colours(image, 3)
         except Exception as error:  # Pillow raises many kinds for broken files
             problems.add(record.name, explain_unreadable(error))
             continue

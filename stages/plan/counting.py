@@ -119,8 +119,8 @@ def count_part(
 def count_embedding(run: PartRun, inputs: CLIPInputs) -> float:
     """Operations by which a frozen CLIP embeds one image and one caption, as for the cache of embeddings."""
     model = build_model("clip", run, inputs)
-    size = inputs.shapes.image_size
-    images = torch.empty(1, inputs.shapes.channels, size, size, device="meta")
+    vision = model.config.vision
+    images = torch.empty(1, vision.channels, vision.image_size, vision.image_size, device="meta")
     token_ids = inputs.tokenizer.encode(inputs.train.captions[:1], model.config.text.context).to("meta")
     with torch.device("meta"), counting_operations() as counter, PretendedDevice("cpu"), torch.no_grad():
         model.encode_image(images)

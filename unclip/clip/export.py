@@ -1,10 +1,11 @@
 """Export of a CLIP to the files of another library."""
 
+from dataclasses import replace
 from pathlib import Path
 
 from unclip.clip.foreign.huggingface import export_clip
 from unclip.clip.foreign.weight_files import HUB_FILES
-from unclip.clip.pretrained import load_clip_bundle
+from unclip.clip.pretrained import fit_of_clip, load_clip_bundle
 from unclip.errors import UserError
 from unclip.store.files import write_atomically
 from unclip.store.hub import resolve_source
@@ -24,10 +25,16 @@ def export(source: Path, out: Path) -> list[str]:
     """
     if out.exists() and any(out.iterdir()):
         raise UserError(f"{out} is not empty; name another folder with --out")
-    clip, tokenizer, _ = load_clip_bundle(resolve_source(source, HUB_FILES))
+    clip, tokenizer, manifest = load_clip_bundle(resolve_source(source, HUB_FILES))
     if tokenizer is None:
         raise UserError(f"{source} holds no tokenizer, which belongs to what is written; put its files there")
-    files, tensors, differences = export_clip(clip.config, clip.state_dict(), tokenizer)
+    config = clip.config
+    fit = fit_of_clip(manifest)
+    if fit == "crop":
+        config = replace(config, preprocess=replace(config.preprocess, resize="shortest", cut="floor"))
+    files, tensors, differences = export_clip(config, clip.state_dict(), tokenizer)
+    if fit == "pad":
+        differences.append("oblong images are stretched; make them square with white margins first")
     for name, content in files.items():
         write_json(out / name, content)
     write_atomically(out / "model.safetensors", dump_tensors(tensors, {"format": "pt"}))

@@ -4,12 +4,14 @@ from collections.abc import Sequence
 
 import torch
 import torch.nn.functional as F
-from PIL import Image, ImageOps
+from PIL import Image
 from torch import Tensor
 
 from unclip.clip.preprocess_config import PreprocessConfig
 from unclip.errors import UserError
+from unclip.fitting import Fit
 from unclip.images import from_pil
+from unclip.pixels import load_upright, read_pixels, to_srgb
 
 LUMINANCE = (0.299, 0.587, 0.114)
 """Weights of red, green and blue in grey (ITU-R 601, as in Pillow)."""
@@ -18,10 +20,17 @@ LUMINANCE = (0.299, 0.587, 0.114)
 class Preprocess:
     """Images -> normalised float (B, channels, size, size)."""
 
-    def __init__(self, size: int, channels: int, config: PreprocessConfig | None = None):
+    def __init__(self, size: int, channels: int, config: PreprocessConfig | None = None, fit: Fit | None = None):
+        """Prepare images for an image tower of this size.
+
+        Args:
+            fit: how the images that this CLIP was trained on were made square; PIL images are read in the same way.
+                None: as `config` says, which is for CLIPs of other projects.
+        """
         self.size = size
         self.channels = channels
         self.config = config or PreprocessConfig()
+        self.fit = fit
         for name, values in (("mean", self.config.mean), ("std", self.config.std)):
             if len(values) not in (1, channels):
                 raise UserError(
@@ -46,10 +55,13 @@ class Preprocess:
         return torch.einsum("bchw,c->bhw", x, weights)[:, None].expand(-1, self.channels, -1, -1)
 
     def pil_to_pixels(self, image: Image.Image) -> Tensor:
-        """A PIL image -> uint8 (channels, H, W). If `convert` is "last", it is also resized and cropped here."""
+        """A PIL image -> uint8 (channels, H, W). With `fit`, or if `convert` is "last", it is resized here."""
+        if self.fit:
+            pixels = read_pixels(image, self.config.resize_to or self.size, self.channels, self.fit)
+            return torch.from_numpy(pixels).permute(2, 0, 1)
         has_8_bits = not image.mode.startswith(("I", "F"))
         if self.config.convert == "last" and has_8_bits:
-            image = ImageOps.exif_transpose(image)
+            image = to_srgb(load_upright(image))
             height, width = self.resized_shape(image.height, image.width)
             image = image.resize((width, height), Image.Resampling[self.config.interpolation.upper()])
             top, left = self.crop_corner(height, width)

@@ -15,10 +15,11 @@ from unclip.clip.preprocess import Preprocess
 from unclip.clip.tokenizer import Tokenizer
 from unclip.errors import UserError
 from unclip.fields import from_dict
+from unclip.fitting import Fit
 from unclip.store.checksums import sha256
 from unclip.store.files import write_atomically
 from unclip.store.hub import is_hub_name, resolve_source
-from unclip.store.manifest import Manifest, read_manifest
+from unclip.store.manifest import Manifest, read_manifest, recorded_fit
 from unclip.store.parts import load_part, save_part
 from unclip.store.tensors import dump_tensors
 
@@ -38,9 +39,15 @@ def load_clip(path: str | Path) -> tuple[CLIP, Tokenizer | None, Preprocess]:
     The tokenizer is None if the weights come without one; a pipeline cannot use such a CLIP.
     Raises UserError if there is no CLIP, if it is damaged, or if our module has no place for something in it.
     """
-    clip, tokenizer, _ = load_clip_bundle(resolve_source(path, HUB_FILES))
+    clip, tokenizer, manifest = load_clip_bundle(resolve_source(path, HUB_FILES))
     vision = clip.config.vision
-    return clip, tokenizer, Preprocess(vision.image_size, vision.channels, clip.config.preprocess)
+    preprocess = Preprocess(vision.image_size, vision.channels, clip.config.preprocess, fit_of_clip(manifest))
+    return clip, tokenizer, preprocess
+
+
+def fit_of_clip(manifest: Manifest) -> Fit | None:
+    """How the images were made square that a CLIP was trained on here; None for a CLIP of another project."""
+    return None if "pretrained" in manifest.training else recorded_fit(manifest)
 
 
 def load_clip_bundle(path: Path) -> CLIPBundle:

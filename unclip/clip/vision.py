@@ -1,6 +1,7 @@
 """The image tower: a Vision Transformer (Dosovitskiy et al. 2020) as CLIP lays it out."""
 
 import math
+import warnings
 from collections.abc import Iterator
 from dataclasses import dataclass
 
@@ -19,7 +20,8 @@ class VisionConfig:
     channels: int = from_data(1, 1, 4)
     """1 for grey, 3 for colour."""
     patch_size: int = bounded(7, 1, 2048)
-    """Height and width of a patch. Rows and columns of the image beyond the last whole patch are not seen."""
+    """Height and width of a patch. Rows and columns of the image beyond the last whole patch are not seen, so training
+    makes the image larger where patches leave a rest."""
     width: int = bounded(128, 2, 16_384)
     """Width of the transformer."""
     layers: int = bounded(4, 1, 256)
@@ -43,6 +45,9 @@ class VisionTransformer(nn.Module):
         super().__init__()
         if not 1 <= config.patch_size <= config.image_size:
             raise UserError(f"patch_size must be from 1 to image_size {config.image_size}, not {config.patch_size}")
+        if rest := config.image_size % config.patch_size:
+            sizes = f"patches of {config.patch_size} pixels do not divide {config.image_size}"
+            warnings.warn(f"{sizes}: CLIP does not see the last {rest} rows and columns of images", stacklevel=3)
         self.config = config
         tokens = (config.image_size // config.patch_size) ** 2 + 1
         self.patch = nn.Conv2d(config.channels, config.width, config.patch_size, config.patch_size, bias=False)

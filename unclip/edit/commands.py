@@ -111,7 +111,7 @@ class InpaintOptions(DrawingOptions):
     images: Images = ()
     """Files of images."""
     mask: Path | None = None
-    """File of an image, white where to paint."""
+    """File of an image, white or else transparent where to paint."""
     caption: str | None = None
     """Caption of the painted images (default: none, their own embedding is kept)."""
     n: int = 4

@@ -3,22 +3,20 @@
 Images are PIL images, files, or uint8 arrays (H, W), (H, W, C) or (N, H, W, C), of any size; one, or a list.
 """
 
-from collections.abc import Sequence
+import warnings
 from pathlib import Path
-from typing import Any, TypeAlias
+from typing import Any
 
 import numpy as np
 import torch
-import torch.nn.functional as F
-from PIL import Image, ImageOps
+from PIL import Image
 from torch import Tensor
 
-from unclip.errors import UserError, reason
-from unclip.images import to_grey_or_rgb
+from unclip.errors import UserError
+from unclip.fitting import Fit, place_in_square
+from unclip.image_opening import explain_unreadable, open_image
 from unclip.pipeline import UnCLIP
-
-OneImage: TypeAlias = Image.Image | str | Path | np.ndarray | Tensor
-Pictures: TypeAlias = OneImage | Sequence[OneImage]
+from unclip.pixels import OneImage, Pictures, load_upright, open_pictures
 
 
 def is_single_image(images: Pictures) -> bool:
@@ -27,70 +25,21 @@ def is_single_image(images: Pictures) -> bool:
 
 
 def prepare_images(pipe: UnCLIP, images: Pictures) -> np.ndarray:
-    """Images as the decoder was trained on them, uint8 (N, H, W, C) of its size and channels.
-
-    Orientations are applied, transparent parts become white, and the middle square is cut out and resized, as
-    `data/decoding.py` does. An image of the decoder's size keeps its pixels.
-    """
-    channels, height, width = pipe.decoder.image_shape
-    arrays = []
-    for picture in open_images(images):
-        picture = to_grey_or_rgb(picture, channels)
-        if picture.size != (width, height):
-            picture = ImageOps.fit(picture, (width, height))
-        arrays.append(np.array(picture).reshape(height, width, channels))
-    return np.stack(arrays)
-
-
-def open_images(images: Pictures) -> list[Image.Image]:
-    """Images of any form as PIL images of any mode, turned upright. Raises UserError if there are none."""
-    is_single = isinstance(images, (Image.Image, str, Path, np.ndarray, Tensor))
-    sources: list[Any] = [images] if is_single else list(images)  # type: ignore[arg-type]
-    pictures = [picture for source in sources for picture in _pictures_of(source)]
-    if not pictures:
-        raise UserError("the list of images is empty; give at least one")
-    return pictures
-
-
-def _pictures_of(image: OneImage) -> list[Image.Image]:
-    """The PIL images of a source: one, or N for an array (N, H, W, C)."""
-    if isinstance(image, (str, Path)):
-        image = _open_file(Path(image))
-    if isinstance(image, Image.Image):
-        return [ImageOps.exif_transpose(image)]
-    array = image.cpu().numpy() if isinstance(image, Tensor) else np.asarray(image)
-    if array.dtype != np.uint8 or array.ndim not in (2, 3, 4) or 0 in array.shape[-3:]:
-        raise UserError(f"images must be uint8 (H, W), (H, W, C) or (N, H, W, C), not {array.dtype} {array.shape}")
-    if array.ndim == 4:
-        return [picture for single in array for picture in _pictures_of(single)]
-    if array.ndim == 3 and array.shape[-1] not in (1, 3, 4):
-        raise UserError(f"an image has 1, 3 or 4 channels, in the last place, not {array.shape[-1]}")
-    if array.shape[2:] == (1,):
-        array = array[..., 0]
-    return [Image.fromarray(np.ascontiguousarray(array))]
-
-
-def _open_file(path: Path) -> Image.Image:
-    try:
-        with Image.open(path) as image:
-            image.load()
-            return image
-    except FileNotFoundError:
-        raise UserError(f"there is no image {path}") from None
-    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:  # Pillow raises all of these
-        raise UserError(f"{path} is not an image that can be read ({reason(error)})") from error
+    """Images as the decoder was trained on them, uint8 (N, H, W, C) of its size and channels."""
+    return pipe.read_images(images)
 
 
 def prepare_mask(pipe: UnCLIP, images: Pictures, mask: OneImage) -> Tensor:
-    """Where to paint, bool (N, 1, H, W) of the decoder's size, cut out and resized as the images are.
+    """Where to paint, bool (N, 1, H, W) of the decoder's size, fitted as the images are.
 
     Args:
         mask: one mask for all images; or one for each, as a list or an array (N, H, W). It has the size of its image or
-            that of the decoder. Paint where it is True, or brighter than half of its maximum. A pixel of the decoder is
-            painted if any pixel of the mask within it is.
+            that of the decoder. Paint where it is True, or brighter than half of its maximum; or, in an image with
+            transparent parts, where it is transparent. A pixel of the decoder is painted if any pixel of the mask
+            within it is.
     """
-    _, size, _ = pipe.decoder.image_shape
-    pictures = open_images(images)
+    channels, size, _ = pipe.decoder.image_shape
+    pictures = open_pictures(images, channels)
     is_several = isinstance(mask, (list, tuple)) or getattr(mask, "ndim", 2) == 3
     several: Any = mask
     masks = [_mask_array(single) for single in several] if is_several else [_mask_array(mask)] * len(pictures)
@@ -102,22 +51,53 @@ def prepare_mask(pipe: UnCLIP, images: Pictures, mask: OneImage) -> Tensor:
         if (width, height) not in (picture.size, (size, size)):
             sizes = f"{picture.width}x{picture.height} as its image, or {size}x{size} as the decoder"
             raise UserError(f"a mask must be {sizes}, not {width}x{height}")
-        side = min(height, width)
-        top = (height - side) // 2
-        left = (width - side) // 2
-        square = torch.from_numpy(array[top : top + side, left : left + side].copy())
-        fitted.append(F.adaptive_max_pool2d(square[None].float(), size) > 0)
-    return torch.stack(fitted)
+        fitted.append(torch.from_numpy(_fit_mask(array, size, pipe.fit)))
+    return torch.stack(fitted)[:, None]
+
+
+def _fit_mask(mask: np.ndarray, size: int, fit: Fit) -> np.ndarray:
+    """A mask bool (H, W) -> bool (size, size), True wherever a pixel holds a True one, if only in part."""
+    (left, top, right, bottom), (width, height), (x, y) = place_in_square(mask.shape[1], mask.shape[0], size, fit)
+    square = np.zeros((size, size), bool)
+    square[y : y + height, x : x + width] = _any_within(_any_within(mask, top, bottom, height).T, left, right, width).T
+    return square
+
+
+def _any_within(mask: np.ndarray, start: float, end: float, parts: int) -> np.ndarray:
+    """Bool (H, W) -> (parts, W): whether any row is True in each of equal parts of the rows from `start` to `end`."""
+    edges = start + np.arange(parts + 1) * (end - start) / parts
+    counts = np.concatenate([np.zeros((1, mask.shape[1]), int), np.cumsum(mask, axis=0)])
+    return counts[np.ceil(edges[1:]).astype(int)] > counts[np.floor(edges[:-1]).astype(int)]
 
 
 def _mask_array(mask: OneImage) -> np.ndarray:
-    """A mask of any form as bool (H, W). Transparent parts of an image count as black."""
+    """A mask of any form as bool (H, W)."""
     if isinstance(mask, (str, Path)):
-        mask = _open_file(Path(mask))
+        mask = _open_mask(mask)
     if isinstance(mask, Image.Image):
-        mask = ImageOps.exif_transpose(mask).convert("RGBA")
-        mask = np.asarray(Image.alpha_composite(Image.new("RGBA", mask.size, "black"), mask).convert("L"))
+        mask = load_upright(mask)
+        if mask.has_transparency_data:
+            alpha = np.asarray(mask.convert("RGBA").getchannel("A"))
+            if alpha.min() < 255:
+                warnings.warn(
+                    f"the mask is transparent in {(alpha < 128).mean():.0%} of its pixels: that part is painted, the "
+                    "rest stays; a mask that is white where to paint must have no transparent parts",
+                    stacklevel=4,
+                )
+                return alpha < 128
+            mask = mask.convert("RGB")
+        mask = np.asarray(mask if mask.mode[0] in "IF" else mask.convert("L"))
+        return mask > mask.max() / 2
     mask = mask.cpu().numpy() if isinstance(mask, Tensor) else np.asarray(mask)
     if mask.ndim != 2 or mask.dtype not in (bool, np.uint8) or mask.size == 0:
         raise UserError(f"a mask must be bool or uint8 (H, W), not {mask.dtype} {mask.shape}")
     return mask > mask.max() / 2
+
+
+def _open_mask(file: str | Path) -> Image.Image:
+    try:
+        return load_upright(open_image(Path(file)))
+    except FileNotFoundError:
+        raise UserError(f"there is no mask {file}") from None
+    except Exception as error:  # Pillow raises many kinds for broken files
+        raise UserError(f"the mask {file} {explain_unreadable(error)}") from error

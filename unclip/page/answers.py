@@ -15,6 +15,7 @@ from PIL import Image
 from unclip import edit
 from unclip.errors import UserError
 from unclip.grids import captioned_grid
+from unclip.image_opening import explain_unreadable, load_image, open_image
 from unclip.images import to_pil
 from unclip.page.markup import LARGE, gif_link, picture, png_bytes, png_link, row, sheet, table
 from unclip.page.shelf import OpenPipeline
@@ -178,11 +179,11 @@ def open_picked(file: PickedFile) -> Image.Image:
     if file is None:
         raise UserError("no image; drop one on the page, or click an example")
     try:
-        with Image.open(file) as image:
-            image.load()
-    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:  # Pillow raises all of these
+        return load_image(open_image(Path(file)))
+    except UserError as error:
+        raise UserError(f"this image {explain_unreadable(error)}") from error
+    except Exception as error:  # Pillow raises many kinds for broken files
         raise UserError("this file is no image that can be read; choose another, such as a PNG or a JPEG") from error
-    return image
 
 
 def seeds_sheet(name: str, images: np.ndarray, seeds: Sequence[int]) -> str:
@@ -226,7 +227,8 @@ def painting_mask(painting: dict[str, Any] | None, part: str, size: int) -> np.n
         return np.any(brushed, axis=0)
     quarters = np.zeros((2, 2), bool)
     quarters[PARTS[part]] = True
-    return quarters.repeat(size // 2, axis=0).repeat(size // 2, axis=1)
+    half = np.arange(size) * 2 // size  # 0 for the first half of the rows or columns, 1 for the second
+    return quarters[half][:, half]
 
 
 def write_canvas(opened: OpenPipeline, image: PickedFile) -> str | None:
@@ -241,7 +243,7 @@ def write_canvas(opened: OpenPipeline, image: PickedFile) -> str | None:
         prepared = edit.prepare_images(opened.pipe, open_picked(image))[0]
     except UserError:
         return None
-    file = Path(image).with_name(f"canvas-{'x'.join(map(str, prepared.shape))}.png")
+    file = Path(image).with_name(f"canvas-{opened.pipe.fit}-{'x'.join(map(str, prepared.shape))}.png")
     if not file.exists():
         write_atomically(file, png_bytes(to_pil(prepared, SIDE)))
     return str(file)

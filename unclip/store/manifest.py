@@ -3,9 +3,10 @@
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
-from typing import Any, get_origin
+from typing import Any, get_args, get_origin
 
-from unclip.errors import UserError
+from unclip.errors import UserError, shown
+from unclip.fitting import Fit
 from unclip.registry import PARTS, default_kind
 from unclip.store.checksums import abbreviated
 from unclip.store.formats import FORMAT, check_format, upgrade_manifest
@@ -83,6 +84,16 @@ def read_manifest(folder: Path) -> Manifest:
     except (TypeError, AttributeError) as error:
         raise UserError(f"{path} is not the manifest of a part ({error}); train that part again") from error
     return manifest
+
+
+def recorded_fit(manifest: Manifest) -> Fit:
+    """How the images that a part was trained on were made square. Manifests that do not say so are of cropped ones."""
+    fit = manifest.provenance.get("fit", "crop")
+    if fit not in get_args(Fit):
+        raise UserError(
+            f"the config.json of the {manifest.part} names the fit {shown(fit)}, not {', '.join(get_args(Fit))}"
+        )
+    return fit
 
 
 def training_command(part: str, out: Path | str) -> str:
