@@ -3,6 +3,7 @@
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from functools import cached_property
+from typing import ClassVar
 
 import torch
 import torch.nn.functional as F
@@ -99,6 +100,7 @@ class DecoderStage:
 
     name = "decoder"
     best_is = ("loss", "lowest")
+    model_class: ClassVar[type[DiffusionDecoder]] = DiffusionDecoder
 
     def __init__(self, run: DecoderRun, model: DiffusionDecoder, inputs: Inputs, device: torch.device):
         self.run = run
@@ -109,8 +111,8 @@ class DecoderStage:
         self.process = model.process
         self.size = len(inputs.train)
 
-    @staticmethod
-    def build_model(run: DecoderRun, shapes: Shapes) -> DiffusionDecoder:
+    @classmethod
+    def build_model(cls, run: DecoderRun, shapes: Shapes) -> DiffusionDecoder:
         network = replace(
             run.model.network,
             embed_dim=shapes.embed_dim,
@@ -118,7 +120,7 @@ class DecoderStage:
             image_size=shapes.image_size,
             channels=shapes.channels,
         )
-        return DiffusionDecoder(replace(run.model, network=network))
+        return cls.model_class(replace(run.model, network=network))
 
     def fit_buffers(self) -> None:
         """Fit the scaling of the embeddings that the decoder reads."""

@@ -55,9 +55,9 @@ class BasePriorStage:
 
     @classmethod
     def build_model(cls, run: Any, shapes: Shapes) -> Any:
-        network = replace(
-            run.model.network, embed_dim=shapes.embed_dim, text_width=shapes.text_width, context=shapes.context
-        )
+        from_clip = ("embed_dim", "text_width", "context")
+        sizes = {name: getattr(shapes, name) for name in from_clip if hasattr(run.model.network, name)}
+        network = replace(run.model.network, **sizes)
         return cls.model_class(replace(run.model, network=network, num_classes=shapes.num_classes))
 
     def fit_buffers(self) -> None:

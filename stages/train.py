@@ -64,6 +64,8 @@ def train_part(part: str, run: PartRun) -> Manifest:
     inputs = open_clip_inputs(run, run.vocab_size) if part == "clip" else open_inputs(run, device)
     with runtime.seeded(run.train.seed):
         model = stage_class.build_model(run, inputs.shapes)
+    if hasattr(run, "sampling"):
+        run.sampling.check_read_by(model, part)
     stage = stage_class(run, model, inputs, device)
     stage.fit_buffers()
     start = start_from_pipeline(part, run, stage, inputs)

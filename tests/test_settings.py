@@ -87,6 +87,8 @@ def test_every_setting_has_an_option_and_every_option_a_setting():
         "prior_guidance": 3,
         "prior_spacing": "karras",
         "num_candidates": 2,
+        "prior_temperature": 2,
+        "prior_top_share": 0.5,
     }
     values = dict.fromkeys(SAMPLING_OPTIONS, 1) | named
     changed = []

@@ -9,7 +9,7 @@ import pytest
 import torch
 from conftest import made_up_data
 from runs import assert_same_run, break_off
-from three_stages import CLIP_MODEL, clip_stage, decoder_stage, draw_of, make_inputs, prior_stage, seeded
+from three_stages import CLIP_MODEL, clip_stage, decoder_stage, draw_of, kind_stage, make_inputs, prior_stage, seeded
 from torch import nn
 from toy import SETTINGS, train
 
@@ -41,7 +41,7 @@ def inputs(tmp_path_factory) -> Inputs:
     return make_inputs(tmp_path_factory.mktemp("cache"))
 
 
-@pytest.mark.parametrize("make", [clip_stage, prior_stage, decoder_stage])
+@pytest.mark.parametrize("make", [clip_stage, prior_stage, decoder_stage, lambda inputs: autoregressive_stage(inputs)])
 def test_every_stage_resumed_equals_uninterrupted(make, inputs, tmp_path):
     config = replace(SETTINGS, steps=6, evaluate_every=2, preview_every=6)
     described = Manifest(make(inputs).name)
@@ -65,7 +65,17 @@ def test_a_fine_tuned_prior_reranks_by_the_captions_of_its_new_data(num_classes,
     assert model.reranker.logit_scale.item() == pytest.approx(inputs.logit_scale)
 
 
-@pytest.mark.parametrize("make", [prior_stage, decoder_stage])
+def autoregressive_stage(inputs):
+    """With weights at random where a new prior has zeros, to which all batches are alike."""
+    stage = kind_stage("prior", "autoregressive", inputs)
+    nn.init.normal_(stage.model.network.out.weight)
+    return stage
+
+
+one_pass_stage = partial(kind_stage, "prior", "one_pass")
+
+
+@pytest.mark.parametrize("make", [prior_stage, decoder_stage, autoregressive_stage, one_pass_stage])
 def test_frozen_clip_never_runs_inside_a_training_step(make, inputs, monkeypatch):
     stage = make(inputs)
     for name in ("encode_image", "encode_text", "forward"):
@@ -75,7 +85,7 @@ def test_frozen_clip_never_runs_inside_a_training_step(make, inputs, monkeypatch
     assert loss.item() > 0
 
 
-@pytest.mark.parametrize("make", [clip_stage, prior_stage, decoder_stage])
+@pytest.mark.parametrize("make", [clip_stage, prior_stage, decoder_stage, autoregressive_stage, one_pass_stage])
 def test_batch_is_a_pure_function_of_its_draw(make, inputs):
     stage = make(inputs)
     torch.manual_seed(7)
@@ -99,7 +109,9 @@ def same_rows(one, other) -> bool:
 
 
 @pytest.mark.parametrize("ranks", [2, 3])
-@pytest.mark.parametrize("make", [prior_stage, partial(decoder_stage, embedding_noise=0.2)])
+@pytest.mark.parametrize(
+    "make", [prior_stage, partial(decoder_stage, embedding_noise=0.2), autoregressive_stage, one_pass_stage]
+)
 def test_shares_of_all_ranks_are_the_batch_of_one_to_the_bit(make, ranks, inputs):
     stage = make(inputs)
     batch = stage.batch(draw_of(12))

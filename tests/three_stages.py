@@ -19,6 +19,7 @@ from stages.prior import PriorRun, PriorStage
 from unclip.clip import CLIP, CLIPConfig, Preprocess, TextConfig, Tokenizer, VisionConfig, encode_captions
 from unclip.decoder import DecoderConfig, DiffusionDecoderConfig, UNetConfig
 from unclip.prior import DiffusionPriorConfig, PriorConfig
+from unclip.registry import find_kind, resolve
 
 CLIP_MODEL = CLIPConfig(
     16, VisionConfig(patch_size=14, width=16, layers=1, heads=2), TextConfig(width=16, layers=1, heads=2)
@@ -65,6 +66,12 @@ def prior_stage(inputs: Inputs, **options) -> PriorStage:
 def decoder_stage(inputs: Inputs, **options) -> DecoderStage:
     options = {"evaluate_on": 10, "model": DECODER_MODEL} | options
     return build_stage(DecoderStage, DecoderRun(**options), inputs)
+
+
+def kind_stage(part: str, kind: str, inputs: Inputs):
+    """The stage of a kind by its preset tiny."""
+    row = find_kind(part, kind)
+    return build_stage(resolve(row.stage), replace(resolve(row.presets)["tiny"], evaluate_on=10), inputs)
 
 
 def draw_of(count: int, seed: int = 0, rank: int = 0, ranks: int = 1) -> StepDraw:

@@ -24,7 +24,10 @@ class PartModel(Protocol):
 
 
 class Prior(PartModel, Protocol):
-    """Caption -> image embedding."""
+    """Caption -> image embedding.
+
+    A class may name settings in `reads: ClassVar[tuple[str, ...]]`, those that few kinds read; see `PriorSettings`.
+    """
 
     def draw_embeddings(self, text: TextFeatures, seeds: Sequence[int], settings: PriorSettings) -> Tensor:
         """Draw one unit image embedding (N, D) for each of N captions; row i depends on caption i and seeds[i] only."""

@@ -258,6 +258,7 @@ class UnCLIP:
         return [caption for caption in captions for _ in range(n)], seeds
 
     def _embed(self, text: TextFeatures, seeds: list[int], sampling: Sampling) -> Tensor:
+        sampling.prior.check_read_by(self.prior, "prior")
         size = max(1, sampling.batch_size // sampling.prior.num_candidates)  # all candidates are one batch
         parts = batches(len(seeds), size)
         return torch.cat([self.prior.draw_embeddings(text[part], seeds[part], sampling.prior) for part in parts])

@@ -45,7 +45,20 @@ PARTS = {
         {
             "diffusion": Kind(
                 "unclip.prior.diffusion_prior:DiffusionPrior", "configs.prior:PRESETS", "stages.prior:PriorStage"
-            )
+            ),
+            "mlp": Kind(
+                "unclip.prior.mlp_prior:MLPPrior", "configs.mlp_prior:PRESETS", "stages.mlp_prior:MLPPriorStage"
+            ),
+            "one_pass": Kind(
+                "unclip.prior.one_pass_prior:OnePassPrior",
+                "configs.one_pass_prior:PRESETS",
+                "stages.one_pass_prior:OnePassStage",
+            ),
+            "autoregressive": Kind(
+                "unclip.prior.autoregressive_prior:AutoregressivePrior",
+                "configs.autoregressive_prior:PRESETS",
+                "stages.autoregressive_prior:AutoregressiveStage",
+            ),
         },
         parents=("clip",),
     ),
@@ -55,7 +68,12 @@ PARTS = {
                 "unclip.decoder.diffusion_decoder:DiffusionDecoder",
                 "configs.decoder:PRESETS",
                 "stages.decoder:DecoderStage",
-            )
+            ),
+            "text": Kind(
+                "unclip.decoder.text_decoder:TextDecoder",
+                "configs.text_decoder:PRESETS",
+                "stages.text_decoder:TextDecoderStage",
+            ),
         },
         parents=("clip",),
     ),

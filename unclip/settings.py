@@ -64,6 +64,20 @@ class PartSettings:
         """The same with other values for some of the fields."""
         return replace(self, **settings)  # type: ignore[type-var]
 
+    def check_read_by(self, model: Any, part: str) -> None:
+        """Raise UserError for a setting that few kinds read, if it is not at its default and the model is not of those.
+
+        Such a model's class names the settings in `reads`.
+        """
+        for item in fields(self):  # type: ignore[arg-type]
+            is_read = not item.metadata.get("few_read") or item.name in getattr(model, "reads", ())
+            value = getattr(self, item.name)
+            if not is_read and value != item.default:
+                raise UserError(
+                    f"{self.prefix}{item.name} must be {item.default}, as a {part} of this kind does not read it, not "
+                    f"{shown(value)}"
+                )
+
 
 @dataclass(frozen=True)
 class PriorSettings(PartSettings):
@@ -84,6 +98,11 @@ class PriorSettings(PartSettings):
     """For the caption of a class, reranking keeps the first candidate to which CLIP gives at least this probability
     among the captions of all classes, or the most probable one if none reaches it. For any other caption it keeps the
     most probable one; without classes, the one closest to the text."""
+    temperature: float = bounded(1.0, 0.01, 10, few_read=True)
+    """Temperature of an autoregressive prior: less than 1 makes likely embeddings likelier. Other kinds take 1 only."""
+    top_share: float = bounded(1.0, 0.001, 1, few_read=True)
+    """Share of the dot products of text and image, the highest, that an autoregressive prior draws from: 1 is all, the
+    paper's is 0.5. Fewer follow the caption closer at the price of variety. Other kinds take 1 only."""
 
 
 @dataclass(frozen=True)
@@ -176,7 +195,17 @@ def plain(value: Any) -> Any:
 
 STYLES: dict[str, dict[str, Any]] = {
     "clear": {},
-    "faithful": {"guidance": 1.0, "prior_guidance": 1.0, "prior_num_candidates": 1, "num_candidates": 1},
+    "faithful": dict.fromkeys(
+        (
+            "guidance",
+            "num_candidates",
+            "prior_guidance",
+            "prior_num_candidates",
+            "prior_temperature",
+            "prior_top_share",
+        ),
+        1,
+    ),
 }
 """Named settings over the pipeline's own: clear changes nothing; faithful neither guides nor reranks, so that samples
 are as varied as the images that the model has learned, and a Frechet distance measures what it has learned."""
