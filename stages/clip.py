@@ -167,7 +167,7 @@ class CLIPStage:
         return torch.rand(count, total, generator=generator).topk(visible).indices
 
     def figures(self, batch: CLIPBatch) -> dict[str, float | Tensor]:
-        chance = chance_loss(len(batch.caption_id), batch.caption_id.max() + 1)
+        chance = chance_loss(len(batch.caption_id), int(batch.caption_id.max()) + 1)
         return {"chance_loss": chance, "logit_scale": self.model.logit_scale.detach().exp()}
 
     def evaluate(self, model: CLIP) -> dict[str, float]:

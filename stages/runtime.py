@@ -40,7 +40,9 @@ def autocast(device: torch.device, precision: Precision):
 
 
 def start(wanted: Device) -> torch.device:
-    """Pick the device, and join the process group if torchrun started us."""
+    """Pick the device, and join the process group if torchrun started us. Raises UserError on Windows."""
+    if sys.platform == "win32":
+        raise UserError("training needs Linux or macOS; on Windows, train within WSL")
     device = pick_device(wanted)
     if device.type == "cpu":
         keep_freed_memory()

@@ -1,6 +1,8 @@
 """CLIP's towers, its contrastive loss, and the tokenizer."""
 
+import copy
 import math
+import pickle
 import warnings
 
 import pytest
@@ -274,6 +276,17 @@ def test_a_caption_that_just_fits_is_not_cut(tokenizer):
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         assert torch.equal(tokenizer.encode(["sneaker bag boot"], whole.shape[1]), whole)
+
+
+@pytest.mark.parametrize("cleaning", ["", "whitespace", "lower"])
+@pytest.mark.parametrize("copied", [copy.copy, copy.deepcopy, lambda tokenizer: pickle.loads(pickle.dumps(tokenizer))])
+def test_copied_tokenizer_gives_the_same_ids(copied, cleaning, tokenizer):
+    original = Tokenizer(copy.deepcopy(tokenizer.core), cleaning)
+    original.pad_with(tokenizer.core.id_to_token(300))
+    again = copied(original)
+    captions = ["a BAG", "a <|startoftext|> bag <|endoftext|>", " wide\tboot", ""]
+    assert torch.equal(again.encode(captions, LONG), original.encode(captions, LONG))
+    assert again.to_json() == original.to_json()
 
 
 @pytest.mark.parametrize("special", ["<|endoftext|>", "<|startoftext|>"])

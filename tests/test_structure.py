@@ -238,3 +238,32 @@ def test_drawing_imports_neither_data_sets_nor_other_models_nor_the_compiler(tmp
 def test_draw_check_would_notice_an_import(tmp_path):
     source = DRAW.replace("import runpy", "import sympy, runpy")
     assert "imported ['sympy']" in run_python("-c", source, build(tmp_path / "pipeline"), tmp_path / "out").err
+
+
+FACTORIES = {"arange", "as_tensor", "empty", "eye", "full", "linspace", "logspace", "ones", "rand", "randint", "randn",
+             "randperm", "scalar_tensor", "tensor", "zeros"}  # fmt: skip
+TYPED_BY_ARGUMENTS = {"arange", "as_tensor", "randint", "randperm", "tensor"}
+"""Factories whose type is the default only where they are given Python's floats."""
+
+
+def follows_defaults(tree: ast.AST) -> list[str]:
+    """Calls that make a tensor of PyTorch's default type or on its default device, outside of building a model."""
+    if isinstance(tree, ast.FunctionDef) and tree.name == "__init__":
+        return []  # PyTorch's own layers follow the defaults too
+    found = [call for child in ast.iter_child_nodes(tree) for call in follows_defaults(child)]
+    module, _, name = ast.unparse(tree.func).rpartition(".") if isinstance(tree, ast.Call) else ("", "", "")
+    if module == "torch" and name in FACTORIES:
+        given = {keyword.arg for keyword in tree.keywords}
+        if "device" not in given or not ("dtype" in given or name in TYPED_BY_ARGUMENTS):
+            found.append(ast.unparse(tree))
+    return found
+
+
+@pytest.mark.parametrize("path", [path for path in FILES if ROOT / "unclip" in path.parents], ids=str)
+def test_tensors_follow_no_default_of_the_process(path):
+    assert follows_defaults(parsed(path)) == []
+
+
+@pytest.mark.parametrize("source", ["torch.zeros(3, device='cpu')", "torch.arange(3)", "torch.tensor([1.0])"])
+def test_following_a_default_would_be_noticed(source):
+    assert follows_defaults(ast.parse(source)) == [source]

@@ -1,4 +1,8 @@
-"""Pick the device to run on."""
+"""Pick the device to run on, and compute on it the same way whatever else the process has set."""
+
+import contextlib
+from collections.abc import Iterator
+from typing import get_args
 
 import torch
 from torch import nn
@@ -23,6 +27,19 @@ def pick_device(name: Device) -> torch.device:
     if name not in available:
         raise UserError(f"device {name} is not available here; choose one of {', '.join(available)}")
     return torch.device(name)
+
+
+@contextlib.contextmanager
+def inference() -> Iterator[None]:
+    """Compute without gradients, and outside of any autocast around it: pictures by seed do not depend on it.
+
+    Results are ordinary tensors, which other models can be trained on; those of `torch.inference_mode` are not.
+    """
+    with torch.no_grad(), contextlib.ExitStack() as stack:
+        for device in get_args(Device):
+            if device != "auto" and torch.is_autocast_enabled(device):
+                stack.enter_context(torch.autocast(device, enabled=False))
+        yield
 
 
 def device_of(model: nn.Module) -> torch.device:

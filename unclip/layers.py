@@ -201,7 +201,8 @@ def causal_mask(length: int, device: torch.device | None = None) -> Tensor:
 def timestep_embedding(t: Tensor, dim: int, max_period: float = 10_000.0) -> Tensor:
     """Sinusoidal embedding (B, dim) of times (B,), which may be fractional (Vaswani et al. 2017; Ho et al. 2020)."""
     half = dim // 2
-    frequencies = torch.exp(-math.log(max_period) * torch.arange(half, device=t.device) / half)
+    steps = torch.arange(half, dtype=torch.float32, device=t.device)
+    frequencies = torch.exp(-math.log(max_period) * steps / half)
     angles = t[:, None].float() * frequencies
     return F.pad(torch.cat([angles.cos(), angles.sin()], dim=-1), (0, dim % 2))
 

@@ -22,6 +22,7 @@ from unclip.arguments import (
 )
 from unclip.clip import CLIP, Preprocess, TextFeatures, Tokenizer, encode_captions, load_clip
 from unclip.decoder.reranking import draw_closest_images
+from unclip.devices import inference
 from unclip.diffusion.process import Level
 from unclip.errors import UserError, reason, shown
 from unclip.fitting import Fit
@@ -147,7 +148,7 @@ class UnCLIP:
     def device(self) -> torch.device:
         return self.clip.logit_scale.device
 
-    @torch.inference_mode()
+    @inference()
     def __call__(
         self, captions: Captions, n: int = 1, seed: Seeds = 0, on_step: OnStep | None = None, **settings
     ) -> Output:
@@ -172,7 +173,7 @@ class UnCLIP:
         images, noise = self._decode(embeddings, encoded, seeds, sampling, None, on_step)
         return Output(images, captions, seeds, embeddings, noise)
 
-    @torch.inference_mode()
+    @inference()
     def encode_captions(self, captions: Captions) -> TextFeatures:
         """N captions as CLIP reads them, each distinct one read once."""
         return encode_captions(self.clip, self.tokenizer, caption_list(captions))
@@ -181,7 +182,7 @@ class UnCLIP:
         """CLIP's unit text embeddings (N, D)."""
         return self.encode_captions(captions).embedding
 
-    @torch.inference_mode()
+    @inference()
     def encode_image(self, images: Images) -> Tensor:
         """CLIP's unit image embeddings (N, D), of PIL images or uint8 (N, H, W, C): an array, or a list of either.
 
@@ -200,7 +201,7 @@ class UnCLIP:
         channels, size, _ = self.decoder.image_shape
         return read_pictures(images, size, channels, self.fit)
 
-    @torch.inference_mode()
+    @inference()
     def embed(self, captions: Captions, n: int = 1, seed: Seeds = 0, **settings) -> Tensor:
         """The prior alone: n unit image embeddings per caption, (N, D). Arguments as for calling the pipeline."""
         captions, seeds = self._rows(captions, n, seed)
@@ -226,7 +227,7 @@ class UnCLIP:
         """
         return self.decode_with_noise(embeddings, captions, seed, noise, on_step, **settings)[0]
 
-    @torch.inference_mode()
+    @inference()
     def decode_with_noise(
         self,
         embeddings: Tensor | np.ndarray | None,

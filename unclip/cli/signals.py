@@ -2,7 +2,7 @@
 
 The first signal ends a program at once, with one line that says how to go on. Within `postponed` it is only noted, and
 the block finishes its step. A second signal ends the program at once everywhere. The exit status is 128 plus the
-signal's number: 130 for SIGINT, 143 for SIGTERM, 129 for SIGHUP.
+signal's number: 130 for SIGINT, 143 for SIGTERM, 129 for SIGHUP, which Windows does not have.
 """
 
 import atexit
@@ -10,6 +10,7 @@ import contextlib
 import os
 import shlex
 import signal
+import socket
 import sys
 import threading
 import time
@@ -18,7 +19,7 @@ from typing import Any
 
 from unclip.cli.reporting import error_reporter, is_rank_zero
 
-NUMBERS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+NUMBERS = tuple(getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP") if hasattr(signal, name))
 RELAY = 2.0
 """Seconds within which a launcher of several ranks passes on a signal that its terminal has sent them already."""
 
@@ -43,9 +44,9 @@ def install() -> None:
     A thread waits for them: Python calls its own handlers only between two bytecodes of the main thread, which may wait
     for other ranks in a call that lasts hours.
     """
-    reader, writer = os.pipe()
-    os.set_blocking(writer, False)
-    signal.set_wakeup_fd(writer, warn_on_full_buffer=False)
+    reader, writer = socket.socketpair()  # Windows cannot make a pipe that does not block
+    writer.setblocking(False)
+    signal.set_wakeup_fd(writer.detach(), warn_on_full_buffer=False)
     threading.Thread(target=_watch, args=(reader,), daemon=True).start()
     for number in NUMBERS:
         if signal.getsignal(number) != signal.SIG_IGN:
@@ -71,7 +72,7 @@ def taken_over() -> Iterator[None]:
     finally:
         for number, handler in handlers.items():
             signal.signal(number, handler or signal.SIG_DFL)
-        os.close(signal.set_wakeup_fd(wakeup))  # which ends the thread that reads it
+        socket.close(signal.set_wakeup_fd(wakeup))  # which ends the thread that reads it
         atexit.register(_end_silently, handlers)
 
 
@@ -82,11 +83,11 @@ def _end_silently(handlers: dict[int, Any]) -> None:
             signal.signal(number, signal.SIG_DFL)
 
 
-def _watch(reader: int) -> None:
-    while number := os.read(reader, 1):
+def _watch(reader: socket.socket) -> None:
+    while number := reader.recv(1):
         if number[0] in NUMBERS:
             _receive(number[0])
-    os.close(reader)
+    reader.close()
 
 
 def _receive(number: int) -> None:

@@ -16,7 +16,7 @@ from unclip.clip.tokenizer import Tokenizer
 from unclip.errors import UserError
 from unclip.fields import from_dict
 from unclip.fitting import Fit
-from unclip.store.checksums import sha256
+from unclip.store.checksums import refuse_changed_line_endings, sha256
 from unclip.store.files import write_atomically
 from unclip.store.hub import is_hub_name, resolve_source
 from unclip.store.manifest import Manifest, read_manifest, recorded_fit
@@ -80,6 +80,7 @@ def _load_own_bundle(folder: Path) -> CLIPBundle:
     tokenizer = Tokenizer.load(path)
     digest = sha256(path.read_bytes())
     expected = manifest.parents.get("tokenizer", "unknown")
+    refuse_changed_line_endings(path, digest, expected)
     if digest != expected:
         raise UserError(
             f"{path} has the SHA-256 {digest[:12]}.., but the CLIP beside it was trained with {expected[:12]}..; "

@@ -70,13 +70,22 @@ class Tokenizer:
     def load(cls, path: Path) -> "Tokenizer":
         """Read tokenizer.json. Raises UserError if it is missing or damaged."""
         try:
-            values = json.loads(Path(path).read_text(encoding="utf-8"))
-            cleaning = values.pop("cleaning", "")
-            return cls(tokenizers.Tokenizer.from_str(json.dumps(values)), cleaning)
+            return cls.from_json(Path(path).read_text(encoding="utf-8"))
         except BaseException as error:  # the library raises bare Exception, and its panics are BaseException
             if isinstance(error, (KeyboardInterrupt, SystemExit, MemoryError)):
                 raise
             raise UserError(f"{path} is not a readable tokenizer ({reason(error)})") from error
+
+    @classmethod
+    def from_json(cls, content: str) -> "Tokenizer":
+        """The tokenizer of which `to_json` gives this content."""
+        values = json.loads(content)
+        cleaning = values.pop("cleaning", "")
+        return cls(tokenizers.Tokenizer.from_str(json.dumps(values)), cleaning)
+
+    def __reduce__(self):
+        """Copy and pickle as JSON: the library's own copies forget `encode_special_tokens`."""
+        return Tokenizer.from_json, (self.to_json(),)
 
     def pad_with(self, token: str | dict | None) -> None:
         """Adopt the padding token that a pretrained tokenizer's files name. None changes nothing."""
@@ -113,7 +122,7 @@ class Tokenizer:
             self._warn_of_cut(too_long, limit)
         rows = [[self.start_id, *row[:limit], self.end_id] for row in rows]
         length = max(map(len, rows))
-        return torch.tensor([row + [self.pad_id] * (length - len(row)) for row in rows])
+        return torch.tensor([row + [self.pad_id] * (length - len(row)) for row in rows], dtype=torch.long, device="cpu")
 
     def _warn_of_cut(self, rows: list[list[int]], limit: int) -> None:
         longest = max(rows, key=len)

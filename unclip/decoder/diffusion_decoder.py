@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from unclip.clip.text_features import TextFeatures
 from unclip.decoder.condition import Condition
 from unclip.decoder.model import DecoderConfig, DecoderNetwork
+from unclip.devices import inference
 from unclip.diffusion.guidance import OnStep, guided, on_interval, watch
 from unclip.diffusion.inpainting import ddpm_inpaint
 from unclip.diffusion.inversion import ddim_invert
@@ -90,7 +91,7 @@ class DiffusionDecoder(nn.Module):
         empty = next(self.parameters()).new_empty((len(seeds), *self.image_shape))
         return source(empty), source
 
-    @torch.inference_mode()
+    @inference()
     def draw_images(
         self,
         embeddings: Tensor | None,
@@ -113,7 +114,7 @@ class DiffusionDecoder(nn.Module):
         denoise = watch(self.denoiser(embeddings, text, settings), on_step)
         return choose_sampler(settings)(denoise, start if noise is None else noise, levels, source)
 
-    @torch.inference_mode()
+    @inference()
     def invert_images(
         self, images: Tensor, embeddings: Tensor | None, text: TextFeatures, settings: DecoderSettings
     ) -> Tensor:
@@ -121,7 +122,7 @@ class DiffusionDecoder(nn.Module):
         grain = RowNoise([0] * len(images), DECODER_STREAM, 1)(images)  # equal for all images, and of no seed's stream
         return ddim_invert(self.denoiser(embeddings, text, settings), images, self.levels(settings), grain)
 
-    @torch.inference_mode()
+    @inference()
     def inpaint_images(
         self,
         images: Tensor,

@@ -42,7 +42,7 @@ class GaussianDiffusion:
 
     def abar(self, t: int | Tensor) -> Tensor:
         """abar_t in float64 on the CPU, with abar_{-1} = 1."""
-        t = torch.as_tensor(t).cpu()
+        t = torch.as_tensor(t, device="cpu")
         return torch.where(t < 0, 1.0, self.alphas_cumprod[t.long().clamp(min=0)])
 
     def signal_and_noise(self, t: int | Tensor, x: Tensor) -> tuple[Tensor, Tensor]:
@@ -88,7 +88,7 @@ class GaussianDiffusion:
         The variance (its square root is the standard deviation to multiply noise by) is shaped to broadcast with x.
         """
         abar = self.abar(t)
-        abar_prev = self.abar(torch.as_tensor(t) - 1 if t_prev is None else t_prev)
+        abar_prev = self.abar(t - 1 if t_prev is None else t_prev)
         alpha = abar / abar_prev  # one step's alpha, or the product over the steps that are skipped
         mean_x0 = _broadcast(abar_prev.sqrt() * (1 - alpha) / (1 - abar), xt)
         mean_xt = _broadcast(alpha.sqrt() * (1 - abar_prev) / (1 - abar), xt)

@@ -95,8 +95,9 @@ class Process(ABC):
             log_sigma: mean and deviation of ln(sigma / alpha) for log-normal noise (Karras et al. 2022, arXiv
                 2206.00364, section 5); None for uniform times.
         """
-        offsets = torch.rand(batch, generator=generator).double()  # in float32 the last u would round to 1 now and then
-        u = (torch.arange(batch) + offsets) / batch
+        offsets = torch.rand(batch, generator=generator, dtype=torch.float32, device="cpu")
+        slices = torch.arange(batch, dtype=torch.float64, device="cpu")
+        u = (slices + offsets) / batch  # in float32 the last u would round to 1 now and then
         if log_sigma is None:
             t = self.uniform_times(u)
         else:

@@ -27,7 +27,7 @@ def blend(pipe: UnCLIP, a: Pictures, b: Pictures, frames: int = 8, **settings: A
         raise UserError(f"{len(first)} images cannot be blended with {len(last)}; give as many of each")
     decoder = invertible_sampling(pipe, "blend", **settings).decoder
     latent = invert(pipe, np.concatenate([first, last]), steps=decoder.steps, guidance=decoder.guidance)
-    amounts = torch.linspace(0, 1, frames)
+    amounts = torch.linspace(0, 1, frames, dtype=torch.float32, device="cpu")
     first_embeddings, last_embeddings = latent.embeddings.chunk(2)
     first_noise, last_noise = latent.noise.chunk(2)
     embeddings = slerp(first_embeddings, last_embeddings, amounts)

@@ -15,8 +15,8 @@ def slerp(a: Tensor, b: Tensor, amounts: Tensor) -> Tensor:
     Returns:
         (N, K, ...).
     """
-    start = a.flatten(1).double()
-    end = b.flatten(1).double()
+    start = a.flatten(1).cpu().double()  # not every device has float64
+    end = b.flatten(1).cpu().double()
     cosine = (F.normalize(start, dim=1) * F.normalize(end, dim=1)).sum(dim=1)
     angle = cosine.clamp(-1, 1).acos()[:, None]  # (N, 1)
     amounts = amounts.to(start)
@@ -25,4 +25,4 @@ def slerp(a: Tensor, b: Tensor, amounts: Tensor) -> Tensor:
     weight_start = torch.where(parallel, 1 - amounts, ((1 - amounts) * angle).sin() / divisor)  # (N, K)
     weight_end = torch.where(parallel, amounts.expand_as(weight_start), (amounts * angle).sin() / divisor)
     between = weight_start[..., None] * start[:, None] + weight_end[..., None] * end[:, None]
-    return between.unflatten(2, a.shape[1:]).to(a.dtype)
+    return between.unflatten(2, a.shape[1:]).to(a)

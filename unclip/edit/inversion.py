@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from unclip.arguments import Captions, captions_per_image
+from unclip.devices import inference
 from unclip.edit.defaults import INVERTIBLE
 from unclip.edit.image_inputs import Pictures, prepare_images
 from unclip.errors import UserError
@@ -39,7 +40,7 @@ class Latent:
     """Guidance scale of the decoder."""
 
 
-@torch.inference_mode()
+@inference()
 def invert(
     pipe: UnCLIP, images: Pictures, captions: Captions | None = None, steps: int = 100, guidance: float = 1.0
 ) -> Latent:

@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from unclip.devices import inference
 from unclip.diffusion.noise import DECODER_STREAM, RowNoise
 from unclip.diffusion.samplers import ddpm
 from unclip.diffusion.spacing import even_levels
@@ -37,7 +38,7 @@ def draw_lesson(pipe: UnCLIP, caption: str, n: int, seed: int, out: Path, ddpm_s
     return paths
 
 
-@torch.inference_mode()
+@inference()
 def compare_noise(pipe: UnCLIP, embeddings: torch.Tensor, seed: int, steps: int) -> LabelledRows:
     """DDPM with and without its sigma_t z (Ho et al. 2020, algorithm 2). Without it samples collapse to a blur."""
     seeds = list(range(seed, seed + len(embeddings)))

@@ -7,13 +7,14 @@ import torch
 import torch.nn.functional as F
 
 from unclip.arguments import caption_list, samples_each
+from unclip.devices import inference
 from unclip.edit.defaults import DEFAULTS
 from unclip.errors import UserError
 from unclip.pipeline import Output, UnCLIP
 from unclip.settings import seed_list
 
 
-@torch.inference_mode()
+@inference()
 def mix(pipe: UnCLIP, prompts: Mapping[str, float], n: int = 4, seed: int = 0, **settings: Any) -> Output:
     """Draw n images of weighted prompts.
 
@@ -25,7 +26,7 @@ def mix(pipe: UnCLIP, prompts: Mapping[str, float], n: int = 4, seed: int = 0, *
         prompts: captions and their weights, at least 0; only the shares of their sum count.
         seed: image i uses seed + i.
     """
-    weights = torch.tensor([float(weight) for weight in prompts.values()])
+    weights = torch.tensor([float(weight) for weight in prompts.values()], dtype=torch.float32, device="cpu")
     if not weights.isfinite().all() or (weights < 0).any() or weights.sum() <= 0:
         weight_list = ", ".join(map(str, prompts.values())) or "none"
         raise UserError(f"weights must be at least 0, and one above, not {weight_list}")

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from unclip.arguments import Captions, captions_per_image, samples_each
+from unclip.devices import inference
 from unclip.edit.defaults import PAINTING
 from unclip.edit.image_inputs import OneImage, Pictures, prepare_images, prepare_mask
 from unclip.edit.interpolation import slerp
@@ -24,7 +25,7 @@ TURN = 1 / 3
 """How far that embedding is then turned towards the image's own, so that the painted part matches the rest."""
 
 
-@torch.inference_mode()
+@inference()
 def inpaint(
     pipe: UnCLIP,
     images: Pictures,
@@ -59,7 +60,7 @@ def inpaint(
     embeddings = pipe.encode_image(prepared).repeat_interleave(n, dim=0)
     if captions is not None:
         closest = draw_closest_embeddings(pipe, repeated, seeds, embeddings, **settings)
-        embeddings = slerp(closest, embeddings, torch.tensor([TURN]))[:, 0]
+        embeddings = slerp(closest, embeddings, torch.tensor([TURN], dtype=torch.float32, device="cpu"))[:, 0]
     known = torch.from_numpy(prepared).permute(0, 3, 1, 2).repeat_interleave(n, dim=0)  # (N n, C, H, W)
     mask = mask.repeat_interleave(n, dim=0)  # (N n, 1, H, W)
     text = pipe.encode_captions(repeated)

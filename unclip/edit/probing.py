@@ -9,6 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from unclip.devices import inference
 from unclip.diffusion.noise import RowNoise
 from unclip.edit.defaults import DEFAULTS
 from unclip.edit.image_inputs import Pictures, prepare_images
@@ -23,7 +24,7 @@ REFERENCE = {"n": 512, "prior_num_candidates": 1, "prior_steps": 10, "prior_guid
 """How the embeddings are drawn whose principal axes `probe` takes by default."""
 
 
-@torch.inference_mode()
+@inference()
 def probe(
     pipe: UnCLIP,
     images: Pictures,
@@ -60,7 +61,7 @@ def probe(
 
 def principal_axes(embeddings: Tensor) -> tuple[Tensor, Tensor]:
     """Mean (D,) and principal axes (D, D) of embeddings (M, D); one axis per row, the widest first."""
-    embeddings = embeddings.double()
+    embeddings = embeddings.cpu().double()  # not every device has float64
     mean = embeddings.mean(dim=0)
     _, axes = torch.linalg.eigh((embeddings - mean).T @ (embeddings - mean))
     return mean.float(), axes.T.flip(0).float().contiguous()
@@ -78,7 +79,7 @@ class Corrupted:
     """The clean image that the decoder predicts from x_t and the embedding in one step, uint8 (N, K, H, W, C)."""
 
 
-@torch.inference_mode()
+@inference()
 def corrupt(pipe: UnCLIP, images: Pictures, times: int = 10, seed: int = 0) -> Corrupted:
     """Noise images at `times` evenly spaced times (Ho et al. 2020, eq. 4), and predict them again in one step."""
     decoder = require_ability(pipe, CanDenoise, "predict images from noised ones")

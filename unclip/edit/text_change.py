@@ -9,6 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from unclip.arguments import caption_list
+from unclip.devices import inference
 from unclip.edit.defaults import DEFAULTS
 from unclip.edit.image_inputs import Pictures
 from unclip.edit.interpolation import slerp
@@ -43,7 +44,7 @@ def change(
     Returns:
         uint8 (N, K, H, W, C).
     """
-    turns = torch.tensor([float(amount) for amount in amounts])
+    turns = torch.tensor([float(amount) for amount in amounts], dtype=torch.float32, device="cpu")
     if len(turns) == 0 or not ((turns >= 0) & (turns <= 1)).all():
         raise UserError(f"amounts must lie between 0 and 1, not {turns.tolist()}")
     direction = text_difference(pipe, before, after, space)
@@ -54,7 +55,7 @@ def change(
     return redraw(pipe, latent, embeddings, latent.noise[:, None])
 
 
-@torch.inference_mode()
+@inference()
 def text_difference(pipe: UnCLIP, before: str, after: str, space: Space = "image") -> Tensor:
     """The unit direction (1, D) in which an embedding moves from the text `before` to the text `after`.
 

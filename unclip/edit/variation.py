@@ -3,9 +3,8 @@
 import math
 from typing import Any
 
-import torch
-
 from unclip.arguments import samples_each
+from unclip.devices import inference
 from unclip.edit.defaults import INVERTIBLE
 from unclip.edit.image_inputs import Pictures, prepare_images
 from unclip.edit.inversion import invert, invertible_sampling
@@ -14,7 +13,7 @@ from unclip.pipeline import Output, UnCLIP
 from unclip.settings import seed_list
 
 
-@torch.inference_mode()
+@inference()
 def vary(pipe: UnCLIP, images: Pictures, n: int = 8, seed: int = 0, keep: float = 0.0, **settings: Any) -> Output:
     """Draw n variations of each image: its embedding stays, the noise changes (section 3.1, figure 3).
 

@@ -9,6 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from unclip.clip.text_features import TextFeatures
+from unclip.devices import inference
 from unclip.diffusion.noise import PRIOR_STREAM, RowNoise
 from unclip.fields import bounded, check, flattened, from_data
 from unclip.layers import at_least_float32
@@ -64,7 +65,8 @@ class AutoregressivePrior(nn.Module):
         self.components.fit(images, self.config.variance)
         deviations = self.components.deviations[: self.components.count]
         counts = (self.config.network.buckets * deviations / deviations[0].clamp(min=1e-12)).ceil()
-        counts = torch.cat([torch.tensor([self.config.dot_buckets]), counts.long().clamp(min=FEWEST_BUCKETS).cpu()])
+        of_dot = torch.tensor([self.config.dot_buckets], device="cpu")
+        counts = torch.cat([of_dot, counts.long().clamp(min=FEWEST_BUCKETS).cpu()])
         self.buckets.fit(self.numbers(images, texts), counts)
 
     def numbers(self, images: Tensor, texts: Tensor) -> Tensor:
@@ -80,7 +82,7 @@ class AutoregressivePrior(nn.Module):
         log_probabilities = logits.masked_fill(~is_used, -torch.inf).log_softmax(dim=2)
         return log_probabilities.gather(2, index[..., None])[..., 0]
 
-    @torch.inference_mode()
+    @inference()
     def log_likelihood(self, images: Tensor, text: TextFeatures) -> Tensor:
         """ln of the density (N,) of unit image embeddings (N, D) given their captions, in nats.
 
@@ -95,7 +97,7 @@ class AutoregressivePrior(nn.Module):
             terms.append(self.log_probabilities(index, text).sum(dim=1))
         return torch.stack(terms).logsumexp(dim=0) + within
 
-    @torch.inference_mode()
+    @inference()
     def draw_embeddings(self, text: TextFeatures, seeds: Sequence[int], settings: PriorSettings) -> Tensor:
         """Draw unit image embeddings (N, D), one for each of N captions; each depends on its own seed.
 

@@ -30,7 +30,8 @@ class QuantileBuckets(nn.Module):
         most = max(2, len(ordered) // 4)
         for row, column in enumerate(ordered.T):
             buckets = int(counts[row].clamp(2, min(most, self.means.shape[1])))
-            places = (torch.arange(1, buckets) * len(column) / buckets).round().long().clamp(1, max(1, len(column) - 1))
+            counted = torch.arange(1, buckets, dtype=torch.float32, device="cpu")
+            places = (counted * len(column) / buckets).round().long().clamp(1, max(1, len(column) - 1))
             edges = ((column[places - 1] + column[places.clamp(max=len(column) - 1)]) / 2).float().unique()
             self.edges[row] = edges[-1]
             self.edges[row, : len(edges)] = edges

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from unclip.clip.text_features import TextFeatures
+from unclip.devices import inference
 from unclip.diffusion.guidance import guided
 from unclip.diffusion.noise import PRIOR_STREAM, RowNoise
 from unclip.diffusion.prediction import at_level, make_denoiser
@@ -63,7 +64,7 @@ class DiffusionPrior(nn.Module):
         """Image embeddings (N, D), not of unit norm, predicted from text embeddings (N, D) by ridge regression."""
         return self.scaler.std * self.network.regression(text) + self.scaler.mean
 
-    @torch.inference_mode()
+    @inference()
     def draw_embeddings(self, text: TextFeatures, seeds: Sequence[int], settings: PriorSettings) -> Tensor:
         """Draw unit image embeddings (N, D), one for each of N captions, by diffusion; each depends on its own seed.
 

@@ -70,7 +70,7 @@ class TextRegression(nn.Module):
         images = images.cpu().double()
         x = text - text.mean(dim=0)
         y = images - images.mean(dim=0)
-        covariance = x.T @ x / len(x) + ridge / x.shape[1] * torch.eye(x.shape[1], dtype=x.dtype)
+        covariance = x.T @ x / len(x) + ridge / x.shape[1] * torch.eye(x.shape[1], dtype=x.dtype, device=x.device)
         weight = torch.linalg.solve(covariance, x.T @ y / len(x)).T
         self.weight.copy_(weight)
         self.bias.copy_(images.mean(dim=0) - weight @ text.mean(dim=0))

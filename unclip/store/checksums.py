@@ -5,6 +5,8 @@ import json
 from pathlib import Path
 from typing import Any
 
+from unclip.errors import UserError
+
 
 def sha256(*parts: bytes | memoryview) -> str:
     """The SHA-256 of bytes, which may be given in several parts, in hexadecimal."""
@@ -18,6 +20,18 @@ def file_sha256(path: Path) -> str:
     """The SHA-256 of a file, which need not fit in memory."""
     with open(path, "rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def refuse_changed_line_endings(path: Path, digest: str, expected: str) -> None:
+    """Raise UserError if a text file has another SHA-256 than expected only because of its line endings."""
+    if digest == expected:
+        return
+    unix = path.read_bytes().replace(b"\r\n", b"\n")
+    if expected in (sha256(unix), sha256(unix.replace(b"\n", b"\r\n"))):
+        raise UserError(
+            f"{path} has other line endings than when it was written, as git gives with core.autocrlf=true; copy it "
+            f"again byte by byte, or delete it and give: git -c core.autocrlf=false checkout -- {path}"
+        )
 
 
 def json_sha256(content: Any) -> str:

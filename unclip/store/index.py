@@ -11,7 +11,7 @@ from unclip.errors import UserError, reason
 from unclip.fields import from_dict
 from unclip.registry import PARTS
 from unclip.settings import Sampling
-from unclip.store.checksums import abbreviated, file_sha256
+from unclip.store.checksums import abbreviated, file_sha256, refuse_changed_line_endings
 from unclip.store.files import write_atomically
 from unclip.store.formats import FORMAT, check_format, upgrade_index
 from unclip.store.manifest import Manifest, is_complete, read_manifest
@@ -78,14 +78,17 @@ def check_files(pipeline: Path, manifests: Mapping[str, Manifest]) -> None:
     Weights are hashed when they are read: here it suffices that the manifest expects the same.
     """
     for name, expected in read_index(pipeline).get("files", {}).items():
+        path = pipeline / name
         part = name.split("/")[0]
+        digest = "none"
         if name.endswith("/model.safetensors"):
             digest = manifests[part].sha256 if part in manifests else expected
-        else:
-            digest = file_sha256(pipeline / name) if (pipeline / name).is_file() else "none"
+        elif path.is_file():
+            digest = file_sha256(path)
+            refuse_changed_line_endings(path, digest, expected)
         if digest != expected:
             raise UserError(
-                f"{pipeline / name} is not the file that model_index.json names (SHA-256 {abbreviated(digest)}, not "
+                f"{path} is not the file that model_index.json names (SHA-256 {abbreviated(digest)}, not "
                 f"{abbreviated(expected)}); restore it, or give the command again that trains the {part}"
             )
 

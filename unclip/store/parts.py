@@ -2,6 +2,7 @@
 
 from dataclasses import asdict
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -101,14 +102,19 @@ def load_part(folder: Path, model_type: type[nn.Module] | None = None) -> tuple[
         config = from_dict(model_type.config_class, manifest.model, str(folder / "config.json"))
         with torch.device("meta"), WithoutInitialWeights():  # uses no memory: the config may ask for any size
             check_shapes(model_type(config), tensors, path)
-        with WithoutInitialWeights():
-            model = model_type(config)
+        model = without_weights(model_type, config)
     except (TypeError, AttributeError, ValueError, ArithmeticError, LookupError, RuntimeError) as error:
         if isinstance(error, UserError):
             raise
         raise UserError(f"{folder / 'config.json'} does not describe a {manifest.part} ({reason(error)})") from error
     load_weights(model, tensors, path)
     return model.eval().requires_grad_(False), manifest
+
+
+def without_weights(model_type: type[nn.Module], config: Any) -> nn.Module:
+    """A model in float32 on the CPU, whatever PyTorch's defaults are. Its weights are about to be read."""
+    with torch.device("cpu"), WithoutInitialWeights():
+        return model_type(config).float()
 
 
 class WithoutInitialWeights(TorchFunctionMode):

@@ -19,7 +19,7 @@ from unclip.clip.model import CLIP
 from unclip.clip.preprocess import Preprocess
 from unclip.clip.tokenizer import Tokenizer
 from unclip.errors import UserError, reason
-from unclip.store.parts import load_weights
+from unclip.store.parts import load_weights, without_weights
 
 FORMATS = {
     "Hugging Face": (huggingface.read_config, HUGGING_FACE),
@@ -47,7 +47,7 @@ def load_foreign_clip(path: Path) -> tuple[CLIP, Tokenizer | None, dict[str, Any
         problem = f"{error} is missing" if isinstance(error, KeyError) else reason(error)
         raise UserError(f"the config of {path} cannot be read as that of a {file_format} CLIP: {problem}") from error
     try:
-        clip = CLIP(config)
+        clip = without_weights(CLIP, config)
         Preprocess(config.vision.image_size, config.vision.channels, config.preprocess)
     except MALFORMED as error:
         raise UserError(f"no CLIP can be built as the config of {path} says: {reason(error)}") from error
