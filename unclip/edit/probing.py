@@ -20,7 +20,7 @@ from unclip.interfaces import CanDenoise
 from unclip.pipeline import UnCLIP, as_array
 from unclip.settings import seed_list
 
-REFERENCE = {"n": 512, "prior_num_candidates": 1, "prior_steps": 10, "prior_guidance": 1.0}
+REFERENCE: dict[str, Any] = {"n": 512, "prior_num_candidates": 1, "prior_steps": 10, "prior_guidance": 1.0}
 """How the embeddings are drawn whose principal axes `probe` takes by default."""
 
 

@@ -51,7 +51,7 @@ def draw(opened: OpenPipeline, text: str, n: int, seed: int, guidance: float, st
     captions = parse_captions(text)
     if len(captions) * n > MAX_PICTURES:
         raise UserError(f"{len(captions) * n} pictures are more than the {MAX_PICTURES} of one click; ask for fewer")
-    settings = {"n": n, "seed": seed, "guidance": guidance, "steps": steps}
+    settings: dict[str, Any] = {"n": n, "seed": seed, "guidance": guidance, "steps": steps}
     trajectory = Trajectory()
     rows: list[str] = []
     drawn: list[tuple[str, np.ndarray]] = []
