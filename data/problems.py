@@ -5,7 +5,7 @@ import os
 from dataclasses import dataclass, field
 
 from data import paths
-from unclip.errors import UserError, printable
+from unclip.errors import UserError, printable, quantity
 from unclip.store.files import write_atomically
 
 SHOWN = 5
@@ -51,8 +51,3 @@ class Problems:
             path = paths.CACHE / "problems" / f"{hashlib.sha256(os.fsencode(self.source)).hexdigest()[:16]}.txt"
             write_atomically(path, "\n".join(lines) + "\n")
             print(f"  ... the whole list is in {path}")
-
-
-def quantity(count: int, noun: str) -> str:
-    """ "1 row", "2 rows"."""
-    return f"{count} {noun}{'' if count == 1 else 's'}"

@@ -129,7 +129,7 @@ def load_splits(config: SourceConfig, splits: Sequence[str], held_out: bool = Fa
     for split, chosen in records_by_split.items():
         if why := explain_too_few(records, split, len(chosen)):
             _refuse(config.source, why, problems)
-    data_sets = []
+    data_sets: dict[str, CaptionedImages] = {}
     decoded_names = set()
     for split, chosen in records_by_split.items():
         decoded_names |= {record.name for record in chosen}
@@ -137,12 +137,12 @@ def load_splits(config: SourceConfig, splits: Sequence[str], held_out: bool = Fa
         if len(readable) < FEWEST:
             why = f"{len(readable)} of its {len(chosen)} images for {split} can be read, but {FEWEST} are needed"
             _refuse(config.source, why, problems)
-        data_sets.append(build_data_set(f"{name}/{split}", images, readable, listing.classes))
+        data_sets[split] = build_data_set(f"{name}/{split}", images, readable, listing.classes)
     if config.strict:
         others = [record for record in records if record.name not in decoded_names]
         filter_readable(others, size, channels, config.fit, problems)
     problems.report(config.strict)
-    return data_sets
+    return [data_sets[split] for split in splits]
 
 
 def read_listing(config: SourceConfig, problems: Problems) -> Listing:

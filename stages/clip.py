@@ -21,6 +21,7 @@ from stages.inputs import CLIPInputs
 from stages.run_options import PartRun, Shapes
 from unclip.clip import CLIP, CLIPConfig, Preprocess, VisionConfig
 from unclip.clip.loss import chance_loss, contrastive_loss
+from unclip.errors import UserError
 from unclip.fields import bounded
 from unclip.grids import captioned_grid
 from unclip.tensor_batch import TensorBatch
@@ -51,6 +52,10 @@ class CLIPRun(PartRun):
     """Largest vocabulary of the tokenizer, which is trained on the captions."""
     model: CLIPConfig = bounded(CLIPConfig(), affects_weights=False)
     augment: AugmentConfig = field(default_factory=AugmentConfig)
+
+    def __post_init__(self):
+        if self.train.batch_size < 2:
+            raise UserError("--train.batch-size must be at least 2, not 1: CLIP compares the images of a batch")
 
 
 @dataclass(frozen=True)
@@ -115,6 +120,9 @@ class CLIPStage:
         self.augment = run.augment
         self.device = device
         self.size = len(inputs.train)
+        if run.augment.shift >= inputs.train.image_size:
+            most = inputs.train.image_size - 1
+            raise UserError(f"--augment.shift must be at most {most} for these images, not {run.augment.shift}")
         config = model.config
         self.token_ids = inputs.tokenizer.encode(inputs.train.captions, config.text.context)
         self.lengths = model.text.mask(self.token_ids).sum(dim=1)

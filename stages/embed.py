@@ -21,12 +21,17 @@ from data.paths import CACHE
 from stages import runtime
 from stages.runtime import print0
 from unclip.clip import CLIP, Preprocess, TextFeatures, Tokenizer
+from unclip.errors import UserError, quantity
 from unclip.store.array_files import array_cache_damage, map_array_cache, new_array_cache
 from unclip.store.checksums import sha256
 from unclip.store.files import make_folder, remove_leftovers
 
 BATCH = 256
 """Images or captions that a rank encodes at once."""
+ROWS_CHECKED = 65_536
+"""Rows of a cache that are checked at once."""
+LEAST_DIFFERENCE = 1e-5
+"""Embeddings, of unit length, that differ by less in every coordinate are the same but for rounding."""
 
 
 @dataclass
@@ -85,11 +90,24 @@ def embed_images(
                 print0(f"{folder} is damaged ({damage}): computing it again")
                 shutil.rmtree(folder)
     if runtime.largest(not folder.exists(), device):
-        print0(f"embedding {data.name}: {len(data)} images, {len(data.captions)} captions")
+        print0(f"embedding {data.name}: {quantity(len(data), 'image')}, {quantity(len(data.captions), 'caption')}")
         compute_embeddings(folder, data, clip.to(device), tokenizer, preprocess)
         runtime.barrier()
     arrays = map_array_cache(folder).arrays
-    return EmbeddedImages(data, **{name: torch.from_numpy(array) for name, array in arrays.items()})
+    embedded = EmbeddedImages(data, **{name: torch.from_numpy(array) for name, array in arrays.items()})
+    for name in ("embeddings", "text_embeddings", "tokens"):
+        check_embeddings(getattr(embedded, name), f"the {name.replace('_', ' ')} of {data.name} in {folder}")
+    return embedded
+
+
+def check_embeddings(values: Tensor, name: str) -> None:
+    """Raise UserError for embeddings (N, D) from which nothing can be trained: not finite, or all equal."""
+    advice = "the CLIP that computed them cannot be trained on: train it anew in another --out"
+    parts = values.split(ROWS_CHECKED)
+    if not all(part.isfinite().all() for part in parts):
+        raise UserError(f"{name} are not all finite; {advice}, and delete that folder")
+    if len(values) > 1 and all((part - values[0]).abs().max() < LEAST_DIFFERENCE for part in parts):
+        raise UserError(f"{name} are all the same, so nothing can be told apart by them; {advice}")
 
 
 @torch.inference_mode()

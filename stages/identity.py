@@ -7,7 +7,8 @@ from typing import Any
 
 from stages.state import has_state
 from unclip.errors import UserError
-from unclip.store.checksums import json_sha256
+from unclip.registry import PARTS, find_kind, resolve
+from unclip.store.checksums import abbreviated, json_sha256
 from unclip.store.manifest import Manifest, read_manifest
 from unclip.store.sealed_json import read_record, write_record
 
@@ -47,18 +48,55 @@ def check_same_run(folder: Path, manifest: Manifest) -> bool:
     else:  # the run saved nothing, or has a state alone, which names its run too
         return False
     present_settings = _flatten(present)
-    for key, value in _flatten(run_settings(manifest)).items():
-        if present_settings.get(key) != value:
-            name = key.removeprefix("training.")
+    given_settings = _flatten(run_settings(manifest))
+    for key, value in {"parents.start": None, **given_settings}.items():
+        before = present_settings.get(key)
+        if key == "parents.start":
+            before, value = _start_of(before), _start_of(given_settings.get(key))
+        if before != value:
+            name = NAMES.get(key, key.removeprefix("training."))
             advice = ADVICE.get(name, "choose another --out, or delete {folder} to train it anew")
+            preset = nearest_preset(manifest, present_settings)
+            if preset not in (None, nearest_preset(manifest, given_settings)):
+                advice = PRESET_ADVICE
             raise UserError(
-                f"{folder} holds a run with {name} = {present_settings.get(key)}, not {value}; "
-                + advice.format(folder=folder, value=value, pipeline=folder.parent)
+                f"{folder} holds a run with {name} = {before}, not {value}; "
+                + advice.format(folder=folder, value=value, pipeline=folder.parent, preset=preset)
             )
     return present.get("complete", False)
 
 
+def _start_of(digest: str | None) -> str:
+    """The weights that a run started from, in words."""
+    return f"the weights {abbreviated(digest)}" if digest else "none"
+
+
+def nearest_preset(manifest: Manifest, flat_settings: dict[str, Any]) -> str | None:
+    """The preset with the fewest settings that differ from a run's; None for what has no presets.
+
+    Args:
+        manifest: its part and its kind are the run's.
+        flat_settings: the settings of the run, as `_flatten` returns them.
+    """
+    if manifest.part not in PARTS:
+        return None
+    differences = {}
+    for name, preset in resolve(find_kind(manifest.part, manifest.kind).presets).items():
+        own = _flatten(json.loads(json.dumps({"model": asdict(preset.model), "training": settings(preset)})))
+        differences[name] = sum(flat_settings.get(key) != value for key, value in own.items())
+    return min(differences, key=lambda name: differences[name])
+
+
+NAMES = {"parents.start": "--init-from"}
+"""Options whose values are stored under another name."""
+PRESET_ADVICE = (
+    "its settings are those of --preset {preset}, or near them: give that, or choose another --out. Settings of "
+    "sampling alone are changed by: unclip settings {pipeline}"
+)
+
+
 ADVICE = {
+    "--init-from": "give --init-from as that run was given it, or choose another --out",
     "model.rivals": "it was trained by an earlier version, which knew no classes. Draw from it as it is, or train on "
     "from its weights in another --out, with --init-from {pipeline}",
     "train.lr": "to change it from the last saved state on, leave --train.lr as it was and give --resume-with {value}; "

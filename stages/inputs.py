@@ -95,12 +95,21 @@ def open_clip_inputs(run: PartRun, vocab_size: int) -> CLIPInputs:
     """Load the data, and train a tokenizer on its captions; for fine-tuning take the tokenizer of run.init_from."""
     start = find_pipeline(run.init_from) if run.init_from else None
     train, validation = run.data.load_as(start or run.out, "train", "validation")
+    check_captions_differ(train)
     if start:
         read_manifest(start / "clip")  # one of ours: another project's may lack a tokenizer
         tokenizer = load_clip_bundle(start).tokenizer
     else:
         tokenizer = Tokenizer.train(train.captions, vocab_size)
     return CLIPInputs(train, validation, tokenizer, describe_source(run.data, train.image_size))
+
+
+def check_captions_differ(data: CaptionedImages) -> None:
+    """Raise UserError if the captions of a batch can never differ, so that there is nothing to learn."""
+    rows = torch.arange(len(data))
+    draws = (data.draw(rows, torch.Generator().manual_seed(seed), one_phrasing=True) for seed in range(8))
+    if all(len(caption_ids.unique()) == 1 for caption_ids in draws):
+        raise UserError(f"all images of {data.name} have the same captions; CLIP needs captions that tell them apart")
 
 
 def open_inputs(run: FrozenCLIPRun, device: torch.device) -> Inputs:

@@ -14,7 +14,7 @@ from tqdm import tqdm
 from stages import runtime
 from stages.curves.drawing import draw_curves, read_metrics
 from stages.state import Progress, has_state, not_finite
-from unclip.errors import UserError, reason
+from unclip.errors import UserError, quantity, reason
 from unclip.images import save_png
 from unclip.store.files import write_atomically
 
@@ -40,9 +40,10 @@ class Log:
             self._drop_lines_after(progress.step)
             millions = sum(p.numel() for p in stage.model.parameters()) / 1e6
             resumed = f", going on from step {progress.step}" if progress.step else ""
+            warming = ", all of them warm-up" if config.warmup >= config.steps else ""
             runtime.print0(
-                f"{stage.name}: {millions:.2f}M parameters, {stage.size} examples, {config.steps} steps of "
-                f"{config.batch_size} on {next(stage.model.parameters()).device}{resumed}"
+                f"{stage.name}: {millions:.2f}M parameters, {stage.size} examples, {quantity(config.steps, 'step')} of "
+                f"{config.batch_size} on {next(stage.model.parameters()).device}{warming}{resumed}"
             )
             if sys.stderr.isatty():
                 self.bar = tqdm(total=config.steps, initial=progress.step, desc=stage.name, unit="step")

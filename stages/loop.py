@@ -245,7 +245,7 @@ def place(stage: Stage, config: TrainConfig, device: torch.device) -> tuple[nn.M
 def go_on(progress: Progress, config: TrainConfig, run: str, folder: Path) -> None:
     """Check that an interrupted run may go on, and print where rounding will differ."""
     if progress.run not in ("", run):
-        raise UserError(f"{folder / 'train'} holds the state of a run with other settings; delete {folder}")
+        raise UserError(f"{folder / 'train'} holds the state of a run with other settings; choose another --out")
     if config.resume_with is not None and not progress.step:
         raise UserError("--resume-with goes on from a saved state, but there is none; set --train.lr instead")
     if config.resume_with not in (None, peak_rate(config, progress)):

@@ -8,6 +8,7 @@ import tyro
 
 from stages.data_config import DataConfig
 from stages.loop import TrainConfig
+from unclip.errors import UserError
 from unclip.fields import bounded
 
 
@@ -33,6 +34,10 @@ class FrozenCLIPRun(PartRun):
     """A pretrained CLIP to train on: a folder, a file, or its name on the Hugging Face Hub. It is copied into --out."""
     clip_revision: Annotated[str | None, tyro.conf.arg(name="clip.revision")] = bounded(None, affects_weights=False)
     """The Hub's branch, tag or commit of that CLIP."""
+
+    def __post_init__(self):
+        if self.clip_revision is not None and self.clip is None:
+            raise UserError("--clip.revision is a revision of the CLIP that --clip names; give --clip OWNER/NAME too")
 
 
 @dataclass(frozen=True)

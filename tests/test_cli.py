@@ -223,6 +223,14 @@ def test_trainers_refuse_bad_options(name, arguments, words, script, tmp_path):
     assert files_under(tmp_path) == []
 
 
+def test_options_at_which_nothing_would_be_learned_or_read_are_refused(script, tmp_path):
+    refused = script("train_clip", "--out", tmp_path, "--train.batch-size", "1")
+    assert_one_error_line(refused, "--train.batch-size must be at least 2, not 1")
+    for name in ("train_prior", "train_decoder"):
+        assert_one_error_line(script(name, "--out", tmp_path, "--clip.revision", "main"), "give --clip OWNER/NAME too")
+    assert files_under(tmp_path) == []
+
+
 DAMAGES = {
     "truncated": lambda content: content[: len(content) // 2],
     "corrupt": lambda content: content[:300] + b"\0\1\2\3" + content[304:],
@@ -305,7 +313,7 @@ def test_unclip_without_or_with_a_wrong_command_names_its_commands(script):
     assert finished.code == 0
     assert all(f"    unclip {command} " in finished.out for command in COMMANDS)
     assert_one_error_line(script(UNCLIP, "smaple"), "there is no command 'smaple'; did you mean sample?")
-    assert_one_error_line(script(UNCLIP, "42"), "choose one of sample, edit, page, info, publish, export")
+    assert_one_error_line(script(UNCLIP, "42"), "choose one of sample, edit, page, info, settings, publish, export")
     assert_one_error_line(script(UNCLIP, "sample", BAG, "--stepz", "5"), "did you mean --steps")
 
 

@@ -48,7 +48,7 @@ def test_each_command_writes_a_picture_and_its_arrays(arguments, shape, script, 
         (("blend", SHOE), "blend takes two images, not 1"),
         (("change", SHOE), "--before and --after"),
         (("inpaint", SHOE), "--mask"),
-        (("mix", "--prompts", "a bag", "--weights", 1, 2), "2 weights do not go with 1 prompts"),
+        (("mix", "--prompts", "a bag", "--weights", 1, 2), "2 weights cannot go with 1 prompt"),
         (("corrupt", SHOE, "--steps", 5), "--steps"),
     ],
 )

@@ -7,8 +7,9 @@ from conftest import files_under, made_up_data
 
 from data.dataset import ListedCaptions
 from stages import embed
-from stages.embed import embed_images
+from stages.embed import check_embeddings, embed_images
 from unclip.clip import CLIP, CLIPConfig, Preprocess, TextConfig, Tokenizer, VisionConfig
+from unclip.errors import UserError
 
 CPU = torch.device("cpu")
 PREPROCESS = Preprocess(28, 1)
@@ -162,3 +163,18 @@ def test_captions_at_the_end_of_the_store_are_padded_like_others(build, data):
     padded = embedded.text_features(torch.tensor([last, longest]))
     alone = embedded.text_features(torch.tensor([last]))
     assert torch.equal(padded.tokens[0, : alone.tokens.shape[1]], alone.tokens[0])
+
+
+@pytest.mark.parametrize(
+    ("values", "words"), [([[1.0, 0], [0, float("nan")]], "not all finite"), ([[0.6, 0.8]] * 3, "all the same")]
+)
+def test_embeddings_that_tell_nothing_are_refused(values, words):
+    check_embeddings(torch.tensor(values)[:1], "embeddings of one image")
+    with pytest.raises(UserError, match=f"^embeddings in X are {words}.*train it anew"):
+        check_embeddings(torch.tensor(values), "embeddings in X")
+
+
+def test_a_cache_is_checked_when_it_is_read(build, data, monkeypatch):
+    monkeypatch.setattr(embed, "LEAST_DIFFERENCE", 3.0)
+    with pytest.raises(UserError, match=r"the embeddings of made-up in .* are all the same"):
+        build(data)

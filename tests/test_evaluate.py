@@ -16,7 +16,7 @@ from data.fashion_mnist_captions import CLASSES, PLAIN_CAPTIONS, attribute_capti
 from stages.evaluation import evaluate as evaluation
 from stages.evaluation import sweep
 from stages.evaluation.error_budget import stage_losses
-from stages.evaluation.evaluate import EvaluateOptions, evaluate, nan_to_none
+from stages.evaluation.evaluate import JUDGE, EvaluateOptions, evaluate, nan_to_none, suited_to
 from stages.evaluation.inception import inception_fid
 from stages.evaluation.judge import Classifier, JudgeConfig, judge_images
 from stages.evaluation.judge_training import trained_judge
@@ -444,3 +444,12 @@ def test_classifier_takes_colour_and_gives_the_features_of_its_last_layer():
 )
 def test_bad_input_gets_one_line(arguments, words):
     assert_one_error_line(run_python("-m", "stages.evaluate", *arguments, cwd=ROOT), *words)
+
+
+@pytest.mark.parametrize(("images", "steps"), [(60, 235), (10, 40), (60_000, 4800), (2000, 4800)])
+def test_the_judge_trains_as_long_as_its_data_has_something_to_teach(images, steps):
+    suited = suited_to(JUDGE, images)
+    assert suited.steps == steps
+    assert suited.warmup / steps == pytest.approx(JUDGE.warmup / JUDGE.steps, abs=0.02)
+    assert 1 <= suited.evaluate_every <= steps
+    assert (suited == JUDGE) == (steps == JUDGE.steps)

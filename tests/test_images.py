@@ -8,7 +8,7 @@ import torch
 from PIL import Image
 
 from unclip.errors import UserError
-from unclip.images import from_pil, save_png, to_float, to_pil, to_uint8
+from unclip.images import from_pil, png_bytes, save_png, to_float, to_pil, to_uint8
 
 
 def test_every_pixel_value_survives_the_round_trip():
@@ -89,3 +89,9 @@ def test_pictures_are_saved_whole(tmp_path):
     save_png(tmp_path / "a.png", Image.fromarray(pixels))
     with Image.open(tmp_path / "a.png") as picture:
         assert np.array_equal(np.asarray(picture), pixels)
+
+
+def test_text_of_a_png_is_read_back_whatever_its_letters():
+    text = {"caption": "é 日 \n", "seed": "3", "odd": "a\0b \udcff"}
+    with Image.open(io.BytesIO(png_bytes(Image.new("L", (3, 3)), text))) as picture:
+        assert picture.text == text | {"odd": "a b \\udcff"}

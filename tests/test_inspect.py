@@ -30,6 +30,7 @@ from data.inspect.proposal import (
     propose_trainings,
     run_trial,
     training_command,
+    unused_folder,
 )
 from data.problems import Problems
 from data.source_config import SourceConfig
@@ -265,3 +266,10 @@ def test_two_sources_are_refused(tmp_path):
         for main in (inspect_main, demo_main):
             with pytest.raises(UserError, match=r"two sources are named, .*x.npz and --data .*; leave --data out"):
                 main([str(tmp_path / "x.npz"), *given])
+
+
+def test_no_training_is_proposed_into_a_folder_with_a_pipeline(tmp_path):
+    folder = tmp_path / "birds"
+    for expected in ("birds", "birds-2", "birds-3"):
+        assert unused_folder(folder).name == expected
+        (unused_folder(folder) / "clip").mkdir(parents=True)

@@ -357,7 +357,7 @@ def test_decode_refuses_what_does_not_fit(tiny):
     embeddings = tiny.embed(BAG, n=2, **FEW)
     with pytest.raises(UserError, match="decode needs embeddings, captions, or both"):
         tiny.decode(None)
-    with pytest.raises(UserError, match="2 embeddings do not go with 3 captions"):
+    with pytest.raises(UserError, match="2 embeddings cannot go with 3 captions"):
         tiny.decode(embeddings, [BAG] * 3)
     with pytest.raises(UserError, match="seed must not be negative"):
         tiny.decode(embeddings, seed=-3)
@@ -404,7 +404,7 @@ def test_decoder_takes_a_seed_for_each_image(tiny):
     assert (tiny.decode(embeddings, [BAG] * 3, seed=[4, 5, 6], steps=2) == images).all()
     again = tiny.decode(embeddings[[1, 1]], [BAG] * 2, seed=[5, 5], steps=2)
     assert (again == images[1]).all()
-    with pytest.raises(UserError, match="2 seeds do not go with 3 images"):
+    with pytest.raises(UserError, match="2 seeds cannot go with 3 images"):
         tiny.decode(embeddings, [BAG] * 3, seed=[1, 2])
 
 
@@ -421,7 +421,7 @@ def test_a_seed_per_image_may_be_of_any_kind(kind, tiny):
     assert out.seeds == [5, 6, 9, 5]
     assert_same_images(out.images[:2], tiny(BAG, n=2, seed=5, steps=2, prior_steps=2).images)
     assert_same_images(out.images[3:], tiny(DRESS, seed=5, steps=2, prior_steps=2).images)
-    with pytest.raises(UserError, match="3 seeds do not go with 4 images"):
+    with pytest.raises(UserError, match="3 seeds cannot go with 4 images"):
         tiny([BAG, DRESS], n=2, seed=kind([5, 6, 9]))
 
 

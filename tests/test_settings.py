@@ -39,13 +39,13 @@ def test_one_seed_of_any_kind_is_counted_on_from(seed):
 def test_several_seeds_of_any_kind_are_taken_as_they_are(seeds):
     assert seed_list(seeds, 3) == [7, 7, 2]
     assert all(type(one) is int for one in seed_list(seeds, 3))
-    with pytest.raises(UserError, match="3 seeds do not go with 4 images"):
+    with pytest.raises(UserError, match="3 seeds cannot go with 4 images"):
         seed_list(seeds, 4)
 
 
 def test_a_list_of_one_seed_is_not_one_seed():
     assert seed_list(np.array([5]), 1) == seed_list(range(5, 6), 1) == [5]
-    with pytest.raises(UserError, match="1 seeds do not go with 2 images"):
+    with pytest.raises(UserError, match="1 seed cannot go with 2 images"):
         seed_list([5], 2)
 
 

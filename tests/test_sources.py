@@ -309,3 +309,10 @@ def test_images_are_decoded_in_order_and_not_all_ahead(monkeypatch):
     first = [tuple(next(results)[:, 0, 0]) for _ in range(5)]
     assert first == [picture(n).getpixel((0, 0)) for n in range(5)]
     assert len(opened) < 40
+
+
+def test_a_split_that_is_asked_for_twice_is_given_twice(tmp_path):
+    with_npz(tmp_path / "sprites.npz")
+    first, train, again = load_splits(SourceConfig(str(tmp_path / "sprites.npz")), ["test", "train", "test"])
+    assert first is again
+    assert len(train) > len(first)

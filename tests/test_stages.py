@@ -19,7 +19,7 @@ from data.fashion_mnist_captions import PLAIN_CAPTIONS
 from stages.clip import AugmentConfig, CLIPRun, CLIPStage, fitting_patch
 from stages.decoder import DecoderObjective, DecoderRun
 from stages.embed import EmbeddedImages
-from stages.inputs import Inputs
+from stages.inputs import Inputs, check_captions_differ
 from stages.prior_base import hide_tokens
 from stages.prior_figures import pair_cosines, pair_figures
 from stages.run_options import PartRun, Shapes
@@ -368,3 +368,13 @@ def test_patches_of_another_size_than_asked_for_are_told(inputs, capsys):
     assert "patches" not in capsys.readouterr().out
     clip_stage(inputs, model=replace(CLIP_MODEL, vision=replace(CLIP_MODEL.vision, patch_size=5)))
     assert "clip: patches of 4 pixels, as 5 does not divide 28" in capsys.readouterr().out
+
+
+def test_data_whose_captions_are_all_the_same_is_refused():
+    data = made_up_data(20, seed=0)
+    captions = ["an image", "a red one", "a blue one"]
+    data.captioner = ListedCaptions(captions, torch.tensor([[0, 1], [0, 2]] * 10), torch.tensor([2] * 20))
+    check_captions_differ(data)  # their second captions do
+    data.captioner = ListedCaptions(captions, torch.tensor([[0, 1]] * 20), torch.tensor([2] * 20))
+    with pytest.raises(UserError, match="all images of made-up have the same captions"):
+        check_captions_differ(data)

@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from PIL import Image
 from torch import Tensor
 
-from unclip.errors import UserError, reason, shown
+from unclip.errors import UserError, quantity, reason, shown
 
 Captions = str | Iterable[str]
 Images: TypeAlias = Tensor | np.ndarray | Image.Image | Iterable[Image.Image | np.ndarray | Tensor]
@@ -41,7 +41,8 @@ def captions_per_image(captions: Captions | None, images: int) -> list[str]:
     """
     captions = [""] if captions is None else caption_list(captions)
     if len(captions) not in (1, images):
-        raise UserError(f"{len(captions)} captions do not go with {images} images; give one, or one for each")
+        counts = f"{quantity(len(captions), 'caption')} cannot go with {quantity(images, 'image')}"
+        raise UserError(f"{counts}; give one, or one for each")
     return captions * images if len(captions) == 1 else captions
 
 

@@ -29,6 +29,11 @@ def reason(error: BaseException) -> str:
     return str(error).splitlines()[0] if str(error) else type(error).__name__
 
 
+def quantity(count: int, noun: str) -> str:
+    """ "1 row", "2 rows"."""
+    return f"{count} {noun}{'' if count == 1 else 's'}"
+
+
 def shown(value: object) -> str:
     """A value as it appears in a message: its repr on one line, shortened to 80 characters."""
     text = " ".join(repr(value).split())

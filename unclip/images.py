@@ -4,11 +4,13 @@ Models compute with float images (B, C, H, W) in [-1, 1]; everywhere else pixels
 """
 
 import io
+from collections.abc import Mapping
 from pathlib import Path
 
 import numpy as np
 import torch
 from PIL import Image
+from PIL.PngImagePlugin import PngInfo
 from torch import Tensor
 
 from unclip.pixels import read_colours
@@ -41,8 +43,16 @@ def to_pil(image: np.ndarray, height: int | None = None) -> Image.Image:
     return picture.resize((picture.width * factor, picture.height * factor), Image.Resampling.NEAREST)
 
 
-def save_png(path: Path, picture: Image.Image, durable: bool = True) -> None:
-    """Write a PNG file. `durable` is explained at `unclip.store.files.write_atomically`."""
+def png_bytes(picture: Image.Image, text: Mapping[str, str] | None = None) -> bytes:
+    """Encode a picture as a PNG, with text beside the pixels: see `unclip.picture_text`."""
+    info = PngInfo()
+    for name, value in (text or {}).items():
+        info.add_itxt(name, value.replace("\0", " ").encode(errors="backslashreplace").decode())
     buffer = io.BytesIO()
-    picture.save(buffer, format="PNG")
-    write_atomically(path, buffer.getvalue(), durable)
+    picture.save(buffer, format="PNG", pnginfo=info)
+    return buffer.getvalue()
+
+
+def save_png(path: Path, picture: Image.Image, durable: bool = True, text: Mapping[str, str] | None = None) -> None:
+    """Write a PNG file with text. `durable` is explained at `unclip.store.files.write_atomically`."""
+    write_atomically(path, png_bytes(picture, text), durable)

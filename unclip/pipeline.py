@@ -24,14 +24,14 @@ from unclip.clip import CLIP, Preprocess, TextFeatures, Tokenizer, encode_captio
 from unclip.decoder.reranking import draw_closest_images
 from unclip.devices import inference
 from unclip.diffusion.process import Level
-from unclip.errors import UserError, reason, shown
+from unclip.errors import UserError, quantity, reason, shown
 from unclip.fitting import Fit
 from unclip.images import to_uint8
 from unclip.interfaces import Decoder, ImagePart, Prior
 from unclip.pixels import Pictures, read_pictures
 from unclip.registry import PARTS
 from unclip.settings import Sampling, is_single, seed_list
-from unclip.store.hub import find_pipeline
+from unclip.store.hub import find_pipeline, is_hub_name
 from unclip.store.index import check_files, read_sampling
 from unclip.store.manifest import read_manifests, recorded_fit
 from unclip.store.parts import load_part
@@ -105,6 +105,8 @@ class UnCLIP:
         }
         self.sampling = sampling or Sampling()
         self.fit = fit
+        self.origin: dict[str, Any] = {}
+        """Name of the pipeline, and SHA-256 of its parts; empty for one that was put together here."""
         check_widths(clip, self.parts)
 
     @classmethod
@@ -122,6 +124,7 @@ class UnCLIP:
         """
         if not isinstance(path, (str, Path)):
             raise UserError(f"a pipeline is opened by the path of its folder or its name, not {shown(path)}")
+        name = str(path) if is_hub_name(path) else Path(path).resolve().name
         path = find_pipeline(path, revision)
         manifests = read_manifests(path)
         check_files(path, manifests)
@@ -133,7 +136,9 @@ class UnCLIP:
             raise UserError(f"{path} holds no tokenizer.json; restore it")
         others: dict[str, Any] = {part: load_part(path / part)[0] for part in manifests if part != "clip"}
         fit = recorded_fit(manifests["decoder"])
-        return cls(clip, tokenizer, preprocess, sampling=read_sampling(path), fit=fit, **others).to(device)
+        pipe = cls(clip, tokenizer, preprocess, sampling=read_sampling(path), fit=fit, **others)
+        pipe.origin = {"name": name, "sha256": {part: manifest.sha256 for part, manifest in manifests.items()}}
+        return pipe.to(device)
 
     def to(self, device: str | torch.device) -> "UnCLIP":
         device = device_named(device)
@@ -245,7 +250,8 @@ class UnCLIP:
             embeddings = unit_embeddings(embeddings, self.clip.config.embed_dim)
             texts = texts or [""] * len(embeddings)
             if len(embeddings) != len(texts):
-                raise UserError(f"{len(embeddings)} embeddings do not go with {len(texts)} captions")
+                counts = f"{quantity(len(embeddings), 'embedding')} cannot go with {quantity(len(texts), 'caption')}"
+                raise UserError(counts)
         seeds = seed_list(seed, len(texts))
         sampling = self.sampling.override(**settings)
         noise = None if noise is None else noise_like(noise, self.decoder.draw_noise(seeds))

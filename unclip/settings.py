@@ -6,7 +6,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, fields, make_dataclass, replace
 from typing import Any, Literal, Self, get_type_hints
 
-from unclip.errors import UserError, shown
+from unclip.errors import UserError, quantity, shown
 from unclip.fields import bounded, check, choice, field_docs
 from unclip.registry import SAMPLERS
 
@@ -37,7 +37,7 @@ def seed_list(seed: int | Sequence[int], n: int) -> list[int]:
         check_seeds(seeds[0], n)
         return list(range(seeds[0], seeds[0] + n))
     if len(seeds) != n:
-        raise UserError(f"{len(seeds)} seeds do not go with {n} images")
+        raise UserError(f"{quantity(len(seeds), 'seed')} cannot go with {quantity(n, 'image')}")
     for number in seeds:
         check_seeds(number, 1)
     return seeds

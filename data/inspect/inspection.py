@@ -31,6 +31,7 @@ from data.inspect.proposal import (
     pipeline_folder,
     propose_trainings,
     training_command,
+    unused_folder,
 )
 from data.problems import SHOWN, Problems, quantity
 from data.provenance import compare_source, inherit_source
@@ -128,8 +129,9 @@ def _print_proposals(measurements: Measurements, config: SourceConfig) -> None:
     print(
         f"commands that train on them, in about {' + '.join(map(str, minutes))} minutes if this machine stays as busy:"
     )
+    out = unused_folder(pipeline_folder(config))
     for proposal in proposals:
-        print(format_command(training_command(proposal, config, measurements.size, pipeline_folder(config))))
+        print(format_command(training_command(proposal, config, measurements.size, out)))
 
 
 def _report_images(records: list[Record], channels: int, problems: Problems) -> list[Record]:

@@ -1,6 +1,7 @@
 """Proposals of trainings that suit a data set and this machine, from a few measured steps of each stage."""
 
 import contextlib
+import itertools
 import json
 import os
 import re
@@ -18,6 +19,7 @@ from data.source_config import SourceConfig, as_options
 from data.sources import has_fixed_shape
 from unclip.cli import signals
 from unclip.errors import UserError
+from unclip.registry import PARTS
 from unclip.store.index import COMMITTED
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -202,6 +204,12 @@ def pipeline_folder(config: SourceConfig) -> Path:
         return Path("checkpoints") / "run"
     name = re.sub(r"\W+", "-", Path(config.source).stem).strip("-").lower() or "run"
     return Path("checkpoints") / (f"my-{name}" if name in COMMITTED else name)
+
+
+def unused_folder(folder: Path) -> Path:
+    """The folder; or, if a pipeline was trained into it, the first of FOLDER-2, FOLDER-3, ... that holds none."""
+    others = (folder.with_name(f"{folder.name}-{number}") for number in itertools.count(2))
+    return next(path for path in itertools.chain([folder], others) if not any((path / part).exists() for part in PARTS))
 
 
 def describe_cost(size: int) -> str:

@@ -1,6 +1,7 @@
 """Run all evaluators on a pipeline, one after the other, and write the report."""
 
 import json
+import math
 import platform
 import time
 from collections.abc import Collection
@@ -44,6 +45,8 @@ ROOT = Path(__file__).resolve().parents[2]
 JUDGE = TrainConfig(
     steps=4800, batch_size=64, lr=3e-3, muon_lr=5e-3, warmup=450, ema=0.998, evaluate_every=1200, preview_every=4800
 )
+JUDGE_EPOCHS = 250
+"""The most epochs of a judge: after these it learns no more from the images."""
 SECTIONS: dict[str, Evaluator] = {
     "reference": measure_real_images,
     "clip": measure_clip,
@@ -158,7 +161,7 @@ def prepare_context(
 ) -> EvaluationContext:
     """Train the judge and embed the real images, unless they are cached. Adds to `seconds` how long that took."""
     began = time.perf_counter()
-    judge = trained_judge(real.train, real.validation, options.judge, pipe.device)
+    judge = trained_judge(real.train, real.validation, suited_to(options.judge, len(real.train)), pipe.device)
     if isinstance(judge, Matcher):
         judge.choose_among(real.test.class_captions)
     print_time("judge", began, seconds)
@@ -178,6 +181,16 @@ def prepare_context(
         seed=options.seed,
         sweep_samples=options.sweep,
     )
+
+
+def suited_to(config: TrainConfig, images: int) -> TrainConfig:
+    """A judge's training on so many images: at most JUDGE_EPOCHS of them, with all its intervals in proportion."""
+    steps = min(config.steps, math.ceil(JUDGE_EPOCHS * images / config.batch_size))
+    if steps == config.steps:
+        return config
+    names = ("warmup", "evaluate_every", "preview_every")
+    intervals = {name: math.ceil(getattr(config, name) * steps / config.steps) for name in names}
+    return replace(config, steps=steps, **intervals)
 
 
 def run_evaluators(context: EvaluationContext, seconds: dict[str, float]) -> dict[str, Section]:

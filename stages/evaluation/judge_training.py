@@ -18,6 +18,7 @@ from stages.embed import CACHE
 from stages.evaluation.judge import Classifier, Judge, JudgeConfig, Matcher, judge_images, term_ids
 from stages.identity import settings
 from unclip.clip.loss import contrastive_loss
+from unclip.errors import UserError
 from unclip.grids import captioned_grid
 from unclip.store.checksums import sha256
 from unclip.store.formats import FORMAT
@@ -146,6 +147,8 @@ def trained_judge(
     format of its files, so a judge that another version wrote is never read.
     """
     has_classes = bool(data.classes)
+    if not has_classes and config.batch_size < 2:
+        raise UserError("--judge.batch-size must be at least 2, not 1: a matcher compares the images of a batch")
     shape = JudgeConfig(len(data.classes) or 128, data.channels, fold=choose_fold(data.image_size))
     with runtime.seeded(config.seed):
         model = Classifier(shape) if has_classes else Matcher(shape).choose_among(held_out.class_captions)

@@ -14,7 +14,7 @@ from typing import Annotated
 import tyro
 
 from unclip.cli.options import parse
-from unclip.errors import UserError, reason
+from unclip.errors import UserError, quantity, reason
 from unclip.registry import PARTS
 from unclip.settings import SAMPLING_OPTIONS, SamplingOptions
 from unclip.store.checksums import abbreviated
@@ -55,17 +55,17 @@ def describe_pipeline(name: str, folder: Path) -> Iterator[str]:
     if example := first.data.get("example"):
         yield f"a caption of it: {example}"
     options = SamplingOptions.of(read_sampling(folder))
-    yield "sampling: " + ", ".join(f"{option} {_format(getattr(options, option))}" for option in SAMPLING_OPTIONS)
+    yield "sampling: " + ", ".join(f"{option} {format_value(getattr(options, option))}" for option in SAMPLING_OPTIONS)
 
 
 def describe_part(folder: Path, manifest: Manifest) -> Iterator[str]:
     """Lines about one part: its kind, size, training, and figures."""
-    state = f"{manifest.step} steps" if manifest.complete else f"in training, step {manifest.step}"
+    state = quantity(manifest.step, "step") if manifest.complete else f"in training, step {manifest.step}"
     path = folder / "model.safetensors"
     size = f"{count_values(path):,} parameters, {path.stat().st_size / 1e6:.1f} MB" if path.is_file() else "no weights"
     yield f"{manifest.part}: {manifest.kind}, {size}, {state}, SHA-256 {abbreviated(manifest.sha256)}"
     if manifest.figures:
-        yield "  " + ", ".join(f"{name} {_format(value)}" for name, value in manifest.figures.items())
+        yield "  " + ", ".join(f"{name} {format_value(value)}" for name, value in manifest.figures.items())
 
 
 def count_values(path: Path) -> int:
@@ -82,7 +82,8 @@ def count_values(path: Path) -> int:
         raise UserError(f"{path} is damaged ({reason(error)}); restore it or train that part again") from error
 
 
-def _format(value: object) -> str:
+def format_value(value: object) -> str:
+    """A setting or a figure as it is printed."""
     if isinstance(value, tuple):
-        return "-".join(map(_format, value))
+        return "-".join(map(format_value, value))
     return f"{value:.4g}" if isinstance(value, float) else str(value)

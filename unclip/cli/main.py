@@ -4,6 +4,7 @@
     unclip edit vary shoe.png                      # vary, blend, change, mix, inpaint and probe images
     unclip page                                    # do the same in a browser
     unclip info checkpoints/run                    # describe a pipeline: parts, sizes, data, settings
+    unclip settings checkpoints/run --steps 20     # show or change a pipeline's settings of sampling
     unclip publish checkpoints/run DIR             # make a pipeline ready to hand out, or upload it
     unclip export checkpoints/run                  # write its CLIP for another library
 
@@ -22,6 +23,7 @@ COMMANDS = {
     "edit": "unclip.edit.commands",
     "page": "unclip.page.__main__",
     "info": "unclip.cli.info",
+    "settings": "unclip.cli.settings",
     "publish": "unclip.cli.publish",
     "export": "unclip.cli.export",
 }

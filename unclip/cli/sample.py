@@ -7,10 +7,11 @@
     unclip sample "" --n 16                                                # no caption: unconditional samples
 
 Writes one PNG per image as they are drawn, then grid.png, of at most 64 captions and 32 images of each, and
-samples.json into --out. Ctrl-C ends the drawing, and keeps and lists the images drawn so far. Image i of a caption
-depends on the caption, the settings and --seed + i alone. Settings that are not given come from the pipeline
-(model_index.json), else from the library; --help shows them, those of another pipeline with --checkpoint DIR. On two
-CPU cores ten images take about half a second, after some seconds of loading.
+samples.json into --out. Each PNG holds its caption, seed, settings and pipeline as text. Ctrl-C ends the drawing, and
+keeps and lists the images drawn so far. Image i of a caption depends on the caption, the settings and --seed + i alone.
+Settings that are not given come from the pipeline (model_index.json), else from the library; --help shows them, those
+of another pipeline with --checkpoint DIR. On two CPU cores ten images take about half a second, after some seconds of
+loading.
 """
 
 import json
@@ -24,10 +25,10 @@ import tyro
 
 from unclip.cli import signals
 from unclip.cli.options import parse, read_early_options
-from unclip.errors import UserError
+from unclip.errors import UserError, quantity
 from unclip.fields import bounded
-from unclip.settings import Device, Sampling, SamplingOptions, check_seeds
-from unclip.store.hub import find_pipeline
+from unclip.settings import Device, SamplingOptions, check_seeds
+from unclip.store.hub import find_pipeline, is_hub_name
 from unclip.store.index import newest_pipeline, read_sampling
 from unclip.text import decode_lines, is_text
 
@@ -85,20 +86,27 @@ def main(argv: Sequence[str] | None = None, checkpoints: Path = Path("checkpoint
     from unclip.pipeline import UnCLIP
     from unclip.trajectory import Trajectory
 
+    if not named.checkpoint:
+        print(f"drawing with {checkpoint}; name another pipeline with --checkpoint DIR", flush=True)
     pipeline = UnCLIP.from_pretrained(folder, pick_device(options.device))
     pipeline.sampling = sampling
+    if is_hub_name(checkpoint):
+        pipeline.origin["name"] = str(checkpoint)
     options.out.mkdir(parents=True, exist_ok=True)
     samples = Samples(options, captions)
     trajectory = Trajectory() if options.strip or options.gif else None
     began = time.perf_counter()
     stopped_by = draw(samples, pipeline, trajectory)
     seconds = time.perf_counter() - began
-    write_summaries(samples, trajectory, sampling, checkpoint)
+    write_summaries(samples, trajectory, pipeline, checkpoint)
+    if samples.others:
+        others = f"{quantity(len(samples.others), 'file')} of earlier calls"
+        print(f"{options.out} also holds {others}, which samples.json does not describe; text in the PNGs does")
     if stopped_by:
-        progress = f"stopped by {signals.name(stopped_by)} after {samples.count} of {samples.total} images"
+        progress = f"stopped by {signals.name(stopped_by)} after {samples.count} of {quantity(samples.total, 'image')}"
         print(f"{progress}, which are in {options.out}", file=sys.stderr)
         return 128 + stopped_by
-    print(f"{samples.count} images in {seconds:.1f} s with {checkpoint}: {options.out / 'grid.png'}")
+    print(f"{quantity(samples.count, 'image')} in {seconds:.1f} s with {checkpoint}: {options.out / 'grid.png'}")
     return 0
 
 
@@ -142,6 +150,10 @@ class Samples:
         # Opened in any case: a folder that cannot be written to is then refused before the work.
         self.pixels = tempfile.TemporaryFile(dir=options.out)  # noqa: SIM115
         """The pixels of all images drawn so far, if they are to go to samples.npz."""
+        optional = {"strip.png": options.strip, "denoising.gif": options.gif, "samples.npz": options.npz}
+        self.others = {name for name, asked in optional.items() if not asked and (options.out / name).exists()}
+        self.others |= {path.name for path in options.out.glob("*-seed*.png")}
+        """Names of the files of earlier calls that are still there."""
 
     def caption(self, i: int) -> str:
         return self.captions[i // self.options.n]
@@ -159,12 +171,15 @@ class Samples:
         for start in range(0, self.total, size):
             yield range(start, min(start + size, self.total))
 
-    def write_batch(self, batch: range, images: "np.ndarray") -> None:
+    def write_batch(self, batch: range, images: "np.ndarray", pipeline: "UnCLIP") -> None:
         """Write the images of a batch, uint8 (B, H, W, C)."""
         from unclip.images import save_png, to_pil
+        from unclip.picture_text import describe_picture
 
         for i, image in zip(batch, images, strict=True):
-            save_png(self.options.out / self.file(i), to_pil(image), durable=False)  # easily drawn again
+            text = describe_picture(pipeline, [self.caption(i)], [self.seed(i)], pipeline.sampling)
+            save_png(self.options.out / self.file(i), to_pil(image), durable=False, text=text)  # easily drawn again
+            self.others.discard(self.file(i))
             if self.is_in_grid(i):
                 self.grid.setdefault(i // self.options.n, []).append(image)
         if self.options.npz:
@@ -191,9 +206,10 @@ class Samples:
         }
         write_npz_by_rows(self.options.out / "samples.npz", self.count, columns)
 
-    def json_lines(self, sampling: Sampling, checkpoint: Path) -> Iterator[str]:
+    def json_lines(self, pipeline: "UnCLIP", checkpoint: Path) -> Iterator[str]:
         """The text of samples.json, piece by piece."""
-        head = {"checkpoint": str(checkpoint), "settings": asdict(sampling)}
+        sampling = asdict(pipeline.sampling)
+        head = {"checkpoint": str(checkpoint), "pipeline": pipeline.origin, "settings": sampling}
         yield json.dumps(head, indent=2).removesuffix("\n}") + ',\n  "samples": ['
         for i in range(self.count):
             entry = {"file": self.file(i), "caption": self.caption(i), "seed": self.seed(i)}
@@ -212,7 +228,7 @@ def draw(samples: Samples, pipeline: "UnCLIP", trajectory: "Trajectory | None") 
             captions = [samples.caption(i) for i in batch]
             seeds = [samples.seed(i) for i in batch]
             output = pipeline(captions, 1, seeds, on_step=on_step)
-            samples.write_batch(batch, output.images)
+            samples.write_batch(batch, output.images, pipeline)
             bar.update(len(batch))
             if stop.number:
                 break
@@ -221,27 +237,30 @@ def draw(samples: Samples, pipeline: "UnCLIP", trajectory: "Trajectory | None") 
     return number
 
 
-def write_summaries(samples: Samples, trajectory: "Trajectory | None", sampling: Sampling, checkpoint: Path) -> None:
+def write_summaries(samples: Samples, trajectory: "Trajectory | None", pipeline: "UnCLIP", checkpoint: Path) -> None:
     """Write the grid, samples.json, and what else the options ask for."""
     import numpy as np
 
     from unclip.grids import captioned_grid, save_gif
     from unclip.images import save_png
+    from unclip.picture_text import describe_picture
     from unclip.store.files import write_atomically
     from unclip.trajectory import denoising_frames, denoising_strip
 
     options = samples.options
     rows = [(samples.captions[c], np.stack(images)) for c, images in samples.grid.items()]
-    save_png(options.out / "grid.png", captioned_grid(rows))
     each = min(options.n, GRID_IMAGES, samples.count)
+    seeds = range(options.seed, options.seed + each)
+    text = describe_picture(pipeline, [caption for caption, _ in rows], seeds, pipeline.sampling)
+    save_png(options.out / "grid.png", captioned_grid(rows), text=text)
     watched = [caption for caption, images in rows for _ in range(each) if len(images) == each]
     if options.strip and watched and trajectory:
-        save_png(options.out / "strip.png", denoising_strip(watched, trajectory, each))
+        save_png(options.out / "strip.png", denoising_strip(watched, trajectory, each), text=text)
     if options.gif and watched and trajectory:
         save_gif(options.out / "denoising.gif", denoising_frames(watched, trajectory, each))
     if options.npz:
         samples.write_npz()
-    write_atomically(options.out / "samples.json", samples.json_lines(sampling, checkpoint))
+    write_atomically(options.out / "samples.json", samples.json_lines(pipeline, checkpoint))
 
 
 def slug(caption: str) -> str:

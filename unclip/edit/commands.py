@@ -15,7 +15,7 @@ size; the middle square is taken. On two CPU cores a command takes some seconds,
 
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Annotated, Any, Union
 
@@ -27,14 +27,15 @@ from unclip.cli.options import find_given, parse, read_early_options
 from unclip.devices import pick_device
 from unclip.edit.inversion import require_ability
 from unclip.edit.lesson import draw_lesson
-from unclip.errors import UserError
+from unclip.errors import UserError, quantity
 from unclip.grids import captioned_grid, save_gif
 from unclip.images import save_png, to_pil
 from unclip.interfaces import CanDenoise
+from unclip.picture_text import describe_picture
 from unclip.pipeline import Output, UnCLIP
 from unclip.settings import Device, Sampling, SamplingOptions
 from unclip.store.array_files import write_npz
-from unclip.store.hub import find_pipeline
+from unclip.store.hub import find_pipeline, is_hub_name
 from unclip.store.index import newest_pipeline, read_sampling
 
 Images = Annotated[tuple[Path, ...], tyro.conf.Positional]
@@ -181,7 +182,8 @@ def change(pipe: UnCLIP, options: ChangeOptions, settings: dict[str, Any]) -> Dr
 def mix(pipe: UnCLIP, options: MixOptions, settings: dict[str, Any]) -> Drawn:
     weights = options.weights or (1.0,) * len(options.prompts)
     if len(weights) != len(options.prompts):
-        raise UserError(f"{len(weights)} weights do not go with {len(options.prompts)} prompts")
+        counts = f"{quantity(len(weights), 'weight')} cannot go with {quantity(len(options.prompts), 'prompt')}"
+        raise UserError(f"{counts}; give as many of each")
     output = edit.mix(pipe, dict(zip(options.prompts, weights, strict=True)), options.n, options.seed, **settings)
     return [(output.captions[0], output.images)], arrays_of(output)
 
@@ -271,10 +273,15 @@ def main(argv: Sequence[str] | None = None) -> None:
     options = parse(command_types(sampling, named.style or "clear"), __doc__, argv=argv)
     if getattr(options, "images", None) == ():
         raise UserError("no image; give the files of some, like: unclip edit vary shoe.png")
+    if not named.checkpoint:
+        print(f"drawing with {checkpoint}; name another pipeline with --checkpoint DIR", flush=True)
     pipe = UnCLIP.from_pretrained(folder, pick_device(options.device))
+    if is_hub_name(checkpoint):
+        pipe.origin["name"] = str(checkpoint)
     options.out.mkdir(parents=True, exist_ok=True)
     if isinstance(options, LessonOptions):
-        for path in draw_lesson(pipe, options.caption, options.n, options.seed, options.out):
+        text = picture_text(pipe, "lesson", options, pipe.sampling, [])
+        for path in draw_lesson(pipe, options.caption, options.n, options.seed, options.out, text):
             print(path)
         return
     name, work = next((name, work) for name, (kind, work, _) in COMMANDS.items() if isinstance(options, kind))
@@ -282,10 +289,25 @@ def main(argv: Sequence[str] | None = None) -> None:
     began = time.perf_counter()
     rows, arrays = work(pipe, options, *arguments)
     seconds = time.perf_counter() - began
-    save_png(options.out / f"{name}.png", captioned_grid(rows, margin=150, columns=column_headings(pipe, options)))
+    picture = captioned_grid(rows, margin=150, columns=column_headings(pipe, options))
+    defaults = sampling["blend" if getattr(options, "keep", 0) else name]
+    save_png(options.out / f"{name}.png", picture, text=picture_text(pipe, name, options, defaults, arguments))
     if options.npz:
         write_npz(options.out / f"{name}.npz", arrays)
     print(f"{seconds:.1f} s with {checkpoint}: {options.out / f'{name}.png'}")
+
+
+def picture_text(
+    pipe: UnCLIP, name: str, options: Options, sampling: Sampling, settings: list[dict[str, Any]]
+) -> dict[str, str]:
+    """Text for a command's picture: the settings that it draws with, and its own options."""
+    general = {item.name for kind in (SamplingOptions, Options) for item in fields(kind)}
+    own = {item.name: getattr(options, item.name) for item in fields(options) if item.name not in general}
+    captions = [own[option] for option in ("caption", "before", "after") if own.get(option)]
+    captions += own.get("prompts", ())
+    seeds = range(own["seed"], own["seed"] + own.get("n", 1)) if "seed" in own else ()
+    drawn_with = sampling.override(**settings[0]) if settings else sampling
+    return describe_picture(pipe, captions, seeds, drawn_with, edit={"command": name, **own})
 
 
 def given_settings(options: DrawingOptions, sampling: Sampling, argv: Sequence[str] | None) -> dict[str, Any]:

@@ -12,7 +12,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from unclip.errors import UserError
+from unclip.errors import UserError, quantity
 from unclip.fitting import Fit, place_in_square
 from unclip.image_opening import explain_unreadable, open_image
 from unclip.pipeline import UnCLIP
@@ -44,7 +44,7 @@ def prepare_mask(pipe: UnCLIP, images: Pictures, mask: OneImage) -> Tensor:
     several: Any = mask
     masks = [_mask_array(single) for single in several] if is_several else [_mask_array(mask)] * len(pictures)
     if len(masks) != len(pictures):
-        raise UserError(f"{len(masks)} masks do not go with {len(pictures)} images")
+        raise UserError(f"{quantity(len(masks), 'mask')} cannot go with {quantity(len(pictures), 'image')}")
     fitted = []
     for array, picture in zip(masks, pictures, strict=True):
         height, width = array.shape

@@ -1,6 +1,7 @@
 """Three pictures that teach sampling: what DDPM's noise, DDIM's few steps and guidance do."""
 
 import time
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -22,8 +23,16 @@ LabelledRows = list[tuple[str, np.ndarray]]
 """Rows of a picture: a label, and images uint8 (n, H, W, C)."""
 
 
-def draw_lesson(pipe: UnCLIP, caption: str, n: int, seed: int, out: Path, ddpm_steps: int = 1000) -> list[Path]:
-    """Draw the three pictures, n images per row, into a folder. Returns their paths."""
+def draw_lesson(
+    pipe: UnCLIP,
+    caption: str,
+    n: int,
+    seed: int,
+    out: Path,
+    text: Mapping[str, str] | None = None,
+    ddpm_steps: int = 1000,
+) -> list[Path]:
+    """Draw the three pictures, n images per row, into a folder, each with the text. Returns their paths."""
     require_ability(pipe, CanDenoise, "predict images from noised ones")
     ddpm_steps = min(ddpm_steps, pipe.decoder.config.diffusion.timesteps)
     embeddings = pipe.embed(caption, n=n, seed=seed)
@@ -34,7 +43,7 @@ def draw_lesson(pipe: UnCLIP, caption: str, n: int, seed: int, out: Path, ddpm_s
     }
     paths = [out / f"lesson-{name}.png" for name in pictures]
     for path, rows in zip(paths, pictures.values(), strict=True):
-        save_png(path, captioned_grid(rows, margin=230))
+        save_png(path, captioned_grid(rows, margin=230), text=text)
     return paths
 
 

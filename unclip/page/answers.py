@@ -19,6 +19,7 @@ from unclip.image_opening import explain_unreadable, load_image, open_image
 from unclip.images import to_pil
 from unclip.page.markup import LARGE, gif_link, picture, png_bytes, png_link, row, sheet, table
 from unclip.page.shelf import OpenPipeline
+from unclip.picture_text import describe_picture
 from unclip.store.files import write_atomically
 from unclip.trajectory import Moment, Trajectory, denoising_frames, watch_drawing
 
@@ -52,6 +53,7 @@ def draw(opened: OpenPipeline, text: str, n: int, seed: int, guidance: float, st
     if len(captions) * n > MAX_PICTURES:
         raise UserError(f"{len(captions) * n} pictures are more than the {MAX_PICTURES} of one click; ask for fewer")
     settings: dict[str, Any] = {"n": n, "seed": seed, "guidance": guidance, "steps": steps}
+    sampling = opened.pipe.sampling.override(guidance=guidance, steps=steps)
     trajectory = Trajectory()
     rows: list[str] = []
     drawn: list[tuple[str, np.ndarray]] = []
@@ -64,10 +66,12 @@ def draw(opened: OpenPipeline, text: str, n: int, seed: int, guidance: float, st
             else:
                 output = event
         drawn.append((caption, output.images))
-        rows.append(row(caption, pictures_with_seeds(caption, output.images, output.seeds)))
+        told = describe_picture(opened.pipe, [caption], (), sampling)
+        rows.append(row(caption, pictures_with_seeds(caption, output.images, output.seeds, told)))
         yield (sheet(*rows),)
     frames = denoising_frames([caption for caption in captions for _ in range(n)], trajectory, n)
-    yield (sheet(*rows, png_link(captioned_grid(drawn), "grid"), gif_link(frames, "denoising")),)
+    told = describe_picture(opened.pipe, captions, range(seed, seed + n), sampling)
+    yield (sheet(*rows, png_link(captioned_grid(drawn), "grid", told), gif_link(frames, "denoising")),)
 
 
 def sample_command(folder: str, text: str, n: int, seed: int, guidance: float, steps: int) -> str:
@@ -83,13 +87,15 @@ def sample_command(folder: str, text: str, n: int, seed: int, guidance: float, s
 def vary(opened: OpenPipeline, image: PickedFile, n: int, seed: int, keep: float) -> Shown:
     """Draw variations of an image."""
     varied = edit.vary(opened.pipe, open_picked(image), n=n, seed=seed, keep=keep, **INVERSION if keep else {})
-    yield (seeds_sheet("variation", varied.images, varied.seeds),)
+    text = describe_edit(opened, "vary", [], edit.DEFAULTS["blend"] | INVERSION if keep else {}, keep=keep)
+    yield (seeds_sheet("variation", varied.images, varied.seeds, text),)
 
 
 def blend(opened: OpenPipeline, first: PickedFile, second: PickedFile, position: float) -> Shown:
     """Draw frames from one image to another: all of them, and the one at `position` enlarged."""
     frames = edit.blend(opened.pipe, open_picked(first), open_picked(second), frames=FRAMES, **INVERSION)
-    yield frames, frame_at(frames, position), frames_sheet("blend", frames)
+    text = describe_edit(opened, "blend", [], INVERSION, frames=FRAMES)
+    yield frames, frame_at(frames, position), frames_sheet("blend", frames, text)
 
 
 def change(opened: OpenPipeline, image: PickedFile, before: str, after: str, position: float) -> Shown:
@@ -101,7 +107,8 @@ def change(opened: OpenPipeline, image: PickedFile, before: str, after: str, pos
     yield None, frame_at(moved, position, FURTHEST), ""
     amounts = np.linspace(0, FURTHEST, FRAMES).tolist()
     frames = edit.change(opened.pipe, source, before, after, amounts, **INVERSION)[0]
-    yield frames, frame_at(frames, position, FURTHEST), frames_sheet(after, frames, FURTHEST)
+    text = describe_edit(opened, "change", [before, after], INVERSION, amounts=amounts)
+    yield frames, frame_at(frames, position, FURTHEST), frames_sheet(after, frames, text, FURTHEST)
 
 
 def mix(opened: OpenPipeline, n: int, seed: int, *prompts_and_weights: Any) -> Shown:
@@ -112,7 +119,8 @@ def mix(opened: OpenPipeline, n: int, seed: int, *prompts_and_weights: Any) -> S
         if prompt:
             weights[prompt] = weights.get(prompt, 0) + weight
     mixed = edit.mix(opened.pipe, weights, n=n, seed=seed)
-    yield (seeds_sheet("mix", mixed.images, mixed.seeds),)
+    text = describe_edit(opened, "mix", list(weights), {}, weights=list(weights.values()))
+    yield (seeds_sheet("mix", mixed.images, mixed.seeds, text),)
 
 
 def inpaint(
@@ -121,11 +129,12 @@ def inpaint(
     """Paint a part of an image: the part under the brush strokes, or else a named part."""
     prepared = edit.prepare_images(opened.pipe, open_picked(image))
     mask = painting_mask(painting, part, prepared.shape[1])
+    text = describe_edit(opened, "inpaint", parse_captions(caption)[:1], {})
     painted = []
     for image_seed in range(seed, seed + n):
         output = edit.inpaint(opened.pipe, prepared, mask, parse_captions(caption)[0], seed=image_seed)
         painted.append(output.images[0])
-        yield (seeds_sheet("inpainting", np.stack(painted), range(seed, image_seed + 1)),)
+        yield (seeds_sheet("inpainting", np.stack(painted), range(seed, image_seed + 1), text),)
 
 
 def look_inside(opened: OpenPipeline, caption: str, seed: int, image: PickedFile) -> Shown:
@@ -144,7 +153,9 @@ def look_inside(opened: OpenPipeline, caption: str, seed: int, image: PickedFile
     pictures = []
     for name, (embedding, decoder_caption) in inputs.items():
         images = pipe.decode(embedding, [decoder_caption], seed=seed, num_candidates=1)  # all from the same noise
-        pictures.append(picture(images[0], f"{caption}, from {name}", name, f"{caption} from {name}.png"))
+        told = describe_picture(pipe, [caption], [seed], pipe.sampling.override(num_candidates=1), drawn_from=name)
+        file = f"{caption} from {name}.png"
+        pictures.append(picture(images[0], f"{caption}, from {name}", name, file, text=told))
         yield (sheet(row("Drawn from", pictures)),)
     cosines = [
         (name, f"{float(embedding @ text.T):.2f}", f"{float(embedding @ drawn.T):.2f}")
@@ -186,26 +197,37 @@ def open_picked(file: PickedFile) -> Image.Image:
         raise UserError("this file is no image that can be read; choose another, such as a PNG or a JPEG") from error
 
 
-def seeds_sheet(name: str, images: np.ndarray, seeds: Sequence[int]) -> str:
-    """Pictures (n, H, W, C) with their seeds; each can be saved, or all together."""
-    return sheet(row("", pictures_with_seeds(name, images, seeds)), png_link(captioned_grid([(name, images)]), name))
+def describe_edit(
+    opened: OpenPipeline, name: str, captions: Sequence[str], settings: dict[str, Any], **others: Any
+) -> dict[str, str]:
+    """Text for the pictures of an edit, which says how they were drawn."""
+    sampling = opened.pipe.sampling.override(**edit.DEFAULTS[name] | settings)
+    return describe_picture(opened.pipe, captions, (), sampling, edit={"command": name, **others})
 
 
-def pictures_with_seeds(name: str, images: np.ndarray, seeds: Sequence[int]) -> list[str]:
+def seeds_sheet(name: str, images: np.ndarray, seeds: Sequence[int], text: dict[str, str]) -> str:
+    """Pictures (n, H, W, C) with their seeds; each can be saved, or all together, with text."""
+    grid = png_link(captioned_grid([(name, images)]), name, text | {"seed": str(list(seeds))})
+    return sheet(row("", pictures_with_seeds(name, images, seeds, text)), grid)
+
+
+def pictures_with_seeds(name: str, images: np.ndarray, seeds: Sequence[int], text: dict[str, str]) -> list[str]:
     return [
-        picture(image, f"{name}, seed {seed}", f"seed {seed}", f"{name} seed {seed}.png")
+        picture(
+            image, f"{name}, seed {seed}", f"seed {seed}", f"{name} seed {seed}.png", text=text | {"seed": str(seed)}
+        )
         for image, seed in zip(images, seeds, strict=True)
     ]
 
 
-def frames_sheet(name: str, frames: np.ndarray, end: float = 1) -> str:
+def frames_sheet(name: str, frames: np.ndarray, text: dict[str, str], end: float = 1) -> str:
     """Frames (F, H, W, C) from 0 to `end` side by side; each can be saved, or all together, or as an animation."""
     labels = [f"{position:.3g}" for position in np.linspace(0, end, len(frames))]
     pictures = [
-        picture(frame, f"{name} at {label}", label, f"{name} {label}.png", height=84)
+        picture(frame, f"{name} at {label}", label, f"{name} {label}.png", height=84, text=text)
         for frame, label in zip(frames, labels, strict=True)
     ]
-    still = png_link(captioned_grid([(name, frames)]), name)
+    still = png_link(captioned_grid([(name, frames)]), name, text)
     animation = gif_link([to_pil(frame, LARGE) for frame in frames], name)
     return sheet(row("", pictures), still, animation)
 

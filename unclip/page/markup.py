@@ -4,15 +4,14 @@ Pictures are embedded as PNGs of their own size; the browser enlarges them witho
 """
 
 import base64
-import io
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from html import escape
 
 import numpy as np
 from PIL import Image
 
 from unclip.grids import gif_bytes
-from unclip.images import to_pil
+from unclip.images import png_bytes, to_pil
 
 NORMAL = 112
 LARGE = 280
@@ -37,20 +36,21 @@ CSS = """
 """
 
 
-def png_bytes(picture: Image.Image) -> bytes:
-    buffer = io.BytesIO()
-    picture.save(buffer, "PNG")
-    return buffer.getvalue()
-
-
 def data_url(content: bytes, media_type: str) -> str:
     """A URL that holds the content of a file; the media type is, for example, "image/png"."""
     return f"data:{media_type};base64,{base64.b64encode(content).decode()}"
 
 
-def picture(image: np.ndarray, alt: str, title: str = "", name: str = "", height: int = NORMAL) -> str:
-    """An image, uint8 (H, W, C), enlarged by a whole factor. With a file name, a click saves it."""
-    source = data_url(png_bytes(to_pil(image)), "image/png")
+def picture(
+    image: np.ndarray,
+    alt: str,
+    title: str = "",
+    name: str = "",
+    height: int = NORMAL,
+    text: Mapping[str, str] | None = None,
+) -> str:
+    """An image, uint8 (H, W, C), enlarged by a whole factor. With a file name, a click saves it, with its text."""
+    source = data_url(png_bytes(to_pil(image), text), "image/png")
     width = image.shape[1] * max(1, round(height / image.shape[0]))
     html = f'<img src="{source}" alt="{escape(alt)}" style="width: {width}px">'
     if name:
@@ -71,9 +71,10 @@ def table(headings: Sequence[str], rows: Sequence[Sequence[object]]) -> str:
     return f"<table><tr>{head}</tr>{body}</table>"
 
 
-def png_link(picture: Image.Image, name: str) -> str:
-    """A link that saves a picture."""
-    return f'<a href="{data_url(png_bytes(picture), "image/png")}" download="{escape(name)}.png">Save as PNG</a>'
+def png_link(picture: Image.Image, name: str, text: Mapping[str, str]) -> str:
+    """A link that saves a picture with its text."""
+    source = data_url(png_bytes(picture, text), "image/png")
+    return f'<a href="{source}" download="{escape(name)}.png">Save as PNG</a>'
 
 
 def gif_link(frames: Sequence[Image.Image], name: str) -> str:

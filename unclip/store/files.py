@@ -35,7 +35,7 @@ def write_atomically(
     try:
         with open(temporary, "xb") as file:
             for chunk in chunks:
-                file.write(chunk.encode() if isinstance(chunk, str) else chunk)
+                file.write(chunk.encode(errors="backslashreplace") if isinstance(chunk, str) else chunk)
             file.flush()
             if durable:
                 os.fsync(file.fileno())

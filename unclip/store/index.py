@@ -43,7 +43,7 @@ def write_index(pipeline: Path, leave_out: str = "") -> None:
             part: {"kind": m.kind, "sha256": m.sha256, "step": m.step, "figures": m.figures}
             for part, m in manifests.items()
         },
-        "sampling": {part: m.sampling for part, m in manifests.items() if m.sampling},
+        "sampling": _current_sampling(pipeline, manifests, files),
     }
     path = pipeline / "model_index.json"
     readme = pipeline / "README.md"
@@ -53,6 +53,25 @@ def write_index(pipeline: Path, leave_out: str = "") -> None:
         return  # somebody may have written another README since
     write_atomically(readme, plain_readme(pipeline, manifests))
     write_record(path, index)
+
+
+def _current_sampling(
+    pipeline: Path, manifests: Mapping[str, Manifest], files: Mapping[str, str]
+) -> dict[str, dict[str, Any]]:
+    """Settings of sampling by part: those of its manifest, unless the index names that very manifest.
+
+    Then those of the index stay, which may have been changed since by `unclip.store.stored_sampling.write_sampling`.
+    """
+    sampling = {part: manifest.sampling for part, manifest in manifests.items() if manifest.sampling}
+    try:
+        index = read_index(pipeline)
+        for part, settings in index.get("sampling", {}).items():
+            config = f"{part}/config.json"
+            if part in sampling and index["files"].get(config) == files[config]:
+                sampling[part] = settings
+    except (UserError, AttributeError, KeyError):  # a damaged index is written anew
+        pass
+    return sampling
 
 
 def _holds(path: Path, content: dict[str, Any]) -> bool:

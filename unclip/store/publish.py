@@ -15,11 +15,12 @@ from unclip.pipeline import UnCLIP
 from unclip.registry import PARTS
 from unclip.store.files import make_folder, partial_name, remove_leftovers, write_atomically
 from unclip.store.hub import is_hub_name
-from unclip.store.index import write_index
+from unclip.store.index import read_sampling, write_index
 from unclip.store.manifest import Manifest, read_manifests
 from unclip.store.model_card import is_report_of, model_card
 from unclip.store.parts import read_weights, save_weights
 from unclip.store.sealed_json import read_json
+from unclip.store.stored_sampling import write_sampling
 from unclip.store.training_captions import read_training_captions
 
 REPORT = ("evaluation.json", "evaluation.md", "*.png")
@@ -85,6 +86,7 @@ def _copy_in_float16(
         manifest.parents |= {parent: manifests[parent].sha256 for parent in PARTS[part].parents}
         save_weights(target / part, halves, manifest)
     write_index(target)
+    write_sampling(target, read_sampling(source))
 
 
 def read_report(folder: Path | None, manifests: dict[str, Manifest]) -> dict[str, Any]:

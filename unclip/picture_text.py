@@ -1,0 +1,28 @@
+"""Text in a PNG that says how the picture was drawn. `PIL.Image.open(file).text` reads it."""
+
+import json
+from collections.abc import Sequence
+from dataclasses import asdict
+from typing import Any
+
+from unclip.pipeline import UnCLIP
+from unclip.settings import Sampling
+
+
+def describe_picture(
+    pipe: UnCLIP, captions: Sequence[str], seeds: Sequence[int], sampling: Sampling, **others: Any
+) -> dict[str, str]:
+    """Keyword -> text for `unclip.images.png_bytes`.
+
+    Args:
+        captions, seeds: of the picture's images, if they have any; one is written as it is, several as JSON.
+        sampling: the settings that it was drawn with; they are written as JSON, as is the name of the pipeline with the
+            SHA-256 of its parts.
+        others: more of what was asked for, such as the name of an edit; written as JSON.
+    """
+    text = {"settings": json.dumps(asdict(sampling)), "pipeline": json.dumps(pipe.origin)}
+    if captions:
+        text["caption"] = captions[0] if len(captions) == 1 else json.dumps(list(captions), ensure_ascii=False)
+    if seeds:
+        text["seed"] = json.dumps(seeds[0] if len(seeds) == 1 else list(seeds))
+    return text | {name: json.dumps(value, default=str) for name, value in others.items()}
