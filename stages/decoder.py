@@ -3,7 +3,7 @@
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from functools import cached_property
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import torch
 import torch.nn.functional as F
@@ -11,6 +11,7 @@ from PIL import Image
 from torch import Tensor, nn
 
 from stages.batches import StepDraw
+from stages.embed import EmbeddedImages
 from stages.inputs import Inputs
 from stages.run_options import FrozenCLIPRun, Shapes
 from unclip.clip import TextFeatures
@@ -95,42 +96,25 @@ class DecoderObjective(nn.Module):
         return squared.mean()
 
 
-class DecoderStage:
-    """Gives the loop the diffusion loss on true image embeddings, and the same on validation images."""
+class DecoderBatches:
+    """Images with their conditions, noise and noise levels, for training and for validation.
 
-    name = "decoder"
-    best_is = ("loss", "lowest")
-    model_class: ClassVar[type[DiffusionDecoder]] = DiffusionDecoder
+    Args:
+        run: says how much of the conditions is dropped or noised, and which noise levels are drawn: the fields
+            drop_image, drop_text, embedding_noise and log_sigma.
+    """
 
-    def __init__(self, run: DecoderRun, model: DiffusionDecoder, inputs: Inputs, device: torch.device):
+    def __init__(self, run: Any, model: DiffusionDecoder, inputs: Inputs):
         self.run = run
         self.model = model
         self.inputs = inputs
-        self.device = device
-        self.objective = DecoderObjective(model, run.min_snr)
-        self.process = model.process
-        self.size = len(inputs.train)
 
-    @classmethod
-    def build_model(cls, run: DecoderRun, shapes: Shapes) -> DiffusionDecoder:
-        network = replace(
-            run.model.network,
-            embed_dim=shapes.embed_dim,
-            text_width=shapes.text_width,
-            image_size=shapes.image_size,
-            channels=shapes.channels,
-        )
-        return cls.model_class(replace(run.model, network=network))
-
-    def fit_buffers(self) -> None:
-        """Fit the scaling of the embeddings that the decoder reads."""
-        self.model.network.image_condition.scaler.fit(self.inputs.train.embeddings)
-
-    def batch(self, draw: StepDraw) -> DecoderBatch:
+    def draw(self, draw: StepDraw) -> DecoderBatch:
+        """This rank's training images of a step."""
         images = self.inputs.train
         rows = draw.share(draw.rows)
         caption_ids = draw.share(images.data.draw(draw.rows, draw.generator))
-        levels = draw.share(self.process.draw_levels(len(draw.rows), draw.generator, self.run.log_sigma))
+        levels = draw.share(self.model.process.draw_levels(len(draw.rows), draw.generator, self.run.log_sigma))
         drop_image, drop_text = torch.rand(2, len(draw.rows), generator=draw.generator)
         embedding_noise = draw.share(self._embedding_noise(draw))
         pixels = images.data.images[rows]
@@ -155,6 +139,54 @@ class DecoderStage:
         normal = torch.randn(len(draw.rows), len(self.embedding_std), generator=draw.generator)
         return self.run.embedding_noise * self.embedding_std * normal
 
+    def draw_validation(self, rows: Tensor, generator: torch.Generator) -> DecoderBatch:
+        """Validation images with their embeddings and a caption each, of which nothing is dropped."""
+        images = self.inputs.validation
+        pixels = images.data.images[rows]
+        return DecoderBatch(
+            pixels=pixels,
+            embeddings=images.embeddings[rows],
+            drop=torch.zeros(len(rows), dtype=torch.bool),
+            text=images.text_features(images.data.draw(rows, generator)),
+            levels=self.model.process.draw_levels(len(rows), generator, self.run.log_sigma),
+            noise=torch.randn(pixels.shape, generator=generator),
+        )
+
+
+class DecoderStage:
+    """Gives the loop the diffusion loss on true image embeddings, and the same on validation images."""
+
+    name = "decoder"
+    best_is = ("loss", "lowest")
+    model_class: ClassVar[type[DiffusionDecoder]] = DiffusionDecoder
+
+    def __init__(self, run: DecoderRun, model: DiffusionDecoder, inputs: Inputs, device: torch.device):
+        self.run = run
+        self.model = model
+        self.inputs = inputs
+        self.device = device
+        self.objective = DecoderObjective(model, run.min_snr)
+        self.batches = DecoderBatches(run, model, inputs)
+        self.size = len(inputs.train)
+
+    @classmethod
+    def build_model(cls, run: DecoderRun, shapes: Shapes) -> DiffusionDecoder:
+        network = replace(
+            run.model.network,
+            embed_dim=shapes.embed_dim,
+            text_width=shapes.text_width,
+            image_size=shapes.image_size,
+            channels=shapes.channels,
+        )
+        return cls.model_class(replace(run.model, network=network))
+
+    def fit_buffers(self) -> None:
+        """Fit the scaling of the embeddings that the decoder reads."""
+        self.model.network.image_condition.scaler.fit(self.inputs.train.embeddings)
+
+    def batch(self, draw: StepDraw) -> DecoderBatch:
+        return self.batches.draw(draw)
+
     def figures(self, batch: DecoderBatch) -> dict[str, float | Tensor]:
         return {"chance_loss": self.objective.chance(batch)}
 
@@ -165,36 +197,27 @@ class DecoderStage:
         rows = torch.arange(len(self.inputs.validation))[: self.run.evaluate_on]
         total = 0.0
         for part in rows.split(250):
-            loss = objective(self._validation_batch(part, generator).to(self.device))
+            loss = objective(self.batches.draw_validation(part, generator).to(self.device))
             total += loss.item() * len(part) / len(rows)
         return {"loss": total}
 
-    def _validation_batch(self, rows: Tensor, generator: torch.Generator) -> DecoderBatch:
-        """Validation images with their embeddings and a caption each, of which nothing is dropped."""
-        images = self.inputs.validation
-        pixels = images.data.images[rows]
-        return DecoderBatch(
-            pixels=pixels,
-            embeddings=images.embeddings[rows],
-            drop=torch.zeros(len(rows), dtype=torch.bool),
-            text=images.text_features(images.data.draw(rows, generator)),
-            levels=self.process.draw_levels(len(rows), generator, self.run.log_sigma),
-            noise=torch.randn(pixels.shape, generator=generator),
-        )
-
     def preview(self, model: DiffusionDecoder) -> Image.Image:
-        """For the first ten validation images: the image, and seven samples from its true embedding and caption."""
-        validation = self.inputs.validation
-        count = min(10, len(validation))
-        caption_ids = validation.data.draw(torch.arange(count), torch.Generator().manual_seed(0))
-        rows = torch.arange(count).repeat_interleave(7)
-        text = validation.text_features(caption_ids[rows]).to(self.device)
         steps = min(self.run.sampling.steps, model.config.diffusion.timesteps)
-        settings = replace(self.run.sampling, steps=steps)
-        embeddings = validation.embeddings[rows].to(self.device)
-        samples = model.draw_images(embeddings, text, list(range(7)) * count, settings)
-        samples = to_uint8(samples).cpu().unflatten(0, (count, 7))
-        grid = torch.cat([validation.data.images[:count, None], samples], dim=1).permute(0, 1, 3, 4, 2).numpy()
-        captions = [validation.data.captions[i] for i in caption_ids]
-        headings = ["the image", "drawn from its embedding and caption", *[""] * 6]
-        return captioned_grid(list(zip(captions, grid, strict=True)), columns=headings)
+        return draw_preview(model, self.inputs.validation, replace(self.run.sampling, steps=steps), self.device)
+
+
+def draw_preview(
+    model: DiffusionDecoder, validation: EmbeddedImages, settings: Any, device: torch.device
+) -> Image.Image:
+    """For the first ten validation images: the image, and seven samples from its true embedding and caption."""
+    count = min(10, len(validation))
+    caption_ids = validation.data.draw(torch.arange(count), torch.Generator().manual_seed(0))
+    rows = torch.arange(count).repeat_interleave(7)
+    text = validation.text_features(caption_ids[rows]).to(device)
+    embeddings = validation.embeddings[rows].to(device)
+    samples = model.draw_images(embeddings, text, list(range(7)) * count, settings)
+    samples = to_uint8(samples).cpu().unflatten(0, (count, 7))
+    grid = torch.cat([validation.data.images[:count, None], samples], dim=1).permute(0, 1, 3, 4, 2).numpy()
+    captions = [validation.data.captions[i] for i in caption_ids]
+    headings = ["the image", "drawn from its embedding and caption", *[""] * 6]
+    return captioned_grid(list(zip(captions, grid, strict=True)), columns=headings)

@@ -1,6 +1,7 @@
 """The training data of a part: captioned images and, for all parts but CLIP, the frozen CLIP's embeddings of them."""
 
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -16,7 +17,7 @@ from unclip.clip.pretrained import adopt_clip, load_clip_bundle
 from unclip.errors import UserError
 from unclip.store.checksums import sha256
 from unclip.store.hub import find_pipeline
-from unclip.store.manifest import read_manifest
+from unclip.store.manifest import Manifest, read_manifest, training_command
 
 
 @dataclass
@@ -66,11 +67,13 @@ class Inputs:
     validation: EmbeddedImages
     files: dict[str, str]
     """Files that the training puts into the pipeline's folder."""
+    decoder: Manifest | None = None
+    """The manifest of the pipeline's decoder, for a part that is trained on it."""
 
     @property
     def parents(self) -> dict[str, str]:
         """SHA-256 of what the part is trained on, for its manifest."""
-        return {"clip": self.clip_sha256}
+        return {"clip": self.clip_sha256} | ({"decoder": self.decoder.sha256} if self.decoder else {})
 
     @property
     def data(self) -> CaptionedImages:
@@ -88,6 +91,7 @@ class Inputs:
             text_width=self.clip.text.width,
             context=self.clip.text.context,
             num_classes=len(self.class_embeddings),
+            decoder=self.decoder.model if self.decoder else None,
         )
 
 
@@ -112,20 +116,16 @@ def check_captions_differ(data: CaptionedImages) -> None:
         raise UserError(f"all images of {data.name} have the same captions; CLIP needs captions that tell them apart")
 
 
-def open_inputs(run: FrozenCLIPRun, device: torch.device) -> Inputs:
+def open_inputs(run: FrozenCLIPRun, device: torch.device, needs_decoder: bool = False) -> Inputs:
     """Load the data and the pipeline's CLIP, and embed the one with the other.
 
-    Raises UserError if the pipeline has no CLIP whose training has ended.
+    Raises UserError if the pipeline has no CLIP, or no decoder that is needed, whose training has ended.
     """
     if run.clip:
         with runtime.main_first():
             adopt_clip(run.clip, run.out, run.clip_revision)
-    manifest = read_manifest(run.out / "clip")
-    if not manifest.complete:
-        raise UserError(
-            f"the clip in {run.out} is still in training (step {manifest.step}); "
-            f"finish it with: python train_clip.py --out {run.out}"
-        )
+    manifest = read_parent(run.out, "clip")
+    decoder = read_parent(run.out, "decoder") if needs_decoder else None
     clip, tokenizer, preprocess = load_clip(run.out)
     splits = run.data.load_as(run.out, "train", "validation")
     train, validation = (embed_images(split, clip, manifest.sha256, tokenizer, preprocess, device) for split in splits)
@@ -142,7 +142,19 @@ def open_inputs(run: FrozenCLIPRun, device: torch.device) -> Inputs:
         train=train,
         validation=validation,
         files={"captions.txt": spread_captions(train.data.captions)},
+        decoder=decoder,
     )
+
+
+def read_parent(pipeline: Path, part: str) -> Manifest:
+    """The manifest of a part that another is trained on. Raises UserError unless its training has ended."""
+    manifest = read_manifest(pipeline / part)
+    if not manifest.complete:
+        raise UserError(
+            f"the {part} in {pipeline} is still in training (step {manifest.step}); "
+            f"finish it with: {training_command(part, pipeline)}"
+        )
+    return manifest
 
 
 def spread_captions(captions: list[str], count: int = 1000) -> str:

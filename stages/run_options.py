@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import tyro
 
@@ -58,3 +58,5 @@ class Shapes:
     """CLIP's longest caption in tokens."""
     num_classes: int = 0
     """Classes of the data whose captions differ."""
+    decoder: dict[str, Any] | None = None
+    """The config of the pipeline's decoder, for a part that is trained on it."""

@@ -61,7 +61,10 @@ def train_part(part: str, run: PartRun) -> Manifest:
     device = runtime.start(run.train.device)
     stage_class = resolve(find_kind(part, run.kind).stage)
     check_fits(lambda: stage_class.build_model(run, Shapes()), device, shared=run.train.shard)
-    inputs = open_clip_inputs(run, run.vocab_size) if part == "clip" else open_inputs(run, device)
+    if part == "clip":
+        inputs: Any = open_clip_inputs(run, run.vocab_size)
+    else:
+        inputs = open_inputs(run, device, needs_decoder="decoder" in PARTS[part].parents)
     with runtime.seeded(run.train.seed):
         model = stage_class.build_model(run, inputs.shapes)
     if hasattr(run, "sampling"):

@@ -79,6 +79,7 @@ class UnCLIP:
         decoder: Decoder,
         sampling: Sampling | None = None,
         fit: Fit = "crop",
+        fast_decoder: Decoder | None = None,
         **optional: ImagePart,
     ):
         """Put a pipeline together from its parts.
@@ -86,6 +87,7 @@ class UnCLIP:
         Args:
             prior, decoder: of any kind, see `unclip.interfaces`.
             fit: how oblong images were made square for training.
+            fast_decoder: draws in place of the decoder unless the setting fast_steps is 0.
             optional: parts that come after the decoder, by name. They process its images in the order of the registry.
         """
         names = [name for name in PARTS if name in optional]
@@ -96,11 +98,13 @@ class UnCLIP:
         self.clip = clip
         self.prior = prior
         self.decoder = decoder
+        self.fast_decoder = fast_decoder
         self.image_parts = [optional[name] for name in names]
         self.parts: dict[str, Any] = {
             "clip": clip,
             "prior": prior,
             "decoder": decoder,
+            **({"fast_decoder": fast_decoder} if fast_decoder else {}),
             **{name: optional[name] for name in names},
         }
         self.sampling = sampling or Sampling()
@@ -280,7 +284,11 @@ class UnCLIP:
         on_step: OnStep | None,
     ) -> tuple[np.ndarray, Tensor]:
         """uint8 images (N, H, W, C) and the noise (N, C, H, W) that they were drawn from."""
-        settings = sampling.decoder
+        decoder: Any = self.decoder
+        settings: Any = sampling.decoder
+        if self.fast_decoder and sampling.fast_decoder.steps:
+            decoder = self.fast_decoder
+            settings = sampling.fast_decoder
         reranks = noise is None and embeddings is not None and settings.num_candidates > 1
         size = max(1, sampling.batch_size // (settings.num_candidates if reranks else 1))  # candidates are one batch
         images = []
@@ -292,11 +300,11 @@ class UnCLIP:
             if reranks:
                 encode = self._encode_drawn
                 drawing = (part_embeddings, part_text, part_seeds, settings, sampling.batch_size)
-                drawn, part_seeds = draw_closest_images(self.decoder, encode, *drawing)
-            start = self.decoder.draw_noise(part_seeds) if noise is None else noise[part]
+                drawn, part_seeds = draw_closest_images(decoder, encode, *drawing)
+            start = decoder.draw_noise(part_seeds) if noise is None else noise[part]
             if not reranks or on_step:  # a watched image is drawn once more, now that it is known which is kept
                 tell = on_step and as_moments(on_step, range(len(seeds))[part], settings.steps)
-                drawn = self.decoder.draw_images(part_embeddings, part_text, part_seeds, settings, start, tell)
+                drawn = decoder.draw_images(part_embeddings, part_text, part_seeds, settings, start, tell)
             for image_part in self.image_parts:
                 drawn = image_part.process_images(drawn, part_embeddings, part_text, part_seeds)
             images.append(as_array(drawn))

@@ -34,7 +34,8 @@ class Part:
     parents: tuple[str, ...] = ()
     """The parts that it is trained on, which come before it in the table."""
     optional: bool = False
-    """A pipeline is complete without an optional part. Those that are there process the decoder's images in turn."""
+    """A pipeline is complete without an optional part. A fast decoder draws in place of the decoder. All other optional
+    parts process the drawn images in turn."""
 
 
 PARTS = {
@@ -77,6 +78,17 @@ PARTS = {
         },
         parents=("clip",),
     ),
+    "fast_decoder": Part(
+        {
+            "consistency": Kind(
+                "unclip.decoder.consistency_decoder:ConsistencyDecoder",
+                "configs.fast_decoder:PRESETS",
+                "stages.fast_decoder:FastDecoderStage",
+            )
+        },
+        parents=("clip", "decoder"),
+        optional=True,
+    ),
 }
 
 
@@ -93,6 +105,7 @@ SAMPLERS = {
     "ddpm": SamplerRow("unclip.diffusion.samplers:ddpm"),
     "ddim": SamplerRow("unclip.diffusion.samplers:ddim", reads=("eta",)),
     "dpmpp": SamplerRow("unclip.diffusion.samplers:dpmpp"),
+    "consistency": SamplerRow("unclip.diffusion.samplers:consistency"),
 }
 
 

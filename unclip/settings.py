@@ -141,6 +141,22 @@ class DecoderSettings(PartSettings):
 
 
 @dataclass(frozen=True)
+class FastDecoderSettings(PartSettings):
+    """How to draw from the fast decoder, in pipelines that have one."""
+
+    prefix = "fast_"
+
+    steps: int = bounded(2, 0, 16)
+    """Network calls of the fast decoder per image, if the pipeline has one. 0 draws with the decoder itself; so does
+    any setting of the decoder that is given without this one."""
+    num_candidates: int = bounded(1, 1, 256)
+    """The same for the fast decoder as num_candidates for the decoder."""
+    levels: tuple[float, float] = bounded((1.5, 0.3), 0.02, 80)
+    """Noise over signal of the second and of the last call of the fast decoder; those between are spaced evenly in the
+    logarithm, and a single second call lies in their middle."""
+
+
+@dataclass(frozen=True)
 class Sampling:
     """All settings of drawing. A pipeline carries its own in model_index.json; arguments of a call override them.
 
@@ -149,6 +165,7 @@ class Sampling:
 
     prior: PriorSettings = field(default_factory=PriorSettings)
     decoder: DecoderSettings = field(default_factory=DecoderSettings)
+    fast_decoder: FastDecoderSettings = field(default_factory=FastDecoderSettings)
     batch_size: int = bounded(64, 1, 4096)
     """Images drawn at once; fewer need less memory. It does not change the images."""
 
@@ -163,6 +180,8 @@ class Sampling:
         if style not in list(STYLES):
             raise UserError(f"there is no style {shown(style)}; choose from {', '.join(STYLES)}")
         by_part: dict[str, dict[str, Any]] = defaultdict(dict)
+        if "fast_steps" not in settings and any(SAMPLING_OPTIONS.get(name, ("",))[0] == "decoder" for name in settings):
+            settings["fast_steps"] = 0  # whoever sets the decoder wants to draw with it
         for option, value in (STYLES[style] | settings).items():
             if option not in SAMPLING_OPTIONS:
                 raise UserError(f"there is no setting {option!r}; choose from {', '.join(SAMPLING_OPTIONS)}")
@@ -197,6 +216,7 @@ STYLES: dict[str, dict[str, Any]] = {
     "clear": {},
     "faithful": dict.fromkeys(
         (
+            "fast_num_candidates",
             "guidance",
             "num_candidates",
             "prior_guidance",

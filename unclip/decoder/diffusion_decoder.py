@@ -51,16 +51,19 @@ class DiffusionDecoder(nn.Module):
         """Read unit image embeddings (B, D) and B captions; see `DecoderNetwork.condition`."""
         return self.network.condition(embeddings, drop, text.tokens, text.mask, text.empty)
 
-    def denoiser(self, embeddings: Tensor | None, text: TextFeatures, settings: DecoderSettings) -> Denoise:
+    def denoiser(
+        self, embeddings: Tensor | None, text: TextFeatures, settings: DecoderSettings, drop: Tensor | None = None
+    ) -> Denoise:
         """denoise(x, level), guided as the settings say, which samplers and inversion are given.
 
         Args:
             embeddings: unit image embeddings (N, D), or None to drop them.
             text: N captions; empty ones are dropped.
+            drop: (N,), True for embeddings to drop; without it all or none.
         """
         count = len(text)
         process = self.process
-        drop = torch.full_like(text.empty, embeddings is None)
+        drop = torch.full_like(text.empty, embeddings is None) if drop is None else drop
         if embeddings is None:
             embeddings = text.embedding.new_zeros(count, self.config.network.embed_dim)
 

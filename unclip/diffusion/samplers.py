@@ -96,6 +96,18 @@ def dpmpp(denoise: Denoise, x: Tensor, levels: Sequence[Level], noise: Noise = t
     return x
 
 
+def consistency(denoise: Denoise, x: Tensor, levels: Sequence[Level], noise: Noise = torch.randn_like) -> Tensor:
+    """Multistep consistency sampling (Song et al. 2023, arXiv 2303.01469, algorithm 1): to x0, and up with new noise.
+
+    Meant for a consistency model, whose x0 is a sample and not the mean of many.
+    """
+    for level, lower in pairwise(levels):
+        x = denoise(x, level).x0
+        if lower.sigma > 0:
+            x = lower.alpha * x + lower.sigma * noise(x)
+    return x
+
+
 def log_snr(level: Level) -> float:
     """lambda = log(alpha / sigma), half the logarithm of the signal-to-noise ratio; -inf for pure noise."""
     return math.log(level.alpha / level.sigma) if level.alpha > 0 else -math.inf
