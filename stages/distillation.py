@@ -131,7 +131,7 @@ class ConsistencyObjective(nn.Module):
         distance = saturated_huber(clean_images(self.student, noised, images.levels, condition), target)
         if self.teacher is None:
             difference = images.levels.sigma / images.levels.alpha - batch.lower.sigma / batch.lower.alpha
-            distance = distance / difference
+            distance = distance / difference.clamp(min=1e-3)  # the table of times may hold nothing in between
         return distance.mean()
 
     def target(self, noised: Tensor, real: Tensor, batch: FastDecoderBatch, condition: Condition) -> Tensor:

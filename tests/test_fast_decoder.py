@@ -1,0 +1,184 @@
+"""The fast decoder: consistency sampling, the objectives that train it, and its place in a pipeline."""
+
+import math
+import shutil
+
+import numpy as np
+import pytest
+import torch
+from conftest import ROOT
+from three_stages import seeded
+
+from stages import train
+from stages.distillation import HUBER, ConsistencyObjective, levels_at, saturated_huber
+from stages.fast_decoder import closer_levels
+from unclip import UnCLIP
+from unclip.decoder.consistency_decoder import consistency_levels
+from unclip.diffusion.process import CLEAN, VariancePreserving
+from unclip.diffusion.samplers import Denoised, consistency
+from unclip.diffusion.spacing import karras_levels
+from unclip.errors import UserError
+from unclip.settings import FastDecoderSettings, Sampling
+from unclip.store.manifest import read_manifest
+
+PROCESS = VariancePreserving()
+
+
+def ratios(levels) -> list[float]:
+    return [level.sigma / level.alpha for level in levels]
+
+
+@pytest.mark.parametrize(
+    ("steps", "expected"), [(1, [80]), (2, [80, 0.6]), (3, [80, 1.2, 0.3]), (4, [80, 1.2, 0.6, 0.3])]
+)
+def test_calls_are_spaced_evenly_in_the_logarithm_of_the_noise(steps, expected):
+    levels = consistency_levels(PROCESS, FastDecoderSettings(steps, levels=(1.2, 0.3)))
+    assert levels[-1] == CLEAN
+    assert ratios(levels[:-1]) == pytest.approx(expected, rel=0.02)  # the nearest of a thousand times
+
+
+def test_samples_of_an_exact_consistency_function_have_the_data_s_deviation():
+    """For data N(0, 0.5^2), the path's end is x times 0.5 / sqrt(0.25 alpha^2 + sigma^2), at every number of calls."""
+
+    def jump(x, level):
+        return Denoised(x * 0.5 / math.sqrt(0.25 * level.alpha**2 + level.sigma**2))
+
+    for steps in (1, 2, 4):
+        levels = consistency_levels(PROCESS, FastDecoderSettings(steps))
+        x = consistency(jump, torch.randn(100_000, generator=seeded()), levels, lambda x: torch.randn(x.shape))
+        assert x.std().item() == pytest.approx(0.5, rel=0.02)
+
+
+def test_a_step_of_heun_follows_the_exact_path_of_a_gaussian(monkeypatch):
+    """For data N(0, 0.5^2) the teacher's clean image is the posterior mean, and its path is known in closed form."""
+    levels = karras_levels(PROCESS, 32)
+    upper = torch.arange(8, 24)
+    start = torch.randn(16, 1, 4, 4, generator=seeded(), dtype=torch.float64)
+
+    def posterior_mean(decoder, x, at, condition):
+        alpha, sigma = (part.double()[:, None, None, None] for part in (at.alpha, at.sigma))
+        return x * 0.25 * alpha / (0.25 * alpha**2 + sigma**2)
+
+    def deviation(at):
+        return (0.25 * at.alpha.double() ** 2 + at.sigma.double() ** 2).sqrt()[:, None, None, None]
+
+    monkeypatch.setattr("stages.distillation.clean_images", posterior_mean)
+    before = levels_at(upper, levels, PROCESS)
+    after = levels_at(upper + 1, levels, PROCESS)
+    x = 0.3 * start * deviation(before)
+    batch = FakeBatch(before, after)
+    reached, _ = ConsistencyObjective(None, FakeTeacher()).heun_step(x, batch)
+    torch.testing.assert_close(reached, 0.3 * start * deviation(after), rtol=2e-2, atol=1e-3)
+
+
+class FakeTeacher(torch.nn.Module):
+    def condition(self, embeddings, drop, text):
+        return None
+
+
+class FakeBatch:
+    def __init__(self, upper, lower):
+        self.images = self
+        self.levels = upper
+        self.lower = lower
+        self.embeddings = self.drop = self.text = None
+
+
+def test_black_and_white_may_be_overshot_and_nothing_else():
+    target = torch.tensor([-1.0, -1.0, 1.0, 1.0, 0.5]).view(5, 1, 1, 1)
+    predicted = torch.tensor([-1.2, -0.8, 1.2, 0.8, 0.7]).view(5, 1, 1, 1)
+    missed = math.sqrt(0.2**2 + HUBER**2) - HUBER
+    expected = torch.tensor([0, missed, 0, missed, missed])
+    torch.testing.assert_close(saturated_huber(predicted, target), expected)
+
+
+def test_levels_of_tuning_start_clean_and_come_closer():
+    upper = levels_at(torch.arange(30), karras_levels(PROCESS, 30), PROCESS)
+    ratio = upper.sigma / upper.alpha
+    assert closer_levels(upper, PROCESS, 0.0).sigma.eq(0).all()
+    last = torch.zeros(30)
+    for progress in (0.3, 0.6, 1.0):
+        lower = closer_levels(upper, PROCESS, progress)
+        share = lower.sigma / lower.alpha / ratio
+        assert (share <= 1).all()
+        assert (share >= last - 0.02).all()
+        last = share
+    formula = 1 - (1 + 8 / (1 + ratio.exp())) / 2**8
+    torch.testing.assert_close(last, formula, rtol=0.02, atol=0.02)
+
+
+def test_settings_of_the_decoder_ask_for_the_decoder():
+    assert Sampling().override().fast_decoder.steps == 2
+    assert Sampling().override(style="faithful").fast_decoder.steps == 2
+    assert Sampling().override(prior_steps=3, fast_num_candidates=2).fast_decoder.steps == 2
+    assert Sampling().override(steps=50).fast_decoder.steps == 0
+    assert Sampling().override(steps=50, fast_steps=1).fast_decoder.steps == 1
+
+
+@pytest.fixture(scope="module")
+def with_fast_decoder(trained, tmp_path_factory):
+    """The tiny pipeline with a fast decoder, trained by the ordinary program."""
+    folder = tmp_path_factory.mktemp("fast") / "tiny"
+    shutil.copytree(trained.folder, folder)
+    train_fast_decoder(folder)
+    return folder
+
+
+def train_fast_decoder(folder, *options):
+    train.main(["fast_decoder", "--preset", "tiny", "--data.limit", "200", "--out", str(folder), *options])
+
+
+def test_the_decoder_is_named_as_its_teacher(with_fast_decoder):
+    teacher = read_manifest(with_fast_decoder / "decoder")
+    student = read_manifest(with_fast_decoder / "fast_decoder")
+    assert student.parents["decoder"] == teacher.sha256
+    assert student.model == teacher.model
+    assert student.sha256 != teacher.sha256
+
+
+def test_it_draws_by_itself_and_steps_back_for_the_decoder(with_fast_decoder, tiny):
+    pipe = UnCLIP.from_pretrained(with_fast_decoder)
+    fast = pipe("a bag", n=3)
+    assert np.array_equal(fast.images, pipe("a bag", n=3, fast_steps=2).images)
+    assert not np.array_equal(fast.images, tiny("a bag", n=3).images)
+    assert np.array_equal(pipe("a bag", n=3, fast_steps=0).images, tiny("a bag", n=3).images)
+    assert np.array_equal(pipe("a bag", n=3, steps=4).images, tiny("a bag", n=3, steps=4).images)
+
+
+@pytest.mark.parametrize("steps", [1, 2, 4])
+def test_a_sample_depends_on_its_own_seed(with_fast_decoder, steps):
+    pipe = UnCLIP.from_pretrained(with_fast_decoder)
+    several = pipe(["a bag", "a coat"], n=3, seed=5, fast_steps=steps, fast_num_candidates=2, batch_size=2)
+    alone = pipe("a coat", seed=6, fast_steps=steps, fast_num_candidates=2)
+    assert np.abs(several.images[4].astype(int) - alone.images[0]).max() <= 1  # rounding differs with the batch
+    again = pipe.decode(several.embeddings, several.captions, [5, 6, 7] * 2, noise=several.noise, fast_steps=1)
+    assert again.shape == several.images.shape
+
+
+def test_every_step_is_watched(with_fast_decoder):
+    moments = []
+    UnCLIP.from_pretrained(with_fast_decoder)("a bag", fast_steps=3, on_step=moments.append)
+    assert [moment.step for moment in moments] == [0, 1, 2]
+    assert {moment.steps for moment in moments} == {3}
+
+
+def test_another_decoder_than_its_teacher_is_refused(with_fast_decoder, tmp_path):
+    folder = shutil.copytree(with_fast_decoder, tmp_path / "changed")
+    shutil.rmtree(folder / "decoder")
+    shutil.copytree(ROOT / "checkpoints" / "fashion-mnist" / "decoder", folder / "decoder")
+    with pytest.raises(UserError, match=r"the (fast_)?decoder was trained on the (clip|decoder)"):
+        UnCLIP.from_pretrained(folder)
+
+
+def test_it_needs_a_decoder(trained, tmp_path):
+    shutil.copytree(trained.folder, tmp_path / "none")
+    shutil.rmtree(tmp_path / "none" / "decoder")
+    with pytest.raises(UserError, match="has no trained decoder; train it with"):
+        train_fast_decoder(tmp_path / "none")
+
+
+@pytest.mark.parametrize("method", ["distillation", "tuning"])
+def test_the_other_methods_train_too(with_fast_decoder, tmp_path, method):
+    folder = shutil.copytree(with_fast_decoder, tmp_path / method, ignore=shutil.ignore_patterns("fast_decoder"))
+    train_fast_decoder(folder, "--method", method, "--train.steps", "3")
+    assert math.isfinite(read_manifest(folder / "fast_decoder").figures["distance"])
