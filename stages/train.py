@@ -59,6 +59,7 @@ def train_part(part: str, run: PartRun) -> Manifest:
     Raises UserError for inputs that are missing, and for a model that does not fit into memory.
     """
     device = runtime.start(run.train.device)
+    run = run.for_pipeline()
     stage_class = resolve(find_kind(part, run.kind).stage)
     check_fits(lambda: stage_class.build_model(run, Shapes()), device, shared=run.train.shard)
     if part == "clip":

@@ -111,6 +111,10 @@ class ImagePart(PartModel, Protocol):
     """A part that comes after the decoder, such as an upsampler: images -> images. A pipeline applies it if present."""
 
     def process_images(
-        self, images: Tensor, embeddings: Tensor | None, text: TextFeatures, seeds: Sequence[int]
+        self, images: Tensor, embeddings: Tensor | None, text: TextFeatures, seeds: Sequence[int], settings: Any
     ) -> Tensor:
-        """New images (N, C, H', W') in [-1, 1] for the decoder's (N, C, H, W); row i depends on row i only."""
+        """New images (N, C, H', W') in [-1, 1] for the decoder's (N, C, H, W); row i depends on row i only.
+
+        Args:
+            settings: the field of `Sampling` with the part's name; None if there is none.
+        """

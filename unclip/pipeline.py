@@ -99,7 +99,7 @@ class UnCLIP:
         self.prior = prior
         self.decoder = decoder
         self.fast_decoder = fast_decoder
-        self.image_parts = [optional[name] for name in names]
+        self.image_parts = {name: optional[name] for name in names}
         self.parts: dict[str, Any] = {
             "clip": clip,
             "prior": prior,
@@ -305,8 +305,9 @@ class UnCLIP:
             if not reranks or on_step:  # a watched image is drawn once more, now that it is known which is kept
                 tell = on_step and as_moments(on_step, range(len(seeds))[part], settings.steps)
                 drawn = decoder.draw_images(part_embeddings, part_text, part_seeds, settings, start, tell)
-            for image_part in self.image_parts:
-                drawn = image_part.process_images(drawn, part_embeddings, part_text, part_seeds)
+            for name, image_part in self.image_parts.items():
+                part_settings = getattr(sampling, name, None)
+                drawn = image_part.process_images(drawn, part_embeddings, part_text, part_seeds, part_settings)
             images.append(as_array(drawn))
             starts.append(start)
         return np.concatenate(images), torch.cat(starts)

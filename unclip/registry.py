@@ -89,6 +89,17 @@ PARTS = {
         parents=("clip", "decoder"),
         optional=True,
     ),
+    "upsampler": Part(
+        {
+            "diffusion": Kind(
+                "unclip.upsampler.diffusion_upsampler:DiffusionUpsampler",
+                "configs.upsampler:PRESETS",
+                "stages.upsampler:UpsamplerStage",
+            )
+        },
+        parents=("clip",),
+        optional=True,
+    ),
 }
 
 

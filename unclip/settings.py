@@ -157,6 +157,20 @@ class FastDecoderSettings(PartSettings):
 
 
 @dataclass(frozen=True)
+class UpsamplerSettings(PartSettings):
+    """How to draw from the upsampler, in pipelines that have one."""
+
+    upscale: Literal["all", "none"] = "all"
+    """Enlarge all images, if the pipeline has an upsampler, or none."""
+    upscale_steps: int = bounded(4, 1, 10_000)
+    """Upsampler steps per image."""
+    upscale_noise: float = bounded(0.1, 0.0, 10)
+    """Noise over signal that is added to the small image. More hides the decoder's errors, and the image's details."""
+    upscale_tile: int = bounded(1024, 16, 65_536)
+    """Height and width of the tiles in which larger images are computed. They do not change the image."""
+
+
+@dataclass(frozen=True)
 class Sampling:
     """All settings of drawing. A pipeline carries its own in model_index.json; arguments of a call override them.
 
@@ -166,6 +180,7 @@ class Sampling:
     prior: PriorSettings = field(default_factory=PriorSettings)
     decoder: DecoderSettings = field(default_factory=DecoderSettings)
     fast_decoder: FastDecoderSettings = field(default_factory=FastDecoderSettings)
+    upsampler: UpsamplerSettings = field(default_factory=UpsamplerSettings)
     batch_size: int = bounded(64, 1, 4096)
     """Images drawn at once; fewer need less memory. It does not change the images."""
 

@@ -28,7 +28,7 @@ class Enlarger(nn.Module):
         self.contrast = nn.Parameter(torch.ones(()))
 
     @torch.inference_mode()
-    def process_images(self, images, embeddings, text, seeds):
+    def process_images(self, images, embeddings, text, seeds, settings):
         enlarged = images.repeat_interleave(self.config.scale, 2).repeat_interleave(self.config.scale, 3)
         return (self.contrast * enlarged).clamp(-1, 1)
 

@@ -5,6 +5,7 @@ It knows no caption and no time: a vector modulates it and it attends to tokens,
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import Literal
 
 import torch
 import torch.nn.functional as F
@@ -12,6 +13,8 @@ from torch import Tensor, nn
 
 from unclip.fields import bounded, check
 from unclip.layers import GroupNorm, StackedLinear, attend, split_heads, zero_init
+
+Norm = Literal["group", "pixel"]
 
 
 @dataclass(frozen=True)
@@ -25,7 +28,11 @@ class UNetConfig:
     blocks: int = bounded(2, 1, 32)
     """Residual blocks per level."""
     attention_levels: tuple[int, ...] = bounded((1,), 0, 15)
-    """Levels with attention, 0 being the finest; the middle always has it."""
+    """Levels with attention, 0 being the finest."""
+    middle_attention: bool = True
+    """Attention in the middle too."""
+    norm: Norm = "group"
+    """Normalise channels in groups, over the whole image; or each pixel by itself, which makes the network local."""
     head_dim: int = bounded(32, 8, 1024)
     """Channels of an attention head."""
     condition_width: int = bounded(128, 1, 16_384)
@@ -41,6 +48,25 @@ class UNetConfig:
     def vector_width(self) -> int:
         """Width of the vector that modulates every residual block."""
         return 4 * self.width
+
+    @property
+    def stride(self) -> int:
+        """Pixels between two pixels of the coarsest level."""
+        return self.space_to_depth * 2 ** (len(self.multipliers) - 1)
+
+    @property
+    def reach(self) -> int:
+        """The distance within which pixels of the input matter to one of the output, where the network is local.
+
+        It is without attention, and with pixels normalised by themselves. Each 3 x 3 convolution adds a pixel of its
+        level.
+        """
+        distance = 2 * self.space_to_depth  # into the network and out of it
+        for level in range(len(self.multipliers)):
+            pixel = self.space_to_depth * 2**level
+            convolutions = 2 * self.blocks + 2 * (self.blocks + 1) + 2 * (level > 0)  # down, up, and between levels
+            distance += convolutions * pixel
+        return distance + 4 * self.stride + self.space_to_depth  # the middle; and the pixels of a square
 
 
 class UNet(nn.Module):
@@ -64,7 +90,8 @@ class UNet(nn.Module):
             if level < len(widths) - 1:
                 self.down.append(downsample(channels))
                 skips.append(channels)
-        self.middle = nn.ModuleList(UNetLayer(config, channels, channels, attention) for attention in (True, False))
+        in_middle = (config.middle_attention, False)
+        self.middle = nn.ModuleList(UNetLayer(config, channels, channels, attention) for attention in in_middle)
         self.up = nn.ModuleList()
         for level, width in reversed(list(enumerate(widths))):
             for _ in range(config.blocks + 1):
@@ -73,11 +100,11 @@ class UNet(nn.Module):
                 channels = width
             if level > 0:
                 self.up.append(upsample(channels))
-        self.norm_out = group_norm(channels)
+        self.norm_out = make_norm(config.norm, channels)
         self.conv_out = nn.Conv2d(channels, channels_out * squares, 3, padding=1)
         zero_init(self.conv_out)  # an untrained network puts out zero
 
-    def forward(self, x: Tensor, vector: Tensor, tokens: Tensor, mask: Tensor) -> Tensor:
+    def forward(self, x: Tensor, vector: Tensor, tokens: Tensor | None = None, mask: Tensor | None = None) -> Tensor:
         """Predict the output for noised images x.
 
         A size that the levels cannot halve is padded with zeros, and the result is cropped, so nothing is lost.
@@ -85,13 +112,12 @@ class UNet(nn.Module):
         Args:
             x: images (B, channels_in, H, W).
             vector: (B, 4 width), of the time and of whatever else modulates every block.
-            tokens: (B, K, condition_width), concatenated to the keys and values of each attention.
+            tokens: (B, K, condition_width), concatenated to the keys and values of each attention; None for none.
             mask: (B, K), False for tokens that are padding.
         """
         height, width = x.shape[-2:]
-        multiple = self.config.space_to_depth * 2 ** (len(self.config.multipliers) - 1)
-        pad_h = -height % multiple
-        pad_w = -width % multiple
+        pad_h = -height % self.config.stride
+        pad_w = -width % self.config.stride
         top = pad_h // 2
         left = pad_w // 2
         x = F.pad(x, (left, pad_w - left, top, pad_h - top))
@@ -116,12 +142,28 @@ class UNetLayer(nn.Module):
 
     def __init__(self, config: UNetConfig, channels: int, out: int, attention: bool):
         super().__init__()
-        self.block = ResBlock(channels, out, config.vector_width)
+        self.block = ResBlock(channels, out, config.vector_width, config.norm)
         self.attention = ConditionedAttention(out, config.condition_width, config.head_dim) if attention else None
 
-    def forward(self, x: Tensor, vector: Tensor, tokens: Tensor, mask: Tensor) -> Tensor:
+    def forward(self, x: Tensor, vector: Tensor, tokens: Tensor | None, mask: Tensor | None) -> Tensor:
         x = self.block(x, vector)
         return x if self.attention is None else self.attention(x, tokens, mask)
+
+
+def make_norm(norm: Norm, channels: int) -> nn.Module:
+    return group_norm(channels) if norm == "group" else PixelNorm(channels)
+
+
+class PixelNorm(nn.Module):
+    """Divide each pixel's channels by their root mean square, and scale each channel."""
+
+    def __init__(self, channels: int):
+        super().__init__()
+        self.scale = nn.Parameter(torch.ones(channels))
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(B, C, H, W) -> the same."""
+        return x * (x.square().mean(dim=1, keepdim=True) + 1e-6).rsqrt() * self.scale[:, None, None]
 
 
 def group_norm(channels: int) -> nn.GroupNorm:
@@ -139,12 +181,12 @@ class ResBlock(nn.Module):
     convolution starts at zero.
     """
 
-    def __init__(self, channels: int, out: int, vector: int):
+    def __init__(self, channels: int, out: int, vector: int, norm: Norm = "group"):
         super().__init__()
-        self.norm1 = group_norm(channels)
+        self.norm1 = make_norm(norm, channels)
         self.conv1 = nn.Conv2d(channels, out, 3, padding=1)
         self.modulation = nn.Linear(vector, 2 * out)
-        self.norm2 = group_norm(out)
+        self.norm2 = make_norm(norm, out)
         self.conv2 = nn.Conv2d(out, out, 3, padding=1)
         self.skip = nn.Conv2d(channels, out, 1) if channels != out else nn.Identity()
         zero_init(self.conv2)

@@ -8,7 +8,8 @@ from torch import Tensor
 
 PRIOR_STREAM = 1
 DECODER_STREAM = 2
-"""Streams of numbers: equal seeds give unrelated noise to the prior and to the decoder."""
+UPSAMPLER_STREAM = 3
+"""Streams of numbers: equal seeds give unrelated noise to the parts of a pipeline."""
 
 
 class RowNoise:
