@@ -125,7 +125,7 @@ class Attention(nn.Module):
 
 def token(x: Tensor, at: int | Tensor) -> Tensor:
     """The token (B, 1, W) at an index of each sequence (B, N, W); the index is one for all, or (B,)."""
-    return x[:, at, None] if isinstance(at, int) else x[torch.arange(len(x), device=x.device), at, None]
+    return x[:, at, None] if isinstance(at, int) else x[torch.arange(x.shape[0], device=x.device), at, None]
 
 
 class Block(nn.Module):

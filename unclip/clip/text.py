@@ -83,7 +83,7 @@ class TextTransformer(nn.Module):
         x = self._before_last_block(token_ids)  # (B, L, W)
         x, _ = self.blocks[-1](x, causal_mask(token_ids.shape[1], token_ids.device))  # (B, L, W)
         x = self.norm_final(x)  # (B, L, W)
-        pooled = x[torch.arange(len(x), device=x.device), self.end_of_text(token_ids)]  # (B, W)
+        pooled = x[torch.arange(x.shape[0], device=x.device), self.end_of_text(token_ids)]  # (B, W)
         return self.projection(pooled), x  # (B, D), (B, L, W)
 
     def embed(self, token_ids: Tensor) -> Tensor:

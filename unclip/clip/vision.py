@@ -79,7 +79,7 @@ class VisionTransformer(nn.Module):
         x = x + self.positions[1:]  # (B, N, W)
         if patches is not None:
             x = x.gather(1, patches[:, :, None].expand(-1, -1, x.shape[2]))  # (B, K, W)
-        class_token = (self.class_token + self.positions[0]).expand(len(x), 1, -1)  # (B, 1, W)
+        class_token = (self.class_token + self.positions[0]).expand(x.shape[0], 1, -1)  # (B, 1, W)
         x = self.norm_pre(torch.cat([class_token, x], dim=1))  # (B, 1 + K, W)
         for block in self.blocks[:-1]:
             x, _ = block(x)  # (B, 1 + K, W)

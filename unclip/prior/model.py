@@ -122,7 +122,7 @@ class PriorTransformer(CaptionReader):
         """Noised residuals (B, D) at times (B,) -> prediction (B, D)."""
         x = self._embed_image(x, time)  # (B, 3, W)
         before = prefix.mask[:, None].expand(-1, 3, -1)  # (B, 3, L + 1)
-        after = causal_mask(3, x.device).expand(len(x), -1, -1)  # (B, 3, 3)
+        after = causal_mask(3, x.device).expand(x.shape[0], -1, -1)  # (B, 3, 3)
         mask = torch.cat([before, after], dim=2)[:, None]  # (B, 1, 3, L + 4)
         for block, past in zip(self.blocks[:-1], prefix.past[:-1], strict=True):
             x, _ = block(x, mask, past)  # (B, 3, W)
@@ -148,5 +148,5 @@ class PriorTransformer(CaptionReader):
     def _embed_image(self, x: Tensor, time: Tensor) -> Tensor:
         """The sequence's second part, which depends on the time: timestep, noised residual, query (B, 3, W)."""
         time = self.time_in(timestep_embedding(time, self.config.width).to(x.dtype))  # (B, W)
-        query = self.query.expand(len(x), -1).to(time.dtype)
+        query = self.query.expand(x.shape[0], -1).to(time.dtype)
         return torch.stack([time, self.image_in(x), query], dim=1)
