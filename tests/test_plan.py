@@ -40,7 +40,8 @@ from unclip.registry import PARTS, Kind, Part, find_kind, resolve
 from unclip.tensor_batch import TensorBatch
 
 PRESETS = ("tiny", "quick", "small", "base", "paper")
-RUN_HERE = [(preset, part) for preset in ("tiny", "quick") for part in PARTS]
+REQUIRED = [part for part, row in PARTS.items() if not row.optional]
+RUN_HERE = [(preset, part) for preset in ("tiny", "quick") for part in REQUIRED]
 VIT_B_32 = CLIPConfig(
     embed_dim=512,
     vision=VisionConfig(224, 3, patch_size=32, width=768, layers=12, heads=12, activation="quick_gelu"),
@@ -100,7 +101,7 @@ def step_operations(stage, batch: TensorBatch) -> tuple[float, float]:
 
 
 @pytest.mark.parametrize("preset", PRESETS)
-@pytest.mark.parametrize("part", PARTS)
+@pytest.mark.parametrize("part", REQUIRED)
 def test_parameters_are_those_of_the_model(preset, part):
     planned = plan_parts(options(preset))[part]
     stage_class = resolve(find_kind(part, planned.run.kind).stage)
@@ -112,7 +113,7 @@ def test_parameters_are_those_of_the_model(preset, part):
 
 
 def test_paper_has_the_papers_sizes():
-    sizes = {part: cost("paper", part).parameters for part in PARTS}
+    sizes = {part: cost("paper", part).parameters for part in REQUIRED}
     assert [short(sizes[part]) for part in ("clip", "prior", "decoder")] == ["986 M", "1.23 G", "3.33 G"]
     assert round(sizes["prior"] / 1e9) == 1
     assert sizes["decoder"] == pytest.approx(3.5e9, rel=0.06)
@@ -140,7 +141,7 @@ def test_clips_have_their_published_sizes(config, parameters, image, text):
 # --- operations -------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize(("preset", "part"), [*RUN_HERE, *(("base", part) for part in PARTS)])
+@pytest.mark.parametrize(("preset", "part"), [*RUN_HERE, *(("base", part) for part in REQUIRED)])
 def test_operations_are_those_that_real_tensors_take(preset, part):
     stage = make_stage(preset, part)
     forward, training = step_operations(stage, draw(stage, 2))
@@ -253,7 +254,7 @@ def test_half_the_bytes_are_kept_where_autocast_halves_them(preset, part, monkey
     assert saved_bytes(counted, 8) - counted.saved.fixed == pytest.approx(measured, rel=0.1)
 
 
-@pytest.mark.parametrize("part", PARTS)
+@pytest.mark.parametrize("part", REQUIRED)
 def test_copies_of_the_weights_in_bfloat16_are_counted(part):
     counted = cost("quick", part, "cuda", torch.bfloat16)
     in_products = counted.parameters - (1024 * 128 if part == "clip" else 0)  # the table of tokens is only looked up
@@ -311,7 +312,7 @@ def test_memory_of_a_step_is_what_is_measured(preset, part, recomputed):
 
 
 @pytest.mark.parametrize("change", [recompute, partial(compile_blocks, backend="aot_eager")])
-@pytest.mark.parametrize("part", PARTS)
+@pytest.mark.parametrize("part", REQUIRED)
 def test_recomputed_or_compiled_blocks_change_no_result(part, change):
     """Nor are fewer gradients there."""
     torch.manual_seed(0)
@@ -350,7 +351,7 @@ def test_sharded_state_is_shared_out_and_ddp_keeps_gradients_in_its_buckets():
 
 
 def test_only_a_part_whose_loss_compares_examples_needs_another_forward_pass_to_take_them_in_parts():
-    for part in PARTS:
+    for part in REQUIRED:
         planned = budget("tiny", part)
         more = planned.operations(Layout(accumulate=2)) - planned.operations(Layout())
         assert more == (planned.cost.operations if part == "clip" else 0)
@@ -517,10 +518,29 @@ def test_what_a_kind_from_elsewhere_takes_is_counted(monkeypatch):
 
 
 def test_an_optional_part_has_a_column(monkeypatch):
-    monkeypatch.setitem(PARTS, "upsampler", Part({"toy": TOY}, parents=("clip",), optional=True))
-    report = plan(plan_presets()["quick"])
-    assert "decoder             upsampler" in report
-    assert "python -m stages.train upsampler --preset quick" in report
+    monkeypatch.setitem(PARTS, "enlarger", Part({"toy": TOY}, parents=("clip",), optional=True))
+    presets = plan_presets()
+    assert "enlarger" not in plan(presets["quick"])
+    report = plan(replace(presets["quick"], also=("enlarger",)))
+    assert "decoder              enlarger" in report
+    assert "python -m stages.train enlarger --preset quick" in report
+
+
+def test_the_fast_decoder_s_teacher_is_counted_and_the_upsampler_sees_crops():
+    planned = plan_parts(options("tiny", also=("fast_decoder", "upsampler")))
+    counted = {part: count_part(part, plan.run, plan.inputs) for part, plan in planned.items()}
+    student = counted["fast_decoder"]
+    assert student.parameters == counted["decoder"].parameters
+    assert student.untrained > student.parameters
+    run = planned["fast_decoder"].run
+    calls = run.points + run.levels  # of the network, forward: the student's, and the teacher's unguided ones
+    assert student.operations > 0.8 * calls * counted["decoder"].operations
+    assert counted["upsampler"].operations > 0
+
+
+def test_an_unknown_optional_part_is_refused():
+    with pytest.raises(UserError, match="--also takes the optional parts fast_decoder, upsampler, not prior"):
+        options("tiny", also=("prior",))
 
 
 # --- numbers ----------------------------------------------------------------------------------------------------------

@@ -214,7 +214,7 @@ def replace_empty(tokens: Tensor, mask: Tensor, empty: Tensor, null: Tensor) -> 
     """
     is_first = torch.arange(mask.shape[1], device=mask.device) == 0
     tokens = torch.where(empty[:, None, None], null.to(tokens.dtype), tokens)
-    return tokens, torch.where(empty[:, None], is_first, mask)
+    return tokens, (mask & ~empty[:, None]) | (is_first & empty[:, None])
 
 
 class EmbeddingScaler(nn.Module):

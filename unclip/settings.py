@@ -14,6 +14,8 @@ Device = Literal["auto", "cpu", "cuda", "mps"]
 SamplerName = Literal[*SAMPLERS]  # type: ignore[valid-type]
 Spacing = Literal["even", "karras"]
 MAX_SEED = 2**63 - 1  # the largest that fits an int64 array
+SEED_STEP = 2**40
+"""Distance from a sample's seed to that of its next candidate image: nobody counts seeds up to there."""
 
 
 def check_seeds(seed: int, n: int) -> None:

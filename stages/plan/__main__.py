@@ -3,6 +3,7 @@
     python -m stages.plan                                               # preset quick on two CPU cores
     python -m stages.plan --preset base --device 4090
     python -m stages.plan --preset paper --images 650M --gpus 256 --device h100
+    python -m stages.plan --preset base --also fast_decoder upsampler
     python -m stages.plan --preset base --images 3M --epochs 10 --size 64 --decoder.model.width 128
 
 The models are counted without memory (stages/plan/counting.py); nothing is computed. Options of a part are its

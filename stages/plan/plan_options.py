@@ -5,6 +5,7 @@ from typing import Any, Literal, Self, get_type_hints
 
 from stages.plan.machine import DEVICES
 from stages.run_options import FrozenCLIPRun, PartRun
+from unclip.errors import UserError
 from unclip.fields import bounded, field_docs
 from unclip.registry import PARTS, default_kind, find_kind, resolve
 
@@ -59,6 +60,8 @@ class PlanOptions:
 
     preset: str = "quick"
     """Defaults of the parts' options: tiny, quick, small, base or paper."""
+    also: tuple[str, ...] = ()
+    """Optional parts to plan too, such as fast_decoder or upsampler."""
     images: str = "51374"
     """Captioned images to train on, such as 650M."""
     gpus: int = bounded(1, 1, 10**6)
@@ -83,8 +86,13 @@ class PlanOptions:
 
     @property
     def parts(self) -> dict[str, PartOptions]:
-        """The parts' options, in the registry's order."""
-        return {part: getattr(self, part) for part in PARTS}
+        """The options of the parts to plan, in the registry's order."""
+        return {part: getattr(self, part) for part, row in PARTS.items() if not row.optional or part in self.also}
+
+    def __post_init__(self):
+        optional = [part for part, row in PARTS.items() if row.optional]
+        if unknown := set(self.also) - set(optional):
+            raise UserError(f"--also takes the optional parts {', '.join(optional)}, not {min(unknown)}")
 
 
 def plan_presets(kinds: dict[str, str | None] | None = None) -> dict[str, PlanOptions]:

@@ -1,6 +1,7 @@
-"""Write a pipeline's CLIP as a Hugging Face folder, which transformers' CLIPModel.from_pretrained opens.
+"""Write a pipeline, or its CLIP, in a format of other libraries.
 
-unclip export checkpoints/fashion-mnist --to hf
+unclip export checkpoints/fashion-mnist --to hf      # CLIP alone: transformers' CLIPModel.from_pretrained opens it
+unclip export checkpoints/fashion-mnist --to onnx    # all networks: unclip.lite draws from them without PyTorch
 """
 
 from collections.abc import Sequence
@@ -17,18 +18,24 @@ from unclip.cli.options import parse
 class ExportOptions:
     source: Annotated[Path, tyro.conf.Positional]
     """Folder of the pipeline, or of a CLIP, or its name OWNER/NAME on the Hugging Face Hub."""
-    to: Literal["hf"] = "hf"
-    """The format: hf for Hugging Face's CLIPModel."""
+    to: Literal["hf", "onnx"] = "hf"
+    """The format: hf for Hugging Face's CLIPModel, onnx for ONNX Runtime."""
     out: Path | None = None
-    """Folder to write (default: SOURCE-hf, beside the source)."""
+    """Folder to write (default: SOURCE-hf or SOURCE-onnx, beside the source)."""
 
 
 def main(argv: Sequence[str] | None = None) -> None:
     options = parse(ExportOptions, __doc__, argv=argv)
+    out = options.out or options.source.resolve().with_name(f"{options.source.resolve().name}-{options.to}")
+    if options.to == "onnx":
+        from unclip.onnx.export import export_onnx
+
+        export_onnx(options.source, out)
+        print(f"{options.source} in {out}; draw from it with unclip.lite.Lite({str(out)!r})")
+        return
 
     from unclip.clip.export import export
 
-    out = options.out or options.source.resolve().with_name(f"{options.source.resolve().name}-hf")
     differences = export(options.source, out)
     print(f"CLIP of {options.source} in {out}")
     for difference in differences:

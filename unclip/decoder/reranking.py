@@ -7,10 +7,7 @@ from torch import Tensor
 
 from unclip.clip.text_features import TextFeatures
 from unclip.interfaces import Decoder
-from unclip.settings import MAX_SEED, DecoderSettings
-
-SEED_STEP = 2**40
-"""Distance from a sample's seed to that of its next candidate: nobody counts seeds up to there."""
+from unclip.settings import MAX_SEED, SEED_STEP, DecoderSettings
 
 
 def draw_closest_images(

@@ -1,0 +1,233 @@
+"""An exported pipeline: caption -> text embedding -> image embedding -> pixels, without PyTorch."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from unclip.errors import UserError
+from unclip.fields import from_dict
+from unclip.lite.captions import CaptionEncoder, Features
+from unclip.lite.description import DESCRIPTION, read_description
+from unclip.lite.levels import Level, Process
+from unclip.lite.networks import Networks
+from unclip.lite.noise import DECODER_STREAM, PRIOR_STREAM, RowNoise
+from unclip.lite.reranking import choose_candidates
+from unclip.lite.samplers import SAMPLERS, Denoise, consistency, dpmpp, x0_from_output
+from unclip.settings import (
+    MAX_SEED,
+    SEED_STEP,
+    DecoderSettings,
+    FastDecoderSettings,
+    PriorSettings,
+    Sampling,
+    seed_list,
+)
+
+
+@dataclass
+class LiteOutput:
+    """N images, the n images of each caption in a row."""
+
+    images: np.ndarray
+    """uint8 (N, H, W, C)."""
+    captions: list[str]
+    seeds: list[int]
+    embeddings: np.ndarray
+    """Image embeddings that the prior drew, unit norm, (N, D)."""
+
+
+@dataclass
+class Part:
+    """A prior or a decoder, as lite.json describes it."""
+
+    prediction: str
+    process: Process
+
+    @classmethod
+    def of(cls, values: dict[str, Any]) -> "Part":
+        table = values["alphas_cumprod"]
+        return cls(values["prediction"], Process(None if table is None else np.array(table)))
+
+    def denoiser(self, network: Any, clip: float | None = None) -> Denoise:
+        """denoise(x, level) for a network(x, times)."""
+
+        def denoise(x: np.ndarray, level: Level) -> np.ndarray:
+            times = np.full(len(x), level.network_time, dtype=np.float32)
+            x0 = x0_from_output(self.prediction, network(x, times), x, level)
+            return x0 if clip is None else np.clip(x0, -clip, clip)
+
+        return denoise
+
+
+class Lite:
+    """An exported pipeline. The same seed draws the image of `unclip.UnCLIP`, to a grey level here and there."""
+
+    def __init__(self, folder: str | Path, threads: int = 0):
+        """Open a folder that `unclip export CHECKPOINT --to onnx` wrote.
+
+        Raises UserError if there is none, or if it is damaged.
+        """
+        self.folder = Path(folder)
+        self.description = read_description(self.folder)
+        self.networks = Networks(self.folder, threads)
+        self.encode_captions = CaptionEncoder(self.folder, self.description, self.networks)
+        self.sampling = from_dict(Sampling, self.description["sampling"], str(self.folder / DESCRIPTION))
+        self.prior = Part.of(self.description["prior"])
+        self.decoder = Part.of(self.description["decoder"])
+        statistics = self.description["prior"]
+        self.mean, self.std, self.classes = (
+            np.array(statistics[name], dtype=np.float32) for name in ("mean", "std", "class_embeddings")
+        )
+        self.image_shape: tuple[int, ...] = tuple(self.description["image_shape"])
+
+    def __call__(
+        self, captions: str | Sequence[str], n: int = 1, seed: int | Sequence[int] = 0, **settings: Any
+    ) -> LiteOutput:
+        """Draw n images of each caption; image i of a caption uses seed + i. See `unclip.UnCLIP.__call__`."""
+        texts = [captions] if isinstance(captions, str) else list(captions)
+        if not texts or n < 1:
+            raise UserError("give at least one caption, and n of at least 1")
+        seeds = seed_list(seed, n) * len(texts)
+        texts = [text for text in texts for _ in range(n)]
+        sampling = self.sampling.override(**settings)
+        features = self.encode_captions(texts)
+        embeddings = []
+        images = []
+        for start in range(0, len(texts), sampling.batch_size):
+            rows = slice(start, start + sampling.batch_size)
+            embeddings.append(self.draw_embeddings(features[rows], seeds[rows], sampling.prior))
+            images.append(self.draw_images(embeddings[-1], features[rows], seeds[rows], sampling))
+        return LiteOutput(np.concatenate(images), texts, seeds, np.concatenate(embeddings))
+
+    def encode_text(self, captions: Sequence[str]) -> np.ndarray:
+        """CLIP's unit text embeddings (N, D)."""
+        return self.encode_captions(captions).embedding
+
+    def encode_image(self, images: np.ndarray) -> np.ndarray:
+        """CLIP's unit image embeddings (N, D) of uint8 images (N, H, W, C) of the pipeline's own size."""
+        channels, height, width = self.image_shape
+        if images.dtype != np.uint8 or images.shape[1:] != (height, width, channels):
+            raise UserError(f"images are uint8 (N, {height}, {width}, {channels}), not {images.dtype} {images.shape}")
+        [embeddings] = self.networks("image", images.transpose(0, 3, 1, 2).astype(np.float32))
+        return embeddings
+
+    def draw_embeddings(self, text: Features, seeds: Sequence[int], settings: PriorSettings) -> np.ndarray:
+        """Draw one unit image embedding (N, D) for each of N captions; see `DiffusionPrior.draw_embeddings`."""
+        count = len(text)
+        guides = settings.guidance != 1
+        features = text.with_nulls() if guides else text
+        mask, centre, keys, values = self.networks(
+            "prior_prefix", features.embedding, features.tokens, features.mask, features.empty
+        )
+        rows = np.tile(np.arange(count), settings.num_candidates)
+        if guides:
+            rows = np.concatenate([rows, rows + count])
+        prefix = (mask[rows], keys[rows], values[rows])
+        centre = centre[rows]
+
+        def network(x: np.ndarray, times: np.ndarray) -> np.ndarray:
+            [output] = self.networks("prior_step", x, times, *prefix)
+            return output
+
+        denoise_residual = self.prior.denoiser(network)
+
+        def denoise(x: np.ndarray, level: Level) -> np.ndarray:
+            noised = np.tile(x, (2, 1)) if guides else x
+            x0 = centre + denoise_residual(noised - np.float32(level.alpha) * centre, level)
+            return interpolate(x0, settings.guidance) if guides else x0
+
+        noise = [RowNoise(seeds, PRIOR_STREAM, i)(text.embedding.shape[1:]) for i in range(settings.num_candidates)]
+        levels = self.prior.process.spaced_levels(settings.spacing, settings.steps)
+        scaled = dpmpp(denoise, np.concatenate(noise), levels)
+        candidates = normalise(scaled * self.std + self.mean).reshape(settings.num_candidates, count, -1).swapaxes(0, 1)
+        scale = self.description["prior"]["logit_scale"]
+        chosen = choose_candidates(candidates, text.embedding, self.classes, scale, settings.threshold)
+        return candidates[np.arange(count), np.where(text.empty, 0, chosen)]
+
+    def draw_images(
+        self, embeddings: np.ndarray, text: Features, seeds: Sequence[int], sampling: Sampling
+    ) -> np.ndarray:
+        """Draw uint8 images (N, H, W, C) from embeddings (N, D) and N captions, the closest of several candidates."""
+        fast = sampling.fast_decoder
+        draw: Any = partial(self._draw_with_decoder, settings=sampling.decoder)
+        num_candidates = sampling.decoder.num_candidates
+        if fast.steps and "fast_decoder_step" in self.networks:
+            draw = partial(self._draw_with_fast_decoder, settings=fast)
+            num_candidates = fast.num_candidates
+        candidates = []
+        cosines = []
+        for i in range(num_candidates):
+            candidate_seeds = [(seed + i * SEED_STEP) % (MAX_SEED + 1) for seed in seeds]
+            candidates.append(as_uint8(draw(embeddings, text, candidate_seeds)))
+            if num_candidates > 1:
+                cosines.append((self.encode_image(candidates[-1]) * embeddings).sum(axis=1))
+        best = np.stack(cosines).argmax(axis=0) if cosines else np.zeros(len(seeds), dtype=int)
+        return np.stack(candidates)[best, np.arange(len(seeds))]
+
+    def _draw_with_decoder(
+        self, embeddings: np.ndarray, text: Features, seeds: Sequence[int], settings: DecoderSettings
+    ) -> np.ndarray:
+        noise = RowNoise(seeds, DECODER_STREAM)
+        levels = self.decoder.process.spaced_levels(settings.spacing, settings.steps)
+        denoise = self._decoder_denoiser("decoder", self.decoder, embeddings, text)
+        if settings.guidance != 1:
+            low, high = map(self.decoder.process.time_at_share, settings.guidance_interval)
+            twice = np.concatenate([embeddings, embeddings])
+            dropped = np.repeat([False, True], len(seeds))
+            both = self._decoder_denoiser("decoder", self.decoder, twice, text.with_nulls(), dropped, settings.guidance)
+            plain = denoise
+
+            def denoise(x: np.ndarray, level: Level) -> np.ndarray:
+                return both(x, level) if low <= level.t <= high else plain(x, level)
+
+        sampler = partial(SAMPLERS[settings.sampler], **({"eta": settings.eta} if settings.sampler == "ddim" else {}))
+        return sampler(denoise, noise(self.image_shape), levels, noise)
+
+    def _draw_with_fast_decoder(
+        self, embeddings: np.ndarray, text: Features, seeds: Sequence[int], settings: FastDecoderSettings
+    ) -> np.ndarray:
+        noise = RowNoise(seeds, DECODER_STREAM)
+        part = Part.of(self.description["fast_decoder"])
+        denoise = self._decoder_denoiser("fast_decoder", part, embeddings, text)
+        return consistency(denoise, noise(self.image_shape), part.process.consistency_levels(settings), noise)
+
+    def _decoder_denoiser(
+        self,
+        name: str,
+        part: Part,
+        embeddings: np.ndarray,
+        text: Features,
+        dropped: np.ndarray | None = None,
+        guidance: float | None = None,
+    ) -> Denoise:
+        """The denoiser of a decoder; with `guidance` the rows are N conditions, then the nulls that belong to them."""
+        drop = np.zeros(len(embeddings), dtype=bool) if dropped is None else dropped
+        condition = self.networks(f"{name}_condition", embeddings, drop, text.tokens, text.mask, text.empty)
+
+        def network(x: np.ndarray, times: np.ndarray) -> np.ndarray:
+            if guidance is None:
+                [output] = self.networks(f"{name}_step", x, times, *condition)
+                return output
+            [output] = self.networks(f"{name}_step", np.concatenate([x, x]), np.tile(times, 2), *condition)
+            return interpolate(output, guidance)
+
+        return part.denoiser(network, clip=1.0)
+
+
+def interpolate(both: np.ndarray, guidance: float) -> np.ndarray:
+    """Classifier-free guidance: `both` holds N conditional rows, then the N unconditional ones."""
+    conditional, null = np.split(both, 2)
+    return null + np.float32(guidance) * (conditional - null)
+
+
+def normalise(vectors: np.ndarray) -> np.ndarray:
+    return vectors / np.linalg.norm(vectors, axis=1, keepdims=True)
+
+
+def as_uint8(images: np.ndarray) -> np.ndarray:
+    """Float (N, C, H, W) in [-1, 1] -> uint8 (N, H, W, C)."""
+    return ((np.clip(images, -1, 1) + 1) * 127.5).round().astype(np.uint8).transpose(0, 2, 3, 1)
