@@ -53,7 +53,7 @@ class PartCost:
     parameters: int
     """Trained numbers."""
     untrained: int
-    """Numbers in buffers, and in parameters that are not trained."""
+    """Numbers in buffers, and in parameters that are not trained, such as a teacher's."""
     operations: float
     """Per example, of a forward pass."""
     training: float
@@ -101,7 +101,7 @@ def count_part(
     growth_by_block = [Growth.through([step.by_block.get(block, 0) for step in saved]) for block in blocks]
     return PartCost(
         parameters=parameters,
-        untrained=count_numbers(model.parameters()) + count_numbers(model.buffers()) - parameters,
+        untrained=count_numbers(stage.objective.parameters()) + count_numbers(stage.objective.buffers()) - parameters,
         operations=operations.forward / len(batches[0]),
         training=operations.training / len(batches[0]),
         block_operations=operations.in_blocks / len(batches[0]),

@@ -120,11 +120,10 @@ def heading(options: PlanOptions, parts: dict[str, PartPlan], images: float, tok
         f"{short(images)} images with a caption of {tokens} tokens each",
     ]
     size = parts["decoder"].inputs.shapes.image_size
-    upsampled = any(part.optional for part in PARTS.values())
-    if size < parts["clip"].inputs.shapes.image_size and not upsampled:
+    if size < parts["clip"].inputs.shapes.image_size:
         lines.append(
-            f"the decoder draws {size}x{size} pixels; upsamplers, such as the paper's two "
-            "(0.7B and 0.3B parameters), are not part of this project"
+            f"the decoder draws {size}x{size} pixels; the paper's two upsamplers have 0.7B and 0.3B parameters, and "
+            "one of ours is planned by --also upsampler"
         )
     return "\n".join(lines)
 

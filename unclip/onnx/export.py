@@ -80,6 +80,7 @@ def write_network(network: ExportedNetwork, path: Path) -> None:
     assert program is not None
     model = program.model_proto
     halve_weights(model)
+    remove_notes(model)
     onnx.save(model, str(path))
 
 
@@ -89,13 +90,15 @@ def halve_weights(model: Any) -> None:
     Those are the weights, transposed or not. Constants, such as the frequencies of the timestep embedding, and sums of
     weights keep their precision.
     """
+    import numpy as np
     from onnx import TensorProto, helper, numpy_helper
 
     graph = model.graph
     casts = []
     for weight in list(graph.initializer):
         values = numpy_helper.to_array(weight)
-        is_exact = weight.data_type == TensorProto.FLOAT and (values.astype("float16") == values).all()
+        with np.errstate(over="ignore"):
+            is_exact = weight.data_type == TensorProto.FLOAT and (values.astype("float16") == values).all()
         if not is_exact or values.size < SMALLEST_HALVED:
             continue
         halved = numpy_helper.from_array(values.astype("float16"), f"{weight.name}.half")
@@ -104,6 +107,14 @@ def halve_weights(model: Any) -> None:
         graph.initializer.append(halved)
     for node in reversed(casts):
         graph.node.insert(0, node)
+
+
+def remove_notes(model: Any) -> None:
+    """Remove what only people read: names of source lines, and shapes in between."""
+    del model.graph.value_info[:]
+    for node in model.graph.node:
+        node.doc_string = ""
+        del node.metadata_props[:]
 
 
 def describe(pipe: UnCLIP) -> dict[str, Any]:
