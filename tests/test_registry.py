@@ -250,7 +250,7 @@ def test_a_sampler_that_is_one_more_row_is_chosen_by_its_name(tiny, monkeypatch)
         given.append((len(levels) - 1, eta))
         return denoise(x, levels[0]).x0
 
-    with pytest.raises(UserError, match="sampler must be one of ddpm, ddim, dpmpp, not 'toy'"):
+    with pytest.raises(UserError, match="sampler must be one of ddpm, ddim, dpmpp, consistency, not 'toy'"):
         tiny(BAG, sampler="toy")
     monkeypatch.setitem(SAMPLERS, "toy", SamplerRow(first_guess, reads=("eta",)))
     drawn = tiny(BAG, n=2, sampler="toy", steps=7, eta=0.25, prior_steps=2)

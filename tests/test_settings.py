@@ -166,7 +166,7 @@ def test_faithful_guides_and_picks_nothing_but_what_is_named_beats_the_style():
         ({"guidance": 101.0}, "guidance must be from 0 to 100, not 101"),
         ({"prior_guidance": float("nan")}, "prior_guidance must be from 0 to 100, not nan"),
         ({"guidance_interval": (0.6, 0.4)}, "guidance_interval must be two ascending numbers in 0 .. 1"),
-        ({"sampler": "euler"}, "sampler must be one of ddpm, ddim, dpmpp, not 'euler'"),
+        ({"sampler": "euler"}, "sampler must be one of ddpm, ddim, dpmpp, consistency, not 'euler'"),
         ({"sampler": "ddim", "eta": 1.5}, "eta must be from 0 to 1, not 1.5"),
         ({"eta": 0.5}, "eta must be 0 for the dpmpp sampler (only ddim reads it), not 0.5"),
     ],
