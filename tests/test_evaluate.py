@@ -343,7 +343,7 @@ class ToyDecoder(nn.Module):
 class ToyUpsampler(nn.Module):
     config = None
 
-    def process_images(self, images, embeddings, text, seeds):
+    def process_images(self, images, embeddings, text, seeds, settings):
         return images.repeat_interleave(2, dim=-1).repeat_interleave(2, dim=-2)
 
 

@@ -79,7 +79,7 @@ class Bigger(nn.Module):
         self.config = config
         self.weight = nn.Parameter(torch.arange(4.0))
 
-    def process_images(self, images, embeddings, text, seeds):
+    def process_images(self, images, embeddings, text, seeds, settings):
         return images.repeat_interleave(2, dim=2).repeat_interleave(2, dim=3)
 
 
@@ -158,8 +158,8 @@ def test_a_stage_in_the_folder_of_another_is_refused(copied):
 
 
 def test_a_stage_that_the_table_does_not_have_is_refused():
-    with pytest.raises(UserError, match="there is no upsampler of kind 'diffusion' here; known are: none"):
-        model_class("upsampler", "diffusion")
+    with pytest.raises(UserError, match="there is no sharpener of kind 'diffusion' here; known are: none"):
+        model_class("sharpener", "diffusion")
 
 
 def test_every_row_names_code_that_is_there_and_parents_that_come_before():

@@ -89,11 +89,15 @@ def test_every_setting_has_an_option_and_every_option_a_setting():
         "num_candidates": 2,
         "prior_temperature": 2,
         "prior_top_share": 0.5,
+        "fast_num_candidates": 2,
+        "fast_levels": (1.0, 0.2),
+        "upscale": "none",
     }
     values = dict.fromkeys(SAMPLING_OPTIONS, 1) | named
     changed = []
     for name, value in values.items():
-        after = flat(asdict(own.override(**{name: value})))
+        fast_steps = {"fast_steps": value if name == "fast_steps" else own.fast_decoder.steps}
+        after = flat(asdict(own.override(**{name: value} | fast_steps)))
         changed += [key for key, before in flat(asdict(own)).items() if after[key] != before]
     assert sorted(changed) == sorted(flat(asdict(own)))
 
@@ -132,7 +136,8 @@ def test_options_of_a_pipeline_are_its_own_settings_and_only_changes_override_th
     own = Sampling(PriorSettings(steps=7), DecoderSettings(sampler="ddim", eta=0.5), batch_size=9)
     options = SamplingOptions.of(own)
     assert options.changed(own) == {}
-    assert own.override(**options.changed(Sampling())) == Sampling().override(**options.changed(Sampling())) == own
+    changed = options.changed(Sampling()) | {"fast_steps": 2}
+    assert own.override(**changed) == Sampling().override(**changed) == own
     assert replace(options, guidance=1.0, eta=0.0).changed(own) == {"guidance": 1.0, "eta": 0.0}  # nought counts too
     assert own.override(**replace(options, sampler="ddpm").changed(own)).decoder.eta == 0
     assert SamplingOptions.of(Sampling()) == SamplingOptions()
@@ -200,7 +205,7 @@ def test_what_a_pipeline_does_not_say_is_the_library_s(tmp_path):
     "sampling",
     [
         3, [], "dpmpp", None, {"prior": 3}, {"decoder": [1]}, {"prior": None}, {"batch_size": 3},
-        {"upsampler": {"steps": 3}}, {"prior": {"wings": 2}}, {"decoder": {"prior_steps": 2}},
+        {"sharpener": {"steps": 3}}, {"prior": {"wings": 2}}, {"decoder": {"prior_steps": 2}},
         {"prior": {"steps": 0}}, {"prior": {"steps": "many"}}, {"prior": {"steps": 2.5}}, {"prior": {"steps": None}},
         {"prior": {"guidance": [1, 2]}}, {"prior": {"num_candidates": {}}}, {"prior": {"num_candidates": True}},
         {"decoder": {"sampler": "euler"}}, {"decoder": {"sampler": []}}, {"decoder": {"sampler": {}}},
