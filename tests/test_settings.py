@@ -92,6 +92,7 @@ def test_every_setting_has_an_option_and_every_option_a_setting():
         "fast_num_candidates": 2,
         "fast_levels": (1.0, 0.2),
         "upscale": "none",
+        "upscale_tile": 64,
     }
     values = dict.fromkeys(SAMPLING_OPTIONS, 1) | named
     changed = []

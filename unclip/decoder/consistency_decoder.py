@@ -11,6 +11,7 @@ from torch import Tensor
 
 from unclip.clip.text_features import TextFeatures
 from unclip.decoder.diffusion_decoder import DiffusionDecoder
+from unclip.devices import inference
 from unclip.diffusion.guidance import OnStep, watch
 from unclip.diffusion.process import CLEAN, Level, Process
 from unclip.diffusion.samplers import consistency
@@ -24,7 +25,7 @@ UNGUIDED = DecoderSettings(guidance=1.0)
 class ConsistencyDecoder(DiffusionDecoder):
     """The decoder's network, trained to jump to the clean image."""
 
-    @torch.inference_mode()
+    @inference()
     def draw_images(
         self,
         embeddings: Tensor | None,

@@ -32,6 +32,11 @@ class ExportedNetwork:
     outputs: tuple[str, ...]
 
 
+def example(*shape: int) -> Tensor:
+    """Numbers (ROWS, *shape) to trace a network with."""
+    return torch.rand(ROWS, *shape, dtype=torch.float32, device="cpu")
+
+
 class TextTower(nn.Module):
     def __init__(self, clip: CLIP):
         super().__init__()
@@ -114,9 +119,9 @@ class UpsamplerStep(nn.Module):
 def clip_networks(pipe: Any) -> dict[str, ExportedNetwork]:
     channels, height, width = pipe.decoder.image_shape
     text = pipe.clip.config.text
-    token_ids = torch.full((ROWS, text.context), text.eos_id)
+    token_ids = torch.full((ROWS, text.context), text.eos_id, dtype=torch.long, device="cpu")
     token_ids[:, 0] = 0
-    pixels = torch.rand(ROWS, channels, height, width) * 255
+    pixels = 255 * example(channels, height, width)
     return {
         "text": ExportedNetwork(TextTower(pipe.clip), {"token_ids": token_ids}, ("embedding", "tokens", "mask")),
         "image": ExportedNetwork(ImageTower(pipe.clip, pipe.preprocess), {"pixels": pixels}, ("embedding",)),
@@ -127,9 +132,9 @@ def caption_features(pipe: Any) -> dict[str, Tensor]:
     """An example of the features of captions, padded to the longest that CLIP reads."""
     text = pipe.clip.config.text
     return {
-        "tokens": torch.randn(ROWS, text.context, text.width),
-        "mask": torch.arange(text.context).expand(ROWS, -1) < text.context - 1,
-        "empty": torch.zeros(ROWS, dtype=torch.bool),
+        "tokens": example(text.context, text.width),
+        "mask": torch.arange(text.context, device="cpu").expand(ROWS, -1) < text.context - 1,
+        "empty": torch.zeros(ROWS, dtype=torch.bool, device="cpu"),
     }
 
 
@@ -138,10 +143,10 @@ def prior_networks(pipe: Any) -> dict[str, ExportedNetwork]:
     dim = network.config.embed_dim
     features = caption_features(pipe)
     prefix = PriorPrefix(pipe.prior)
-    inputs = {"embedding": torch.randn(ROWS, dim), **features}
+    inputs = {"embedding": example(dim), **features}
     with torch.no_grad():
         mask, _, keys, values = prefix(*inputs.values())
-    step = {"x": torch.randn(ROWS, dim), "time": torch.rand(ROWS), "mask": mask, "keys": keys, "values": values}
+    step = {"x": example(dim), "time": example(), "mask": mask, "keys": keys, "values": values}
     return {
         "prior_prefix": ExportedNetwork(prefix, inputs, ("mask", "centre", "keys", "values")),
         "prior_step": ExportedNetwork(PriorStep(pipe.prior), step, ("output",)),
@@ -151,15 +156,15 @@ def prior_networks(pipe: Any) -> dict[str, ExportedNetwork]:
 def decoder_networks(pipe: Any, part: str = "decoder") -> dict[str, ExportedNetwork]:
     decoder = pipe.parts[part]
     inputs = {
-        "embeddings": torch.randn(ROWS, decoder.config.network.embed_dim),
-        "drop": torch.zeros(ROWS, dtype=torch.bool),
+        "embeddings": example(decoder.config.network.embed_dim),
+        "drop": torch.zeros(ROWS, dtype=torch.bool, device="cpu"),
         **caption_features(pipe),
     }
     condition = DecoderCondition(decoder)
     with torch.no_grad():
         vector, tokens, mask = condition(*inputs.values())
-    x = torch.randn(ROWS, *decoder.image_shape)
-    step = {"x": x, "time": torch.rand(ROWS), "vector": vector, "tokens": tokens, "mask": mask}
+    x = example(*decoder.image_shape)
+    step = {"x": x, "time": example(), "vector": vector, "tokens": tokens, "mask": mask}
     return {
         f"{part}_condition": ExportedNetwork(condition, inputs, ("vector", "tokens", "mask")),
         f"{part}_step": ExportedNetwork(DecoderStep(decoder), step, ("output",)),
@@ -170,13 +175,13 @@ def upsampler_networks(pipe: Any) -> dict[str, ExportedNetwork]:
     upsampler = pipe.parts["upsampler"]
     config = upsampler.config.network
     size = config.low_size * config.factor
-    x = torch.randn(ROWS, config.channels, size, size)
+    x = example(config.channels, size, size)
     step = {
         "x": x,
-        "time": torch.rand(ROWS),
-        "enlarged": torch.randn_like(x),
-        "augmentation": torch.rand(ROWS),
-        "embeddings": torch.randn(ROWS, config.embed_dim),
+        "time": example(),
+        "enlarged": example(*x.shape[1:]),
+        "augmentation": example(),
+        "embeddings": example(config.embed_dim),
     }
     return {"upsampler_step": ExportedNetwork(UpsamplerStep(upsampler), step, ("output",))}
 

@@ -7,6 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from unclip.clip.text_features import TextFeatures
+from unclip.devices import inference
 from unclip.diffusion.noise import UPSAMPLER_STREAM, RowNoise
 from unclip.diffusion.prediction import add_noise, at_level, make_denoiser
 from unclip.diffusion.process import Process, ProcessConfig
@@ -37,7 +38,7 @@ class DiffusionUpsampler(nn.Module):
         self.network = UpsamplerNetwork(config.network)
         self.process: Process = config.diffusion.build()
 
-    @torch.inference_mode()
+    @inference()
     def process_images(
         self,
         images: Tensor,
