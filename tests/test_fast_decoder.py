@@ -108,11 +108,12 @@ def test_levels_of_tuning_start_clean_and_come_closer():
 
 
 def test_settings_of_the_decoder_ask_for_the_decoder():
-    assert Sampling().override().fast_decoder.steps == 2
-    assert Sampling().override(style="faithful").fast_decoder.steps == 2
-    assert Sampling().override(prior_steps=3, fast_num_candidates=2).fast_decoder.steps == 2
-    assert Sampling().override(steps=50).fast_decoder.steps == 0
-    assert Sampling().override(steps=50, fast_steps=1).fast_decoder.steps == 1
+    assert Sampling().for_drawing().fast_decoder.steps == 2
+    assert Sampling().for_drawing(style="faithful").fast_decoder.steps == 2
+    assert Sampling().for_drawing(prior_steps=3, fast_num_candidates=2).fast_decoder.steps == 2
+    assert Sampling().for_drawing(steps=50).fast_decoder.steps == 0
+    assert Sampling().override(steps=50).fast_decoder.steps == 2
+    assert Sampling().for_drawing(steps=50, fast_steps=1).fast_decoder.steps == 1
 
 
 @pytest.fixture(scope="module")

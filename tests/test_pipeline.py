@@ -298,7 +298,7 @@ def test_any_text_is_drawn_without_a_warning(tiny):
         ({"captions": BAG, "steps": 0}, "steps must be from 1 to 10000, not 0"),
         ({"captions": BAG, "steps": 5000}, "steps must be between 1 and 1000, not 5000"),
         ({"captions": BAG, "prior_steps": 5000}, "prior_steps must be between 1 and 1000, not 5000"),
-        ({"captions": BAG, "sampler": "euler"}, "sampler must be one of ddpm, ddim, dpmpp, not 'euler'"),
+        ({"captions": BAG, "sampler": "euler"}, "sampler must be one of ddpm, ddim, dpmpp, consistency, not 'euler'"),
         ({"captions": BAG, "guidance": -1.0}, "guidance must be from 0 to 100, not -1"),
         (
             {"captions": BAG, "guidance_interval": (0.6, 0.4)},

@@ -242,7 +242,7 @@ def test_a_sampler_is_chosen_by_its_row_with_the_settings_that_it_reads(monkeypa
     def toy(denoise, x, levels, noise, eta):
         return denoise(x, levels[0]) + eta
 
-    with pytest.raises(UserError, match="sampler must be one of ddpm, ddim, dpmpp, not 'toy'"):
+    with pytest.raises(UserError, match="sampler must be one of ddpm, ddim, dpmpp, consistency, not 'toy'"):
         DecoderSettings(sampler="toy")
     monkeypatch.setitem(SAMPLERS, "toy", SamplerRow(toy, reads=("eta",)))
     chosen = choose_sampler(DecoderSettings(sampler="toy", eta=0.25))

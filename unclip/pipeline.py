@@ -176,7 +176,7 @@ class UnCLIP:
             UserError: no captions, or n, a seed or a setting out of range.
         """
         captions, seeds = self._rows(captions, n, seed)
-        sampling = self.sampling.override(**settings)
+        sampling = self.sampling.for_drawing(**settings)
         encoded = self.encode_captions(captions)
         embeddings = self._embed(encoded, seeds, sampling)
         images, noise = self._decode(embeddings, encoded, seeds, sampling, None, on_step)
@@ -257,7 +257,7 @@ class UnCLIP:
                 counts = f"{quantity(len(embeddings), 'embedding')} cannot go with {quantity(len(texts), 'caption')}"
                 raise UserError(counts)
         seeds = seed_list(seed, len(texts))
-        sampling = self.sampling.override(**settings)
+        sampling = self.sampling.for_drawing(**settings)
         noise = None if noise is None else noise_like(noise, self.decoder.draw_noise(seeds))
         return self._decode(embeddings, self.encode_captions(texts), seeds, sampling, noise, on_step)
 

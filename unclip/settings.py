@@ -197,8 +197,6 @@ class Sampling:
         if style not in list(STYLES):
             raise UserError(f"there is no style {shown(style)}; choose from {', '.join(STYLES)}")
         by_part: dict[str, dict[str, Any]] = defaultdict(dict)
-        if "fast_steps" not in settings and any(SAMPLING_OPTIONS.get(name, ("",))[0] == "decoder" for name in settings):
-            settings["fast_steps"] = 0  # whoever sets the decoder wants to draw with it
         for option, value in (STYLES[style] | settings).items():
             if option not in SAMPLING_OPTIONS:
                 raise UserError(f"there is no setting {option!r}; choose from {', '.join(SAMPLING_OPTIONS)}")
@@ -206,6 +204,11 @@ class Sampling:
             by_part[part][name] = plain(value)
         whole = by_part.pop("", {})
         return replace(self, **{part: getattr(self, part).override(**by_part[part]) for part in by_part}, **whole)
+
+    def for_drawing(self, **settings: Any) -> "Sampling":
+        """Override settings as the arguments of a drawing do: any of the decoder's own asks for the decoder to draw."""
+        sets_decoder = any(SAMPLING_OPTIONS.get(option, ("",))[0] == "decoder" for option in settings)
+        return self.override(**({"fast_steps": 0} if sets_decoder else {}) | settings)
 
 
 def _options_of_parts() -> dict[str, tuple[str, str]]:

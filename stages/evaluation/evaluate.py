@@ -108,7 +108,7 @@ def evaluate(options: EvaluateOptions) -> dict[str, Any]:
     folder = find_pipeline(options.checkpoint)
     manifests = read_manifests(folder)
     pipe = UnCLIP.from_pretrained(folder, device)
-    pipe.sampling = pipe.sampling.override(**options.sampling.changed(pipe.sampling))
+    pipe.sampling = pipe.sampling.for_drawing(**options.sampling.changed(pipe.sampling))
     compare_source(folder, options.data)
     real = load_real_images(options)
     seconds: dict[str, float] = {}

@@ -76,7 +76,7 @@ def main(argv: Sequence[str] | None = None, checkpoints: Path = Path("checkpoint
     folder = find_pipeline(checkpoint)
     own = read_sampling(folder)
     options = parse(SampleOptions, __doc__, SampleOptions.of(own, named.style or "clear"), argv)
-    sampling = own.override(**options.changed(own))  # refuses what is out of range before anything slow is done
+    sampling = own.for_drawing(**options.changed(own))  # refuses what is out of range before anything slow is done
     captions = read_captions(options)
     check_seeds(options.seed, options.n)
 

@@ -306,7 +306,7 @@ def picture_text(
     captions = [own[option] for option in ("caption", "before", "after") if own.get(option)]
     captions += own.get("prompts", ())
     seeds = range(own["seed"], own["seed"] + own.get("n", 1)) if "seed" in own else ()
-    drawn_with = sampling.override(**settings[0]) if settings else sampling
+    drawn_with = sampling.for_drawing(**settings[0]) if settings else sampling
     return describe_picture(pipe, captions, seeds, drawn_with, edit={"command": name, **own})
 
 

@@ -93,7 +93,7 @@ class Lite:
             raise UserError("give at least one caption, and n of at least 1")
         seeds = seed_list(seed, n) * len(texts)
         texts = [text for text in texts for _ in range(n)]
-        sampling = self.sampling.override(**settings)
+        sampling = self.sampling.for_drawing(**settings)
         features = self.encode_captions(texts)
         embeddings = []
         images = []

@@ -53,7 +53,7 @@ def draw(opened: OpenPipeline, text: str, n: int, seed: int, guidance: float, st
     if len(captions) * n > MAX_PICTURES:
         raise UserError(f"{len(captions) * n} pictures are more than the {MAX_PICTURES} of one click; ask for fewer")
     settings: dict[str, Any] = {"n": n, "seed": seed, "guidance": guidance, "steps": steps}
-    sampling = opened.pipe.sampling.override(guidance=guidance, steps=steps)
+    sampling = opened.pipe.sampling.for_drawing(guidance=guidance, steps=steps)
     trajectory = Trajectory()
     rows: list[str] = []
     drawn: list[tuple[str, np.ndarray]] = []
@@ -201,7 +201,7 @@ def describe_edit(
     opened: OpenPipeline, name: str, captions: Sequence[str], settings: dict[str, Any], **others: Any
 ) -> dict[str, str]:
     """Text for the pictures of an edit, which says how they were drawn."""
-    sampling = opened.pipe.sampling.override(**edit.DEFAULTS[name] | settings)
+    sampling = opened.pipe.sampling.for_drawing(**edit.DEFAULTS[name] | settings)
     return describe_picture(opened.pipe, captions, (), sampling, edit={"command": name, **others})
 
 
