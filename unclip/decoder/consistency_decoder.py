@@ -26,12 +26,12 @@ class ConsistencyDecoder(DiffusionDecoder):
     """The decoder's network, trained to jump to the clean image."""
 
     @inference()
-    def draw_images(
+    def draw_images(  # type: ignore[override]
         self,
         embeddings: Tensor | None,
         text: TextFeatures,
         seeds: Sequence[int],
-        settings: FastDecoderSettings,  # type: ignore[override]
+        settings: FastDecoderSettings,
         noise: Tensor | None = None,
         on_step: OnStep | None = None,
     ) -> Tensor:

@@ -6,6 +6,7 @@ others angles.
 """
 
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 
@@ -31,9 +32,10 @@ class RowNoise:
 
 
 def seeded_generator(words: list[int]) -> np.random.MT19937:
-    state = int(np.random.SeedSequence(words).generate_state(1, np.uint64)[0]) >> 1
+    seed = int(np.random.SeedSequence(words).generate_state(1, np.uint64)[0]) >> 1
+    seeded: Any = np.random.RandomState(seed & 0xFFFFFFFF)
     generator = np.random.MT19937()
-    generator.state = np.random.RandomState(state & 0xFFFFFFFF).get_state(legacy=False)
+    generator.state = seeded.get_state(legacy=False)
     return generator
 
 

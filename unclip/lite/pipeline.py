@@ -184,8 +184,9 @@ class Lite:
             def denoise(x: np.ndarray, level: Level) -> np.ndarray:
                 return both(x, level) if low <= level.t <= high else plain(x, level)
 
-        sampler = partial(SAMPLERS[settings.sampler], **({"eta": settings.eta} if settings.sampler == "ddim" else {}))
-        return sampler(denoise, noise(self.image_shape), levels, noise)
+        options: dict[str, Any] = {"eta": settings.eta} if settings.sampler == "ddim" else {}
+        sampler: Any = SAMPLERS[settings.sampler]
+        return sampler(denoise, noise(self.image_shape), levels, noise, **options)
 
     def _draw_with_fast_decoder(
         self, embeddings: np.ndarray, text: Features, seeds: Sequence[int], settings: FastDecoderSettings

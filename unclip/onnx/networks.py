@@ -197,7 +197,7 @@ EXPORTS: dict[tuple[str, str], Callable[[Any], dict[str, ExportedNetwork]]] = {
 
 def networks_of(pipe: Any, kinds: dict[str, str]) -> dict[str, ExportedNetwork]:
     """All networks of a pipeline, given the kind of each part. Raises UserError for a kind that cannot be exported."""
-    networks = {}
+    networks: dict[str, ExportedNetwork] = {}
     for part, kind in kinds.items():
         if (part, kind) not in EXPORTS:
             raise UserError(f"a {part} of kind {kind} cannot be exported to ONNX; export a pipeline without it")
