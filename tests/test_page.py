@@ -1,5 +1,6 @@
 """The page without a browser: its buttons' answers, their HTML, and the pipelines that it offers."""
 
+import asyncio
 import base64
 import io
 import re
@@ -8,6 +9,7 @@ import shutil
 import socket
 import sys
 import threading
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -19,7 +21,9 @@ from unclip import UserError
 from unclip.cli.options import parse
 from unclip.cli.sample import SampleOptions
 from unclip.page import answers, markup
-from unclip.page.shelf import OpenPipeline, Shelf, complete_pipelines
+from unclip.page.doors import Doors, Gate
+from unclip.page.shelf import Examples, OpenPipeline, Shelf, complete_pipelines
+from unclip.page.values import read_number, read_seed, read_text
 from unclip.store.index import write_index
 from unclip.store.sealed_json import write_json
 from unclip.trajectory import Moment, watch_drawing
@@ -79,6 +83,13 @@ def test_draw_shows_every_step_and_ends_with_what_the_pipeline_draws(opened):
     np.testing.assert_array_equal(pictures(shown[-1]), np.concatenate(alone)[..., 0])
     noise, *_ = pictures(shown[0])
     assert noise.std() > 60
+
+
+def test_few_moments_of_a_long_drawing_are_shown(opened, monkeypatch):
+    """Each is sent with all the pictures before it."""
+    monkeypatch.setattr(answers, "MOMENTS", 3)
+    shown = list(answers.draw(opened, "a bag\na coat", 1, 0, 1.0, 6))
+    assert len(shown) <= 3 + 2 + 2 + 1  # each caption's start and result, and the links
 
 
 def test_drawing_is_saved_as_a_grid_and_as_an_animation_of_it(opened):
@@ -189,15 +200,15 @@ def test_mix_adds_up_the_weights_of_a_prompt_that_is_given_twice(opened):
 # Where to paint
 
 
-def painting(size, *strokes):
+def strokes(size, *places) -> Image.Image:
     layer = np.zeros((size[1], size[0], 4), np.uint8)
-    for stroke in strokes:
-        layer[stroke] = 255
-    return {"background": Image.new("RGB", size), "layers": [Image.fromarray(layer)]}
+    for place in places:
+        layer[place] = 255
+    return Image.fromarray(layer)
 
 
 def test_brush_says_where_to_paint():
-    mask = answers.painting_mask(painting((280, 280), np.s_[25:39, 270:]), "the upper half", 28)
+    mask = answers.painting_mask(strokes((280, 280), np.s_[25:39, 270:]), "the upper half", 28)
     assert mask.shape == (28, 28)
     assert mask.sum() == 2
     assert mask[2:4, 27].all()
@@ -205,7 +216,7 @@ def test_brush_says_where_to_paint():
 
 @pytest.mark.parametrize("part", answers.PARTS)
 def test_where_nothing_is_brushed_a_named_part_is_painted(part):
-    mask = answers.painting_mask(painting((40, 20)), part, 28)
+    mask = answers.painting_mask(strokes((40, 20)), part, 28)
     assert mask.mean() == (1 if part == "everything" else 0.5)
     assert mask[-1, 0] == (part in ("the lower half", "the left half", "everything"))
 
@@ -218,9 +229,55 @@ def test_painting_keeps_what_is_outside(opened, coat):
 
 
 def test_canvas_has_room_for_a_brush(opened, coat, tmp_path):
-    large = pixels(answers.write_canvas(opened, shutil.copy(coat, tmp_path)))
+    large = np.asarray(answers.draw_canvas(opened, coat))
     np.testing.assert_array_equal(large, pixels(coat).repeat(12, axis=0).repeat(12, axis=1))
-    assert answers.write_canvas(opened, tmp_path / "no.png") is None
+    assert answers.draw_canvas(opened, tmp_path / "no.png") is None
+
+
+@pytest.mark.parametrize("value", [0, 0.4, 1, 7.2, 10**400, -5, None, "", float("inf")])
+def test_number_is_moved_into_its_range(value):
+    assert 1 <= read_number(value, "Steps", 1, 100, is_whole=True) <= 100
+
+
+@pytest.mark.parametrize("value", ["x", float("nan"), [], {}, [1], {"path": "x"}])
+def test_value_of_another_kind_is_refused_in_one_line(value):
+    reads = [partial(read_number, label="Steps", low=1, high=9), read_seed]
+    for read in [*reads, partial(read_text, label="Caption")] if value != "x" else reads:
+        with pytest.raises(UserError, match=r"takes a (whole )?(number|text)[^\n]*, not"):
+            read(value)
+
+
+def test_doors_open_to_other_machines_by_a_token_alone():
+    passed = []
+
+    async def page(scope, receive, send):
+        passed.append(scope["path"])
+        await send({"type": "http.response.start", "status": 200, "headers": []})
+
+    gate = Gate("0.0.0.0", "/uploads", set(), None, set, launching=False)
+    assert gate.token
+    assert Gate("127.0.0.1", "", set(), None, set).token is Gate("::1", "", set(), None, set).token is None
+    tokens = {f"?token={gate.token}": 303, "?token=x": 403, "?token=": 403, "": 403}
+    assert {query: ask(Doors(page, gate), "/", query)[0] for query in tokens} == tokens
+    _, headers = ask(Doors(page, gate), "/", f"?token={gate.token}")
+    kept = headers["set-cookie"].split(";")[0]
+    for path in ("/", "/config", "/gradio_api/info"):
+        assert ask(Doors(page, gate), path, cookie=f"a=b; {kept}")[0] == 200
+        assert ask(Doors(page, gate), path, cookie=kept[:-1])[0] == 403
+    assert passed == ["/", "/config", "/gradio_api/info"]
+
+
+def ask(app, path: str, query: str = "", cookie: str = "") -> tuple[int, dict[str, str]]:
+    """The status and the headers that an application answers with."""
+    sent = []
+
+    async def send(message):
+        sent.append(message)
+
+    headers = [(b"host", b"example.org"), (b"cookie", cookie.encode())]
+    scope = {"type": "http", "method": "GET", "path": path, "query_string": query[1:].encode(), "headers": headers}
+    asyncio.run(app(scope, None, send))
+    return sent[0]["status"], {name.decode(): value.decode() for name, value in sent[0]["headers"]}
 
 
 # What it looks like
@@ -278,10 +335,25 @@ def test_pipeline_without_captions_and_examples_can_be_used_all_the_same(two_pip
 
 
 def test_examples_that_are_none_are_refused(two_pipelines):
-    for content in ({"captions": []}, {"images": 3}, ["a bag"]):
+    bad = [{"captions": []}, {"captions": [{"path": "/etc/passwd"}]}, {"change": ["a"]}, {"images": 3}, ["a bag"]]
+    for content in [*bad, *({"images": [name]} for name in ("/etc/passwd", "../README.md", "", ".", "\0", "gone.png"))]:
         write_json(two_pipelines / "whole" / "examples" / "examples.json", content)
-        with pytest.raises(UserError, match=r"examples\.json"):
-            Shelf(two_pipelines).open("whole")
+        with pytest.raises(UserError, match="examples"):
+            Examples.read(two_pipelines / "whole", ["a bag"])
+
+
+def test_examples_that_lead_elsewhere_are_refused(two_pipelines, coat):
+    whole = two_pipelines / "whole"
+    (whole / "examples" / "coat.png").unlink()
+    (whole / "examples" / "coat.png").symlink_to(coat)
+    with pytest.raises(UserError, match=r"names 'coat\.png', which is no image of its own"):
+        Examples.read(whole, ["a bag"])
+    shutil.rmtree(whole / "examples")
+    (whole / "examples").symlink_to(coat.parent)
+    with pytest.raises(UserError, match="no image of its own"):
+        Examples.read(whole, ["a bag"])
+    (two_pipelines / "linked").symlink_to(COMMITTED)  # the user's own link, to a whole pipeline
+    assert len(Examples.read(two_pipelines / "linked", ["a bag"]).images) == 6
 
 
 def test_page_without_pipelines_or_gradio_says_so(script, tmp_path, monkeypatch):

@@ -23,6 +23,7 @@ FAULTS = (
     ("combinations of options", 1020, "test_any_combination_of_options"),
     ("odd arguments of the Python API", 850, "test_odd_arguments_run_or_are_refused_in_one_line"),
     ("mutated pipelines", 500, "test_mutated_pipeline_opens_and_draws_or_is_refused_in_one_line"),
+    ("attacks at the doors of the page", 1226, "doors_of_the_page"),
     ("all other tests of reliability", 0, ""),
 )
 """What is tried, how often, and the test of it, which fails for anything lost, silently wrong, or a traceback."""

@@ -9,6 +9,7 @@ second or two after the click.
 """
 
 import os
+import tempfile
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -25,7 +26,7 @@ class PageOptions:
     """Folder that holds the trained pipelines, one folder each; or one pipeline: its folder, or its name OWNER/NAME on
     the Hugging Face Hub."""
     host: str = "127.0.0.1"
-    """Address to serve at; 0.0.0.0 lets other machines in."""
+    """Address to serve at; 0.0.0.0 lets other machines in, by the token in the address that is printed."""
     port: int = 7860
     """Port to serve at."""
     show: bool = False
@@ -45,15 +46,30 @@ def main(argv: Sequence[str] | None = None) -> None:
     from unclip.page.shelf import Shelf
 
     shelf = Shelf(options.checkpoints, pick_device(options.device))  # fetched now, if need be, and the Hub asked once
-    os.environ.update(GRADIO_ANALYTICS_ENABLED="False", HF_HUB_OFFLINE="1")  # before gradio is imported, which reads it
-    try:
-        import gradio  # noqa: F401
-    except ImportError:
-        raise UserError("the page needs gradio; install it with: pip install '.[page]'") from None
+    with tempfile.TemporaryDirectory(prefix="unclip-page-") as folder:
+        set_environment(folder)
+        try:
+            import gradio  # noqa: F401
+        except ImportError:
+            raise UserError("the page needs gradio; install it with: pip install '.[page]'") from None
 
-    from unclip.page.tabs import serve
+        from unclip.page.tabs import serve
 
-    serve(shelf, options.host, options.port, options.show)
+        serve(shelf, options.host, options.port, options.show)
+
+
+def set_environment(folder: str) -> None:
+    """Set what gradio reads when it is imported: visitors' files go to `folder`, and only our options open doors."""
+    for name in [name for name in os.environ if name.startswith("GRADIO_")]:
+        del os.environ[name]
+    os.environ.update(
+        GRADIO_TEMP_DIR=os.path.realpath(folder),
+        GRADIO_EXAMPLES_CACHE=os.path.realpath(folder),
+        GRADIO_ANALYTICS_ENABLED="False",
+        GRADIO_ANALYTICS_MAX_EVENTS="100",  # which are kept in memory,
+        GRADIO_ANALYTICS_CACHE_FREQUENCY=str(10**9),  # and summed up after so many
+        HF_HUB_OFFLINE="1",
+    )
 
 
 if __name__ == "__main__":

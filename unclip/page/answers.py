@@ -4,27 +4,33 @@ They yield tuples of outputs to show, some of them repeatedly while the drawing 
 calls, so visitors do not affect each other. A UserError becomes one line on the page.
 """
 
+import math
 import shlex
 from collections.abc import Iterator, Sequence
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 from PIL import Image
 
 from unclip import edit
-from unclip.errors import UserError
+from unclip.errors import UserError, shown
 from unclip.grids import captioned_grid
-from unclip.image_opening import explain_unreadable, load_image, open_image
 from unclip.images import to_pil
-from unclip.page.markup import LARGE, gif_link, picture, png_bytes, png_link, row, sheet, table
+from unclip.page.markup import LARGE, gif_link, picture, png_link, row, sheet, table
+from unclip.page.pictures import PickedFile, open_picked
 from unclip.page.shelf import OpenPipeline
+from unclip.page.values import read_text
 from unclip.picture_text import describe_picture
-from unclip.store.files import write_atomically
 from unclip.trajectory import Moment, Trajectory, denoising_frames, watch_drawing
 
 MAX_PICTURES = 64
 """Pictures per click."""
+LONGEST_TEXT = 20_000
+"""Letters of all captions of a click together."""
+MAX_STEPS = 16 * 100
+"""Steps of all pictures of a click together."""
+MOMENTS = 40
+"""Moments of the denoising that are shown per click: each is sent with all pictures that were drawn before."""
 FRAMES = 9
 """Frames of a blend or an edit."""
 INVERSION: dict[str, Any] = {"steps": 20}
@@ -43,15 +49,20 @@ PARTS = {
 """Parts that can be painted without a brush: rows and columns of the image's quarters."""
 
 Shown = Iterator[tuple[Any, ...]]
-PickedFile = str | Path | None
-"""The file of the image that a visitor picked, if any."""
 
 
 def draw(opened: OpenPipeline, text: str, n: int, seed: int, guidance: float, steps: int) -> Shown:
     """Show a row of pictures per caption while they are denoised, one caption after the other."""
     captions = parse_captions(text)
-    if len(captions) * n > MAX_PICTURES:
-        raise UserError(f"{len(captions) * n} pictures are more than the {MAX_PICTURES} of one click; ask for fewer")
+    count = len(captions) * n
+    if count > MAX_PICTURES:
+        raise UserError(f"{count} pictures are more than the {MAX_PICTURES} of one click; ask for fewer")
+    if count * steps > MAX_STEPS:
+        raise UserError(
+            f"{count} pictures of {steps} steps are {count * steps} steps, more than the {MAX_STEPS} of one click; "
+            "ask for fewer pictures or steps"
+        )
+    stride = math.ceil(len(captions) * steps / MOMENTS)
     settings: dict[str, Any] = {"n": n, "seed": seed, "guidance": guidance, "steps": steps}
     sampling = opened.pipe.sampling.for_drawing(guidance=guidance, steps=steps)
     trajectory = Trajectory()
@@ -62,6 +73,8 @@ def draw(opened: OpenPipeline, text: str, n: int, seed: int, guidance: float, st
         for event in watch_drawing(lambda on_step: opened.pipe(caption, on_step=on_step, **settings)):  # noqa: B023
             if isinstance(event, Moment):
                 trajectory(event)
+                if event.step % stride:
+                    continue
                 yield (sheet(*rows, row(caption, [picture(x, f"{caption}, being drawn") for x in event.x])),)
             else:
                 output = event
@@ -124,12 +137,12 @@ def mix(opened: OpenPipeline, n: int, seed: int, *prompts_and_weights: Any) -> S
 
 
 def inpaint(
-    opened: OpenPipeline, image: PickedFile, painting: dict[str, Any] | None, part: str, caption: str, n: int, seed: int
+    opened: OpenPipeline, image: PickedFile, strokes: PickedFile, part: str, caption: str, n: int, seed: int
 ) -> Shown:
     """Paint a part of an image: the part under the brush strokes, or else a named part."""
     prepared = edit.prepare_images(opened.pipe, open_picked(image))
-    mask = painting_mask(painting, part, prepared.shape[1])
     text = describe_edit(opened, "inpaint", parse_captions(caption)[:1], {})
+    mask = painting_mask(open_picked(strokes) if strokes else None, part, prepared.shape[1])
     painted = []
     for image_seed in range(seed, seed + n):
         output = edit.inpaint(opened.pipe, prepared, mask, parse_captions(caption)[0], seed=image_seed)
@@ -179,22 +192,10 @@ def split_lines(text: str) -> list[str]:
 
 def parse_captions(text: str) -> list[str]:
     """The captions in a text, one per line. Raises UserError if there are none."""
-    captions = split_lines(text)
+    captions = [read_text(line, "a caption") for line in split_lines(text)]
     if not captions:
         raise UserError("no caption; write one per line")
     return captions
-
-
-def open_picked(file: PickedFile) -> Image.Image:
-    """Read the image that a visitor picked. Raises UserError if there is none, or if it cannot be read."""
-    if file is None:
-        raise UserError("no image; drop one on the page, or click an example")
-    try:
-        return load_image(open_image(Path(file)))
-    except UserError as error:
-        raise UserError(f"this image {explain_unreadable(error)}") from error
-    except Exception as error:  # Pillow raises many kinds for broken files
-        raise UserError("this file is no image that can be read; choose another, such as a PNG or a JPEG") from error
 
 
 def describe_edit(
@@ -240,32 +241,27 @@ def frame_at(frames: np.ndarray | None, position: float, end: float = 1) -> str:
     return sheet(picture(frames[index], f"at {position:.3g}", height=LARGE))
 
 
-def painting_mask(painting: dict[str, Any] | None, part: str, size: int) -> np.ndarray:
+def painting_mask(strokes: Image.Image | None, part: str, size: int) -> np.ndarray:
     """Where to paint, bool (size, size): under the brush strokes, or the named part if there are none."""
-    layers = painting["layers"] if painting else None
-    strokes = [layer.convert("RGBA").getchannel("A") for layer in layers or () if layer]
-    brushed = [np.asarray(layer.resize((size, size), Image.Resampling.BOX)) > 0 for layer in strokes]
-    if np.any(brushed):
-        return np.any(brushed, axis=0)
+    if strokes:
+        opaque = strokes.convert("RGBA").getchannel("A")
+        brushed = np.asarray(opaque.resize((size, size), Image.Resampling.BOX)) > 0
+        if brushed.any():
+            return brushed
+    if part not in PARTS:
+        raise UserError(f"there is no part {shown(part)}; choose from {', '.join(PARTS)}")
     quarters = np.zeros((2, 2), bool)
     quarters[PARTS[part]] = True
     half = np.arange(size) * 2 // size  # 0 for the first half of the rows or columns, 1 for the second
     return quarters[half][:, half]
 
 
-def write_canvas(opened: OpenPipeline, image: PickedFile) -> str | None:
-    """Write the image as the decoder sees it, enlarged to leave room for a brush, beside its file. Returns the path.
+def draw_canvas(opened: OpenPipeline, image: PickedFile) -> Image.Image | None:
+    """The image as the decoder sees it, enlarged to leave room for a brush.
 
-    Returns None for an image that cannot be read; the button then reports it. The file is written atomically, as
-    another visitor's browser may be loading the same one.
+    Returns None for an image that cannot be read; the button then reports it.
     """
-    if image is None:
-        return None
     try:
-        prepared = edit.prepare_images(opened.pipe, open_picked(image))[0]
+        return to_pil(edit.prepare_images(opened.pipe, open_picked(image))[0], SIDE)
     except UserError:
         return None
-    file = Path(image).with_name(f"canvas-{opened.pipe.fit}-{'x'.join(map(str, prepared.shape))}.png")
-    if not file.exists():
-        write_atomically(file, png_bytes(to_pil(prepared, SIDE)))
-    return str(file)

@@ -5,14 +5,20 @@ from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 
+from PIL import Image
 from torch import Tensor
 
-from unclip.errors import UserError
+from unclip.errors import UserError, shown
+from unclip.page.pictures import is_within, open_picked
 from unclip.pipeline import UnCLIP
+from unclip.pixels import read_colours
 from unclip.store.hub import find_pipeline, is_hub_name
-from unclip.store.index import time_completed
+from unclip.store.index import read_index, time_completed
 from unclip.store.sealed_json import read_json
 from unclip.store.training_captions import read_training_captions
+
+MOST_EXAMPLES = 24
+"""Captions, and images, that are offered as examples."""
 
 
 @dataclass(frozen=True)
@@ -22,23 +28,37 @@ class Examples:
     captions: tuple[str, ...]
     change: tuple[str, str]
     """Two captions for an edit: before and after."""
-    images: tuple[Path, ...] = ()
+    images: tuple[Image.Image, ...] = ()
 
     @classmethod
     def read(cls, folder: Path, captions: list[str]) -> "Examples":
         """Read the examples in a pipeline's folder; without them take the first captions that it was trained on.
 
-        Raises UserError for a file of another form.
+        Raises UserError for a file of another form, and for images that are not the pipeline's own.
         """
         path = folder / "examples" / "examples.json"
         values = read_json(path) if path.is_file() else {}
         try:
             example_captions = tuple(values.get("captions", captions[:8]))
-            change = tuple(values.get("change", (example_captions[0], example_captions[-1])))
-            images = tuple(path.parent / name for name in values.get("images", ()))
-        except (AttributeError, TypeError, IndexError) as error:
+            before, after = values.get("change", (example_captions[0], example_captions[-1]))
+            names = tuple(values.get("images", ()))
+            if not all(isinstance(text, str) for text in (*example_captions, before, after, *names)):
+                raise TypeError("its captions and names must be texts")
+        except (AttributeError, TypeError, ValueError, IndexError) as error:
             raise UserError(f"{path} is not a set of examples ({error}); restore it, or delete it") from error
-        return cls(example_captions, change, images)
+        images = tuple(open_example(folder, name) for name in names[:MOST_EXAMPLES])
+        return cls(example_captions[:MOST_EXAMPLES], (before, after), images)
+
+
+def open_example(folder: Path, name: str) -> Image.Image:
+    """An image in a pipeline's examples/. Raises UserError for any other file, and for links, which lead elsewhere."""
+    path = folder.resolve() / "examples" / name
+    listed = [file for file in read_index(folder).get("files", {}) if file.startswith("examples/")]
+    if not is_within(path, folder.resolve() / "examples") or (listed and f"examples/{name}" not in listed):
+        raise UserError(
+            f"{folder}/examples names {shown(name)}, which is no image of its own; restore it, or delete it"
+        )
+    return read_colours(open_picked(path), 3)
 
 
 @dataclass(eq=False)
@@ -79,7 +99,9 @@ class Shelf:
     def open(self, name: str) -> OpenPipeline:
         """The pipeline of this name, opened at the first call. Raises UserError if it cannot be used."""
         if name not in self.names:
-            raise UserError(f"there is no pipeline {name!r} under {self.folder}; choose from {', '.join(self.names)}")
+            raise UserError(
+                f"there is no pipeline {shown(name)} under {self.folder}; choose from {', '.join(self.names)}"
+            )
         with self.lock:
             if name not in self.opened:
                 self.opened[name] = OpenPipeline.open(self.folders[name], self.device)
