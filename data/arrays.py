@@ -7,6 +7,7 @@ Pixels are whole numbers in 0 .. 255, floats in 0 .. 1 or in 0 .. 255, or nothin
 or one-hot rows; --data.class-names names the classes where the file does not.
 """
 
+import zipfile
 from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -14,10 +15,11 @@ from typing import Any, NamedTuple
 import numpy as np
 from PIL import Image
 
+from data.archives import check_unpacked_size
 from data.caption_values import as_captions
 from data.class_captions import class_caption
 from data.problems import Problems
-from data.records import Listing, Record
+from data.records import Listing, Record, file_version
 from data.source_config import SourceConfig
 from data.table_rows import decode_noted_lines
 from unclip.errors import UserError, reason
@@ -54,8 +56,7 @@ def read_arrays(config: SourceConfig, problems: Problems) -> Listing:
         if "allow_pickle" in why:
             why = "it holds Python objects; save text as np.array(captions, str), images as one array of numbers"
         raise UserError(f"{path} is not readable as arrays of numbers and strings ({why})") from error
-    status = path.stat()
-    version = f"{path.resolve()} {status.st_mtime_ns} {status.st_size}"
+    version = f"{path.resolve()} {file_version(path)}"
     records = []
     for row, image in enumerate(images):
         label = None if arrays.labels is None else int(arrays.labels[row])
@@ -70,6 +71,8 @@ def read_arrays(config: SourceConfig, problems: Problems) -> Listing:
 
 
 def _load_npz(path: Path) -> Arrays:
+    with zipfile.ZipFile(path) as archive:
+        check_unpacked_size(path, sum(member.file_size for member in archive.infolist()))
     with np.load(path) as file:
         if "images" not in file or not ("captions" in file or "labels" in file):
             raise UserError(

@@ -6,8 +6,8 @@ The tables stay on disk, memory-mapped; an image is read on demand.
 import glob
 import io
 import logging
-import os
-from collections.abc import Iterable
+from collections import defaultdict
+from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -16,10 +16,12 @@ from PIL import Image
 
 from data.caption_values import as_captions
 from data.class_captions import class_caption
+from data.file_patterns import match_files
+from data.folder_files import is_regular_file, list_files
 from data.problems import Problems, quantity
-from data.records import Columns, Listing, Record, check_column
+from data.records import Columns, Listing, Record
 from data.source_config import SourceConfig
-from data.splits import SPLIT_NAMES
+from data.splits import SPLIT_NAMES, split_of_file
 from unclip.errors import UserError, reason
 from unclip.image_opening import open_image
 from unclip.store.files import check_fetched
@@ -54,37 +56,24 @@ def read_hugging_face(config: SourceConfig, problems: Problems) -> Listing:
 def is_saved_data_set(folder: Path) -> bool:
     """Whether a folder holds the tables of a data set."""
     is_saved = any((folder / name).is_file() for name in SAVED)
-    return is_saved or any(any(folder.rglob(f"*{suffix}")) for suffix in FORMATS)
+    return is_saved or bool(list_files(folder, FORMATS, FORMATS).files)
 
 
-def group_files_by_split(folder: Path, suffixes: Iterable[str], problems: Problems) -> tuple[str, dict[str, list[str]]]:
-    """The first of the suffixes that files in a folder have, and those files by split.
+def group_files_by_split(files: Sequence[Path], folder: Path, problems: Problems) -> dict[str, list[str]]:
+    """Files in a folder by the split that their names say.
 
-    `datasets` knows the split by the name. If no name says one, all files are for training; if some do, the others are
-    added to `problems`.
+    If no name says one, all files are for training; if some do, the others are added to `problems`.
     """
-    from datasets.data_files import DataFilesDict, get_data_patterns  # seconds to import, so only here
-
-    files_by_suffix = {
-        suffix: [file for file in sorted(folder.rglob(f"*{suffix}")) if not file.name.startswith(".")]
-        for suffix in suffixes
-    }
-    chosen_suffix = next(suffix for suffix, files in files_by_suffix.items() if files)
-    names = {os.path.realpath(file): str(file) for file in files_by_suffix[chosen_suffix]}
-    pattern = glob.escape(os.path.realpath(folder))
-    patterns = get_data_patterns(pattern)
-    splits = {}
-    for split, files in DataFilesDict.from_patterns(patterns, base_path=pattern).items():
-        split_files = [names[file] for file in map(os.path.realpath, files) if file in names]
-        if split_files:
-            splits[str(split)] = split_files
-    splits = splits or {"train": list(names.values())}
-    used = {file for files in splits.values() for file in files}
-    for file in (file for files in files_by_suffix.values() for file in files):
-        if str(file) not in used:
-            name = str(file.relative_to(folder))
-            problems.add(name, "is not used: the names of other files say which split they are")
-    return chosen_suffix, splits
+    by_split = defaultdict(list)
+    for file in files:
+        by_split[split_of_file(file.relative_to(folder))].append(str(file))
+    others = by_split.pop(None, [])
+    if not by_split:
+        return {"train": others}
+    for file in others:
+        name = str(Path(file).relative_to(folder))
+        problems.add(name, "is not used: the names of other files say which split they are")
+    return dict(by_split)
 
 
 def _open_tables(source: str, split: str | None, problems: Problems) -> dict[str, Any]:
@@ -97,12 +86,16 @@ def _open_tables(source: str, split: str | None, problems: Problems) -> dict[str
     try:
         if any((path / name).is_file() for name in SAVED):
             loaded = datasets.load_from_disk(source)
-        elif path.is_file():
-            loaded = datasets.load_dataset(FORMATS[path.suffix.lower()], data_files=_check_files([source]))
-        elif path.is_dir():
-            suffix, files = group_files_by_split(path, FORMATS, problems)
-            files = {name: _check_files(names) for name, names in files.items()}
-            loaded = datasets.load_dataset(FORMATS[suffix], data_files=files)
+        elif files := _list_table_files(path, problems):
+            suffix = files[0].suffix.lower()
+            folder = path if path.is_dir() else path.parent
+            used = [file for file in files if file.suffix.lower() == suffix]
+            for file in files[len(used) :]:
+                problems.add(str(file.relative_to(folder)), f"is not used: {suffix} files are read")
+            by_split = group_files_by_split(used, folder, problems) if len(used) > 1 else {"train": [str(used[0])]}
+            loaded = datasets.load_dataset(
+                FORMATS[suffix], data_files={name: _check_files(names) for name, names in by_split.items()}
+            )
         else:
             loaded = datasets.load_dataset(source)
     except UserError:
@@ -117,6 +110,20 @@ def _open_tables(source: str, split: str | None, problems: Problems) -> dict[str
     if split not in tables:
         raise UserError(f"{source} has no split {split}; name one of {', '.join(tables)} with --data.split")
     return {"train": tables[split]}
+
+
+def _list_table_files(path: Path, problems: Problems) -> list[Path]:
+    """The files of tables that a path or a pattern names, those of the preferred format first."""
+    if path.is_file():
+        return [path]
+    if not path.is_dir():
+        files = match_files(str(path))
+    else:
+        files, refused = list_files(path, FORMATS, FORMATS)
+        for file, why in refused.items():
+            problems.add(str(file.relative_to(path)), why)
+    formats = list(FORMATS)
+    return sorted(files, key=lambda file: formats.index(file.suffix.lower()))
 
 
 def _check_files(files: list[str]) -> list[str]:
@@ -137,17 +144,17 @@ def _read_table(
     """The records of one table, and the names of the classes that its captions are, if they are class labels."""
     import datasets
 
-    check_column(source, columns.image, table.column_names, "image-column")
-    check_column(source, columns.caption, table.column_names, "caption-column")
-    feature = table.features[columns.caption]
+    image_column = columns.find_image(source, table.column_names, problems)
+    caption_column = columns.find_caption(source, table.column_names, problems)
+    feature = table.features[caption_column]
     classes = tuple(feature.names) if isinstance(feature, datasets.ClassLabel) else ()
     item_feature = getattr(feature, "feature", None)  # the type of a list's items
     item_classes = item_feature.names if isinstance(item_feature, datasets.ClassLabel) else None
-    if isinstance(table.features[columns.image], datasets.Image):
-        table = table.cast_column(columns.image, datasets.Image(decode=False))
-    images = table.select_columns([columns.image])
+    if isinstance(table.features[image_column], datasets.Image):
+        table = table.cast_column(image_column, datasets.Image(decode=False))
+    images = table.select_columns([image_column])
     records = []
-    for row, value in enumerate(table[columns.caption]):
+    for row, value in enumerate(table[caption_column]):
         row_name = f"{name} {row}"
         label = None
         if classes:
@@ -180,7 +187,10 @@ def _open_image(table: Any, row: int, source: Path) -> Image.Image:
     if isinstance(value, str) and "://" in value:
         raise UserError(f"{value} is a web address; download the image, and name its file")
     if isinstance(value, str):
-        return open_image((source if source.is_dir() else source.parent) / value)
+        file = (source if source.is_dir() else source.parent) / value
+        if not is_regular_file(file):
+            raise UserError(f"{value} is missing, or not a file")
+        return open_image(file)
     if value is None:
         raise UserError("the row has none")
     kind = type(value).__name__

@@ -7,8 +7,7 @@ from pathlib import Path
 from PIL import Image, UnidentifiedImageError
 
 from data.problems import Problems
-from data.records import Record
-from data.splits import SPLIT_NAMES
+from data.records import Record, file_version
 from unclip.errors import printable
 from unclip.image_opening import open_image
 from unclip.store.files import check_fetched
@@ -25,13 +24,18 @@ CaptionsByFile = dict[Path, list[str]]
 
 
 def records_of_files(
-    captions: CaptionsByFile, folder: Path, labels: dict[Path, str], problems: Problems
+    captions: CaptionsByFile,
+    folder: Path,
+    labels: dict[Path, str],
+    splits: dict[Path, str | None],
+    problems: Problems,
 ) -> list[Record]:
     """A record for each file that has captions and a format that Pillow reads.
 
     Args:
-        folder: names are relative to it; a first part that names a split puts the record there.
+        folder: names are relative to it.
         labels: the class of each file, if they have classes.
+        splits: the split of each file, if the source has splits.
     """
     Image.init()
     unknown_suffixes = {suffix for suffix in IMAGE_SUFFIXES if Image.EXTENSION.get(suffix) not in Image.OPEN}
@@ -45,15 +49,14 @@ def records_of_files(
         if suffix in unknown_suffixes:
             problems.add(name, f"Pillow cannot read {suffix} files here; save the image as PNG or JPEG")
             continue
-        status = file.stat()
         records.append(
             Record(
                 name,
                 partial(_open_image, file),
                 tuple(dict.fromkeys(file_captions)),
                 label=class_numbers.get(labels.get(file)),
-                split=SPLIT_NAMES.get(name.split(os.sep)[0].lower()),
-                version=f"{status.st_mtime_ns} {status.st_size}",
+                split=splits.get(file),
+                version=file_version(file),
             )
         )
     return records
@@ -62,18 +65,6 @@ def records_of_files(
 def relative_name(file: Path, folder: Path) -> str:
     """The name of a file in messages and splits: the same wherever its folder lies."""
     return os.path.relpath(file, folder)
-
-
-def is_existing_file(path: Path) -> bool:
-    try:
-        return path.is_file()
-    except (OSError, ValueError):  # a name that no file can have
-        return False
-
-
-def is_hidden(path: Path, folder: Path) -> bool:
-    """Whether programs keep a path below `folder` for themselves: .git, or __MACOSX in an archive."""
-    return any(part.startswith(".") or part == "__MACOSX" for part in path.relative_to(folder).parts)
 
 
 def _open_image(file: Path) -> Image.Image:

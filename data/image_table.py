@@ -1,40 +1,69 @@
-"""A table of file names and captions: NAME.csv, .tsv, .txt, .jsonl or .json, also COCO's captions.
+"""A table of file names and captions: NAME.csv, .tsv, .txt, .jsonl or .json, also COCO's and Flickr8k's captions.
 
-The images lie beside the table, or in one folder beside it. Several rows about one image are several captions of it.
+The images lie beside the table, or in a folder beside it. Several rows about one image are several captions of it.
 The table may also lie in a folder of images (data/image_folder.py).
 """
 
 import os
+import re
 import unicodedata
-from pathlib import Path
+from collections import defaultdict
+from collections.abc import Sequence
+from functools import cache
+from pathlib import Path, PurePath
 
 from data.caption_values import as_captions
-from data.image_files import CaptionsByFile, is_existing_file, is_hidden, records_of_files, relative_name
+from data.folder_files import is_regular_file, list_files
+from data.folder_names import read_split_folders
+from data.image_files import IMAGE_SUFFIXES, CaptionsByFile, records_of_files, relative_name
 from data.problems import Problems
-from data.records import Columns, Listing, check_column
+from data.records import CAPTION_COLUMNS, IMAGE_COLUMNS, Columns, Listing
 from data.source_config import SourceConfig
-from data.table_rows import read_rows
+from data.table_rows import read_csv_columns, read_rows
 from unclip.errors import UserError
+
+DEPTH = 2
+"""How many folders deep images are looked for beside a table."""
 
 
 def read_image_table(config: SourceConfig, problems: Problems) -> Listing:
     """The records of a table. Raises UserError if it has no rows, or lacks the columns."""
     path = Path(os.path.abspath(config.source))
     captions: CaptionsByFile = {}
-    add_table_captions(captions, path, None, config.columns, problems)
-    records = records_of_files(captions, path.parent, {}, problems)
+    add_table_captions(captions, path, config.columns, problems)
+    places = [PurePath(relative_name(file.parent, path.parent)).parts for file in captions]
+    meanings = read_split_folders(places, captioned=True)
+    splits = {file: meaning.split for file, meaning in zip(captions, meanings, strict=True)}
+    records = records_of_files(captions, path.parent, {}, splits, problems)
     if not records and not problems.rows:
         raise UserError(f"{path} holds no rows; expected columns for the file's name and for {config.caption_column}")
     return Listing(records)
 
 
+def is_headed_table(path: Path) -> bool:
+    """Whether a table has columns for images and captions, by its first line; JSON is taken for one unread."""
+    if path.suffix.lower().startswith(".json"):
+        return True
+    columns = {column.lower() for column in read_csv_columns(path)}
+    return not columns.isdisjoint(IMAGE_COLUMNS) and not columns.isdisjoint(CAPTION_COLUMNS)
+
+
 def add_table_captions(
-    captions: CaptionsByFile, table: Path, root: Path | None, columns: Columns, problems: Problems
+    captions: CaptionsByFile,
+    table: Path,
+    columns: Columns,
+    problems: Problems,
+    root: Path | None = None,
+    images: Sequence[Path] | None = None,
 ) -> None:
     """Add the captions of a table to `captions`, with an entry for each file that it names.
 
-    With a `root`, files outside of it are refused, and a table without rows is a problem. Raises UserError if the table
-    lacks the columns.
+    Raises UserError if the table lacks the columns.
+
+    Args:
+        root: files outside of it are refused, and a table without rows is a problem. None allows files anywhere.
+        images: the images among which those that are not beside the table are looked for; by default, those in folders
+            beside it.
     """
     table_name = relative_name(table, root or table.parent)
     rows = read_rows(table, table_name, problems)
@@ -43,17 +72,20 @@ def add_table_captions(
             problems.add(table_name, "holds no rows")
         return
     known = dict.fromkeys(column for _, row in rows for column in row if column is not None)
-    image_column = next((column for column in (columns.image, "file_name") if column in known), "file_name")
     described = table if table.suffix.startswith(".json") else f"{table}, by its first line,"
-    check_column(described, image_column, known, "image-column")
-    check_column(described, columns.caption, known, "caption-column")
-    folders = _folders_beside(table)
+    image_column = columns.find_image(described, known, problems)
+    caption_column = columns.find_caption(described, known, problems)
+
+    @cache
+    def images_by_name() -> dict[str, list[Path]]:
+        return _index_by_name(_list_images_beside(table) if images is None else images)
+
     for place, row in rows:
         name = str(row.get(image_column, "")).strip()
         file = _named_file(table.parent, name)
         elsewhere = []
-        if not is_existing_file(file):
-            elsewhere = list(filter(is_existing_file, (_named_file(folder, name) for folder in folders)))
+        if not is_regular_file(file):
+            elsewhere = _find_by_end(images_by_name(), name)
         if name and len(elsewhere) == 1:
             file = elsewhere[0]
             folder_name = relative_name(file.parent, table.parent)
@@ -63,14 +95,14 @@ def add_table_captions(
         if None in row:
             problems.add(place, "has more values than there are columns; quote captions with commas")
             continue
-        if lacking := [column for column in (image_column, columns.caption) if column not in row]:
+        if lacking := [column for column in (image_column, caption_column) if column not in row]:
             problems.add(place, f"has no {lacking[0]}; its columns are {', '.join(map(str, row))}")
             continue
         if not name:
             problems.add(place, f"has an empty {image_column}")
             continue
         place = f"{place} ({name})"
-        row_captions = as_captions(row[columns.caption], problems)
+        row_captions = as_captions(row[caption_column], problems)
         if not row_captions:
             problems.add(place, "has no caption that is text")
         elif "://" in name:
@@ -80,26 +112,50 @@ def add_table_captions(
             problems.add(place, f"the file is not beside the table, and lies in {places}; name its folder too")
         elif root and not file.is_relative_to(root):
             problems.add(place, "the file lies outside of the folder")
-        elif not is_existing_file(file):
+        elif not is_regular_file(file):
             problems.add(place, "the file is missing")
         else:
             captions[file].extend(row_captions)
 
 
-def _folders_beside(table: Path) -> list[Path]:
-    """The folders in which files may lie that a table names without a folder.
+def _list_images_beside(table: Path) -> list[Path]:
+    """The images in folders beside a table; or, where there are none, and for COCO, beside the table's own folder."""
+    folder = table.parent
+    images = []
+    if folder.name != "annotations":
+        images = list_files(folder, IMAGE_SUFFIXES, IMAGE_SUFFIXES, DEPTH).files
+    return images or list_files(folder.parent, IMAGE_SUFFIXES, IMAGE_SUFFIXES, DEPTH).files
 
-    They lie beside the table, or, as in COCO, beside its folder `annotations`.
-    """
-    around = table.parent.parent if table.parent.name == "annotations" else table.parent
-    return sorted(path for path in around.iterdir() if path.is_dir() and not is_hidden(path, around))
+
+def _index_by_name(images: Sequence[Path]) -> dict[str, list[Path]]:
+    index = defaultdict(list)
+    for image in images:
+        index[unicodedata.normalize("NFC", image.name)].append(image)
+    return index
+
+
+def _find_by_end(images_by_name: dict[str, list[Path]], name: str) -> list[Path]:
+    """The images whose paths end with a name, which may hold folders."""
+    for form in _forms(name):
+        parts = PurePath(os.path.normpath(unicodedata.normalize("NFC", form))).parts
+        images = images_by_name.get(parts[-1], []) if parts else []
+        if found := [image for image in images if image.parts[-len(parts) : -1] == parts[:-1]]:
+            return found
+    return []
 
 
 def _named_file(folder: Path, name: str) -> Path:
-    """The file that a table names: as written, with Windows' separators, or in another Unicode normal form.
+    """The file that a table names, in one of the `_forms` of its name. Links are followed wherever they lead."""
+    files = [Path(os.path.normpath(folder / form)) for form in _forms(name)]
+    return next(filter(is_regular_file, files), files[0])
 
-    Links are followed wherever they lead.
-    """
-    forms = (name, name.replace("\\", "/"), *(unicodedata.normalize(form, name) for form in ("NFC", "NFD")))
-    files = [Path(os.path.normpath(folder / form)) for form in forms]
-    return next(filter(is_existing_file, files), files[0])
+
+def _forms(name: str) -> dict[str, None]:
+    """A name as written, with Windows' separators, in another Unicode normal form, and without a caption's number."""
+    forms = (
+        name,
+        name.replace("\\", "/"),
+        *(unicodedata.normalize(form, name) for form in ("NFC", "NFD")),
+        re.sub(r"#\d+$", "", name),
+    )
+    return dict.fromkeys(forms)

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from data.dataset import CaptionedImages
+from data.file_patterns import exists_locally
 from data.source_config import SHAPE_OPTIONS, SourceConfig, as_options
 from data.sources import has_fixed_shape, is_available, is_named_source
 from unclip.errors import UserError
@@ -108,7 +109,7 @@ def _is_same_source(source: str, recorded: str) -> bool:
 
 def _with_absolute_paths(config: C) -> C:
     """A config that means the same in any working directory."""
-    is_path = not is_named_source(config.source) and Path(config.source).exists()
+    is_path = not is_named_source(config.source) and exists_locally(config.source)
     return replace(
         config,
         source=os.path.abspath(config.source) if is_path else config.source,

@@ -18,11 +18,12 @@ from data.archives import ARCHIVE_SUFFIXES, unpack_archive
 from data.class_captions import name_classes
 from data.dataset import CaptionedImages, build_data_set
 from data.decoding import collect_images, common_size, filter_readable
+from data.file_patterns import exists_locally, match_files
 from data.problems import Problems
 from data.records import Listing, Record
 from data.source_config import SHAPE_OPTIONS, SourceConfig
 from data.splits import FEWEST, SHARE, SPLITS, defined_splits, explain_too_few, limit_records, split_records
-from unclip.errors import UserError
+from unclip.errors import UserError, printable
 from unclip.registry import resolve
 from unclip.store.files import check_fetched
 
@@ -65,6 +66,8 @@ class Source:
     """How the names of its files end."""
     recognise_folder: str | Callable[[Path], bool] | None = None
     """Whether a folder is such a source."""
+    takes_pattern: bool = False
+    """Whether a pattern may name several of its files."""
 
     @property
     def is_named(self) -> bool:
@@ -82,22 +85,24 @@ SOURCES: dict[str, Source] = {
         options=COLUMN_OPTIONS,
         recognise_folder="data.image_folder:is_image_folder",
     ),
-    "hugging-face": Source(
-        "data.hugging_face:read_hugging_face",
-        options=(*COLUMN_OPTIONS, "split"),
-        suffixes=(".parquet", ".arrow"),
-        recognise_folder="data.hugging_face:is_saved_data_set",
-    ),
     "shards": Source(
         "data.shards:read_shards",
         options=COLUMN_OPTIONS,
         suffixes=(".tar",),
         recognise_folder="data.shards:is_shard_folder",
+        takes_pattern=True,
+    ),
+    "hugging-face": Source(
+        "data.hugging_face:read_hugging_face",
+        options=(*COLUMN_OPTIONS, "split"),
+        suffixes=(".parquet", ".arrow"),
+        recognise_folder="data.hugging_face:is_saved_data_set",
+        takes_pattern=True,
     ),
     "table": Source(
         "data.image_table:read_image_table",
         options=COLUMN_OPTIONS,
-        suffixes=(".jsonl", ".csv", ".tsv", ".json", ".txt"),
+        suffixes=(".jsonl", ".csv", ".tsv", ".json", ".txt", ".token"),
     ),
     "arrays": Source("data.arrays:read_arrays", options=("class_names",), suffixes=(".npz", ".npy")),
 }
@@ -119,7 +124,7 @@ def load_splits(config: SourceConfig, splits: Sequence[str], held_out: bool = Fa
         return [load_split(config, split, held_out).first(config.limit) for split in splits]
     problems = Problems(config.source)
     listing = read_listing(config, problems)
-    name = Path(config.source).resolve().name if Path(config.source).exists() else config.source
+    name = _name_of_data(config.source)
     size = image_size(config, listing)
     channels = 1 if config.grey else 3
     records = listing.records
@@ -189,11 +194,15 @@ def find_source(source: str) -> Source:
                 return kind
         return SOURCES["folder"]  # whose reader explains what it expects
     suffixes = ", ".join(_file_suffixes())
+    if path.exists() and not path.is_file():
+        raise UserError(f"{path} is neither a file nor a folder; copy its content to a file")
     if path.exists():
         for kind in SOURCES.values():
             if kind.suffixes and source.lower().endswith(kind.suffixes):
                 return kind
         raise UserError(f"{path} is a file of another kind than {suffixes}; unpack it, or convert it to one of these")
+    if files := match_files(source):
+        return _find_source_of_pattern(source, files)
     if is_available(source):
         return SOURCES["hugging-face"]
     raise UserError(
@@ -214,7 +223,26 @@ def is_named_source(source: str) -> bool:
 def is_available(source: str) -> bool:
     """Whether a source has a name, exists on this machine, or may be on the Hub; False for a path to nothing."""
     may_be_on_hub = HUB_NAME.fullmatch(source) and not source.lower().endswith(tuple(_file_suffixes()))
-    return is_named_source(source) or Path(source).exists() or bool(may_be_on_hub)
+    return is_named_source(source) or exists_locally(source) or bool(may_be_on_hub)
+
+
+def _find_source_of_pattern(source: str, files: Sequence[Path]) -> Source:
+    """The source whose files a pattern names. Raises UserError if they are several sources, or read one by one."""
+    for kind in SOURCES.values():
+        if kind.takes_pattern and all(file.name.lower().endswith(kind.suffixes) for file in files):
+            return kind
+    suffixes = ", ".join(suffix for kind in SOURCES.values() if kind.takes_pattern for suffix in kind.suffixes)
+    raise UserError(
+        f"{source} names {files[0]} and others; a pattern may name files of one of {suffixes}: give a folder"
+    )
+
+
+def _name_of_data(source: str) -> str:
+    """The name of a source in messages and manifests, without the path on this machine."""
+    path = Path(source)
+    if path.exists():
+        return printable(path.resolve().name)
+    return printable(path.absolute().parent.name if match_files(source) else source)
 
 
 def has_fixed_shape(source: str) -> bool:

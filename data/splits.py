@@ -1,7 +1,9 @@
 """Training, validation and test: which records belong to which split."""
 
 import hashlib
+import re
 from collections.abc import Sequence
+from pathlib import PurePath
 
 from data.problems import quantity
 from data.records import Record
@@ -13,12 +15,28 @@ SPLIT_NAMES = {name: name for name in SPLITS} | {
     "valid": "validation",
     "dev": "validation",
     "testing": "test",
+    "eval": "test",
+    "evaluation": "test",
 }
 """The split that each name stands for in folders, files and data sets."""
 SHARE = 0.05
 """The fraction of a source without splits that goes to validation; as much goes to test."""
 FEWEST = 10
 """The fewest images of a split: preview grids show this many."""
+
+
+def split_of_name(name: str) -> str | None:
+    """The split that a folder's name stands for, which a number may follow: train2017."""
+    return SPLIT_NAMES.get(name.lower().rstrip("0123456789_-"))
+
+
+def split_of_file(path: PurePath) -> str | None:
+    """The split that a word in a file's name stands for, or one in that of a folder: data/train-00000-of-00002.tar."""
+    for part in (path.name, *reversed(path.parent.parts)):
+        words = re.findall(r"[a-z]+", part.lower())
+        if split := next((SPLIT_NAMES[word] for word in words if word in SPLIT_NAMES), None):
+            return split
+    return None
 
 
 def defined_splits(records: Sequence[Record]) -> set[str]:

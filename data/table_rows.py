@@ -7,17 +7,33 @@ import re
 from collections.abc import Iterator
 from itertools import takewhile
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
+from data.image_files import IMAGE_SUFFIXES
 from data.problems import Problems
 from unclip.errors import UserError, reason
 from unclip.store.files import check_fetched
 from unclip.text import CONTROL, decode_lines
 
 TABLE_SUFFIXES = (".jsonl", ".csv", ".tsv", ".json")
-SEPARATORS = ",;\t|"
+SEPARATORS = "\t,;|"
 EXCEL = re.compile(r"sep=.", re.IGNORECASE)
 """The line above a table by which Excel names its separator."""
+
+IMAGE_NAME = re.compile(rf".+({'|'.join(map(re.escape, sorted(IMAGE_SUFFIXES)))})(#\d+)?", re.IGNORECASE)
+"""The name of an image, which in Flickr8k the number of the caption follows."""
+BEGINNING = 2**16
+"""Bytes of a table that are read to find its columns."""
+
+
+class Header(NamedTuple):
+    """The columns of a table in CSV, by its first line."""
+
+    separator: str
+    columns: list[str]
+    is_missing: bool
+    """Whether the first line is already a row, which holds the name of an image."""
+
 
 Row = tuple[str, dict[str | None, Any]]
 """The row's place in messages, and its values by column; those beyond the last column stand under None."""
@@ -52,9 +68,36 @@ def decode_noted_lines(content: bytes, name: str, problems: Problems) -> list[st
     return lines
 
 
+def read_csv_columns(path: Path) -> list[str]:
+    """The columns of a table in CSV, without reading all of it; [] for a file that is not text."""
+    with open(path, "rb") as file, contextlib.suppress(UnicodeDecodeError):
+        lines, _ = decode_lines(file.read(BEGINNING))
+        return _find_header(next((line for line in lines if not _is_above_table(line)), "")).columns
+    return []
+
+
+def _is_above_table(line: str) -> bool:
+    return not line.strip() or EXCEL.fullmatch(line.strip()) is not None
+
+
+def _find_header(line: str) -> Header:
+    """Find the columns by the first line of text.
+
+    The separator is the one by which a field is the name of an image, or else the one that makes the most columns.
+    """
+    fields = {sign: [field.strip() for field in next(csv.reader([line], delimiter=sign), [])] for sign in SEPARATORS}
+    for sign in SEPARATORS:
+        places = [place for place, field in enumerate(fields[sign]) if IMAGE_NAME.fullmatch(field)]
+        if places and len(fields[sign]) == 2:
+            columns = ["text", "text"]
+            columns[places[0]] = "file_name"
+            return Header(sign, columns, is_missing=True)
+    separator = max(SEPARATORS, key=lambda sign: len(fields[sign]))
+    return Header(separator, fields[separator], is_missing=False)
+
+
 def _parse_csv(lines: list[str], name: str, problems: Problems) -> Iterator[Row]:
-    """Parse CSV. The separator is the one that splits the first line of text into the most columns."""
-    skipped = len(list(takewhile(lambda line: not line.strip() or EXCEL.fullmatch(line.strip()), lines)))
+    skipped = len(list(takewhile(_is_above_table, lines)))
     lines = lines[skipped:]
     line_number = skipped
 
@@ -64,18 +107,21 @@ def _parse_csv(lines: list[str], name: str, problems: Problems) -> Iterator[Row]
             line_number += 1
             yield f"{line}\n"
 
-    separator = max(SEPARATORS, key=lambda sign: len(next(csv.reader(lines[:1], delimiter=sign), ())))
-    reader = csv.DictReader(
-        counted_lines(),
-        delimiter=separator,
-        skipinitialspace=True,
-        strict=True,  # so that a quote that is not closed is an error
-    )
-    columns = [column.strip() for column in reader.fieldnames or ()]
-    reader.fieldnames = columns
-    repeated = next((column for column in columns if column and columns.count(column) > 1), None)
+    header = _find_header(lines[0] if lines else "")
+    repeated = next((column for column in header.columns if column and header.columns.count(column) > 1), None)
     if repeated:
         raise UserError(f"{name} has two columns {repeated}; rename one")
+    rows = counted_lines()
+    if not header.is_missing:
+        next(rows, None)
+    reader = csv.DictReader(
+        rows,
+        header.columns,
+        delimiter=header.separator,
+        skipinitialspace=True,
+        strict=True,  # so that a quote that is not closed is an error
+        quoting=csv.QUOTE_NONE if header.is_missing and header.separator == "\t" else csv.QUOTE_MINIMAL,
+    )
     while True:
         first_line = line_number + 1
         try:

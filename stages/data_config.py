@@ -10,6 +10,7 @@ from data.source_config import SourceConfig
 from data.sources import load_splits
 from stages.runtime import is_main, main_first
 from unclip.cli.options import EarlyOptions
+from unclip.errors import printable
 from unclip.store.hub import find_pipeline
 
 
@@ -52,4 +53,4 @@ def inherit_data(presets: dict[str, Any], named: EarlyOptions) -> dict[str, Any]
 def _tell(line: str) -> None:
     """Print a line about the data to standard output, once for all ranks."""
     if is_main():
-        print(line, flush=True)
+        print(printable(line), flush=True)

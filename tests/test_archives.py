@@ -2,6 +2,7 @@
 
 import gzip
 import shutil
+import types
 import zipfile
 
 import numpy as np
@@ -10,7 +11,7 @@ from own_images import COLOURS, caption, everything, fill, with_csv, with_parque
 from test_shards import samples, with_shard
 from test_sources_forms import EVERY
 
-from data import paths
+from data import archives, paths
 from data.source_config import SourceConfig
 from data.sources import load_splits
 from unclip.errors import UserError
@@ -104,3 +105,68 @@ def test_names_that_lead_out_of_an_archive_stay_inside(tmp_path):
         load_splits(SourceConfig(str(tmp_path / "x.zip")), ["train"])
     assert not list(tmp_path.rglob("outside.txt"))
     assert len(list(paths.CACHE.rglob("outside.txt"))) == 1
+
+
+def bomb(path) -> None:
+    """Write an archive of two million zeros, which packs them a thousandfold."""
+    zeros = bytes(2_000_000)
+    if path.suffix == ".zip":
+        with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as file:
+            file.writestr("000.png", zeros)
+    elif path.suffix == ".npz":
+        np.savez_compressed(path, images=np.zeros((40, 500, 100), np.uint8), captions=["a"] * 40)
+    else:
+        path.write_bytes(gzip.compress(zeros))
+
+
+@pytest.mark.parametrize("name", ["x.zip", "x.tar.gz", "x.tgz", "x.npz"])
+def test_archive_that_unpacks_to_far_more_than_its_size_is_refused(name, tmp_path, monkeypatch):
+    monkeypatch.setattr(archives, "ALWAYS_ALLOWED", 2**20)
+    bomb(tmp_path / name)
+    with pytest.raises(UserError, match=f"{name} unpacks to more than 250 times its size"):
+        load_splits(SourceConfig(str(tmp_path / name)), ["train"])
+    assert not [path for path in paths.CACHE.rglob("*") if path.is_file()]
+
+
+def test_many_empty_files_count_as_what_they_take_on_disk(tmp_path, monkeypatch):
+    monkeypatch.setattr(archives, "ALWAYS_ALLOWED", 2**20)
+    monkeypatch.setattr(archives, "LARGEST_RATIO", 20)
+    with zipfile.ZipFile(tmp_path / "x.zip", "w") as file:
+        for number in range(300):
+            file.writestr(str(number), b"")
+    with pytest.raises(UserError, match="unpacks to more than"):
+        load_splits(SourceConfig(str(tmp_path / "x.zip")), ["train"])
+
+
+def test_archive_larger_than_the_disk_is_refused_before_it_is_unpacked(tmp_path, monkeypatch):
+    with_csv(tmp_path / "folder")
+    shutil.make_archive(str(tmp_path / "x"), "zip", tmp_path / "folder")
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: types.SimpleNamespace(free=1000))
+    with pytest.raises(UserError, match=r"x\.zip unpacks to 0 MB, but .* has 0 MB left; free some space"):
+        load_splits(SourceConfig(str(tmp_path / "x.zip")), ["train"])
+
+
+def flip_deflated(path) -> None:
+    with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as file:
+        file.writestr("a.txt", bytes(range(256)) * 50)
+    content = bytearray(path.read_bytes())
+    content[60:80] = bytes(20)
+    path.write_bytes(content)
+
+
+@pytest.mark.parametrize(
+    "make",
+    [
+        flip_deflated,
+        zip_of("a" * 300),
+        zip_of("/".join(["a" * 200] * 30)),
+        lambda path: (zip_of("a")(path), zipfile.ZipFile(path, "a").mkdir("a/b")),
+        lambda path: path.write_bytes(b"PK\5\6" + b"\xff" * 18),
+    ],
+)
+def test_damaged_zip_is_told_with_its_name_and_leaves_nothing(make, tmp_path):
+    make(tmp_path / "x.zip")
+    with pytest.raises(UserError, match=r"x\.zip cannot be unpacked") as refusal:
+        load_splits(SourceConfig(str(tmp_path / "x.zip")), ["train"])
+    assert len(str(refusal.value)) < 300
+    assert not list(paths.CACHE.glob("*"))

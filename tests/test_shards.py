@@ -4,9 +4,10 @@ import io
 import json
 import tarfile
 
+import datasets
 import numpy as np
 import pytest
-from own_images import caption, everything, picture
+from own_images import caption, everything, picture, with_parquet
 from test_sources_forms import EVERY, encoded, listed, reasons
 
 from data.source_config import SourceConfig
@@ -55,11 +56,13 @@ def test_shards_with_faults(tmp_path):
     members = samples(range(30)) | samples([30], "json")
     members |= {"a/031.png": encoded(picture(1)), "a/032.txt": b"a square", "a/033.json": b"[", "a/033.png": b"junk"}
     members |= {"a/034.png": encoded(picture(1)), "a/034.cls": b"7", "a/034.seg.png": encoded(picture(2))}
+    members |= {"a/035.png": encoded(picture(1)), "a/035.json": b'{"title": "a", "width": 20}'}
     with_shard(tmp_path / "x.tar", members)
     found, problems = listed(tmp_path / "x.tar")
-    assert len(found) == 31
+    assert len(found) == 32
     assert reasons(problems) == {
-        "x.tar/a/030": "has no text; name one of caption, width with --data.caption-column",
+        "x.tar/a/035":
+            "its .json has no column text or caption; name one of title, width with --data.caption-column",
         "x.tar/a/031": "has no .txt, .json or .cls with a caption",
         "x.tar/a/032": "has no image, only txt",
         "x.tar/a/033": "its caption is not readable (Expecting value: line 1 column 2 (char 1))",
@@ -79,7 +82,7 @@ def test_shards_with_faults(tmp_path):
         ("x.tar", None, "is not an uncompressed tar file"),
         ("x.tar", {"notes.md": b"x"}, "holds no images; expected 000.jpg with 000.txt"),
         ("x.tar", {"a/metadata.csv": b"x"}, "is a packed folder with metadata.csv; unpack it, and give the folder"),
-        ("x.rar", None, "is a file of another kind than .parquet, .arrow, .tar"),
+        ("x.rar", None, "is a file of another kind than .tar, .parquet, .arrow"),
     ],
 )
 def test_archives_that_cannot_be_used(name, members, words, tmp_path):
@@ -99,3 +102,119 @@ def test_a_folder_of_images_beside_their_own_archive_is_a_folder(tmp_path):
         picture(number).save(folder / f"{number}.png")
     with_shard(tmp_path / "originals.tar", samples(range(3)))
     assert len(listed(tmp_path)[0]) == 40
+
+
+# --- names and layouts of others --------------------------------------------------------------------------------------
+
+
+def as_img2dataset(folder) -> None:
+    """Write two shards as img2dataset does: each image with a .json and mostly a .txt, and tables beside the shards."""
+    for shard, numbers in enumerate((range(25), range(25, 40))):
+        members = {}
+        for n in numbers:
+            about = {"url": f"https://example.org/{n}", "caption": caption(n), "key": f"{n:09d}", "status": "success"}
+            members[f"{n:09d}.jpg"] = encoded(picture(n))
+            members[f"{n:09d}.json"] = json.dumps(about).encode()
+            if n % 2:
+                members[f"{n:09d}.txt"] = caption(n).encode()
+        with_shard(folder / f"{shard:05d}.tar", members)
+        datasets.Dataset.from_dict({"url": ["a"], "caption": ["b"]}).to_parquet(folder / f"{shard:05d}.parquet")
+        (folder / f"{shard:05d}_stats.json").write_text('{"count": 25, "successes": 25}')
+
+
+@pytest.mark.parametrize("pattern", ["", "*.tar", "{00000..00001}.tar", "{00000,00001}.tar", "0000[01].tar"])
+def test_shards_as_img2dataset_writes_them_by_folder_and_by_pattern(pattern, tmp_path):
+    as_img2dataset(tmp_path / "it")
+    found, problems = listed(tmp_path / "it" / pattern)
+    assert {r.captions for r in found} == {(text,) for text in EVERY}
+    assert not problems.rows
+    if pattern == "*.tar":
+        (data,) = load_splits(SourceConfig(str(tmp_path / "it" / pattern)), ["train"])
+        assert data.name == "it/train", "no path of the machine"
+
+
+def test_patterns_of_tables_and_of_other_files(tmp_path):
+    for number in range(2):
+        with_parquet(tmp_path / f"{number}.parquet", 20)
+        picture(number).save(tmp_path / f"{number}.png")
+    assert len(listed(tmp_path / "*.parquet")[0]) == 40
+    with pytest.raises(UserError, match=r"a pattern may name files of one of \.tar, \.parquet, \.arrow"):
+        listed(tmp_path / "*.png")
+    with pytest.raises(UserError, match="there is no data set"):
+        listed(tmp_path / "*.tar")
+
+
+@pytest.mark.parametrize(
+    ("names", "expected"),
+    [
+        (("photo.v2", "photo.v3"), {"photo.v2", "photo.v3"}),
+        (("IMG.2024.01", "IMG.2024.02"), {"IMG.2024.01", "IMG.2024.02"}),
+        (("a", "a.small"), {"a", "a.small"}),
+        (("./a.b", "__MACOSX/a", ".hidden/a"), {"a.b"}),
+    ],
+)
+def test_names_with_dots_are_samples_of_their_own_where_their_texts_are(names, expected, tmp_path):
+    members = {}
+    for name in names:
+        members |= {f"{name}.jpg": encoded(picture(0)), f"{name}.caption": name.encode()}
+    with_shard(tmp_path / "x.tar", members)
+    found, problems = listed(tmp_path / "x.tar")
+    assert {r.name.removeprefix("x.tar/") for r in found} == expected
+    assert all(r.captions[0].endswith(r.name.removeprefix("x.tar/")) for r in found)
+    assert not problems.rows
+
+
+def test_dotted_names_without_texts_of_their_own_stay_one_sample(tmp_path):
+    members = {"0.rgb.jpg": encoded(picture(0)), "0.depth.png": encoded(picture(1)), "0.json": b'{"text": "a"}'}
+    with_shard(tmp_path / "x.tar", members)
+    found, _ = listed(tmp_path / "x.tar", image_column="depth.png")
+    assert [(r.name, r.open().getpixel((0, 0))) for r in found] == [("x.tar/0", picture(1).getpixel((0, 0)))]
+
+
+# --- damaged headers --------------------------------------------------------------------------------------------------
+
+
+def sized(size: int):
+    """The field of a header that holds a size too large for octal digits."""
+    return lambda: (124, tarfile.itn(size, 12, tarfile.GNU_FORMAT))
+
+
+DAMAGES = {
+    "10^20 bytes": sized(10**20),
+    "10^12 bytes": sized(10**12),
+    "fewer than no bytes": sized(-(10**9)),
+    "a kind of file that does not exist": lambda: (156, b"?"),
+    "a header of long names": lambda: (156, b"L"),
+    "an extended header": lambda: (156, b"x"),
+    "a file with holes": lambda: (156, b"S"),
+    "a pipe": lambda: (156, b"6"),
+    "no number": lambda: (124, b"\xffabcdefghijk"),
+    "a name of 300 letters": lambda: (0, b"a" * 100 + b"/" + b"b" * 20),
+}
+
+
+READ_ON = ("10^20 bytes", "10^12 bytes", "fewer than no bytes", "a kind of file that does not exist",
+           "a file with holes", "a pipe", "a name of 300 letters")  # fmt: skip
+"""Damages after which Python's reader goes on, even in the first header."""
+
+
+@pytest.mark.parametrize("first", [True, False])
+@pytest.mark.parametrize("kind", DAMAGES)
+def test_damaged_header_is_told_with_the_name_of_the_shard(kind, first, tmp_path):
+    with_shard(tmp_path / "x.tar", samples(range(12)))
+    content = bytearray((tmp_path / "x.tar").read_bytes())
+    header = 0 if first else content.index(b"a/006.png")
+    place, value = DAMAGES[kind]()
+    content[header + place : header + place + len(value)] = value
+    info = content[header : header + 512]
+    info[148:156] = b" " * 8
+    content[header + 148 : header + 156] = b"%06o\0 " % sum(info)
+    (tmp_path / "x.tar").write_bytes(content)
+    if first and kind not in READ_ON:
+        with pytest.raises(UserError, match=r"x\.tar is not an uncompressed tar file"):
+            listed(tmp_path / "x.tar")
+        return
+    found, problems = listed(tmp_path / "x.tar")
+    assert len(found) >= (0 if first else 6)
+    assert len(found) == 12 or any("x.tar" in name for name, _ in problems.rows)
+    assert all(record.open() for record in found)

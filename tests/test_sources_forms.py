@@ -123,18 +123,22 @@ def test_bytes_that_are_no_text_are_no_captions(tmp_path):
 @pytest.mark.parametrize("suffix", [".csv", ".jsonl"])
 def test_a_table_without_the_column_names_those_that_it_has(suffix, tmp_path):
     fill(tmp_path, 3)
-    rows = [{"path": f"{n:03d}.png", "caption": "a"} for n in range(3)]
+    rows = [{"where": f"{n:03d}.png", "what": "a"} for n in range(3)]
     with open(tmp_path / f"x{suffix}", "w", newline="") as file:
         if suffix == ".csv":
             csv.writer(file).writerows([rows[0], *(row.values() for row in rows)])
         else:
             file.writelines(json.dumps(row) + "\n" for row in rows)
     source = tmp_path / f"x{suffix}"
-    with pytest.raises(UserError, match=r"no column file_name; name one of path, caption with --data\.image-column"):
+    with pytest.raises(
+        UserError, match=r"no column image or file_name; name one of where, what with --data\.image-column"
+    ):
         listed(source)
-    with pytest.raises(UserError, match=r"no column text; name one of path, caption with --data\.caption-column"):
-        listed(source, image_column="path")
-    assert len(listed(source, image_column="path", caption_column="caption")[0]) == 3
+    with pytest.raises(
+        UserError, match=r"no column text or caption; name one of where, what with --data\.caption-column"
+    ):
+        listed(source, image_column="where")
+    assert len(listed(source, image_column="where", caption_column="what")[0]) == 3
 
 
 def as_json(rows) -> str:
@@ -222,10 +226,10 @@ def test_a_file_in_several_folders_beside_a_table_is_not_guessed(tmp_path):
 
 def test_a_folder_whose_captions_are_in_another_table_says_how_to_name_it(tmp_path):
     with_csv(tmp_path)
-    (tmp_path / "metadata.csv").rename(tmp_path / "captions.csv")
-    with pytest.raises(UserError, match=r"if they are in captions\.csv, give .*/captions\.csv as the source"):
+    (tmp_path / "metadata.csv").rename(tmp_path / "words.csv")
+    with pytest.raises(UserError, match=r"if they are in words\.csv, give .*/words\.csv as the source"):
         listed(tmp_path)
-    assert set(everything(tmp_path / "captions.csv")) == EVERY
+    assert set(everything(tmp_path / "words.csv")) == EVERY
 
 
 def test_metadata_json_of_a_program_does_not_hide_text_files(tmp_path):

@@ -65,9 +65,9 @@ def new_array_cache(folder: Path, layout: Layout) -> Iterator[CachedArrays]:
         shutil.rmtree(temporary, ignore_errors=True)
 
 
-def _map_new_arrays(folder: Path, layout: Layout) -> dict[str, np.ndarray]:
+def _map_new_arrays(folder: Path, layout: Layout) -> dict[str, Any]:
     """Map new files of zeros into memory. Raises OSError that names the space they take if the disk has less."""
-    arrays: dict[str, np.ndarray] = {}
+    arrays: dict[str, Any] = {}
     size = sum(int(np.prod(shape, dtype=object)) * np.dtype(dtype).itemsize for dtype, shape in layout.values())
     try:
         for name, (dtype, shape) in layout.items():
