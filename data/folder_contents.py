@@ -65,29 +65,34 @@ def _match_texts(images: list[Path], texts: list[Path], folder: Path) -> tuple[d
     matched = {image: found for image in images if (found := by_stem[image.with_suffix("")] or by_stem[image])}
     used = {text for found in matched.values() for text in found}
     others = [text for text in texts if text not in used]
-    for text, image in _match_parallel_folders([i for i in images if i not in matched], others, folder):
+    for text, image in _match_parallel_folders(images, texts, used.union(matched), folder):
         matched.setdefault(image, []).append(text)
         used.add(text)
     return matched, [text for text in others if text not in used]
 
 
-def _match_parallel_folders(images: list[Path], texts: list[Path], folder: Path) -> Iterator[tuple[Path, Path]]:
+def _match_parallel_folders(
+    images: list[Path], texts: list[Path], matched: set[Path], folder: Path
+) -> Iterator[tuple[Path, Path]]:
     """Pairs of a text and an image whose paths differ in one folder: captions/cat/1.txt and images/cat/1.jpg.
 
     The image may also lie above: cat/1.jpg. The one folder must hold no images, and the other no texts. Of several
     images, the one in a folder named images is meant, or else none.
+
+    Args:
+        matched: images and texts that belong together already.
     """
     relative = {file: file.relative_to(folder).with_suffix("").parts for file in (*images, *texts)}
     with_images = {relative[image][: depth + 1] for image in images for depth in range(len(relative[image]) - 1)}
     with_texts = {relative[text][: depth + 1] for text in texts for depth in range(len(relative[text]) - 1)}
     by_key = defaultdict(list)
-    for image in images:
+    for image in (image for image in images if image not in matched):
         parts = relative[image]
         by_key[parts, None].append(image)
         for depth in range(len(parts) - 1):
             if parts[: depth + 1] not in with_texts:
                 by_key[parts[:depth], parts[depth + 1 :]].append(image)
-    for text in texts:
+    for text in (text for text in texts if text not in matched):
         parts = relative[text]
         for depth in range(len(parts) - 1):
             if parts[: depth + 1] not in with_images:

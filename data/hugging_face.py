@@ -6,6 +6,7 @@ The tables stay on disk, memory-mapped; an image is read on demand.
 import glob
 import io
 import logging
+import re
 from collections import defaultdict
 from collections.abc import Sequence
 from functools import partial
@@ -21,7 +22,7 @@ from data.folder_files import is_regular_file, list_files
 from data.problems import Problems, quantity
 from data.records import Columns, Listing, Record
 from data.source_config import SourceConfig
-from data.splits import SPLIT_NAMES, split_of_file
+from data.splits import SPLIT_NAMES, split_in_name
 from unclip.errors import UserError, reason
 from unclip.image_opening import open_image
 from unclip.store.files import check_fetched
@@ -29,6 +30,8 @@ from unclip.store.files import check_fetched
 FORMATS = {".parquet": "parquet", ".arrow": "arrow"}
 SAVED = ("state.json", "dataset_dict.json")
 """Files of a data set that `datasets` has saved."""
+SHARD = re.compile(r"data/(\w+(?:\.\w+)*)-\d{5}-of-\d{5}[^/]*\.[^/]*")
+"""Files that the Hub writes, with any name of a split."""
 PLAIN = {"corresponds to no data": "it has no rows", "Couldn't cast": "its files have different columns"}
 """Plain words for errors of `datasets`."""
 
@@ -60,20 +63,38 @@ def is_saved_data_set(folder: Path) -> bool:
 
 
 def group_files_by_split(files: Sequence[Path], folder: Path, problems: Problems) -> dict[str, list[str]]:
-    """Files in a folder by the split that their names say.
+    """Files in a folder by the split that their names say, by the rules of `datasets`.
 
     If no name says one, all files are for training; if some do, the others are added to `problems`.
     """
-    by_split = defaultdict(list)
-    for file in files:
-        by_split[split_of_file(file.relative_to(folder))].append(str(file))
-    others = by_split.pop(None, [])
-    if not by_split:
-        return {"train": others}
-    for file in others:
-        name = str(Path(file).relative_to(folder))
+    by_split: dict[str | None, list[str]] = {}
+    for find_split in (_split_of_shard, _split_of_folders, _split_of_name):
+        by_split = defaultdict(list)
+        for file in files:
+            by_split[find_split(file.relative_to(folder))].append(str(file))
+        others = by_split.pop(None, [])
+        if by_split:
+            break
+    else:
+        return {"train": list(map(str, files))}
+    for other in others:
+        name = str(Path(other).relative_to(folder))
         problems.add(name, "is not used: the names of other files say which split they are")
     return dict(by_split)
+
+
+def _split_of_shard(path: Path) -> str | None:
+    """Any name of a split: data/unlabelled-00000-of-00002.parquet."""
+    match = SHARD.fullmatch(path.as_posix())
+    return match and match[1]
+
+
+def _split_of_folders(path: Path) -> str | None:
+    return next(filter(None, map(split_in_name, reversed(path.parent.parts))), None)
+
+
+def _split_of_name(path: Path) -> str | None:
+    return split_in_name(path.name)
 
 
 def _open_tables(source: str, split: str | None, problems: Problems) -> dict[str, Any]:
@@ -92,7 +113,7 @@ def _open_tables(source: str, split: str | None, problems: Problems) -> dict[str
             used = [file for file in files if file.suffix.lower() == suffix]
             for file in files[len(used) :]:
                 problems.add(str(file.relative_to(folder)), f"is not used: {suffix} files are read")
-            by_split = group_files_by_split(used, folder, problems) if len(used) > 1 else {"train": [str(used[0])]}
+            by_split = {"train": [source]} if path.is_file() else group_files_by_split(used, folder, problems)
             loaded = datasets.load_dataset(
                 FORMATS[suffix], data_files={name: _check_files(names) for name, names in by_split.items()}
             )

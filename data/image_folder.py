@@ -60,7 +60,7 @@ def read_image_folder(config: SourceConfig, problems: Problems) -> Listing:
     if not captioned:
         names = name_classes_by_folders([meanings[image].rest for image in others])
         labels = {image: name for image, name in zip(others, names, strict=True) if name is not None}
-        if len(set(labels.values())) == 1:
+        if len(set(labels.values())) < 2 and any(meanings[image].rest for image in others):
             problems.note("one class", "the names of folders can serve as captions, if there are two or more")
             labels = {}
     for image in others:

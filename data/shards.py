@@ -86,7 +86,8 @@ def read_shards(config: SourceConfig, problems: Problems) -> Listing:
                     opener = partial(_open_image, files[image])
                     records.append(Record(name, opener, captions, split=split, version=version))
     if not image_count:
-        raise UserError(f"{path} holds no images; expected 000.jpg with 000.txt, 000.json or 000.cls, and so on")
+        why = "".join(f" ({name} {why})" for name, why in list(problems.rows)[:1])
+        raise UserError(f"{path} holds no images{why}; expected 000.jpg with 000.txt, 000.json or 000.cls, and so on")
     return Listing(records)
 
 
@@ -121,11 +122,13 @@ def _list_samples(shard: Path, problems: Problems) -> dict[str, Files]:
                 if path.name in METADATA:
                     raise UserError(f"{shard} is a packed folder with {path.name}; unpack it, and give the folder")
                 stem, _, suffix = path.name.partition(".")
-                if member.isreg() and not any(map(is_hidden_name, path.parts)):
+                if any(map(is_hidden_name, path.parts)):
+                    continue
+                if member.islnk() or member.issym() or member.issparse():
+                    problems.add(f"{shard.name}/{member.name}", "is a link or a file with holes, which is not read")
+                elif member.isreg():
                     place = Place(shard, member.offset_data, member.size)
                     samples.setdefault(str(path.parent / stem), {})[suffix.lower()] = place
-                elif member.islnk() or member.issym() or member.issparse():
-                    problems.add(f"{shard.name}/{member.name}", "is a link or a file with holes, which is not read")
     except UserError:
         raise
     except Exception as error:  # a damaged header also raises errors of numbers and of text

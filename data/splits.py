@@ -3,7 +3,6 @@
 import hashlib
 import re
 from collections.abc import Sequence
-from pathlib import PurePath
 
 from data.problems import quantity
 from data.records import Record
@@ -30,13 +29,10 @@ def split_of_name(name: str) -> str | None:
     return SPLIT_NAMES.get(name.lower().rstrip("0123456789_-"))
 
 
-def split_of_file(path: PurePath) -> str | None:
-    """The split that a word in a file's name stands for, or one in that of a folder: data/train-00000-of-00002.tar."""
-    for part in (path.name, *reversed(path.parent.parts)):
-        words = re.findall(r"[a-z]+", part.lower())
-        if split := next((SPLIT_NAMES[word] for word in words if word in SPLIT_NAMES), None):
-            return split
-    return None
+def split_in_name(name: str) -> str | None:
+    """The split that a word in a name stands for: my-train_0.tar."""
+    words = re.findall(r"[a-z]+", name.lower())
+    return next((SPLIT_NAMES[word] for word in words if word in SPLIT_NAMES), None)
 
 
 def defined_splits(records: Sequence[Record]) -> set[str]:

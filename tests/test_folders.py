@@ -212,6 +212,23 @@ def test_sockets_and_devices_are_told(tmp_path):
     assert set(reasons(listed(tmp_path)[1]).values()) == {"is not a regular file"}
 
 
+def test_links_to_images_and_to_the_folder_itself_are_read_and_one_to_another_folder_is_told(tmp_path):
+    for name in ("cat", "dog", "cow"):
+        fill(tmp_path / "store" / name, 20)
+        (tmp_path / "it" / name).mkdir(parents=True)
+        for image in (tmp_path / "store" / name).iterdir():
+            (tmp_path / "it" / name / image.name).symlink_to(image)
+    (tmp_path / "given").symlink_to("it")
+    assert len(listed(tmp_path / "given")[0]) == 60
+    (tmp_path / "it" / "fox").symlink_to(tmp_path / "store" / "cow")
+    (tmp_path / "it" / "cat2").symlink_to("cat")
+    found, problems = listed(tmp_path / "given")
+    assert len(found) == 60
+    assert reasons(problems) == {
+        "fox": f"is a link to {tmp_path / 'store' / 'cow'}, out of the folder; give that one, or copy it",
+    }
+
+
 def test_links_out_of_a_folder_and_loops_are_not_followed(tmp_path):
     with_text_files(tmp_path / "it")
     with_text_files(tmp_path / "secrets")

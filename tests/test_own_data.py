@@ -110,7 +110,7 @@ def test_evaluation_of_data_without_classes(pipeline, images, tmp_path):
 def test_evaluation_where_a_class_lacks_images_asks_for_the_captions_instead(pipeline, tmp_path):
     labels = np.arange(60) % 2
     labels[0] = 2  # one image, so that it is in one of the splits alone
-    images = np.zeros((60, 24, 24), np.uint8)
+    images = np.random.default_rng(0).integers(0, 256, (60, 24, 24)).astype(np.uint8)
     np.savez(tmp_path / "few.npz", images=images, labels=labels, class_names=["cat", "dog", "cow"])
     done = run_python(
         "-m", "stages.evaluate", "--checkpoint", pipeline[0], "--data", tmp_path / "few.npz", "--samples", "20",
