@@ -1,14 +1,19 @@
 """Exported pipelines, and the runtime that draws from them without PyTorch, against the pipeline itself."""
 
+import http.server
 import json
 import math
 import shutil
+import threading
+import time
+from functools import partial
 
 import numpy as np
 import onnx
 import onnxruntime
 import pytest
 import torch
+from browser import MISSING, Browser
 from conftest import ROOT, run_python
 from onnx import TensorProto
 
@@ -30,6 +35,7 @@ from unclip.prior.reranking import Reranker
 from unclip.settings import FastDecoderSettings
 from unclip.store.manifest import read_manifests
 from unclip.store.sealed_json import write_record
+from unclip.web.export import add_for_page, make_site
 
 CAPTIONS = ["an image of a bag", "a dark narrow dress", "", "a coat"]
 
@@ -227,3 +233,58 @@ def test_the_export_command_leaves_a_folder_in_use_alone(exported, script):
     assert finished.code == 1
     assert finished.err.startswith(f"error: {exported} is not empty; name another folder with --out")
     assert json.loads((exported / "lite.json").read_text())["format"] == 1
+
+
+# --- the page without a server ----------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def served(exported, tmp_path_factory):
+    """The address of the page of the exported pipeline, below a folder of a static server, and its folder."""
+    if MISSING or shutil.which("npm") is None:
+        pytest.skip("the page is tested in chromium, with npm to fetch its runtime; one of them is not installed")
+    site = tmp_path_factory.mktemp("served") / "below" / "site"
+    make_site(site)
+    shutil.copytree(exported, site / "model")
+    add_for_page(site / "model", CAPTIONS[:2])
+    handler = partial(QuietHandler, directory=str(site.parents[1]))
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        yield f"http://127.0.0.1:{server.server_port}/below/site/"
+        server.shutdown()
+
+
+class QuietHandler(http.server.SimpleHTTPRequestHandler):
+    def log_message(self, *_):
+        """Print nothing."""
+
+
+PIXELS = """
+return [...document.querySelectorAll("canvas")].map((c) => [...c.getContext("2d").getImageData(0, 0, 28, 28).data])
+"""
+
+
+def wait_for(driver, words: str) -> None:
+    end = time.monotonic() + 60
+    while words not in (text := driver.find_element("id", "message").text):
+        assert time.monotonic() < end, f"the page says {text!r}"
+        time.sleep(0.05)
+
+
+def test_the_page_draws_the_same_pictures_in_a_browser(exported, served):
+    browser = Browser()
+    driver = browser.driver
+    try:
+        driver.get(served + "?caption=an+image+of+a+bag&seed=7&n=3")
+        wait_for(driver, "Ready.")
+        driver.find_element("id", "draw").click()
+        wait_for(driver, "3 pictures in")
+        drawn = np.array(driver.execute_script(PIXELS)).reshape(3, 28, 28, 4)[..., :1]
+        address = driver.current_url
+        severe = [entry for entry in driver.get_log("browser") if entry["level"] == "SEVERE"]
+    finally:
+        browser.close()
+    expected = Lite(exported)("an image of a bag", n=3, seed=7).images
+    assert (np.abs(drawn - expected) <= 1).mean() >= 0.999
+    assert "caption=an+image+of+a+bag&seed=7&n=3" in address
+    assert severe == []

@@ -214,7 +214,7 @@ def test_help_of_what_needs_no_model_imports_no_torch():
     programs = [f"unclip{command}" for command in ("", " info", " publish", " export", " page")]
     finished = run_help(("torch", "numpy", "gradio"), *programs)
     assert finished.code == 0, finished.err
-    for words in ("unclip edit vary shoe.png", "usage: unclip info ", "--to-hub", "--to {hf,onnx}", "--port"):
+    for words in ("unclip edit vary shoe.png", "usage: unclip info ", "--to-hub", "--to {hf,onnx,web}", "--port"):
         assert words in finished.out
 
 

@@ -2,6 +2,7 @@
 
 unclip export checkpoints/fashion-mnist --to hf      # CLIP alone: transformers' CLIPModel.from_pretrained opens it
 unclip export checkpoints/fashion-mnist --to onnx    # all networks: unclip.lite draws from them without PyTorch
+unclip export checkpoints/fashion-mnist --to web     # a page of static files that draws in the visitor's browser
 """
 
 from collections.abc import Sequence
@@ -12,21 +13,32 @@ from typing import Annotated, Literal
 import tyro
 
 from unclip.cli.options import parse
+from unclip.errors import UserError
 
 
 @dataclass(frozen=True)
 class ExportOptions:
     source: Annotated[Path, tyro.conf.Positional]
     """Folder of the pipeline, or of a CLIP, or its name OWNER/NAME on the Hugging Face Hub."""
-    to: Literal["hf", "onnx"] = "hf"
-    """The format: hf for Hugging Face's CLIPModel, onnx for ONNX Runtime."""
+    to: Literal["hf", "onnx", "web"] = "hf"
+    """The format: hf for Hugging Face's CLIPModel, onnx for ONNX Runtime, web for a static site."""
     out: Path | None = None
-    """Folder to write (default: SOURCE-hf or SOURCE-onnx, beside the source)."""
+    """Folder to write (default: SOURCE-hf, SOURCE-onnx or SOURCE-web, beside the source)."""
+    runtime: Path | None = None
+    """For web: folder with the files of ONNX Runtime Web, dist of its npm package (default: npm fetches them)."""
 
 
 def main(argv: Sequence[str] | None = None) -> None:
     options = parse(ExportOptions, __doc__, argv=argv)
     out = options.out or options.source.resolve().with_name(f"{options.source.resolve().name}-{options.to}")
+    if options.runtime and options.to != "web":
+        raise UserError("--runtime goes with --to web")
+    if options.to == "web":
+        from unclip.web.export import export_web
+
+        page = export_web(options.source, out, options.runtime)
+        print(f"{page}; to look at it: python -m http.server --bind 127.0.0.1 --directory {out}")
+        return
     if options.to == "onnx":
         from unclip.onnx.export import export_onnx
 
