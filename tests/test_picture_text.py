@@ -33,7 +33,7 @@ def test_samples_say_how_they_were_drawn_and_strangers_among_them_are_counted(sc
     first = script("sample", "a bag", "", *few, "--n", 2, "--seed", 4, "--strip")
     assert first.code == 0, first.err
     assert first.out.startswith("4 images in ")
-    sampling = read_sampling(PIPELINE).override(steps=2, prior_steps=1)
+    sampling = read_sampling(PIPELINE).for_drawing(steps=2, prior_steps=1)
     record = json.loads((tmp_path / "samples.json").read_text())
     for sample in record["samples"]:
         text = text_of(tmp_path / sample["file"])

@@ -166,7 +166,7 @@ def look_inside(opened: OpenPipeline, caption: str, seed: int, image: PickedFile
     pictures = []
     for name, (embedding, decoder_caption) in inputs.items():
         images = pipe.decode(embedding, [decoder_caption], seed=seed, num_candidates=1)  # all from the same noise
-        told = describe_picture(pipe, [caption], [seed], pipe.sampling.override(num_candidates=1), drawn_from=name)
+        told = describe_picture(pipe, [caption], [seed], pipe.sampling.for_drawing(num_candidates=1), drawn_from=name)
         file = f"{caption} from {name}.png"
         pictures.append(picture(images[0], f"{caption}, from {name}", name, file, text=told))
         yield (sheet(row("Drawn from", pictures)),)
