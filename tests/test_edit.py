@@ -1,5 +1,6 @@
 """Image manipulations on the committed pipeline, on a few images and in few steps, and on pipelines of other shapes."""
 
+import io
 import math
 import re
 from functools import partial
@@ -132,6 +133,20 @@ def test_masks_of_any_mode_are_painted_where_they_are_bright(mode, pipe):
     assert edit.prepare_mask(pipe, BLACK, mask)[0, 0].any(dim=1).sum() == 10
 
 
+def test_masks_with_soft_edges_are_painted_where_they_are_bright(pipe):
+    mask = Image.new("LA", (28, 28), (0, 255))
+    mask.paste((255, 200), (0, 0, 28, 10))
+    for picture in (mask, mask.convert("La")):
+        assert edit.prepare_mask(pipe, BLACK, picture)[0, 0].any(dim=1).sum() == 10
+
+
+def broken_mask() -> Image.Image:
+    """A PNG, opened but not yet read, that ends within its pixels."""
+    buffer = io.BytesIO()
+    Image.effect_noise((28, 28), 50).save(buffer, "PNG")
+    return Image.open(io.BytesIO(buffer.getvalue()[:-40]))
+
+
 def test_the_erased_part_of_a_picture_is_painted_and_said(pipe, tmp_path):
     erased = Image.fromarray(np.full((60, 80, 3), 200, np.uint8)).convert("RGBA")
     erased.paste((200, 200, 200, 0), (0, 0, 40, 60))
@@ -157,6 +172,8 @@ BLACK = np.zeros((28, 28), np.uint8)
         (lambda p: edit.inpaint(p, BLACK, np.zeros((27, 28), bool)), "28x28 as its image"),
         (lambda p: edit.inpaint(p, BLACK, np.zeros((28, 28))), "bool or uint8"),
         (lambda p: edit.inpaint(p, BLACK, [BLACK, BLACK]), "2 masks cannot go with 1 image"),
+        (lambda p: edit.inpaint(p, BLACK, BLACK[..., None]), "one mask is (H, W), and several are (N, H, W)"),
+        (lambda p: edit.inpaint(p, BLACK, broken_mask()), "the mask cannot be read as an image"),
         (lambda p: edit.inpaint(p, BLACK, BLACK > 0, ["a", "b"]), "2 captions cannot go with 1 image"),
         (lambda p: edit.inpaint(p, BLACK, BLACK == 0, sampler="ddim"), "leave sampler out"),
         (lambda p: edit.inpaint(p, BLACK, BLACK == 0, num_candidates=2), "leave num_candidates out"),

@@ -42,6 +42,8 @@ BROKEN = {
     "short rendering intent": (b"sRGB", b""),
     "short gamma": (b"gAMA", b"\0"),
     "short animation": (b"acTL", b"\0"),
+    "short transparency": (b"tRNS", b"\0"),
+    "transparency with a wrong checksum": (b"tRNS", b"\0" * 6, 7),
     "EXIF that is none": (b"eXIf", b"\0\0\x11\0junkjunk"),
     "EXIF with a wrong checksum": (b"eXIf", b"MM\0*\0\0\0\x08", 7),
 }

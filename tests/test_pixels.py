@@ -92,6 +92,7 @@ def test_training_sees_what_clip_edits_and_the_page_see(fit, pipe, tmp_path, mon
     in_colour = np.stack([decode_image(record, 13, 3, fit) for record in records]).transpose(0, 2, 3, 1)
     assert np.array_equal(read_pictures(files, 13, 3, fit), in_colour)
     assert torch.equal(pipe.encode_image([Image.open(file) for file in files]), usual)
+    assert torch.equal(pipe.encode_image([str(files[0]), *files[1:]]), usual)
     wide = np.asarray(Image.open(tmp_path / "wide.png"))
     assert torch.equal(pipe.encode_image(wide[None]), pipe.encode_image([Image.fromarray(wide)]))
     torch.testing.assert_close(pipe.encode_image(wide[None]), usual[:1])
@@ -148,6 +149,19 @@ def test_a_profile_of_srgb_or_none_that_can_be_used_changes_nothing(mode, profil
         assert read_colours(marked, 3).tobytes() == read_colours(picture, 3).tobytes()
 
 
+@pytest.mark.parametrize("mode", ["LAB", "La", "RGBa"])
+def test_modes_that_pillow_converts_to_few_others_are_read(mode):
+    plain = bars(20, 20).convert("L" if mode == "La" else "RGB")
+    if mode == "LAB":
+        profiles = [ImageCms.createProfile(name) for name in ("sRGB", "LAB")]
+        picture = ImageCms.profileToProfile(plain, *profiles, outputMode="LAB")
+    else:
+        picture = plain.convert(mode.upper()).convert(mode)
+    for channels in (1, 3):
+        difference = np.asarray(read_colours(picture, channels), int) - np.asarray(read_colours(plain, channels), int)
+        assert np.abs(difference).max() <= 12
+
+
 def test_a_transparent_level_of_sixteen_bits_becomes_white():
     buffer = io.BytesIO()
     Image.fromarray(np.array([[1000, 40000]], np.uint16)).save(buffer, "PNG", transparency=1000)
@@ -168,7 +182,23 @@ def test_a_range_that_cannot_be_known_is_refused_everywhere(values, pipe, tmp_pa
 
 
 @pytest.mark.parametrize(
-    "pictures", [None, 3, [None], [3], {}, object(), [[1]], np.zeros(3), b"x", [b"x"], "", ["a\0b"]]
+    "pictures",
+    [
+        None,
+        3,
+        [None],
+        [3],
+        {},
+        object(),
+        [[1]],
+        np.zeros(3),
+        b"x",
+        [b"x"],
+        "",
+        ["a\0b"],
+        [[[1], [1, 2]]],
+        torch.zeros(1, 8, 8, 3, dtype=torch.bfloat16),
+    ],
 )
 def test_anything_else_is_refused_in_one_line(pictures):
     with pytest.raises(UserError) as caught:

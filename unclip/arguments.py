@@ -4,19 +4,17 @@ Numbers may be Python's, numpy's or torch's; sequences may be lists, tuples, gen
 """
 
 import operator
-from collections.abc import Iterable, Mapping, Sequence
-from typing import Any, TypeAlias
+from collections.abc import Iterable, Mapping
+from typing import Any
 
 import numpy as np
 import torch
 import torch.nn.functional as F
-from PIL import Image
 from torch import Tensor
 
 from unclip.errors import UserError, quantity, reason, shown
 
 Captions = str | Iterable[str]
-Images: TypeAlias = Tensor | np.ndarray | Image.Image | Iterable[Image.Image | np.ndarray | Tensor]
 MAX_SAMPLES = 10**6
 """Most samples of one call, as all of them are held in memory."""
 
@@ -62,27 +60,6 @@ def samples_each(n: Any, inputs: int) -> int:
             f"{n * inputs} samples do not fit in memory; draw at most {MAX_SAMPLES} at once, or use sample.py"
         )
     return n
-
-
-def image_batch(images: Images) -> Tensor | Sequence[Image.Image]:
-    """Images as one tensor, uint8 (N, H, W, C), or as a list of PIL images.
-
-    Raises UserError for anything but PIL images or uint8 arrays (N, H, W, C), and for an empty list.
-    """
-    if isinstance(images, Image.Image):
-        return [images]
-    if not isinstance(images, (Tensor, np.ndarray)):
-        if not isinstance(images, Iterable) or isinstance(images, (str, bytes, Mapping)):
-            raise UserError(f"images must be PIL images or uint8 arrays (N, H, W, 1 or 3), not {shown(images)}")
-        images = list(images)
-        if not images:
-            raise UserError("the list of images is empty; give at least one")
-        if all(isinstance(image, Image.Image) for image in images):
-            return images
-    pixels = _tensor(images, "images")
-    if pixels.ndim != 4 or pixels.dtype != torch.uint8 or pixels.shape[-1] not in (1, 3) or 0 in pixels.shape:
-        raise UserError(f"images must be uint8 (N, H, W, 1 or 3), not {pixels.dtype} {tuple(pixels.shape)}")
-    return pixels
 
 
 def unit_embeddings(embeddings: Any, width: int) -> Tensor:

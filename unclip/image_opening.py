@@ -12,6 +12,8 @@ from unclip.errors import UserError, reason
 
 PNG = b"\x89PNG\r\n\x1a\n"
 """The first bytes of a PNG file."""
+TRANSPARENT_COLOUR = {b"\0": 2, b"\2": 6}
+"""Bytes of the transparent colour in a PNG of grey or RGB, by the header's byte for the kind of colours."""
 LARGEST_PROFILE = 2**24
 """Bytes of a colour profile that are unpacked; Pillow alone stops at 1 MB."""
 DARKEST = 4096
@@ -69,6 +71,7 @@ def _open_bare_png(content: bytes) -> Image.Image:
     """Open a PNG with no more than its pixels, transparency, orientation and colour profile."""
     kept = [PNG]
     profile = b""
+    shortest = {b"eXIf": 0, b"tRNS": TRANSPARENT_COLOUR.get(content[25:26], 0)}  # bytes
     start = len(PNG)
     while start < len(content):
         length = int.from_bytes(content[start : start + 4])
@@ -77,7 +80,7 @@ def _open_bare_png(content: bytes) -> Image.Image:
         is_sound = zlib.crc32(chunk[4:-4]) == int.from_bytes(chunk[-4:])
         if name == b"iCCP" and is_sound:
             profile = _unpack_profile(chunk[8:-4])
-        elif name[:1].isupper() or name == b"tRNS" or (name == b"eXIf" and is_sound):  # upper case: needed for pixels
+        elif name[:1].isupper() or (name in shortest and is_sound and length >= shortest[name]):  # upper case: pixels
             kept.append(chunk)
         start += 12 + length
     image = Image.open(io.BytesIO(b"".join(kept)))

@@ -12,10 +12,8 @@ from torch import Tensor
 
 from unclip.arguments import (
     Captions,
-    Images,
     caption_list,
     device_named,
-    image_batch,
     noise_like,
     samples_each,
     unit_embeddings,
@@ -192,12 +190,9 @@ class UnCLIP:
         return self.encode_captions(captions).embedding
 
     @inference()
-    def encode_image(self, images: Images) -> Tensor:
-        """CLIP's unit image embeddings (N, D), of PIL images or uint8 (N, H, W, C): an array, or a list of either.
-
-        Images of any size are read as `read_images` does.
-        """
-        pixels = torch.from_numpy(self.read_images(image_batch(images))).permute(0, 3, 1, 2)
+    def encode_image(self, images: Pictures) -> Tensor:
+        """CLIP's unit image embeddings (N, D) of images of any form and size, see `read_images`."""
+        pixels = torch.from_numpy(self.read_images(images)).permute(0, 3, 1, 2)
         parts = (pixels[part] for part in batches(len(pixels), self.sampling.batch_size))
         return torch.cat([self.clip.encode_image(self.preprocess(part).to(self.device)) for part in parts])
 

@@ -21,6 +21,7 @@ OneImage: TypeAlias = Image.Image | str | Path | Any
 Pictures: TypeAlias = OneImage | Sequence[OneImage]
 """One picture, a list of them, or an array or tensor uint8 (N, H, W, C)."""
 
+ARRAYS = "images must be uint8 (H, W), (H, W, C) or (N, H, W, C), with 1, 3 or 4 channels C"
 TURNS = {
     2: Image.Transpose.FLIP_LEFT_RIGHT,
     3: Image.Transpose.ROTATE_180,
@@ -31,6 +32,8 @@ TURNS = {
     8: Image.Transpose.ROTATE_90,
 }
 """How an image becomes upright, by the orientation that the camera recorded."""
+PLAIN_MODES = {"LAB": "RGB", "La": "LA", "RGBa": "RGBA"}
+"""Modes that Pillow converts to few others, and the mode that stands in for each."""
 VISIBLE = 2
 """Grey levels. A colour profile that changes no colour by more is taken for sRGB, and the pixels stay as they are."""
 
@@ -81,17 +84,19 @@ def read_colours(picture: Image.Image, channels: int) -> Image.Image:
 
 
 def load_upright(picture: Image.Image) -> Image.Image:
-    """Read a PIL image to its end, and turn it by the orientation that the camera recorded, if that can be read."""
+    """Read a PIL image to its end, and turn it by the orientation that the camera recorded, if that can be read.
+
+    Its mode is one that Pillow converts to all others (see `PLAIN_MODES`).
+    """
     image = load_image(picture)
     try:
         turn = TURNS.get(image.getexif().get(ExifTags.Base.Orientation, 1))
     except Exception:  # Pillow raises many kinds for broken EXIF
         turn = None
-    if turn is None:
-        return image
-    turned = image.transpose(turn)
-    turned.info = {key: value for key, value in turned.info.items() if key in ("icc_profile", "transparency")}
-    return turned
+    if turn is not None:
+        image = image.transpose(turn)
+        image.info = {key: value for key, value in image.info.items() if key in ("icc_profile", "transparency")}
+    return image.convert(PLAIN_MODES[image.mode]) if image.mode in PLAIN_MODES else image
 
 
 def to_8_bits(image: Image.Image) -> Image.Image:
@@ -163,12 +168,11 @@ def _take_apart(picture: OneImage) -> Iterable[OneImage]:
     if isinstance(picture, (str, Path, Image.Image)):
         return [picture]
     array = _as_array(picture)
-    if array.dtype != np.uint8 or array.ndim not in (2, 3, 4) or 0 in array.shape[-3:]:
-        raise UserError(f"images must be uint8 (H, W), (H, W, C) or (N, H, W, C), not {array.dtype} {array.shape}")
+    is_image = array.ndim == 2 or (array.ndim in (3, 4) and array.shape[-1] in (1, 3, 4))
+    if array.dtype != np.uint8 or not is_image or 0 in array.shape[-3:]:
+        raise UserError(f"{ARRAYS}, not {array.dtype} {array.shape}")
     if array.ndim == 4:
         return [image for single in array for image in _take_apart(single)]
-    if array.ndim == 3 and array.shape[-1] not in (1, 3, 4):
-        raise UserError(f"an image has 1, 3 or 4 channels, in the last place, not {array.shape[-1]}")
     return [Image.fromarray(np.ascontiguousarray(array[..., 0] if array.shape[2:] == (1,) else array))]
 
 
@@ -184,4 +188,7 @@ def _open_picture(picture: Image.Image | str | Path, channels: int) -> Image.Ima
 
 
 def _as_array(array: Any) -> np.ndarray:
-    return np.asarray(array.cpu() if hasattr(array, "cpu") else array)
+    try:
+        return np.asarray(array.cpu() if hasattr(array, "cpu") else array)
+    except (TypeError, ValueError, RuntimeError):  # lists of unequal lengths, tensors that numpy has no type for
+        raise UserError(f"{ARRAYS}, not {shown(array)}") from None

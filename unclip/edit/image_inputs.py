@@ -44,7 +44,8 @@ def prepare_mask(pipe: UnCLIP, images: Pictures, mask: OneImage) -> Tensor:
     several: Any = mask
     masks = [_mask_array(single) for single in several] if is_several else [_mask_array(mask)] * len(pictures)
     if len(masks) != len(pictures):
-        raise UserError(f"{quantity(len(masks), 'mask')} cannot go with {quantity(len(pictures), 'image')}")
+        counts = f"{quantity(len(masks), 'mask')} cannot go with {quantity(len(pictures), 'image')}"
+        raise UserError(f"{counts}; one mask is (H, W), and several are (N, H, W)")
     fitted = []
     for array, picture in zip(masks, pictures, strict=True):
         height, width = array.shape
@@ -72,32 +73,34 @@ def _any_within(mask: np.ndarray, start: float, end: float, parts: int) -> np.nd
 
 def _mask_array(mask: OneImage) -> np.ndarray:
     """A mask of any form as bool (H, W)."""
-    if isinstance(mask, (str, Path)):
-        mask = _open_mask(mask)
-    if isinstance(mask, Image.Image):
-        mask = load_upright(mask)
-        if mask.has_transparency_data:
-            alpha = np.asarray(mask.convert("RGBA").getchannel("A"))
-            if alpha.min() < 255:
-                warnings.warn(
-                    f"the mask is transparent in {(alpha < 128).mean():.0%} of its pixels: that part is painted, the "
-                    "rest stays; a mask that is white where to paint must have no transparent parts",
-                    stacklevel=4,
-                )
-                return alpha < 128
-            mask = mask.convert("RGB")
-        mask = np.asarray(mask if mask.mode[0] in "IF" else mask.convert("L"))
-        return mask > mask.max() / 2
+    if isinstance(mask, (str, Path, Image.Image)):
+        return _read_mask(mask)
     mask = mask.cpu().numpy() if isinstance(mask, Tensor) else np.asarray(mask)
     if mask.ndim != 2 or mask.dtype not in (bool, np.uint8) or mask.size == 0:
         raise UserError(f"a mask must be bool or uint8 (H, W), not {mask.dtype} {mask.shape}")
     return mask > mask.max() / 2
 
 
-def _open_mask(file: str | Path) -> Image.Image:
+def _read_mask(mask: Image.Image | str | Path) -> np.ndarray:
+    """A mask in a file or a PIL image as bool (H, W)."""
+    is_file = not isinstance(mask, Image.Image)
     try:
-        return load_upright(open_image(Path(file)))
+        image = load_upright(open_image(Path(mask)) if is_file else mask)
+        if image.has_transparency_data:
+            image = image.convert("RGBA")
     except FileNotFoundError:
-        raise UserError(f"there is no mask {file}") from None
+        raise UserError(f"there is no mask {mask}") from None
     except Exception as error:  # Pillow raises many kinds for broken files
-        raise UserError(f"the mask {file} {explain_unreadable(error)}") from error
+        raise UserError(f"the mask{f' {mask}' if is_file else ''} {explain_unreadable(error)}") from error
+    if image.mode == "RGBA":
+        is_transparent = np.asarray(image.getchannel("A")) < 128
+        if is_transparent.any():
+            warnings.warn(
+                f"the mask is transparent in {is_transparent.mean():.0%} of its pixels: that part is painted, the "
+                "rest stays; a mask that is white where to paint must have no transparent parts",
+                stacklevel=5,
+            )
+            return is_transparent
+        image = image.convert("RGB")
+    brightness = np.asarray(image if image.mode[0] in "IF" else image.convert("L"))
+    return brightness > brightness.max() / 2
