@@ -75,7 +75,7 @@ def test_training_sees_what_clip_edits_and_the_page_see(fit, pipe, tmp_path, mon
     monkeypatch.setattr(pipe, "fit", fit)
     channels, size, _ = pipe.decoder.image_shape
     files = save_pictures(tmp_path)
-    records = records_of_files({file: ["x"] for file in files}, tmp_path, {}, Problems("x"))
+    records = records_of_files({file: ["x"] for file in files}, tmp_path, {}, {}, Problems("x"))
     trained_on = np.stack([decode_image(record, size, channels, fit) for record in records]).transpose(0, 2, 3, 1)
     usual = pipe.encode_image(trained_on)
     loaded = [Image.open(file) for file in files]
@@ -159,7 +159,7 @@ def test_modes_that_pillow_converts_to_few_others_are_read(mode):
         picture = plain.convert(mode.upper()).convert(mode)
     for channels in (1, 3):
         difference = np.asarray(read_colours(picture, channels), int) - np.asarray(read_colours(plain, channels), int)
-        assert np.abs(difference).max() <= 12
+        assert np.abs(difference).mean() < 2
 
 
 def test_a_transparent_level_of_sixteen_bits_becomes_white():
@@ -171,7 +171,7 @@ def test_a_transparent_level_of_sixteen_bits_becomes_white():
 @pytest.mark.parametrize("values", [[0, 9], [0, 255], [-5, 60000], [0, 70000]])
 def test_a_range_that_cannot_be_known_is_refused_everywhere(values, pipe, tmp_path):
     Image.fromarray(np.array([values] * 2, np.int32)).save(tmp_path / "a.tif")
-    [record] = records_of_files({tmp_path / "a.tif": ["x"]}, tmp_path, {}, Problems("x"))
+    [record] = records_of_files({tmp_path / "a.tif": ["x"]}, tmp_path, {}, {}, Problems("x"))
     for read in (
         partial(decode_image, record, 8, 3, "crop"),
         partial(edit.prepare_images, pipe, tmp_path / "a.tif"),

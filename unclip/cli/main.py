@@ -44,7 +44,7 @@ def run_command(argv: Sequence[str] | None = None) -> int | None:
 
     name, *arguments = command_line(argv) or ["--help"]
     if name in ("-h", "--help"):
-        print(__doc__.strip())
+        print((__doc__ or f"commands: {', '.join(COMMANDS)}").strip())  # python -OO drops docstrings
         return 0
     if name not in COMMANDS:
         near = difflib.get_close_matches(name, COMMANDS, n=1)
