@@ -182,7 +182,7 @@ def find_fashion_mnist(root: Path | None = None) -> Path:
                     shutil.move(folder / f"{name}.gz", RAW / f"{name}.gz")
                 return RAW
             except Exception as error:  # whatever a download may raise; the next place is tried
-                reasons.append(f"{(fetch.__doc__ or fetch.__name__).rstrip('.')}: {reason(error)}")
+                reasons.append(f"{(fetch.__doc__ or 'one place').rstrip('.')}: {reason(error)}")
     raise UserError(
         f"Fashion-MNIST could not be fetched ({'; '.join(reasons)}); put its four .gz files in {RAW}, or name their "
         "folder with --data.root"

@@ -83,15 +83,15 @@ def _mask_array(mask: OneImage) -> np.ndarray:
 
 def _read_mask(mask: Image.Image | str | Path) -> np.ndarray:
     """A mask in a file or a PIL image as bool (H, W)."""
-    is_file = not isinstance(mask, Image.Image)
+    name = "the mask" if isinstance(mask, Image.Image) else f"the mask {mask}"
     try:
-        image = load_upright(open_image(Path(mask)) if is_file else mask)
+        image = load_upright(mask if isinstance(mask, Image.Image) else open_image(Path(mask)))
         if image.has_transparency_data:
             image = image.convert("RGBA")
     except FileNotFoundError:
         raise UserError(f"there is no mask {mask}") from None
     except Exception as error:  # Pillow raises many kinds for broken files
-        raise UserError(f"the mask{f' {mask}' if is_file else ''} {explain_unreadable(error)}") from error
+        raise UserError(f"{name} {explain_unreadable(error)}") from error
     if image.mode == "RGBA":
         is_transparent = np.asarray(image.getchannel("A")) < 128
         if is_transparent.any():
