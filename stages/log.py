@@ -13,10 +13,11 @@ from tqdm import tqdm
 
 from stages import runtime
 from stages.curves.drawing import draw_curves, read_metrics
-from stages.state import Progress, has_state, not_finite
+from stages.state import Progress, has_state
 from unclip.errors import UserError, quantity, reason
 from unclip.images import save_png
 from unclip.store.files import write_atomically
+from unclip.store.tensors import not_finite
 
 
 class Log:

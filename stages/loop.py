@@ -10,6 +10,7 @@ import importlib.util
 import math
 import sys
 import time
+from collections.abc import Callable
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Annotated, Protocol
@@ -31,8 +32,8 @@ from unclip.devices import Device
 from unclip.errors import UserError
 from unclip.fields import as_option, bounded, check
 from unclip.store.checksums import json_sha256
-from unclip.store.files import remove_leftovers, write_atomically
-from unclip.store.index import write_index
+from unclip.store.files import remove_leftovers
+from unclip.store.index import check_free, write_index
 from unclip.store.lock import only_writer
 from unclip.store.manifest import Manifest, read_manifest
 from unclip.store.parts import finish_saving, save_changed_manifest, save_part
@@ -147,19 +148,18 @@ def train(
         raise UserError(f"--train.accumulate must be at most the {most} examples of each rank, not {config.accumulate}")
     folder = pipeline / stage.name
     manifest.model = asdict(stage.model.config)
-    with only_writer(folder / "train") if runtime.is_main() else contextlib.nullcontext():
+    with only_writer(folder / "train") if runtime.is_main() else contextlib.nullcontext(lambda: None) as check_lock:
         with runtime.main_first():
             if runtime.is_main():
                 clean_up(folder)
+                check_free(pipeline, stage.name, list(files or {}))
             complete = check_same_run(folder, manifest)
+        if runtime.is_main():
+            write_index(pipeline, leave_out="" if complete else stage.name, files=files)
         if complete:
             runtime.print0(f"{stage.name}: {folder} is trained already; delete it to train it anew")
         else:
-            if runtime.is_main():
-                write_index(pipeline, leave_out=stage.name)
-                for name, content in (files or {}).items():
-                    write_atomically(pipeline / name, content)
-            manifest = run_steps(stage, config, device, folder, manifest)
+            manifest = run_steps(stage, config, device, folder, manifest, check_lock)
         if runtime.is_main():
             finish(folder, manifest)
         runtime.barrier()
@@ -174,8 +174,18 @@ def clean_up(folder: Path) -> None:
         finish_saving(folder)
 
 
-def run_steps(stage: Stage, config: TrainConfig, device: torch.device, folder: Path, manifest: Manifest) -> Manifest:
+def run_steps(
+    stage: Stage,
+    config: TrainConfig,
+    device: torch.device,
+    folder: Path,
+    manifest: Manifest,
+    check_lock: Callable[[], object],
+) -> Manifest:
     """Take the steps that are left, saving, validating and drawing on the way.
+
+    Args:
+        check_lock: called before anything is saved; it raises UserError if the folder has been deleted.
 
     Returns the manifest, which also says where the learning rate was changed.
     """
@@ -215,7 +225,8 @@ def run_steps(stage: Stage, config: TrainConfig, device: torch.device, folder: P
             if saved:
                 log.average_over_ranks()
                 log.check_finite(tensors := state_tensors(sharding.made_whole(model, average), whole, optimizers))
-            if runtime.is_main():
+            if runtime.is_main() and (saved or previewed):
+                check_lock()
                 if previewed:
                     log.save_preview(preview(stage, whole))
                 if evaluated:

@@ -12,10 +12,11 @@ from torch import Tensor, nn
 
 from stages import runtime
 from stages.sharding import alike, fill, made_whole, whole
-from unclip.errors import UserError
+from unclip.errors import UserError, reason
+from unclip.fields import check
 from unclip.store.files import partial_name, write_atomically
 from unclip.store.parts import load_part, load_weights
-from unclip.store.tensors import dump_sealed_tensors, load_sealed_tensors
+from unclip.store.tensors import FAULTS, dump_sealed_tensors, load_sealed_tensors
 
 
 @dataclass
@@ -58,16 +59,6 @@ def save_state(path: Path, tensors: dict[str, Tensor], progress: Progress) -> No
     write_atomically(path, content)
 
 
-def not_finite(tensors: dict[str, Tensor]) -> str | None:
-    """The name of the first tensor that holds NaN or infinity."""
-    floating = {name: tensor for name, tensor in tensors.items() if tensor.is_floating_point() and tensor.numel()}
-    if not floating:
-        return None
-    largest = torch._foreach_norm(list(floating.values()), torch.inf)
-    finite = torch.stack([norm.float().cpu() for norm in largest]).isfinite().tolist()
-    return next((name for name, good in zip(floating, finite, strict=True) if not good), None)
-
-
 def keep_previous_state(path: Path) -> None:
     """Give a state a second name, that of the previous state, so that there is a state at every moment."""
     second = partial_name(path)
@@ -90,17 +81,24 @@ def open_state(path: Path) -> tuple[dict[str, Tensor], Progress]:
         with contextlib.suppress(FileNotFoundError):
             try:
                 tensors, metadata = load_sealed_tensors(candidate)
-            except UserError as error:
-                damage = damage or str(error)
+                progress = parse_progress(metadata["progress"], candidate)
+            except FAULTS as error:
+                damage = damage or reason(error)
                 continue
-            values = json.loads(metadata["progress"])
-            progress = Progress(**{name: values[name] for name in vars(Progress()) if name in values})
             if damage:
                 runtime.print0(f"{damage}: going on from the one before, of step {progress.step}")
                 if runtime.is_main():  # so that the next save does not keep it in place of the good one
                     path.replace(path.with_name("state-damaged.safetensors"))
             return tensors, progress
     raise UserError(f"{damage}, and so is the one before; delete the folder {path.parents[1]} to train it anew")
+
+
+def parse_progress(text: str, path: Path) -> Progress:
+    """The progress in a state's metadata. Raises an error of `FAULTS`, or UserError which names the path."""
+    values = json.loads(text)
+    progress = Progress(**{name: values[name] for name in vars(Progress()) if name in values})
+    check(progress, f"{path}: ")
+    return progress
 
 
 def has_state(path: Path) -> bool:
@@ -110,11 +108,29 @@ def has_state(path: Path) -> bool:
 def load_state(path: Path, model: nn.Module, average: nn.Module, optimizers: list[torch.optim.Optimizer]) -> Progress:
     """Fill the models and the optimisers from a saved state, if there is one. Returns its progress.
 
-    Raises UserError if there are states but none is whole.
+    Raises UserError if there are states but none is whole, or if it is that of another model.
     """
     if not has_state(path):
         return Progress()
     tensors, progress = open_state(path)
+    try:
+        fill_from_state(path, tensors, model, average, optimizers)
+    except (*FAULTS, RuntimeError) as error:
+        if isinstance(error, UserError):
+            raise
+        advice = f"delete the folder {path.parents[1]} to train it anew"
+        raise UserError(f"{path} does not fit this training ({reason(error)}); {advice}") from error
+    return progress
+
+
+def fill_from_state(
+    path: Path,
+    tensors: dict[str, Tensor],
+    model: nn.Module,
+    average: nn.Module,
+    optimizers: list[torch.optim.Optimizer],
+) -> None:
+    """Fill the models and the optimisers from the tensors of a state."""
     parts: dict[str, dict[str, Tensor]] = defaultdict(dict)
     for key, value in tensors.items():
         part, name = key.split(".", 1)
@@ -133,7 +149,6 @@ def load_state(path: Path, model: nn.Module, average: nn.Module, optimizers: lis
                 value = alike(value, weight)
             state[int(index)][name] = value
         optimizer.load_state_dict({"state": state, "param_groups": optimizer.state_dict()["param_groups"]})
-    return progress
 
 
 def start_from(model: nn.Module, pipeline: Path, part: str) -> dict[str, str]:

@@ -25,6 +25,7 @@ from unclip.cli.run import run
 from unclip.errors import UserError
 from unclip.registry import PARTS, default_kind, find_kind, resolve
 from unclip.store.hub import find_pipeline
+from unclip.store.index import check_free
 from unclip.store.manifest import Manifest, read_manifest
 
 
@@ -56,9 +57,12 @@ def train_from_command_line(part: str, description: str, argv: Sequence[str] | N
 def train_part(part: str, run: PartRun) -> Manifest:
     """Train a part into run.out. Returns the manifest of the trained part.
 
-    Raises UserError for inputs that are missing, and for a model that does not fit into memory.
+    Raises UserError for files of others in the places of the part's own, for inputs that are missing, and for a model
+    that does not fit into memory.
     """
     device = runtime.start(run.train.device)
+    if runtime.is_main():
+        check_free(run.out, part, ["tokenizer.json" if part == "clip" else "captions.txt"])
     run = run.for_pipeline()
     stage_class = resolve(find_kind(part, run.kind).stage)
     check_fits(lambda: stage_class.build_model(run, Shapes()), device, shared=run.train.shard)

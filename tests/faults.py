@@ -14,6 +14,7 @@ import torch
 
 from stages.state import open_state
 from unclip.cli import run, signals
+from unclip.errors import UserError
 
 TIMES = ("seconds", "images_per_second")
 
@@ -122,6 +123,17 @@ def outcome(folder: Path, name: str = "line") -> dict:
 def one_line(text: str, start: str = "error: ") -> bool:
     """Whether a program's last words are one line that begins so, and nothing is a traceback."""
     return text.splitlines()[-1].startswith(start) and "Traceback" not in text if text else False
+
+
+def refused(work: Callable[[], object]) -> str:
+    """The one line with which some work is refused; "" if it is done."""
+    message = ""
+    try:
+        work()
+    except (UserError, OSError) as error:
+        message = str(error)
+    assert "\n" not in message, message
+    return message
 
 
 def poisoned(stage, call: int, factor: float):

@@ -313,17 +313,6 @@ def test_readme_of_data_that_says_no_example_shows_where_a_caption_goes(tmp_path
     assert (tmp_path / "README.md").read_text().endswith("'a caption'\n")
 
 
-def test_a_readme_that_somebody_wrote_stays_until_a_part_changes(tmp_path):
-    save(tmp_path, "clip")
-    write_index(tmp_path)
-    (tmp_path / "README.md").write_text("my own words")
-    write_index(tmp_path)
-    assert (tmp_path / "README.md").read_text() == "my own words"
-    save(tmp_path, "prior")
-    write_index(tmp_path)
-    assert "| prior | 3 |" in (tmp_path / "README.md").read_text()
-
-
 def test_manifest_on_disk_names_all_that_a_part_comes_from(trained):
     clip, prior, decoder = (read_manifest(trained.folder / part) for part in ("clip", "prior", "decoder"))
     assert prior.parents == decoder.parents == {"clip": clip.sha256}

@@ -172,8 +172,8 @@ def test_name_and_login_are_asked_for_before_any_work(online, small, script, tmp
 def test_what_the_hub_does_not_take_is_one_clear_line(online, small, monkeypatch):
     monkeypatch.setenv("HF_TOKEN", "wrong")
     with pytest.raises(UserError, match=r"does not take me/mine: log in with: hf auth login$"):
-        hub.upload(small, "me/mine")
+        hub.upload(small, "me/mine", [])
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
     with pytest.raises(UserError, match=r"does not take me/mine: HF_HUB_OFFLINE is set$"):
-        hub.upload(small, "me/mine")
+        hub.upload(small, "me/mine", [])
     assert "me/mine" not in online.repositories

@@ -13,6 +13,7 @@ from small_pipeline import build
 from unclip import UnCLIP
 from unclip.errors import UserError
 from unclip.registry import PARTS
+from unclip.store.index import write_index
 from unclip.store.manifest import read_manifest
 from unclip.store.publish import publish
 from unclip.store.sealed_json import write_json
@@ -149,6 +150,7 @@ def test_licence_and_data_set_are_named_as_far_as_they_are_known(data, given, li
     folder, example = build(tmp_path / "own"), "a | b: 'c'\n# \"d\""
     for part in PARTS:
         edit(folder / part, data={"name": f"{data}/train", "fingerprint": "0" * 64, "example": example})
+    write_index(folder)
     publish(folder, tmp_path / "out", "me/own", given)
     head, text = card(tmp_path / "out")
     assert (head.license, head.datasets) == (licence, datasets)
@@ -172,6 +174,7 @@ def test_what_is_cut_short_leaves_nothing_so_that_the_same_command_goes_on(tmp_p
 def test_place_of_a_pretrained_clip_on_this_machine_is_not_told(place, tmp_path):
     folder = build(tmp_path / "own")
     edit(folder / "clip", training={"pretrained": place})
+    write_index(folder)
     publish(folder, tmp_path / "out", "out")
     assert "the pretrained vit" in card(tmp_path / "out")[1]
     assert all(b"clips" not in content for content in contents(tmp_path / "out").values())

@@ -143,7 +143,7 @@ def test_a_kind_that_the_table_does_not_have_is_refused_in_one_line(echoed, monk
 @pytest.mark.parametrize("kind", [3, None, ["diffusion"], {}])
 def test_a_kind_that_is_no_name_is_refused(kind, copied):
     edit(copied / "prior", kind=kind)
-    with pytest.raises(UserError, match="kind is not of type str"):
+    with pytest.raises(UserError, match="kind must be of type str, not"):
         UnCLIP.from_pretrained(copied)
 
 
@@ -152,7 +152,7 @@ def test_a_stage_in_the_folder_of_another_is_refused(copied):
     put(copied, "prior", UnCLIP.from_pretrained(copied).decoder)
     edit(copied / "prior", part="decoder")
     with pytest.raises(
-        UserError, match=r"prior/config\.json is not the manifest of a part \(it is that of a decoder\)"
+        UserError, match=r"prior/config\.json is the manifest of a decoder, not of a prior; train that part again"
     ):
         UnCLIP.from_pretrained(copied)
 

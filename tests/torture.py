@@ -24,6 +24,8 @@ FAULTS = (
     ("odd arguments of the Python API", 850, "test_odd_arguments_run_or_are_refused_in_one_line"),
     ("mutated pipelines", 500, "test_mutated_pipeline_opens_and_draws_or_is_refused_in_one_line"),
     ("attacks at the doors of the page", 1226, "doors_of_the_page"),
+    ("pipelines re-sealed by a stranger", 600, "test_pipeline_resealed_by_a_stranger"),
+    ("files of one's own in the way", 154, "test_files_of_ones_own_outlive_a_training"),
     ("all other tests of reliability", 0, ""),
 )
 """What is tried, how often, and the test of it, which fails for anything lost, silently wrong, or a traceback."""

@@ -6,7 +6,7 @@ import inspect
 import textwrap
 import types
 from collections.abc import Mapping
-from dataclasses import Field, field, fields, is_dataclass
+from dataclasses import MISSING, Field, field, fields, is_dataclass
 from itertools import pairwise
 from pathlib import Path
 from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
@@ -46,6 +46,11 @@ def flattened(default: Any, **notes: Any) -> Any:
     width is --model.width and not --model.network.width. Files keep the nesting.
     """
     return field(default=default, metadata={"flatten": True, **notes})
+
+
+def json_table(**keys: Any) -> Any:
+    """A field that is a table of JSON; `keys` are the types of those of its entries that are read here."""
+    return field(default_factory=dict, metadata={"keys": keys})
 
 
 def field_docs(cls: type) -> dict[str, str]:
@@ -99,6 +104,9 @@ def from_dict(cls, values: dict[str, Any], where: str):
         raise UserError(f"{where} has {shown(values)} in place of a {cls.__name__}; it was written by another version")
     if unknown := set(values) - set(known):
         raise UserError(f"{where} has the unknown field {sorted(unknown)[0]!r}; it was written by another version")
+    needed = (item.name for item in fields(cls) if item.default is MISSING and item.default_factory is MISSING)
+    if missing := [name for name in needed if name not in values]:
+        raise UserError(f"{where} lacks the field {missing[0]!r}; it was written by another version")
     converted = {}
     for name, value in values.items():
         kind = known[name]
@@ -139,9 +147,12 @@ def as_option(name: str) -> str:
 
 
 def _check_value(value: Any, hint: Any, metadata: Mapping[str, Any], name: str) -> None:
-    """Check a value against a type such as int, Literal, tuple[float, float] or Path | None, and the bounds."""
+    """Check a value against a type such as int, Literal, tuple[float, float], dict[str, Any] or Path | None.
+
+    Also check the bounds in its metadata. "keys" there maps keys of a dict to the types of their values.
+    """
     kinds = get_args(hint) if get_origin(hint) in (Union, types.UnionType) else (hint,)
-    if value is None and type(None) in kinds:
+    if hint is Any or (value is None and type(None) in kinds):
         return
     kind = next(kind for kind in kinds if kind is not type(None))
     if get_origin(kind) is Literal:
@@ -155,13 +166,22 @@ def _check_value(value: Any, hint: Any, metadata: Mapping[str, Any], name: str) 
             raise UserError(f"{name} must be {count} values, not {shown(value)}")
         for element in value:
             _check_value(element, parts[0], metadata, name)
+    elif get_origin(kind) is list:
+        _check_type_and_bounds(value, list, {}, name)
+        for element in value:
+            _check_value(element, get_args(kind)[0], metadata, name)
+    elif get_origin(kind) is dict:
+        _check_type_and_bounds(value, dict, {}, name)
+        hints = metadata.get("keys", {})
+        for key, element in value.items():
+            _check_value(element, hints.get(key, get_args(kind)[1]), {}, f"{name}.{key}")
     else:
-        _check_number(value, kind, metadata, name)
+        _check_type_and_bounds(value, kind, metadata, name)
 
 
-def _check_number(value: Any, kind: type, metadata: Mapping[str, Any], name: str) -> None:
+def _check_type_and_bounds(value: Any, kind: type, metadata: Mapping[str, Any], name: str) -> None:
     right = (int, float) if kind is float else kind
-    if kind in (int, float, bool, str, Path) and (
+    if kind in (int, float, bool, str, Path, list, dict) and (
         not isinstance(value, right) or (isinstance(value, bool) and kind is not bool)
     ):
         raise UserError(f"{name} must be of type {kind.__name__}, not {shown(value)}")

@@ -347,5 +347,7 @@ def as_moments(on_step: OnStep, rows: range, steps: int) -> Callable[[Level, Ten
 
 
 def as_array(images: Tensor) -> np.ndarray:
-    """Float (B, C, H, W) in [-1, 1] -> uint8 (B, H, W, C)."""
+    """Float (B, C, H, W) in [-1, 1] -> uint8 (B, H, W, C). Raises UserError for numbers that are not finite."""
+    if not images.isfinite().all():  # they would be black
+        raise UserError("the drawn pixels are not finite: the weights or the settings are out of range; train anew")
     return to_uint8(images).permute(0, 2, 3, 1).cpu().numpy()

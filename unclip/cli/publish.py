@@ -52,7 +52,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     evaluation = options.evaluation or Path("outputs") / "evaluation" / options.source.resolve().name
     with tempfile.TemporaryDirectory() as temporary:
         target = options.target or Path(temporary)
-        publish(options.source, target, name, options.license, evaluation)
-        size = sum(path.stat().st_size for path in target.rglob("*") if path.is_file())
-        where = upload(target, options.to_hub) if options.to_hub else target
+        files = publish(options.source, target, name, options.license, evaluation)
+        size = sum((target / file).stat().st_size for file in files)
+        where = upload(target, options.to_hub, files) if options.to_hub else target
     print(f"{where}: {size / 1e6:.1f} MB")

@@ -17,8 +17,9 @@ from unclip.errors import UserError
 from unclip.fields import from_dict
 from unclip.fitting import Fit
 from unclip.store.checksums import refuse_changed_line_endings, sha256
-from unclip.store.files import write_atomically
+from unclip.store.files import member
 from unclip.store.hub import is_hub_name, resolve_source
+from unclip.store.index import check_free, write_index
 from unclip.store.manifest import Manifest, read_manifest, recorded_fit
 from unclip.store.parts import load_part, save_part
 from unclip.store.tensors import dump_tensors
@@ -65,7 +66,7 @@ def load_clip_bundle(path: Path) -> CLIPBundle:
 def _find_own_folder(path: Path) -> Path | None:
     """The folder of a CLIP in our format, within a pipeline or by itself; None for a CLIP of another format."""
     if (path / "clip").is_dir() or not path.exists():
-        return path / "clip"
+        return member(path, "clip")
     if path.is_file() or foreign.is_foreign_clip(path) or not (path / "config.json").is_file():
         return None
     return path
@@ -76,7 +77,7 @@ def _load_own_bundle(folder: Path) -> CLIPBundle:
     if part != "clip":
         raise UserError(f"{folder} holds a {part}, not a CLIP; give the folder of its pipeline, {folder.parent}")
     clip, manifest = load_part(folder, CLIP)
-    path = folder.parent / "tokenizer.json"
+    path = member(folder.parent, "tokenizer.json")
     tokenizer = Tokenizer.load(path)
     digest = sha256(path.read_bytes())
     expected = manifest.parents.get("tokenizer", "unknown")
@@ -93,8 +94,10 @@ def _load_own_bundle(folder: Path) -> CLIPBundle:
 def adopt_clip(source: str, pipeline: Path, revision: str | None = None) -> None:
     """Copy the CLIP at a path, or of a name on the Hub, into a pipeline in our format, unless it is there already.
 
-    Raises UserError if the pipeline holds another CLIP, or if this one comes without a tokenizer.
+    Raises UserError if the pipeline holds another CLIP or files of others, or if this one comes without a tokenizer.
     """
+    if not (pipeline / "clip" / "config.json").is_file():
+        check_free(pipeline, "clip", ["tokenizer.json"])
     path = resolve_source(source, HUB_FILES, revision)
     if not path.exists():
         raise UserError(
@@ -111,7 +114,7 @@ def adopt_clip(source: str, pipeline: Path, revision: str | None = None) -> None
         origin = source if is_hub_name(source) else os.path.abspath(source)
         manifest.training |= {"pretrained": origin, "revision": revision}
     manifest.provenance = {}  # the first part that is trained here records where its data came from
-    write_atomically(pipeline / "tokenizer.json", tokenizer.to_json())
+    write_index(pipeline, leave_out="clip", files={"tokenizer.json": tokenizer.to_json()})
     save_part(pipeline / "clip", clip, manifest)
 
 

@@ -6,14 +6,16 @@ import re
 import warnings
 from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import tokenizers
 import torch
 from tokenizers import decoders, models, normalizers, pre_tokenizers, trainers
 from torch import Tensor
 
-from unclip.errors import UserError, reason
+from unclip.clip.tokenizer_parts import check_tokenizer_parts
+from unclip.errors import UserError, reason, shown
+from unclip.store.sealed_json import read_json
 
 START = "<|startoftext|>"
 END = "<|endoftext|>"
@@ -70,6 +72,7 @@ class Tokenizer:
     def load(cls, path: Path) -> "Tokenizer":
         """Read tokenizer.json. Raises UserError if it is missing or damaged."""
         try:
+            read_json(Path(path))  # refuses what is too large
             return cls.from_json(Path(path).read_text(encoding="utf-8"))
         except BaseException as error:  # the library raises bare Exception, and its panics are BaseException
             if isinstance(error, (KeyboardInterrupt, SystemExit, MemoryError)):
@@ -78,9 +81,12 @@ class Tokenizer:
 
     @classmethod
     def from_json(cls, content: str) -> "Tokenizer":
-        """The tokenizer of which `to_json` gives this content."""
+        """The tokenizer of which `to_json` gives this content. Raises UserError for parts that ours do not have."""
         values = json.loads(content)
         cleaning = values.pop("cleaning", "")
+        if cleaning not in get_args(Cleaning):
+            raise UserError(f"its cleaning is {shown(cleaning)}; expected one of {get_args(Cleaning)}")
+        check_tokenizer_parts(values)
         return cls(tokenizers.Tokenizer.from_str(json.dumps(values)), cleaning)
 
     def __reduce__(self):
@@ -108,7 +114,8 @@ class Tokenizer:
 
     @property
     def vocab_size(self) -> int:
-        return self.core.get_vocab_size()
+        """The number of token ids: one more than the largest, as a vocabulary may have gaps."""
+        return max(*self.core.get_vocab().values(), self.start_id, self.end_id, self.pad_id) + 1
 
     def encode(self, captions: Sequence[str], context: int) -> Tensor:
         """Token ids (B, L), where L is the length of the longest caption, at most `context`.

@@ -1,9 +1,11 @@
-"""SHA-256, the one checksum of everything that is stored: of bytes, of files, and of what JSON says."""
+"""Checksums of everything that is stored: SHA-256 of bytes, of files and of what JSON says; XXH3 of training states."""
 
 import hashlib
 import json
 from pathlib import Path
 from typing import Any
+
+import xxhash
 
 from unclip.errors import UserError
 
@@ -11,6 +13,17 @@ from unclip.errors import UserError
 def sha256(*parts: bytes | memoryview) -> str:
     """The SHA-256 of bytes, which may be given in several parts, in hexadecimal."""
     digest = hashlib.sha256()
+    for part in parts:
+        digest.update(part)
+    return digest.hexdigest()
+
+
+def xxh3(*parts: bytes | memoryview) -> str:
+    """The XXH3 of bytes, of 128 bits, in hexadecimal.
+
+    It finds damage as surely as SHA-256 in a tenth of the time. It names nothing that others rely on.
+    """
+    digest = xxhash.xxh3_128()
     for part in parts:
         digest.update(part)
     return digest.hexdigest()

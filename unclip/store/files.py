@@ -4,19 +4,29 @@ A file has a partial name until it is written whole. `remove_leftovers` removes 
 name.
 """
 
+import contextlib
 import errno
+import functools
 import itertools
 import os
+import re
 import shutil
 import socket
 import sys
+import time
+import uuid
 from collections.abc import Iterable
 from pathlib import Path
 
-from unclip.errors import UserError
+from unclip.errors import UserError, shown
+from unclip.store.checksums import sha256
 
 COUNTER = itertools.count()
 """Numbers the partial names of this process."""
+PARTIAL = re.compile(r"\..+\.(?P<machine>[0-9a-f]{12})\.(?P<process>\d+)\.\d+\.partial")
+"""A partial name, by which we know a file as ours."""
+ABANDONED = 24 * 3600
+"""Seconds after which a partial file that nobody touches is no longer being written."""
 
 
 def write_atomically(
@@ -75,18 +85,41 @@ def flush_folder(folder: Path) -> None:
 def partial_name(path: Path) -> Path:
     """A name beside `path` for a file or folder that is not whole yet.
 
-    It holds this host and this process, by which `remove_leftovers` knows whether the writer is still alive.
+    It holds this machine and this process, by which `remove_leftovers` knows whether the writer is still alive.
     """
-    return path.with_name(f".{path.name[:100]}.{socket.gethostname()}.{os.getpid()}.{next(COUNTER)}.partial")
+    return path.with_name(f".{path.name[:100]}.{this_machine()}.{os.getpid()}.{next(COUNTER)}.partial")
+
+
+@functools.cache
+def this_machine() -> str:
+    """A mark of this machine or container since it started, which no other has, even one of the same host name."""
+    try:
+        numbers_of_processes = os.readlink("/proc/self/ns/pid")  # differs between containers
+        mark = Path("/proc/sys/kernel/random/boot_id").read_text() + numbers_of_processes
+    except OSError:  # not Linux
+        mark = str(uuid.getnode())
+    return sha256(f"{socket.gethostname()} {mark}".encode())[:12]
 
 
 def remove_leftovers(folder: Path) -> None:
-    """Remove the partial files and folders of processes of this host that have ended."""
+    """Remove the partial files and folders whose writers have ended.
+
+    Of another machine's writer, or one before this machine was started anew, only the time tells that it has ended.
+    """
     for path in folder.glob(".*.partial"):
-        rest, process = path.name.removesuffix(".partial").rsplit(".", 2)[:2]
-        on_this_host = rest.endswith(f".{socket.gethostname()}")
-        if on_this_host and process.isdecimal() and not process_is_alive(int(process)):
-            shutil.rmtree(path) if path.is_dir() else path.unlink(missing_ok=True)
+        if mark := PARTIAL.fullmatch(path.name):
+            is_ours = mark["machine"] == this_machine()
+            if not process_is_alive(int(mark["process"])) if is_ours else is_abandoned(path):
+                shutil.rmtree(path) if path.is_dir() else path.unlink(missing_ok=True)
+
+
+def is_abandoned(path: Path) -> bool:
+    """Whether nobody has written to a file, or to anything in a folder, for a day."""
+    times = [0.0]
+    for inner in (path, *path.rglob("*")):
+        with contextlib.suppress(FileNotFoundError):
+            times.append(inner.stat().st_mtime)
+    return max(times) < time.time() - ABANDONED
 
 
 def process_is_alive(process: int) -> bool:
@@ -100,6 +133,23 @@ def process_is_alive(process: int) -> bool:
     except (PermissionError, OverflowError):
         pass
     return True
+
+
+def member(folder: Path, name: str) -> Path:
+    """The path of a file, or of a folder, within a folder that may come from a stranger; it need not exist.
+
+    Raises UserError for a name that leads out of the folder, and for a link. Links of the Hub's cache are followed,
+    into the folder of its files.
+    """
+    root = Path(os.path.realpath(folder))
+    path = root / name
+    if "\0" in name or ".." in Path(name).parts or path == root or not path.is_relative_to(root):
+        raise UserError(f"{shown(name)} is no name of a file in {folder}, and nothing outside is read")
+    target = Path(os.path.realpath(path))
+    caches = [parent.parent / "blobs" for parent in root.parents if parent.name == "snapshots"]
+    if target != path and not any(map(target.is_relative_to, caches[:1])):
+        raise UserError(f"{folder / name} is a link, and only files of the folder itself are read; put the file there")
+    return folder / name
 
 
 def check_fetched(path: Path) -> Path:

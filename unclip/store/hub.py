@@ -15,6 +15,8 @@ HUB_NAME = re.compile(r"[\w-][\w.-]*/[\w-][\w.-]*")
 FILE_SUFFIXES = (".safetensors", ".bin", ".pt", ".npz")
 PATIENCE = 10
 """Seconds for the Hub to answer; huggingface_hub itself would wait for ever."""
+OWN_FOLDERS = ("checkpoints", "outputs", "data", "tests")
+"""Folders of this project, in which pipelines lie: whatever the working directory, these are no owners on the Hub."""
 LOGIN = "log in with: hf auth login"
 REFUSALS = {
     "RevisionNotFoundError": "it has no branch, tag or commit {revision}",
@@ -31,10 +33,13 @@ REFUSALS = {
 def is_hub_name(source: str | Path) -> bool:
     """Whether this may be a name on the Hub.
 
-    It is a path if the folder that it lies in exists, so that nobody is asked for a misspelt checkpoints/NAME.
+    It is a path if the folder that it lies in exists, or is one of this project's, so that nobody is asked for a
+    misspelt checkpoints/NAME, or for one of another working directory.
     """
     text = source if isinstance(source, str) else source.as_posix()
-    return bool(HUB_NAME.fullmatch(text)) and not text.endswith(FILE_SUFFIXES) and not Path(text).parent.is_dir()
+    folder = Path(text).parent
+    is_path = folder.name in OWN_FOLDERS or folder.is_dir() or text.endswith(FILE_SUFFIXES)
+    return bool(HUB_NAME.fullmatch(text)) and not is_path
 
 
 def resolve_source(source: str | Path, files: Sequence[str], revision: str | None = None) -> Path:
@@ -58,7 +63,7 @@ def find_pipeline(source: str | Path, revision: str | None = None) -> Path:
 
     Raises UserError as `resolve_source` does, and for a repository that holds no pipeline.
     """
-    folder = resolve_source(source, pipeline_files(list(PARTS)), revision)
+    folder = resolve_source(source, [*pipeline_files(list(PARTS)), "examples/*"], revision)
     if is_hub_name(source):
         needed = pipeline_files([name for name, part in PARTS.items() if not part.optional])
         optional = ("README.md", "captions.txt")
@@ -106,8 +111,8 @@ def check_upload(name: str) -> None:
         raise UserError(f"the Hugging Face Hub must know who publishes {name}; {LOGIN}")
 
 
-def upload(folder: Path, name: str) -> str:
-    """Put all files of a folder into the model repository of that name, made if need be. Returns its address.
+def upload(folder: Path, name: str, files: Sequence[str]) -> str:
+    """Put files of a folder into the model repository of that name, made if need be. Returns its address.
 
     Raises UserError if the Hub does not take it.
     """
@@ -115,7 +120,8 @@ def upload(folder: Path, name: str) -> str:
 
     try:
         url = HfApi().create_repo(name, exist_ok=True)
-        HfApi().upload_folder(repo_id=name, folder_path=folder, commit_message="A pipeline of unclip")
+        message = "A pipeline of unclip"
+        HfApi().upload_folder(repo_id=name, folder_path=folder, allow_patterns=list(files), commit_message=message)
         return str(url)
     except Exception as error:  # any error of its network library
         raise UserError(f"the Hugging Face Hub does not take {name}: {_meaning(error)}") from error

@@ -1,9 +1,13 @@
 """model_index.json: which parts of a pipeline are complete, the SHA-256 of their files, and how to sample.
 
+It names every file that we wrote to a pipeline's folder, but README.md, which is for people and has a mark of its own.
+By that we know our files: others in their place are never replaced.
+
 Nothing here needs torch, so that `sample.py --help` is quick.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -11,12 +15,13 @@ from unclip.errors import UserError, reason
 from unclip.fields import from_dict
 from unclip.registry import PARTS
 from unclip.settings import Sampling
-from unclip.store.checksums import abbreviated, file_sha256, refuse_changed_line_endings
-from unclip.store.files import write_atomically
+from unclip.store.checksums import abbreviated, file_sha256, refuse_changed_line_endings, sha256
+from unclip.store.files import member, write_atomically
 from unclip.store.formats import FORMAT, check_format, upgrade_index
 from unclip.store.manifest import Manifest, is_complete, read_manifest
-from unclip.store.readme import plain_readme
-from unclip.store.sealed_json import read_record, write_record
+from unclip.store.own_files import check_ours, check_part_free, present_sha256
+from unclip.store.readme import write_readme
+from unclip.store.sealed_json import read_json, read_record, write_record
 
 RENEW = "delete it, and give the last training command again, which writes it anew"
 
@@ -24,35 +29,62 @@ COMMITTED = ("fashion-mnist", "emoji")
 """Names of the pipelines that come with the project: as old as its checkout, so they are never the newest."""
 
 
-def write_index(pipeline: Path, leave_out: str = "") -> None:
+@dataclass
+class Index:
+    """The content of model_index.json."""
+
+    format: int
+    files: dict[str, str] = field(default_factory=dict)
+    """SHA-256 of the files, by their names."""
+    parts: dict[str, dict[str, Any]] = field(default_factory=dict)
+    """Kind, SHA-256, step and figures of the complete parts."""
+    sampling: dict[str, dict[str, Any]] = field(default_factory=dict)
+    """Settings of sampling, by part."""
+
+
+def write_index(pipeline: Path, leave_out: str = "", files: Mapping[str, str | bytes] | None = None) -> None:
     """Bring model_index.json, for programs, and README.md, for people, up to date with the complete parts.
+
+    A README.md that somebody else wrote, or changed, stays.
 
     Args:
         leave_out: a part that is about to be written: the index names only files that stay as they are.
+        files: contents of files to put into the folder. The index names them before they are there, so that they are
+            known as ours whenever the program ends.
+
+    Raises UserError for a file of somebody else in the place of one of these.
     """
+    contents = {name: text.encode() if isinstance(text, str) else text for name, text in (files or {}).items()}
+    new = {name: sha256(content) for name, content in contents.items()}
+    listed = _listed_files(pipeline)
+    for name, digest in new.items():
+        if present_sha256(pipeline, name) not in ("", digest):
+            check_ours(pipeline, name, listed)
+            (pipeline / name).unlink()
     complete = [part for part in PARTS if part != leave_out and is_complete(pipeline / part)]
     manifests = {part: read_manifest(pipeline / part) for part in complete}
-    files = {f"{part}/config.json": file_sha256(pipeline / part / "config.json") for part in manifests}
-    files |= {f"{part}/model.safetensors": manifest.sha256 for part, manifest in manifests.items()}
-    if "clip" in manifests and (pipeline / "tokenizer.json").is_file():
-        files["tokenizer.json"] = file_sha256(pipeline / "tokenizer.json")
+    path = pipeline / "model_index.json"
+    if not manifests and not new and not path.exists():
+        return
+    hashes = {f"{part}/config.json": file_sha256(pipeline / part / "config.json") for part in manifests}
+    hashes |= {f"{part}/model.safetensors": manifest.sha256 for part, manifest in manifests.items()}
+    own = {name: digest for name, digest in listed.items() if "/" not in name}
+    hashes |= {name: digest for name, digest in own.items() if digest and present_sha256(pipeline, name) == digest}
     index = {
         "format": FORMAT,
-        "files": files,
+        "files": hashes | new | _examples(pipeline),
         "parts": {
             part: {"kind": m.kind, "sha256": m.sha256, "step": m.step, "figures": m.figures}
             for part, m in manifests.items()
         },
-        "sampling": _current_sampling(pipeline, manifests, files),
+        "sampling": _current_sampling(pipeline, manifests, hashes),
     }
-    path = pipeline / "model_index.json"
-    readme = pipeline / "README.md"
-    if not manifests and not path.exists():
-        return
-    if readme.exists() and path.exists() and _holds(path, index):
-        return  # somebody may have written another README since
-    write_atomically(readme, plain_readme(pipeline, manifests))
-    write_record(path, index)
+    if not (pipeline / "README.md").exists() or not path.exists() or read_record(path) != index:
+        write_readme(pipeline, manifests)
+        write_record(path, index)
+    for name, content in contents.items():
+        if not present_sha256(pipeline, name):
+            write_atomically(pipeline / name, content)
 
 
 def _current_sampling(
@@ -63,32 +95,61 @@ def _current_sampling(
     Then those of the index stay, which may have been changed since by `unclip.store.stored_sampling.write_sampling`.
     """
     sampling = {part: manifest.sampling for part, manifest in manifests.items() if manifest.sampling}
-    try:
-        index = read_index(pipeline)
-        for part, settings in index.get("sampling", {}).items():
-            config = f"{part}/config.json"
-            if part in sampling and index["files"].get(config) == files[config]:
-                sampling[part] = settings
-    except (UserError, AttributeError, KeyError):  # a damaged index is written anew
-        pass
+    index = read_index(pipeline)
+    for part, settings in index.get("sampling", {}).items():
+        config = f"{part}/config.json"
+        if part in sampling and index.get("files", {}).get(config) == files[config]:
+            sampling[part] = settings
     return sampling
 
 
-def _holds(path: Path, content: dict[str, Any]) -> bool:
-    try:
-        return read_record(path) == content
-    except UserError:
-        return False
+def _listed_files(pipeline: Path) -> dict[str, str]:
+    """SHA-256 of the files of ours in a pipeline's folder; that of the tokenizer is also in the manifest of CLIP."""
+    clip = pipeline / "clip"
+    tokenizer = read_manifest(clip).parents.get("tokenizer", "") if (clip / "config.json").is_file() else ""
+    return {"tokenizer.json": tokenizer} | read_index(pipeline).get("files", {})
+
+
+def _examples(pipeline: Path) -> dict[str, str]:
+    """SHA-256 of the files in a pipeline's folder of examples, which people put there; links are none."""
+    folder = pipeline / "examples"
+    paths = [] if folder.is_symlink() else sorted(folder.glob("[!.]*"))
+    return {f"examples/{path.name}": file_sha256(path) for path in paths if path.is_file() and not path.is_symlink()}
+
+
+def check_free(pipeline: Path, part: str, names: Sequence[str]) -> None:
+    """Raise UserError if training a part would replace somebody else's file, or write through a link.
+
+    Args:
+        names: files that the training puts into the pipeline's folder.
+    """
+    path = member(pipeline, "model_index.json")
+    if path.is_file() and not (isinstance(values := read_json(path), dict) and "checksum" in values):
+        raise UserError(f"{path} was not written by unclip; choose another --out")
+    for name in (part, f"{part}/train", f"{part}/train/state.safetensors", f"{part}/train/metrics.jsonl"):
+        member(pipeline, name)
+    check_part_free(pipeline / part)
+    if not is_complete(pipeline / part):
+        for name in names:
+            check_ours(pipeline, name, _listed_files(pipeline))
 
 
 def read_index(pipeline: Path) -> dict[str, Any]:
-    """The content of model_index.json, or {} if it is not there. Raises UserError if it has changed."""
-    path = pipeline / "model_index.json"
+    """The content of model_index.json, or {} if it is not there.
+
+    Raises UserError if it has changed, or if it is not the content of an `Index`.
+    """
+    path = member(pipeline, "model_index.json")
     if not path.is_file():
         return {}
     values = read_record(path, RENEW)
     check_format(values, path, RENEW)
-    return upgrade_index(values)
+    try:
+        values = upgrade_index(values)
+    except (AttributeError, TypeError) as error:
+        raise UserError(f"{path} is not the index of a pipeline ({reason(error)}); {RENEW}") from error
+    from_dict(Index, values, str(path))
+    return values
 
 
 def check_files(pipeline: Path, manifests: Mapping[str, Manifest]) -> None:
@@ -97,7 +158,7 @@ def check_files(pipeline: Path, manifests: Mapping[str, Manifest]) -> None:
     Weights are hashed when they are read: here it suffices that the manifest expects the same.
     """
     for name, expected in read_index(pipeline).get("files", {}).items():
-        path = pipeline / name
+        path = member(pipeline, name)
         part = name.split("/")[0]
         digest = "none"
         if name.endswith("/model.safetensors"):
@@ -106,9 +167,10 @@ def check_files(pipeline: Path, manifests: Mapping[str, Manifest]) -> None:
             digest = file_sha256(path)
             refuse_changed_line_endings(path, digest, expected)
         if digest != expected:
+            trained = part if part in PARTS else "last part"
             raise UserError(
                 f"{path} is not the file that model_index.json names (SHA-256 {abbreviated(digest)}, not "
-                f"{abbreviated(expected)}); restore it, or give the command again that trains the {part}"
+                f"{abbreviated(expected)}); restore it, or give the command again that trains the {trained}"
             )
 
 
@@ -119,8 +181,6 @@ def read_sampling(pipeline: Path) -> Sampling:
     """
     path = pipeline / "model_index.json"
     settings = read_index(pipeline).get("sampling", {})
-    if not isinstance(settings, dict) or not all(isinstance(values, dict) for values in settings.values()):
-        raise UserError(f'{path} holds no settings of sampling under "sampling"; restore it, or delete the entry')
     try:
         return from_dict(Sampling, settings, str(path))
     except (TypeError, ValueError) as error:

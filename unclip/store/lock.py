@@ -4,43 +4,67 @@ import contextlib
 import os
 import socket
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from unclip.errors import UserError
-from unclip.store.files import make_folder
+from unclip.store.files import make_folder, member
+
+HOLDER = "process"
+"""Begins the text of the file `lock`."""
 
 
 @contextlib.contextmanager
-def only_writer(folder: Path) -> Iterator[None]:
-    """Hold a folder's lock during the block: the file `lock` in it, which says who holds it.
+def only_writer(folder: Path) -> Iterator[Callable[[], None]]:
+    """Hold a folder's lock during the block; the file `lock` in it says who holds it.
 
-    The system releases the lock when its holder ends, however it ends. Raises UserError, which names the holder, if
-    another process holds it.
+    The folder itself is locked, so that the lock cannot be deleted without it; and the file too, for network file
+    systems that lock no folders. The system releases both when the holder ends, however it ends. Yields a function that
+    raises UserError if the folder is no longer the one that is locked.
+
+    Raises UserError, which names the holder, if another process holds the lock; and for a file of this name of others.
     """
+    make_folder(folder)
+    with contextlib.ExitStack() as stack:
+        locked = os.open(folder, os.O_RDONLY)
+        stack.callback(os.close, locked)
+        with contextlib.suppress(OSError):
+            _lock(locked, folder)
+        file = stack.enter_context(open(member(folder, "lock"), "a+", errors="replace"))
+        _lock(file.fileno(), folder)
+        file.seek(0)
+        if not (file.read(len(HOLDER)) or HOLDER).startswith(HOLDER):
+            raise UserError(f"{folder / 'lock'} was not written by unclip; move it, or choose another --out")
+        file.truncate(0)
+        file.write(f"{HOLDER} {os.getpid()} on {socket.gethostname()} since {time.strftime('%Y-%m-%d %H:%M:%S')}")
+        file.flush()
+        stack.callback(file.truncate, 0)
+        yield lambda: _check_held(folder, locked)
+
+
+def _lock(handle: int, folder: Path) -> None:
+    """Lock an open file or folder. Raises UserError if another process has; OSError if the file system cannot."""
     import fcntl  # Windows has none; there nothing but training needs it
 
-    make_folder(folder)
-    with open(folder / "lock", "a+") as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            holder = _read_holder(folder / "lock")
-            raise UserError(
-                f"{folder} is being written by {holder}; wait until it ends, or choose another --out"
-            ) from None
-        file.truncate(0)
-        file.write(f"process {os.getpid()} on {socket.gethostname()} since {time.strftime('%Y-%m-%d %H:%M:%S')}")
-        file.flush()
-        try:
-            yield
-        finally:
-            file.truncate(0)
+    try:
+        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        holder = _read_holder(folder / "lock")
+        raise UserError(f"{folder} is being written by {holder}; wait until it ends, or choose another --out") from None
+
+
+def _check_held(folder: Path, locked: int) -> None:
+    try:
+        is_same = os.path.samestat(os.stat(folder), os.fstat(locked))
+    except FileNotFoundError:
+        is_same = False
+    if not is_same:
+        raise UserError(f"{folder} was deleted while this training wrote to it; give the command again to train anew")
 
 
 def _read_holder(lock: Path) -> str:
     for _ in range(20):  # the holder writes its name just after it has the lock
-        if holder := lock.read_text(errors="replace"):
+        if lock.exists() and (holder := lock.read_text(errors="replace")):
             return holder
         time.sleep(0.05)
     return "another process"

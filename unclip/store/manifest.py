@@ -1,19 +1,24 @@
 """The manifest of a part: its config.json, which says what its weights are and what they come from."""
 
+import re
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any, get_args, get_origin
+from typing import Any, get_args
 
-from unclip.errors import UserError, shown
+from unclip.errors import UserError, reason, shown
+from unclip.fields import from_dict, json_table
 from unclip.fitting import Fit
 from unclip.registry import PARTS, default_kind
 from unclip.store.checksums import abbreviated
+from unclip.store.files import member
 from unclip.store.formats import FORMAT, check_format, upgrade_manifest
 from unclip.store.sealed_json import read_json, read_record, write_record
 
 WITH_SCRIPT = ("clip", "prior", "decoder")
 """Parts that are trained by a script of their own."""
+SHA256 = re.compile(r"[0-9a-f]{64}|")
+"""A SHA-256, or none yet."""
 
 
 @dataclass
@@ -28,11 +33,11 @@ class Manifest:
     """The model's config."""
     parents: dict[str, str] = field(default_factory=dict)
     """SHA-256 of what this part was trained on: CLIP's tokenizer; the prior's and the decoder's CLIP."""
-    data: dict[str, Any] = field(default_factory=dict)
+    data: dict[str, Any] = json_table(name=str, fingerprint=str, example=str)
     """Name and fingerprint of the training data, and one of its captions."""
-    provenance: dict[str, Any] = field(default_factory=dict)
+    provenance: dict[str, Any] = json_table(source=str, root=str | None)
     """Where the training data came from, and how it is read. Parts that are trained later read it here."""
-    training: dict[str, Any] = field(default_factory=dict)
+    training: dict[str, Any] = json_table(pretrained=str, train=dict[str, Any])
     """The trainer's settings."""
     sampling: dict[str, Any] = field(default_factory=dict)
     """How to draw from this part, for the pipeline's model_index.json."""
@@ -65,24 +70,20 @@ def read_manifest(folder: Path) -> Manifest:
     the command that trains the part.
     """
     folder = Path(folder)
-    path = folder / "config.json"
+    path = member(folder, "config.json")
     if not path.is_file():
         part = folder.name if folder.name in PARTS else "clip"
         state = "has no trained" if folder.parent.is_dir() else "does not exist, so it has no"
         raise UserError(f"{folder.parent} {state} {part}; train it with: {training_command(part, folder.parent)}")
     check_format(read_json(path), path, "train that part again")
     try:
-        manifest = Manifest(**upgrade_manifest(read_record(path)))
-        for item in fields(Manifest):
-            expected: Any = get_origin(item.type) or item.type
-            if type(getattr(manifest, item.name)) is not expected:
-                raise TypeError(f"{item.name} is not of type {expected.__name__}")
-        if not all(isinstance(parent, str) for parent in manifest.parents.values()):
-            raise TypeError("its parents are not named by strings")
-        if manifest.part in PARTS and folder.name in PARTS and manifest.part != folder.name:
-            raise TypeError(f"it is that of a {manifest.part}")
+        manifest = from_dict(Manifest, upgrade_manifest(read_record(path)), str(path))
     except (TypeError, AttributeError) as error:
-        raise UserError(f"{path} is not the manifest of a part ({error}); train that part again") from error
+        raise UserError(f"{path} is not the manifest of a part ({reason(error)}); train that part again") from error
+    if not SHA256.fullmatch(manifest.sha256):
+        raise UserError(f"{path} names no SHA-256 of weights, but {manifest.sha256!r}; train that part again")
+    if manifest.part in PARTS and folder.name in PARTS and manifest.part != folder.name:
+        raise UserError(f"{path} is the manifest of a {manifest.part}, not of a {folder.name}; train that part again")
     return manifest
 
 
@@ -108,7 +109,7 @@ def read_manifests(pipeline: Path) -> dict[str, Manifest]:
     pipeline's.
     """
     present = [name for name, part in PARTS.items() if not part.optional or (pipeline / name / "config.json").is_file()]
-    manifests = {name: read_manifest(pipeline / name) for name in present}
+    manifests = {name: read_manifest(member(pipeline, name)) for name in present}
     for name, manifest in manifests.items():
         if manifest.part != name:
             raise UserError(f"{pipeline / name} holds a {manifest.part}, not a {name}; restore it or train it again")

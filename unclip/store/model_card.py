@@ -9,6 +9,7 @@ from unclip.errors import UserError
 from unclip.pipeline import UnCLIP
 from unclip.store.hub import is_hub_name
 from unclip.store.manifest import Manifest
+from unclip.store.markdown import one_line, plain, table
 from unclip.store.readme import example_caption
 
 KNOWN_DATA = {
@@ -43,27 +44,28 @@ def model_card(
         shape: height, width and channels of the images.
         report: the content of evaluation.json; it may be empty.
     """
-    example = example_caption(manifests)
+    example = one_line(example_caption(manifests))
     quoted = json.dumps(example, ensure_ascii=False)
+    command = one_line(shlex.join(["python", "sample.py", "--checkpoint", name, example, "--n", "8"]))
     height, width, channels = shape
     images = f"{height}x{width} {'grey' if channels == 1 else 'colour'} images"
     return f"""---
 {_head(name, licence, manifests, report)}
 ---
 
-# {name.rpartition("/")[2]}
+# {plain(name.rpartition("/")[2])}
 
 An [unCLIP](https://arxiv.org/abs/2204.06125) pipeline that draws {images} from captions: a CLIP, a diffusion prior from
 captions to CLIP's image embeddings, and a diffusion decoder from these to pixels.
 
 ![Samples of captions of the training data; nothing is chosen by hand](samples.png)
 
-    python sample.py --checkpoint {name} {shlex.quote(example)} --n 8
+    {command}
 
 ```python
 from unclip import UnCLIP
 
-pipe = UnCLIP.from_pretrained("{name}")
+pipe = UnCLIP.from_pretrained({json.dumps(name, ensure_ascii=False)})
 images = pipe([{quoted}], n=4).images  # uint8 (4, {height}, {width}, {channels})
 ```
 
@@ -136,11 +138,11 @@ def _data(manifests: dict[str, Manifest]) -> str:
             [
                 part,
                 trained_on,
-                f"`{m.data['fingerprint'][:12]}`" if "fingerprint" in m.data else "",
+                m.data.get("fingerprint", "")[:12],
                 m.data.get("example", ""),
             ]
         )
-    return _table(["part", "trained on", "fingerprint", "such as"], rows)
+    return table(["part", "trained on", "fingerprint", "such as"], rows, ["fingerprint"])
 
 
 def _recipe(manifests: dict[str, Manifest], pipe: UnCLIP) -> str:
@@ -149,18 +151,19 @@ def _recipe(manifests: dict[str, Manifest], pipe: UnCLIP) -> str:
         parameters = sum(parameter.numel() for parameter in pipe.parts[part].parameters())
         train = m.training.get("train", {})
         settings = [train.get(key, "") for key in ("batch_size", "lr", "muon_lr", "ema", "seed")]
-        rows.append([part, m.kind, f"{parameters / 1e6:.2f}M", m.step, *settings, f"`{m.sha256[:12]}`"])
+        rows.append([part, m.kind, f"{parameters / 1e6:.2f}M", m.step, *settings, m.sha256[:12]])
     heads = ["part", "kind", "parameters", "steps", "batch size", "learning rate", "... of Muon", "EMA", "seed"]
-    return _table([*heads, "SHA-256"], rows)
+    return table([*heads, "SHA-256"], rows)
 
 
 def _figures(manifests: dict[str, Manifest], report: dict[str, Any]) -> str:
     rows = [[part, figure, f"{value:.4g}"] for part, m in manifests.items() for figure, value in m.figures.items()]
-    text = "On validation images, during training:\n\n" + _table(["part", "figure", "value"], rows)
+    text = "On validation images, during training:\n\n" + table(["part", "figure", "value"], rows)
     if report:
-        text += f"\nOn {report['samples']} samples, compared with the images of {report['data']['name']}; in brackets "
+        images = plain(report["data"]["name"])
+        text += f"\nOn {plain(report['samples'])} samples, compared with the images of {images}; in brackets "
         text += "95% intervals. [The whole report](evaluation.md).\n\n"
-        text += _table(["figure", "value"], [[figure, text] for figure, (_, text) in _evaluated(report).items()])
+        text += table(["figure", "value"], [[figure, text] for figure, (_, text) in _evaluated(report).items()])
     return text
 
 
@@ -177,9 +180,3 @@ def _evaluated(report: dict[str, Any]) -> dict[str, tuple[float, str]]:
         else:
             figures[figure] = value, f"{value:.3f}"
     return figures
-
-
-def _table(heads: list[str], rows: list[list[Any]]) -> str:
-    lines = [heads, ["---"] * len(heads), *rows]
-    cells = ([" ".join(str(cell).split()).replace("|", r"\|") for cell in line] for line in lines)
-    return "".join(f"| {' | '.join(line)} |\n" for line in cells)

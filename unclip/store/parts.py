@@ -12,10 +12,13 @@ from unclip.errors import UserError, reason
 from unclip.fields import from_dict
 from unclip.registry import model_class
 from unclip.store.checksums import abbreviated, sha256
-from unclip.store.files import write_atomically
+from unclip.store.files import member, write_atomically
 from unclip.store.formats import FORMAT, upgrade_tensors
 from unclip.store.manifest import Manifest, read_manifest, write_manifest
-from unclip.store.tensors import dump_tensors, parse_tensors
+from unclip.store.own_files import MOVE, is_pending
+from unclip.store.tensors import dump_tensors, not_finite, parse_tensors
+
+WEIGHT_TYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 
 
 def save_part(folder: Path, model: nn.Module, manifest: Manifest) -> str:
@@ -31,8 +34,10 @@ def save_weights(folder: Path, tensors: dict[str, Tensor], manifest: Manifest) -
     """Write weights and the manifest that describes them. Returns the SHA-256 of the weights.
 
     The weights have a pending name until the manifest, whose rename decides, names them: a kill at any moment leaves
-    the old pair or the new one.
+    the old pair or the new one. Raises UserError for a model.safetensors that no manifest describes.
     """
+    if (folder / "model.safetensors").exists() and not (folder / "config.json").exists():
+        raise UserError(f"{folder / 'model.safetensors'} is in the way: no manifest describes it; {MOVE}")
     content = dump_tensors(tensors)
     manifest.sha256 = sha256(content)
     write_atomically(_pending_weights(folder, manifest.sha256), content)
@@ -55,13 +60,17 @@ def _pending_weights(folder: Path, digest: str) -> Path:
 
 
 def finish_saving(folder: Path) -> None:
-    """Move pending weights to their place if the manifest names them, and remove them if it does not."""
+    """Move pending weights to their place if the manifest names them, and remove them if it does not.
+
+    A file counts as pending weights if its name holds the beginning of its own SHA-256; others stay.
+    """
     named = read_manifest(folder).sha256 if (folder / "config.json").is_file() else ""
     for path in folder.glob("model-*.safetensors"):
-        if path == _pending_weights(folder, named):
-            path.replace(folder / "model.safetensors")
-        else:
-            path.unlink()
+        if is_pending(path):
+            if path == _pending_weights(folder, named):
+                path.replace(folder / "model.safetensors")
+            else:
+                path.unlink()
 
 
 def read_weights(folder: Path, manifest: Manifest) -> dict[str, Tensor]:
@@ -72,6 +81,7 @@ def read_weights(folder: Path, manifest: Manifest) -> dict[str, Tensor]:
     path = folder / "model.safetensors"
     digest = ""
     for place in (_pending_weights(folder, manifest.sha256), path):
+        member(folder, place.name)
         if place.is_file():
             content = place.read_bytes()
             digest = sha256(content)
@@ -145,15 +155,25 @@ def _read_manifest_and_weights(folder: Path) -> tuple[Manifest, dict[str, Tensor
 
 
 def load_weights(model: nn.Module, tensors: dict[str, Tensor], path: Path) -> None:
-    """Fill a model. Raises UserError, which names `path`, if the weights are of other shapes."""
+    """Fill a model.
+
+    Raises UserError, which names `path`, if the weights are of other shapes or types, or are not finite as the model's
+    numbers.
+    """
     check_shapes(model, tensors, path)
     model.load_state_dict(tensors)
+    if name := not_finite(model.state_dict()):
+        raise UserError(f"{path} holds numbers in {name} that are not finite; train that part again")
 
 
 def check_shapes(model: nn.Module, tensors: dict[str, Tensor], path: Path) -> None:
-    """Raise UserError for the first name or shape of the weights that does not fit the model."""
+    """Raise UserError for the first name, shape or type of the weights that does not fit the model."""
     expected = model.state_dict()
     for name in [*expected, *tensors]:
         if name not in expected or name not in tensors or expected[name].shape != tensors[name].shape:
             shapes = [tuple(side[name].shape) if name in side else "nothing" for side in (tensors, expected)]
             raise UserError(f"{path} holds {shapes[0]} for {name}, but the model expects {shapes[1]}")
+        allowed = WEIGHT_TYPES if expected[name].is_floating_point() else (expected[name].dtype,)
+        if tensors[name].dtype not in allowed:
+            names = " or ".join(str(kind).removeprefix("torch.") for kind in allowed)
+            raise UserError(f"{path} holds {name} as {tensors[name].dtype}, but the model expects {names}")

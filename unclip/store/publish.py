@@ -2,10 +2,12 @@
 
 import os
 import shutil
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from unclip.devices import pick_device
 from unclip.errors import UserError
@@ -13,9 +15,9 @@ from unclip.grids import captioned_grid
 from unclip.images import save_png
 from unclip.pipeline import UnCLIP
 from unclip.registry import PARTS
-from unclip.store.files import make_folder, partial_name, remove_leftovers, write_atomically
+from unclip.store.files import make_folder, member, partial_name, remove_leftovers, write_atomically
 from unclip.store.hub import is_hub_name
-from unclip.store.index import read_sampling, write_index
+from unclip.store.index import check_files, read_index, read_sampling, write_index
 from unclip.store.manifest import Manifest, read_manifests
 from unclip.store.model_card import is_report_of, model_card
 from unclip.store.parts import read_weights, save_weights
@@ -31,7 +33,9 @@ GRID_SAMPLES = 8
 """Samples of each of these captions."""
 
 
-def publish(source: Path, target: Path, name: str, licence: str | None = None, evaluation: Path | None = None) -> None:
+def publish(
+    source: Path, target: Path, name: str, licence: str | None = None, evaluation: Path | None = None
+) -> list[str]:
     """Write the pipeline in `source` to `target` with float16 weights and a model card.
 
     Args:
@@ -39,7 +43,8 @@ def publish(source: Path, target: Path, name: str, licence: str | None = None, e
         licence: of the weights; see `model_card`.
         evaluation: the folder of a report, which joins the card if it is of these weights.
 
-    Raises UserError if a part is missing or unfinished, or if there is a pipeline in `target` already.
+    Returns the names of the files, relative to `target`. Raises UserError if a part is missing, unfinished or changed,
+    or if `target` holds one of these files already.
     """
     manifests = read_manifests(source)
     for part, manifest in manifests.items():
@@ -47,46 +52,71 @@ def publish(source: Path, target: Path, name: str, licence: str | None = None, e
             raise UserError(f"the {part} in {source} is still in training (step {manifest.step}); finish it first")
         if (target / part).exists():
             raise UserError(f"{target} holds a {part} already; choose another folder, or delete that one")
+    check_files(source, manifests)
     report = read_report(evaluation, manifests)
+    reported = report_files(evaluation) if report and evaluation else []
+    names = ["model_index.json", "README.md", "tokenizer.json", "captions.txt", "samples.png", "examples"]
+    check_absent(target, [*names, *(path.name for path in reported)])
     make_folder(target)
     remove_leftovers(target)
     temporary = partial_name(target / "pipeline")  # if this is cut short, the folder is not taken for a pipeline
     try:
         temporary.mkdir()
-        _copy_in_float16(source, temporary, manifests, report, evaluation)
+        for path in reported:
+            write_atomically(temporary / path.name, path.read_bytes())
+        _copy_in_float16(source, temporary, manifests)
         pipe = UnCLIP.from_pretrained(temporary, pick_device("auto"))
         shape = draw_samples(pipe, temporary / "samples.png")
         write_atomically(temporary / "README.md", model_card(name, licence, manifests, pipe, shape, report))
-        for path in temporary.iterdir():
-            os.replace(path, target / path.name)
+        written = [path.relative_to(temporary).as_posix() for path in temporary.rglob("*") if path.is_file()]
+        made = sorted(temporary.iterdir(), key=lambda path: path.name == "model_index.json")
+        check_absent(target, [path.name for path in made])
+        for path in made:
+            os.rename(path, target / path.name)
+        return written
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
 
 
-def _copy_in_float16(
-    source: Path, target: Path, manifests: dict[str, Manifest], report: dict[str, Any], evaluation: Path | None
-) -> None:
-    """Copy the pipeline in `source`, its weights in float16, and its report if there is one.
+def check_absent(target: Path, names: Sequence[str]) -> None:
+    """Raise UserError if one of these files is in a folder already."""
+    if taken := [name for name in names if os.path.lexists(target / name)]:
+        raise UserError(f"{target} holds a {taken[0]} already; choose another folder, or move that")
 
-    Brings `manifests` up to date with the copy.
-    """
-    shutil.copy(source / "tokenizer.json", target / "tokenizer.json")
-    if (source / "captions.txt").is_file():
-        shutil.copy(source / "captions.txt", target / "captions.txt")
-    if report and evaluation:
-        for path in (path for pattern in REPORT for path in evaluation.glob(pattern)):
-            shutil.copy(path, target / path.name)
+
+def _copy_in_float16(source: Path, target: Path, manifests: dict[str, Manifest]) -> None:
+    """Copy the pipeline in `source`, its weights in float16. Brings `manifests` up to date with the copy."""
+    for name in read_index(source).get("files", {}):
+        if name.startswith("examples/"):
+            write_atomically(target / name, member(source, name).read_bytes())
+    captions = member(source, "captions.txt")
+    texts = [member(source, "tokenizer.json"), *([captions] if captions.is_file() else [])]
     pretrained = manifests["clip"].training.get("pretrained")
     if pretrained and not is_hub_name(pretrained):  # the path on this machine concerns nobody else
         manifests["clip"].training["pretrained"] = Path(pretrained).name
     for part, manifest in manifests.items():
         tensors = read_weights(source / part, manifest)
-        halves = {name: t.to(torch.float16) if t.is_floating_point() else t for name, t in tensors.items()}
+        halves = {name: in_float16(tensor) for name, tensor in tensors.items()}
         manifest.provenance = without_paths(manifest.provenance)
         manifest.parents |= {parent: manifests[parent].sha256 for parent in PARTS[part].parents}
         save_weights(target / part, halves, manifest)
-    write_index(target)
+    write_index(target, files={path.name: path.read_bytes() for path in texts})
     write_sampling(target, read_sampling(source))
+
+
+def in_float16(tensor: Tensor) -> Tensor:
+    """A tensor in float16, or as it is if its values do not fit: those beyond 65,504, and those near zero alone."""
+    if not tensor.is_floating_point() or tensor.numel() == 0:
+        return tensor
+    half = tensor.to(torch.float16)
+    error = (half.to(tensor.dtype) - tensor).abs().max()
+    return half if error <= tensor.abs().max() / 1024 else tensor
+
+
+def report_files(folder: Path) -> list[Path]:
+    """The files of a report that are published; links are none."""
+    paths = [path for pattern in REPORT for path in sorted(folder.glob(pattern))]
+    return [path for path in paths if path.is_file() and not path.is_symlink()]
 
 
 def read_report(folder: Path | None, manifests: dict[str, Manifest]) -> dict[str, Any]:

@@ -5,13 +5,14 @@ from pathlib import Path
 from typing import Any
 
 import safetensors.torch
+import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from unclip.errors import UserError, reason
-from unclip.store.checksums import sha256
+from unclip.store.checksums import xxh3
 
-BLANK = "0" * 64
+BLANK = "0" * 32
 """Stands in the header for the checksum while it is computed."""
 FAULTS = (ValueError, LookupError, TypeError, AttributeError, ArithmeticError, RecursionError, SafetensorError)
 """Errors that reading a damaged file may raise."""
@@ -26,8 +27,20 @@ def parse_tensors(content: bytes, path: Path) -> dict[str, Tensor]:
     """The tensors in the bytes of a safetensors file. Raises UserError, which names `path`, if it is damaged."""
     try:
         return safetensors.torch.load(content)
-    except (SafetensorError, ValueError, KeyError) as error:
-        raise UserError(f"{path} is damaged or truncated ({error}); restore it or train that part again") from error
+    except FAULTS as error:
+        raise UserError(
+            f"{path} is damaged or truncated ({reason(error)}); restore it or train that part again"
+        ) from error
+
+
+def not_finite(tensors: dict[str, Tensor]) -> str | None:
+    """The name of the first tensor that holds NaN or infinity."""
+    floating = {name: tensor for name, tensor in tensors.items() if tensor.is_floating_point() and tensor.numel()}
+    if not floating:
+        return None
+    largest = torch._foreach_norm(list(floating.values()), torch.inf)
+    finite = torch.stack([norm.float().cpu() for norm in largest]).isfinite().tolist()
+    return next((name for name, good in zip(floating, finite, strict=True) if not good), None)
 
 
 def load_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
@@ -40,9 +53,9 @@ def load_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
 
 
 def dump_sealed_tensors(tensors: dict[str, Tensor], metadata: dict[str, str]) -> list[bytes | memoryview]:
-    """The bytes of a safetensors file, in two parts, with their SHA-256 in the header's metadata."""
+    """The bytes of a safetensors file, in two parts, with their XXH3 in the header's metadata."""
     header, body = _split(dump_tensors(tensors, metadata | {"checksum": BLANK}))
-    checksum = sha256(header, body)
+    checksum = xxh3(header, body)
     return [header.replace(BLANK.encode(), checksum.encode(), 1), body]
 
 
@@ -53,7 +66,7 @@ def load_sealed_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
     try:
         metadata = json.loads(header[8:])["__metadata__"]
         checksum = metadata["checksum"]
-        if sha256(header.replace(checksum.encode(), BLANK.encode(), 1), body) != checksum:
+        if xxh3(header.replace(checksum.encode(), BLANK.encode(), 1), body) != checksum:
             raise UserError("its checksum does not match")
         return safetensors.torch.load(content), metadata
     except FAULTS as error:

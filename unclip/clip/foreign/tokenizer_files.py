@@ -10,10 +10,9 @@ from tokenizers import Regex, decoders, models, normalizers, pre_tokenizers, pro
 from unclip.clip.foreign.weight_files import check_fetched, read_json
 from unclip.clip.text import TextConfig
 from unclip.clip.tokenizer import END, START, Tokenizer
+from unclip.clip.tokenizer_parts import WORDS
 from unclip.errors import UserError
 
-WORDS = r"'s|'t|'re|'ve|'m|'ll|'d|[\p{L}]+|[\p{N}]|[^\s\p{L}\p{N}]+"
-"""Words, as OpenAI's tokenizer splits text into them (Radford et al. 2021)."""
 CLIP_WORDS = pre_tokenizers.Sequence(
     [pre_tokenizers.Split(Regex(WORDS), "removed", invert=True), pre_tokenizers.ByteLevel(add_prefix_space=False)]
 )

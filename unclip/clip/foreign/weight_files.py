@@ -10,7 +10,7 @@ from safetensors import SafetensorError
 from torch import Tensor
 
 from unclip.errors import UserError
-from unclip.store.files import check_fetched
+from unclip.store.files import check_fetched, member
 
 HUB_FILES = ("*.json", "*.txt", "*.safetensors")
 """Files of a CLIP that are downloaded from the Hugging Face Hub."""
@@ -57,9 +57,9 @@ def weight_files(path: Path) -> list[Path]:
     whole = path / "model.safetensors"
     if index.is_file():
         shards = read_json(index).get("weight_map")
-        if not shards or not isinstance(shards, dict):
+        if not shards or not isinstance(shards, dict) or not all(isinstance(name, str) for name in shards.values()):
             raise UserError(f"{index} has no weight_map; fetch it again")
-        files = [path / name for name in sorted(set(shards.values()))]
+        files = [member(path, name) for name in sorted(set(shards.values()))]
     else:
         files = [whole] if whole.is_file() else sorted(path.glob("*.safetensors"))
     if not files:
