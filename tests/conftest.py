@@ -20,9 +20,12 @@ from data.splits import SPLITS
 from stages import log
 from unclip import UnCLIP
 from unclip.cli import run
+from unclip.registry import PARTS
 from unclip.store.sealed_json import read_record, write_record
 
 ROOT = Path(__file__).resolve().parents[1]
+REQUIRED = [name for name, part in PARTS.items() if not part.optional]
+"""The parts that every pipeline has."""
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # scripts beside each other do not wait in turns for the same cores
 torch.set_num_threads(1)  # a pool of threads does not live on in the children that some tests fork
 

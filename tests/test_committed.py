@@ -6,13 +6,12 @@ import numpy as np
 import pytest
 import safetensors.torch
 import torch
-from conftest import ROOT
+from conftest import REQUIRED, ROOT
 
 from data.fashion_mnist_captions import CLASSES, PLAIN_CAPTIONS
 from stages.evaluation.judge import Classifier, judge_images
 from unclip import UnCLIP
 from unclip.images import to_float
-from unclip.registry import PARTS
 from unclip.settings import DecoderSettings
 from unclip.store.checksums import sha256
 from unclip.store.index import write_index
@@ -61,7 +60,7 @@ def test_inverted_images_are_drawn_again_from_the_noise_that_was_found():
     assert near < 0.3 * far
 
 
-@pytest.mark.parametrize("stage", PARTS)
+@pytest.mark.parametrize("stage", REQUIRED)
 def test_accuracy_falls_if_the_weights_of_one_stage_are_shuffled(stage, tmp_path):
     """So that the test above cannot pass on any weights: each stage carries the result."""
     folder = shutil.copytree(COMMITTED, tmp_path / "shuffled")
@@ -72,7 +71,7 @@ def test_accuracy_falls_if_the_weights_of_one_stage_are_shuffled(stage, tmp_path
         for name, tensor in safetensors.torch.load_file(path).items()
     }
     path.write_bytes(safetensors.torch.save(tensors))
-    for other in PARTS:  # the hashes are mended, so that it is not they that give it away
+    for other in REQUIRED:  # the hashes are mended, so that it is not they that give it away
         config = folder / other / "config.json"
         manifest = read_record(config)
         if other == stage:
@@ -100,9 +99,9 @@ def test_emoji_have_the_colour_that_their_name_says():
 def test_committed_pipelines_are_small_and_whole(folder):
     files = [path for path in folder.rglob("*") if path.is_file()]
     assert sum(path.stat().st_size for path in files) < 20e6
-    assert all(read_manifest(folder / stage).complete for stage in PARTS)
+    assert all(read_manifest(folder / stage).complete for stage in REQUIRED)
     assert not list(folder.rglob("train"))
     card = (folder / "README.md").read_text(encoding="utf-8")
-    for stage in PARTS:
+    for stage in REQUIRED:
         assert f"train_{stage}.py" in card
         assert read_manifest(folder / stage).sha256[:12] in card

@@ -8,13 +8,12 @@ import shutil
 import numpy as np
 import pytest
 import torch
-from conftest import ROOT, assert_one_error_line, contents, files_under, run_python
+from conftest import REQUIRED, ROOT, assert_one_error_line, contents, files_under, run_python
 from foreign import huggingface_clip
 from PIL import Image
 
 from data.fashion_mnist_captions import PLAIN_CAPTIONS
 from unclip import UnCLIP
-from unclip.registry import PARTS
 from unclip.store.index import newest_pipeline
 from unclip.store.manifest import read_manifest
 from unclip.store.sealed_json import read_json
@@ -49,7 +48,7 @@ def test_three_tiny_stages_train_in_time(trained):
 def test_pipeline_folder_is_laid_out_as_promised(trained):
     files = set(files_under(trained.folder))
     assert {"model_index.json", "tokenizer.json"} <= files
-    for stage in PARTS:
+    for stage in REQUIRED:
         inside = {name.removeprefix(f"{stage}/") for name in files if name.startswith(f"{stage}/")}
         assert {"config.json", "model.safetensors", "train/metrics.jsonl", "train/state.safetensors"} <= inside
         assert any(name.startswith("train/preview-") and name.endswith(".png") for name in inside)
@@ -58,12 +57,12 @@ def test_pipeline_folder_is_laid_out_as_promised(trained):
 
 def test_index_names_the_weights_of_all_stages(trained):
     index = read_json(trained.folder / "model_index.json")
-    assert list(index["parts"]) == list(PARTS)
-    for stage in PARTS:
+    assert list(index["parts"]) == list(REQUIRED)
+    for stage in REQUIRED:
         assert index["parts"][stage]["sha256"] == read_manifest(trained.folder / stage).sha256
 
 
-@pytest.mark.parametrize("stage", PARTS)
+@pytest.mark.parametrize("stage", REQUIRED)
 def test_loss_falls_and_figures_are_finite(stage, trained):
     lines = (trained.folder / stage / "train" / "metrics.jsonl").read_text().splitlines()
     figures = [json.loads(line) for line in lines]
@@ -87,7 +86,7 @@ def test_the_prior_reranks_by_the_captions_of_the_classes(trained):
     torch.testing.assert_close(pipe.prior.reranker.logit_scale, pipe.clip.scale()[0])
 
 
-@pytest.mark.parametrize("stage", PARTS)
+@pytest.mark.parametrize("stage", REQUIRED)
 def test_fine_tuning_starts_from_the_weights_of_another_pipeline(stage, trained, script, tmp_path):
     if stage != "clip":
         shutil.copytree(trained.folder / "clip", tmp_path / "clip")

@@ -5,10 +5,9 @@ import shutil
 import numpy as np
 import pytest
 import torch
-from conftest import ROOT, contents
+from conftest import REQUIRED, ROOT, contents
 from pipelines.draw_pictures import arithmetic, draw_pictures
 
-from unclip.registry import PARTS
 from unclip.store.formats import CHANGES, FORMAT, OLDEST_FORMAT, upgrade_index, upgrade_manifest, upgrade_tensors
 from unclip.store.index import read_sampling
 from unclip.store.manifest import read_manifest
@@ -24,7 +23,7 @@ FORMATS = range(OLDEST_FORMAT, FORMAT + 1)
 def test_pipeline_of_a_released_format_draws_the_pictures_of_its_version(version):
     """Bit for bit where rounding is the same; elsewhere a pixel may be one grey level off."""
     folder = PIPELINES / f"format-{version}"
-    assert {read_record(folder / part / "config.json")["format"] for part in PARTS} == {version}
+    assert {read_record(folder / part / "config.json")["format"] for part in REQUIRED} == {version}
     before = contents(folder)
     expected, drawn = np.load(folder / "pictures.npz"), draw_pictures(folder)
     assert {*expected.files} == {*drawn, "arithmetic"}
@@ -44,7 +43,7 @@ def test_older_formats_draw_as_the_newest_to_the_bit():
 
 def test_publishing_writes_the_newest_format(tmp_path):
     publish(PIPELINES / f"format-{OLDEST_FORMAT}", tmp_path / "published", "published")
-    for part in PARTS:
+    for part in REQUIRED:
         older, newer = (read_manifest(folder / part) for folder in (PIPELINES / "format-3", tmp_path / "published"))
         assert (older.format, newer.format) == (OLDEST_FORMAT, FORMAT)
         assert (older.model, older.provenance, older.sampling) == (newer.model, newer.provenance, newer.sampling)
@@ -53,7 +52,7 @@ def test_publishing_writes_the_newest_format(tmp_path):
     assert all(map(np.array_equal, draw_pictures(tmp_path / "published").values(), expected.values()))
 
 
-@pytest.mark.parametrize("part", PARTS)
+@pytest.mark.parametrize("part", REQUIRED)
 def test_manifest_of_an_older_format_is_rewritten_together_with_its_weights(part, tmp_path):
     folder = shutil.copytree(PIPELINES / f"format-{OLDEST_FORMAT}" / part, tmp_path / part)
     before, manifest = load_part(folder)

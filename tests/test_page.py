@@ -47,6 +47,7 @@ def two_pipelines(tmp_path):
     """A folder with the committed pipeline, and with a copy that lacks captions and examples."""
     shutil.copytree(COMMITTED, tmp_path / "whole")
     shutil.copytree(COMMITTED, tmp_path / "bare", ignore=shutil.ignore_patterns("examples", "captions.txt"))
+    write_index(tmp_path / "bare")
     return tmp_path
 
 

@@ -11,6 +11,7 @@ from PIL import Image
 
 from data.fashion_mnist_captions import attributes
 from unclip import UnCLIP
+from unclip.store.index import write_index
 from unclip.store.manifest import read_manifest
 from unclip.store.sealed_json import read_json
 
@@ -34,6 +35,7 @@ def address(log, tmp_path_factory):
     """The page with two pipelines: the committed one, and an older copy without examples."""
     folder = tmp_path_factory.mktemp("checkpoints")
     shutil.copytree(COMMITTED, folder / "bare", ignore=shutil.ignore_patterns("examples", "captions.txt"))
+    write_index(folder / "bare")
     shutil.copytree(COMMITTED, folder / "fashion-mnist")
     for path in folder.glob("fashion-mnist/*/config.json"):
         path.touch()

@@ -13,6 +13,7 @@ from small_pipeline import build
 from data.inspect.proposal import RECIPES, Speed
 from data.provenance import describe_source, inherit_source, read_provenance
 from data.source_config import SourceConfig
+from unclip.store.index import write_index
 from unclip.store.manifest import read_manifest
 
 pytestmark = pytest.mark.usefixtures("own_caches")
@@ -119,6 +120,7 @@ def test_fine_tuning_of_a_clip_reads_the_data_of_the_pipeline_that_it_starts_fro
 def test_a_published_pipeline_names_no_path(script, tmp_path):
     copied = build(tmp_path / "pipeline")
     edit(copied / "clip", provenance=describe_source(SourceConfig(str(tmp_path), root=tmp_path), 32))
+    write_index(copied)
     assert script("unclip.cli.publish", copied, tmp_path / "published").code == 0
     source = read_manifest(tmp_path / "published" / "clip").provenance
     assert source["source"] == tmp_path.name

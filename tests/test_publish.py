@@ -5,14 +5,13 @@ import shutil
 from pathlib import Path
 
 import pytest
-from conftest import assert_one_error_line, contents, edit, files_under, run_python
+from conftest import REQUIRED, assert_one_error_line, contents, edit, files_under, run_python
 from huggingface_hub import ModelCard, ModelCardData
 from PIL import Image
 from small_pipeline import build
 
 from unclip import UnCLIP
 from unclip.errors import UserError
-from unclip.registry import PARTS
 from unclip.store.index import write_index
 from unclip.store.manifest import read_manifest
 from unclip.store.publish import publish
@@ -33,9 +32,9 @@ def published(trained, tmp_path_factory):
 def test_published_pipeline_holds_its_parts_and_nothing_of_the_training(published, trained):
     assert files_under(published) == sorted(
         ["README.md", "captions.txt", "model_index.json", "samples.png", "tokenizer.json"]
-        + [f"{part}/{name}" for part in PARTS for name in ("config.json", "model.safetensors")]
+        + [f"{part}/{name}" for part in REQUIRED for name in ("config.json", "model.safetensors")]
     )
-    for part in PARTS:
+    for part in REQUIRED:
         path = f"{part}/model.safetensors"
         assert (published / path).stat().st_size < 0.6 * (trained.folder / path).stat().st_size
         halves, whole = load_tensors(published / path)[0], load_tensors(trained.folder / path)[0]
@@ -51,7 +50,7 @@ def test_published_pipeline_draws_nearly_the_same(published, tiny):
 
 
 def test_published_manifests_keep_the_history_and_renew_the_hashes(published, trained):
-    for part in PARTS:
+    for part in REQUIRED:
         ours, theirs = read_manifest(published / part), read_manifest(trained.folder / part)
         assert ours.sha256 != theirs.sha256
         for name in ("kind", "training", "data", "sampling", "figures", "step"):
@@ -101,7 +100,7 @@ def test_card_has_the_form_of_the_hub(published, trained):
     assert "unclip" in head.tags
     assert head.eval_results is None
     assert text.strip().startswith("# pipeline")
-    for part in PARTS:
+    for part in REQUIRED:
         manifest = read_manifest(published / part)
         assert manifest.sha256[:12] in text
         assert manifest.data["fingerprint"][:12] in text
@@ -115,7 +114,7 @@ def test_evaluation_joins_the_card_of_its_own_weights_alone(tmp_path, capsys):
     folder = build(tmp_path / "own")
     share = {"value": 0.5, "low": 0.25, "high": 0.75, "n": 4}
     drawn = {"caption_accuracy": share, "precision": share, "recall": share, "frechet": 1.25}
-    parts = {part: {"sha256": read_manifest(folder / part).sha256} for part in PARTS}
+    parts = {part: {"sha256": read_manifest(folder / part).sha256} for part in REQUIRED}
     report = {"stages": parts, "data": {"name": "fashion-mnist/test"}, "samples": 4, "clip": {"zero_shot": share}}
     write_json(tmp_path / "report" / "evaluation.json", report | {"error_budget": {"prior": drawn}})
     (tmp_path / "report" / "evaluation.md").write_text("all of it")
@@ -133,7 +132,7 @@ def test_evaluation_joins_the_card_of_its_own_weights_alone(tmp_path, capsys):
 
 def test_what_is_no_whole_report_is_refused_before_anything_is_written(tmp_path):
     folder = build(tmp_path / "own")
-    parts = {part: {"sha256": read_manifest(folder / part).sha256} for part in PARTS}
+    parts = {part: {"sha256": read_manifest(folder / part).sha256} for part in REQUIRED}
     for report in ([], {}, {"stages": []}, {"stages": parts}, {"stages": parts, "samples": 4, "data": "x"}):
         write_json(tmp_path / "report" / "evaluation.json", report)
         with pytest.raises(UserError, match=r"evaluation.json is not a whole report of this version; make it again"):
@@ -148,7 +147,7 @@ def test_what_is_no_whole_report_is_refused_before_anything_is_written(tmp_path)
 )  # fmt: skip
 def test_licence_and_data_set_are_named_as_far_as_they_are_known(data, given, licence, datasets, tmp_path):
     folder, example = build(tmp_path / "own"), "a | b: 'c'\n# \"d\""
-    for part in PARTS:
+    for part in REQUIRED:
         edit(folder / part, data={"name": f"{data}/train", "fingerprint": "0" * 64, "example": example})
     write_index(folder)
     publish(folder, tmp_path / "out", "me/own", given)

@@ -24,6 +24,7 @@ from unclip.diffusion import (
     on_interval,
     watch,
 )
+from unclip.diffusion.samplers import consistency
 from unclip.errors import UserError
 from unclip.registry import SAMPLERS, SamplerRow, choose_sampler, resolve
 from unclip.settings import DecoderSettings
@@ -252,7 +253,7 @@ def test_a_sampler_is_chosen_by_its_row_with_the_settings_that_it_reads(monkeypa
 
 
 def test_samplers_are_chosen_by_name():
-    for name, function in zip(SAMPLERS, (ddpm, ddim, dpmpp), strict=True):
+    for name, function in zip(SAMPLERS, (ddpm, ddim, dpmpp, consistency), strict=True):
         chosen = choose_sampler(DecoderSettings(sampler=name))
         assert chosen.func is function
         assert chosen.keywords == ({"eta": 0.0} if name == "ddim" else {})

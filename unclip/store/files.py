@@ -95,7 +95,7 @@ def this_machine() -> str:
     """A mark of this machine or container since it started, which no other has, even one of the same host name."""
     try:
         numbers_of_processes = os.readlink("/proc/self/ns/pid")  # differs between containers
-        mark = Path("/proc/sys/kernel/random/boot_id").read_text() + numbers_of_processes
+        mark = Path("/proc/sys/kernel/random/boot_id").read_text(encoding="ascii") + numbers_of_processes
     except OSError:  # not Linux
         mark = str(uuid.getnode())
     return sha256(f"{socket.gethostname()} {mark}".encode())[:12]
