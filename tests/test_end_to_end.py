@@ -159,7 +159,7 @@ def test_record_says_how_the_samples_were_drawn(drawn, trained):
     record = read_json(drawn / "samples.json")
     assert record["checkpoint"] == str(trained.folder)
     assert record["settings"]["decoder"]["steps"] == 12
-    assert set(record["settings"]) == {"prior", "decoder", "batch_size"}
+    assert set(record["settings"]) == {"prior", "decoder", "fast_decoder", "upsampler", "batch_size"}
     assert [(s["caption"], s["seed"]) for s in record["samples"]] == [(c, s) for c in CAPTIONS for s in (5, 6)]
 
 

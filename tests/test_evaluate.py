@@ -136,7 +136,7 @@ def test_obedience_is_what_the_rule_says_of_the_images(done, judged):
 
 def test_each_way_drives_the_decoder_as_it_says(done, tiny, judged):
     arrays = np.load(done[0] / "evaluation.npz")
-    settings = {"steps": 3, "prior_steps": 3}
+    settings = {"steps": 3, "prior_steps": 3, "prior_spacing": "even"}  # as SETTINGS has it, unlike the pipeline
     (validation,) = SETTINGS.data.load("validation")
     label = 3
     caption, rows = PLAIN_CAPTIONS[label], (validation.labels == label).nonzero()[:N, 0]
