@@ -335,6 +335,17 @@ def test_pipeline_without_captions_and_examples_can_be_used_all_the_same(two_pip
     assert len(pictures(last(answers.look_inside(bare, "a bag", 0, None))[0])) == 4
 
 
+def test_examples_that_no_index_names_are_refused(two_pipelines):
+    folder = two_pipelines / "bare"
+    shutil.copytree(COMMITTED / "examples", folder / "examples")
+    with pytest.raises(
+        UserError, match=r"not among the files of its model_index\.json; give the last training command"
+    ):
+        Examples.read(folder, ["a bag"])
+    write_index(folder)
+    assert Examples.read(folder, ["a bag"]).images
+
+
 def test_examples_that_are_none_are_refused(two_pipelines):
     bad = [{"captions": []}, {"captions": [{"path": "/etc/passwd"}]}, {"change": ["a"]}, {"images": 3}, ["a bag"]]
     for content in [*bad, *({"images": [name]} for name in ("/etc/passwd", "../README.md", "", ".", "\0", "gone.png"))]:

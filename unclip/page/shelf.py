@@ -51,12 +51,16 @@ class Examples:
 
 
 def open_example(folder: Path, name: str) -> Image.Image:
-    """An image in a pipeline's examples/. Raises UserError for any other file, and for links, which lead elsewhere."""
+    """An image in a pipeline's examples/ that its model_index.json names. Raises UserError for any other, and links."""
     path = folder.resolve() / "examples" / name
-    listed = [file for file in read_index(folder).get("files", {}) if file.startswith("examples/")]
-    if not is_within(path, folder.resolve() / "examples") or (listed and f"examples/{name}" not in listed):
+    if not is_within(path, folder.resolve() / "examples"):
         raise UserError(
             f"{folder}/examples names {shown(name)}, which is no image of its own; restore it, or delete it"
+        )
+    if f"examples/{name}" not in read_index(folder).get("files", {}):
+        raise UserError(
+            f"{folder}/examples names {shown(name)}, which is not among the files of its model_index.json; give the "
+            "last training command again, which lists it, or delete it"
         )
     return read_colours(open_picked(path), 3)
 
