@@ -19,8 +19,10 @@ PRESETS = {
     # 2 epochs of the 51,374 training images
     "small": FastDecoderRun(
         preset="small",
+        method="distillation",
+        levels=12,
         train=TrainConfig(
-            steps=6_400, batch_size=16, lr=3e-4, warmup=100, evaluate_every=400, preview_every=1_600, ema=0.998
+            steps=3_200, batch_size=32, lr=3e-4, warmup=100, evaluate_every=400, preview_every=800, ema=0.995
         ),
     ),
     "base": FastDecoderRun(

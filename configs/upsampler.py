@@ -30,16 +30,17 @@ PRESETS = {
     ),
     "small": UpsamplerRun(
         preset="small",
-        model=DiffusionUpsamplerConfig(UpsamplerConfig(replace(LOCAL_UNET, width=48))),
+        evaluate_on=40,
+        model=DiffusionUpsamplerConfig(UpsamplerConfig(LOCAL_UNET)),
         train=TrainConfig(
-            steps=12_000,
+            steps=8_000,
             batch_size=16,
             lr=1e-3,
             muon_lr=5e-3,
             warmup=200,
             evaluate_every=1_000,
             preview_every=2_000,
-            ema=0.999,
+            ema=0.998,
         ),
     ),
     "base": UpsamplerRun(
