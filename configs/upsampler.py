@@ -33,14 +33,14 @@ PRESETS = {
         evaluate_on=40,
         model=DiffusionUpsamplerConfig(UpsamplerConfig(LOCAL_UNET)),
         train=TrainConfig(
-            steps=8_000,
+            steps=4_000,
             batch_size=16,
             lr=1e-3,
             muon_lr=5e-3,
             warmup=200,
             evaluate_every=1_000,
             preview_every=2_000,
-            ema=0.998,
+            ema=0.997,
         ),
     ),
     "base": UpsamplerRun(
