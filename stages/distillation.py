@@ -3,7 +3,7 @@
     path           The teacher draws an image as it always does. At the noised images on its way the student shall
                    answer with the finished one (Luhman & Luhman 2021, arXiv 2101.02388, at any level).
     distillation   The student shall answer as it does one step of the teacher further (Song et al. 2023, arXiv
-                   2303.01469, algorithm 2); the step is Heun's, unguided.
+                   2303.01469, algorithm 2); the step is Heun's, guided as the teacher's pipeline says.
     tuning         The student shall answer as it does for a little less of the same noise; there is no teacher (Geng et
                    al. 2024, arXiv 2406.14548).
 
@@ -114,12 +114,14 @@ class ConsistencyObjective(nn.Module):
     Args:
         teacher: finds the lower noised image by a step of Heun from the upper one. Without it the real image gets less
             of the same noise, and the distance is divided by the difference in noise.
+        settings: the teacher's guidance.
     """
 
-    def __init__(self, student: DiffusionDecoder, teacher: DiffusionDecoder | None):
+    def __init__(self, student: DiffusionDecoder, teacher: DiffusionDecoder | None, settings: DecoderSettings):
         super().__init__()
         self.student = student
         self.teacher = teacher
+        self.settings = settings
 
     def forward(self, batch: FastDecoderBatch) -> Tensor:
         images = batch.images
@@ -151,13 +153,27 @@ class ConsistencyObjective(nn.Module):
         With s = sigma / alpha and x / alpha, its path is dx = (x - x0) / s ds (Karras et al. 2022, algorithm 1).
         """
         images = batch.images
-        condition = self.teacher.condition(images.embeddings, images.drop, images.text)
         alpha, sigma = coefficients(images.levels)
         lower_alpha, lower_sigma = coefficients(batch.lower)
-        clean = clean_images(self.teacher, noised, images.levels, condition).clamp(-1, 1)
+        clean = self.teacher_images(noised, images.levels, images)
         slope = (noised / alpha - clean) / (sigma / alpha)
         length = lower_sigma / lower_alpha - sigma / alpha
         guess = lower_alpha * (noised / alpha + length * slope)
-        second = clean_images(self.teacher, guess, batch.lower, condition).clamp(-1, 1)
+        second = self.teacher_images(guess, batch.lower, images)
         lower_slope = (guess / lower_alpha - second) / (lower_sigma / lower_alpha).clamp(min=1e-6)
         return lower_alpha * (noised / alpha + length * (slope + lower_slope) / 2), clean
+
+    def teacher_images(self, noised: Tensor, levels: NoiseLevels, images: DecoderBatch) -> Tensor:
+        """The teacher's clean images (B, C, H, W) in [-1, 1], guided at the levels inside its interval."""
+        condition = self.teacher.condition(images.embeddings, images.drop, images.text)
+        clean = clean_images(self.teacher, noised, levels, condition)
+        if self.settings.guidance != 1:
+            null = self.teacher.condition(images.embeddings, torch.ones_like(images.drop), images.text.null())
+            unconditional = clean_images(self.teacher, noised, levels, null)
+            low, high = map(self.teacher.process.time_at_share, self.settings.guidance_interval)
+            ends = torch.tensor([low, high], dtype=torch.float64)
+            low, high = self.teacher.process.network_time(ends).float().tolist()
+            is_inside = (low <= levels.time) & (levels.time <= high)
+            guidance = torch.where(is_inside, self.settings.guidance, 1.0)[:, None, None, None]
+            clean = torch.lerp(unconditional, clean, guidance)
+        return clean.clamp(-1, 1)

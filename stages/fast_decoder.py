@@ -79,10 +79,11 @@ class FastDecoderStage:
         self.process = model.process
         self.size = len(inputs.train)
         teacher = copy.deepcopy(model).requires_grad_(False).eval()
-        self.paths = PathObjective(model, teacher, teacher_settings(inputs), run.levels)
+        settings = teacher_settings(inputs)
+        self.paths = PathObjective(model, teacher, settings, run.levels)
         self.objective: nn.Module = self.paths
         if run.method != "path":
-            self.objective = ConsistencyObjective(model, teacher if run.method == "distillation" else None)
+            self.objective = ConsistencyObjective(model, teacher if run.method == "distillation" else None, settings)
 
     @staticmethod
     def build_model(run: FastDecoderRun, shapes: Shapes) -> ConsistencyDecoder:

@@ -10,15 +10,17 @@ from conftest import ROOT
 from three_stages import seeded
 
 from stages import train
+from stages.decoder import DecoderBatch
 from stages.distillation import HUBER, ConsistencyObjective, levels_at, saturated_huber
 from stages.fast_decoder import closer_levels
 from unclip import UnCLIP
+from unclip.clip import encode_captions
 from unclip.decoder.consistency_decoder import consistency_levels
 from unclip.diffusion.process import CLEAN, VariancePreserving
 from unclip.diffusion.samplers import Denoised, consistency
 from unclip.diffusion.spacing import karras_levels
 from unclip.errors import UserError
-from unclip.settings import FastDecoderSettings, Sampling
+from unclip.settings import DecoderSettings, FastDecoderSettings, Sampling
 from unclip.store.manifest import read_manifest
 
 PROCESS = VariancePreserving()
@@ -67,7 +69,7 @@ def test_a_step_of_heun_follows_the_exact_path_of_a_gaussian(monkeypatch):
     after = levels_at(upper + 1, levels, PROCESS)
     x = 0.3 * start * deviation(before)
     batch = FakeBatch(before, after)
-    reached, _ = ConsistencyObjective(None, FakeTeacher()).heun_step(x, batch)
+    reached, _ = ConsistencyObjective(None, FakeTeacher(), DecoderSettings(guidance=1.0)).heun_step(x, batch)
     torch.testing.assert_close(reached, 0.3 * start * deviation(after), rtol=2e-2, atol=1e-3)
 
 
@@ -82,6 +84,24 @@ class FakeBatch:
         self.levels = upper
         self.lower = lower
         self.embeddings = self.drop = self.text = None
+
+
+@pytest.mark.parametrize(("place", "guidance"), [(2, 5.0), (14, 5.0), (2, 1.0)])
+def test_the_teacher_is_guided_as_it_draws(tiny, place, guidance):
+    """Inside and outside of the interval of guidance the clean images equal those of the denoiser that draws."""
+    decoder = tiny.decoder
+    settings = DecoderSettings(guidance=guidance, guidance_interval=(0.3, 1.0))
+    levels = karras_levels(decoder.process, 16)
+    text = encode_captions(tiny.clip, tiny.tokenizer, ["a bag", "a coat"])
+    x = torch.randn(2, *decoder.image_shape, generator=seeded())
+    embeddings = torch.nn.functional.normalize(torch.randn(2, 32, generator=seeded()), dim=-1)
+    keep = torch.zeros(2, dtype=torch.bool)
+    images = DecoderBatch(None, embeddings, keep, text, None, None)
+    at = levels_at(torch.full((2,), place), levels, decoder.process)
+    with torch.no_grad():
+        expected = decoder.denoiser(embeddings, text, settings)(x, levels[place]).x0
+        found = ConsistencyObjective(decoder, decoder, settings).teacher_images(x, at, images)
+    torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-4)
 
 
 def test_black_and_white_may_be_overshot_and_nothing_else():
