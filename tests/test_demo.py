@@ -22,6 +22,7 @@ from unclip.errors import UserError
 
 pytestmark = pytest.mark.usefixtures("own_caches")
 STEPS = 12
+STAGES = ("clip", "prior", "decoder")
 
 
 def test_demo_looks_measures_trains_and_draws(tmp_path, monkeypatch, capfd):
@@ -39,7 +40,7 @@ def test_demo_looks_measures_trains_and_draws(tmp_path, monkeypatch, capfd):
     assert "Look at outputs/demo.png" in printed
     out = tmp_path / "checkpoints" / "my-squares"
     assert 0 < len(cached) <= 2, "none of the trials"
-    for stage in proposal.RECIPES:
+    for stage in STAGES:
         assert demo.read_begun_training(out, stage) == proposal.Proposal(stage, STEPS, 32, 0)
         assert (out / stage / "train" / "curves.png").exists()
     captions = (tmp_path / "outputs" / "demo" / "captions.txt").read_text().splitlines()
@@ -51,7 +52,7 @@ def test_demo_looks_measures_trains_and_draws(tmp_path, monkeypatch, capfd):
 
 def test_what_has_begun_goes_on_as_planned_and_the_rest_takes_the_time_that_is_left(tmp_path, monkeypatch):
     clock, ran = [0.0], []
-    speeds = {stage: proposal.Speed(0.1, 10) for stage in proposal.RECIPES}
+    speeds = {stage: proposal.Speed(0.1, 10) for stage in STAGES}
 
     def run_program(arguments):
         ran.append(arguments)
@@ -63,7 +64,7 @@ def test_what_has_begun_goes_on_as_planned_and_the_rest_takes_the_time_that_is_l
     monkeypatch.setattr(demo, "read_begun_training", lambda out, stage: begun if stage == "clip" else None)
     demo.train_stages(demo.Measurements(100_000, 32, speeds), SourceConfig("x"), tmp_path)
     steps = [int(line[line.index("--train.steps") + 1]) for line in ran]
-    assert [line[0] for line in ran] == [f"train_{stage}.py" for stage in proposal.RECIPES]
+    assert [line[0] for line in ran] == [f"train_{stage}.py" for stage in STAGES]
     assert steps[0] == 777
     prior, decoder = (proposal.RECIPES[stage].share for stage in ("prior", "decoder"))
     assert steps[1] == pytest.approx((demo.BUDGET - 500 - 20) * prior / (prior + decoder) / 0.1, abs=50)

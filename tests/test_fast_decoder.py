@@ -2,16 +2,22 @@
 
 import math
 import shutil
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
-from conftest import ROOT
+from conftest import ROOT, made_up_data
 from three_stages import seeded
 
 from stages import train
 from stages.decoder import DecoderBatch
 from stages.distillation import HUBER, ConsistencyObjective, levels_at, saturated_huber
+from stages.evaluation.few_calls import measure_few_calls
+from stages.evaluation.judge import Classifier, JudgeConfig
+from stages.evaluation.reference import Reference
+from stages.evaluation.samples import choose_rows
+from stages.evaluation.section import EvaluationContext
 from stages.fast_decoder import closer_levels
 from unclip import UnCLIP
 from unclip.clip import encode_captions
@@ -203,3 +209,22 @@ def test_the_other_methods_train_too(with_fast_decoder, tmp_path, method):
     folder = shutil.copytree(with_fast_decoder, tmp_path / method, ignore=shutil.ignore_patterns("fast_decoder"))
     train_fast_decoder(folder, "--method", method, "--train.steps", "3")
     assert math.isfinite(read_manifest(folder / "fast_decoder").figures["distance"])
+
+
+def test_the_evaluation_compares_its_network_calls_with_the_decoder(with_fast_decoder):
+    pipe = UnCLIP.from_pretrained(with_fast_decoder)
+    data = made_up_data(40, seed=0)
+    torch.manual_seed(0)
+    judge = Classifier(JudgeConfig(width=8)).eval()
+    embedded = SimpleNamespace(data=data, embeddings=pipe.encode_image(data.images.permute(0, 2, 3, 1).numpy()))
+    context = EvaluationContext(pipe, Reference.from_images(judge, data), embedded, embedded, data, 2, seed=7)
+    section = measure_few_calls(context)
+    assert list(section.figures) == ["1 network calls", "2 network calls", "4 network calls", "the decoder"]
+    matching = {name: data.labels == label for label, name in enumerate(data.classes)}
+    rows = choose_rows(data, matching, 2)
+    captions = [caption for caption in data.class_captions for _ in range(2)]
+    expected = pipe.decode(embedded.embeddings[rows], captions, 7, fast_steps=1)
+    assert np.array_equal(section.arrays["1 network calls: images"], expected)
+    expected = pipe.decode(embedded.embeddings[rows], captions, 7, num_candidates=1)
+    assert np.array_equal(section.arrays["the decoder: images"], expected)
+    assert all(figures["caption_accuracy"]["n"] == 20 for figures in section.figures.values())

@@ -18,12 +18,14 @@ from PIL import Image
 from configs.clip import PRESETS as CLIP
 from configs.decoder import PRESETS as DECODER
 from configs.prior import PRESETS as PRIOR
+from configs.upsampler import PRESETS as UPSAMPLER
 from data.inspect.charts import bin_counts, draw_bars, draw_contact_sheet
 from data.inspect.inspection import InspectOptions, inspect_source
 from data.inspect.inspection import main as inspect_main
 from data.inspect.proposal import (
     RECIPES,
     Speed,
+    choose_sizes,
     format_command,
     measure_speeds,
     pipeline_folder,
@@ -117,11 +119,46 @@ def test_inspect_says_the_size_its_cost_and_commands_that_train_on_it(tmp_path, 
     assert "clip 0.14 s, prior 0.16 s, decoder 0.31 s" in said
     told = said[said.index("python train_clip") :].replace("\\\n", " ").splitlines()
     lines = [shlex.split(line) for line in told]
-    assert [line[:2] for line in lines] == [["python", f"train_{stage}.py"] for stage in RECIPES]
+    assert [line[:2] for line in lines] == [["python", f"train_{stage}.py"] for stage in SPEEDS]
     for line in lines:
         assert line[line.index("--out") + 1] == "checkpoints/my-drawings"
         source = ["--data", str(folder), "--data.size", "60", "--data.fit", "pad", "--data.grey"]
         assert line[line.index("--data") :][:7] == source
+
+
+@pytest.mark.parametrize(
+    ("sides", "size", "expected"),
+    [
+        ([60] * 100, None, (60, 1)),
+        ([96] * 100, None, (60, 1)),
+        ([128] * 100, None, (32, 4)),
+        ([96] * 40 + [200] * 60, None, (32, 4)),
+        ([300] * 95 + [40] * 5, None, (64, 4)),
+        ([300] * 85 + [40] * 15, None, (60, 1)),  # too many would be blurred
+        ([128] * 100, 64, (64, 2)),
+        ([128] * 100, 100, (60, 1)),
+    ],
+)
+def test_images_larger_than_the_decoder_s_get_an_upsampler(sides, size, expected):
+    assert choose_sizes(sides, size, usual=60) == expected
+
+
+def test_an_upsampler_is_proposed_where_images_are_large(tmp_path, capsys, monkeypatch):
+    folder = tmp_path / "icons"
+    folder.mkdir()
+    for number in range(40):
+        picture(number, (140, 130)).save(folder / f"{number}.png")
+        (folder / f"{number}.txt").write_text("a square")
+    speeds = SPEEDS | {"upsampler": Speed(0.4, 10)}
+    monkeypatch.setattr("data.inspect.inspection.measure_speeds", lambda *given: speeds if given[-1] == 4 else SPEEDS)
+    inspect_source(InspectOptions(str(folder), out=tmp_path / "out"))
+    printed = capsys.readouterr().out
+    assert "training uses 32x32 colour images" in printed
+    assert "an upsampler enlarges them to 128x128" in printed
+    command = shlex.split(printed[printed.index("python -m stages.train") :].replace("\\\n", " "))
+    run = parse_run(UPSAMPLER, "", command[4:])
+    assert run.model.network.factor == 4
+    assert run.out == Path("checkpoints/icons")
 
 
 def test_inspect_of_too_few_images_says_how_many_there_are(tmp_path, capsys):
@@ -209,7 +246,7 @@ def test_a_signal_ends_a_trial_too():
 
 def test_a_trial_that_fails_says_why(tmp_path):
     with_npz(tmp_path / "x.npz")
-    with pytest.raises(UserError, match=r"a trial of train_clip.py on this data failed: --data.root has no meaning"):
+    with pytest.raises(UserError, match=r"a trial of the clip on this data failed: --data.root has no meaning"):
         measure_speeds(SourceConfig(str(tmp_path / "x.npz"), root=tmp_path), 20, 20, 0.0)
 
 

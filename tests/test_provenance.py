@@ -10,7 +10,7 @@ from foreign import huggingface_clip
 from own_images import picture, with_csv, with_jsonl
 from small_pipeline import build
 
-from data.inspect.proposal import RECIPES, Speed
+from data.inspect.proposal import Speed
 from data.provenance import describe_source, inherit_source, read_provenance
 from data.source_config import SourceConfig
 from unclip.store.index import write_index
@@ -49,7 +49,9 @@ def test_later_stages_and_inspection_read_what_the_first_was_told(clip, drawings
         assert read_manifest(clip / stage).provenance == read_manifest(clip / "clip").provenance
         assert read_manifest(clip / stage).data == read_manifest(clip / "clip").data
     assert read_manifest(clip / "decoder").model["network"]["image_size"] == 16
-    monkeypatch.setattr("data.inspect.inspection.measure_speeds", lambda *_: dict.fromkeys(RECIPES, Speed(1, 1)))
+    monkeypatch.setattr(
+        "data.inspect.inspection.measure_speeds", lambda *_: dict.fromkeys(("clip", "prior", "decoder"), Speed(1, 1))
+    )
     done = script("data.inspect.inspection", "--checkpoint", clip, "--out", tmp_path / "out")
     assert done.code == 0, done.err
     assert "40 images with captions" in done.out

@@ -25,6 +25,7 @@ from data.decoding import decode_image
 from data.inspect.charts import bin_counts, draw_bars, draw_contact_sheet, join_pictures
 from data.inspect.proposal import (
     Speed,
+    choose_sizes,
     describe_cost,
     format_command,
     measure_speeds,
@@ -70,8 +71,10 @@ class Measurements:
     count: int
     """Number of training images."""
     size: int
-    """Their height and width."""
+    """The height and width that the decoder draws."""
     speeds: dict[str, Speed]
+    factor: int = 1
+    """Factor of the upsampler after it; 1 for none."""
 
 
 def inspect_source(options: InspectOptions) -> Measurements | None:
@@ -91,7 +94,7 @@ def inspect_source(options: InspectOptions) -> Measurements | None:
     print(f"{quantity(len(listing.records), 'image')} with captions{classes}")
     channels = listing.channels or (1 if config.grey else 3)
     began = time.perf_counter()
-    usable = _report_images(listing.records, channels, problems)
+    usable, sides = _report_images(listing.records, channels, problems, config)
     reading_seconds = time.perf_counter() - began
     if usable:
         _report_captions([caption for record in usable for caption in record.captions], len(usable))
@@ -99,6 +102,9 @@ def inspect_source(options: InspectOptions) -> Measurements | None:
     if not usable:
         raise UserError(f"{config.source} holds nothing that can be used")
     size = image_size(config, listing)
+    factor = 1
+    if not listing.size:  # arrays were made for their size
+        size, factor = choose_sizes(sides, config.size, size)
     _draw_pictures(options.out, usable, size, channels, config)
     counts = {split: len(split_records(usable, split)) for split in SPLITS}
     print("splits: " + ", ".join(f"{count} for {split}" for split, count in counts.items()))
@@ -107,9 +113,12 @@ def inspect_source(options: InspectOptions) -> Measurements | None:
             print(f"{config.source} cannot be trained on: {why}")
             return None
     print(f"training uses {size}x{size} {'grey' if channels == 1 else 'colour'} images: {describe_cost(size)}")
+    if factor > 1:
+        print(f"an upsampler enlarges them to {size * factor}x{size * factor}, as the images are that large")
     count = min(counts["train"], config.limit or counts["train"])
     print("measuring a few steps of each stage on them", flush=True)
-    measurements = Measurements(count, size, measure_speeds(config, size, count, reading_seconds))
+    speeds = measure_speeds(config, size, count, reading_seconds, factor)
+    measurements = Measurements(count, size, speeds, factor)
     _print_proposals(measurements, config)
     return measurements
 
@@ -131,12 +140,18 @@ def _print_proposals(measurements: Measurements, config: SourceConfig) -> None:
     )
     out = unused_folder(pipeline_folder(config))
     for proposal in proposals:
-        print(format_command(training_command(proposal, config, measurements.size, out)))
+        print(format_command(training_command(proposal, config, measurements.size, out, measurements.factor)))
 
 
-def _report_images(records: list[Record], channels: int, problems: Problems) -> list[Record]:
-    """Print sizes, kinds of pixels and duplicates of images. Returns the records that can be read."""
+def _report_images(
+    records: list[Record], channels: int, problems: Problems, config: SourceConfig
+) -> tuple[list[Record], list[int]]:
+    """Print sizes, kinds of pixels and duplicates of images.
+
+    Returns the records that can be read, and for each the side that the fit neither cuts nor fills.
+    """
     usable = []
+    sides = []
     sizes = Counter()
     modes = Counter()
     names_by_pixels = defaultdict(dict)
@@ -150,12 +165,13 @@ def _report_images(records: list[Record], channels: int, problems: Problems) -> 
             problems.add(record.name, explain_unreadable(error))
             continue
         usable.append(record)
+        sides.append(min(size) if config.fit == "crop" else max(size))
         sizes[size] += 1
         modes[mode] += 1
         digest = hashlib.sha256(repr(size).encode() + pixels.tobytes()).digest()
         names_by_pixels[digest][record.name] = None
     if not usable:
-        return usable
+        return usable, sides
     print("sizes: " + format_most_common(sizes, lambda size: f"{size[0]}x{size[1]}"))
     print("pixels: " + format_most_common(modes, str))
     if set(modes) <= {"1", "L", "LA", "I", "I;16"} and channels > 1:
@@ -165,7 +181,7 @@ def _report_images(records: list[Record], channels: int, problems: Problems) -> 
     print(f"duplicates: {quantity(duplicates, 'image')} equal to an earlier one")
     for names in groups[:SHOWN]:
         print(f"  {', '.join(names[:SHOWN])}")
-    return usable
+    return usable, sides
 
 
 def _report_captions(captions: list[str], image_count: int) -> None:

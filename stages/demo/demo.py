@@ -3,8 +3,9 @@
     python -m stages.demo path/to/folder               # or another source; make demo DATA=path/to/folder is the same
     python -m stages.demo path/to/folder --data.size 32 --out checkpoints/mine
 
-Inspects the images, measures how fast this machine trains on them, trains the three stages in the time that is left,
-and samples captions of the validation images: outputs/demo.png. The same command again resumes after an interruption.
+Inspects the images, measures how fast this machine trains on them, trains the stages in the time that is left, and
+samples captions of the validation images: outputs/demo.png. If the images have 128 pixels or more, an upsampler is
+trained too. The same command again resumes after an interruption.
 """
 
 import contextlib
@@ -20,7 +21,15 @@ from typing import Annotated
 import tyro
 
 from data.inspect.inspection import InspectOptions, Measurements, inspect_source, refuse_second_source
-from data.inspect.proposal import BUDGET, Proposal, format_command, pipeline_folder, propose_trainings, training_command
+from data.inspect.proposal import (
+    BUDGET,
+    Proposal,
+    format_command,
+    interpreted,
+    pipeline_folder,
+    propose_trainings,
+    training_command,
+)
 from data.provenance import compare_source
 from data.source_config import SourceConfig
 from data.sources import load_splits
@@ -31,7 +40,6 @@ from unclip.errors import UserError
 from unclip.store.files import write_atomically
 from unclip.store.sealed_json import read_record
 
-ROOT = Path(__file__).resolve().parents[2]
 PICTURES = Path("outputs/demo")
 
 
@@ -46,7 +54,7 @@ class DemoOptions:
 
 
 def run_demo(options: DemoOptions) -> None:
-    """Inspect the source, train the three stages, and sample.
+    """Inspect the source, train the stages, and sample.
 
     Raises UserError if the source has too few images, or if the folder holds a pipeline of other data.
     """
@@ -76,7 +84,7 @@ def train_stages(measurements: Measurements, config: SourceConfig, out: Path) ->
         began = time.monotonic()
         planned = propose_trainings(measurements.count, speeds, deadline - began)[0]
         proposal = read_begun_training(out, planned.stage) or planned
-        run_program(training_command(proposal, config, measurements.size, out))
+        run_program(training_command(proposal, config, measurements.size, out, measurements.factor))
         slowdown = 1.0
         if proposal is planned:  # the machine may have become busy since it was measured
             slowdown = max(1.0, (time.monotonic() - began) / planned.seconds)
@@ -99,9 +107,8 @@ def run_program(arguments: list[str]) -> None:
     Signals are handed on once, so that it can save.
     """
     print(format_command(arguments), flush=True)
-    program = [sys.executable, str(ROOT / arguments[0]), *arguments[1:]]
     with signals.postponed() as stop:
-        child = subprocess.Popen(program, start_new_session=True)
+        child = subprocess.Popen(interpreted(arguments), start_new_session=True)
         is_signalled = False
         while child.poll() is None:
             if stop.number and not is_signalled:

@@ -19,6 +19,7 @@ from stages.evaluation.attributes import has_attributes, measure_held_out
 from stages.evaluation.clip_figures import measure_clip
 from stages.evaluation.denoising import draw_denoising
 from stages.evaluation.error_budget import measure_error_budget, stage_losses
+from stages.evaluation.few_calls import measure_few_calls
 from stages.evaluation.judge import Matcher
 from stages.evaluation.judge_training import trained_judge
 from stages.evaluation.memorisation import measure_memorisation
@@ -26,8 +27,9 @@ from stages.evaluation.prior_evaluation import measure_prior
 from stages.evaluation.real_images import measure_real_images
 from stages.evaluation.reference import Reference
 from stages.evaluation.report import markdown
-from stages.evaluation.section import EvaluationContext, Evaluator, Section
+from stages.evaluation.section import EvaluationContext, Evaluator, LargeImages, Section
 from stages.evaluation.sweep import sweep_settings
+from stages.evaluation.upsampling import measure_upsampling
 from stages.loop import TrainConfig
 from unclip import UnCLIP
 from unclip.devices import pick_device
@@ -55,6 +57,8 @@ SECTIONS: dict[str, Evaluator] = {
     "held_out": measure_held_out,
     "memorisation": measure_memorisation,
     "denoising": draw_denoising,
+    "few_calls": measure_few_calls,
+    "upsampling": measure_upsampling,
     "sweep": sweep_settings,
 }
 """All evaluators, in the order in which they run. evaluation.json holds their figures under these names."""
@@ -108,7 +112,10 @@ def evaluate(options: EvaluateOptions) -> dict[str, Any]:
     folder = find_pipeline(options.checkpoint)
     manifests = read_manifests(folder)
     pipe = UnCLIP.from_pretrained(folder, device)
-    pipe.sampling = pipe.sampling.for_drawing(**options.sampling.changed(pipe.sampling))
+    settings = options.sampling.changed(pipe.sampling)
+    if "upsampler" in pipe.parts:  # it has figures of its own: all others are taken of the decoder's images
+        settings["upscale"] = "none"
+    pipe.sampling = pipe.sampling.for_drawing(**settings)
     compare_source(folder, options.data)
     real = load_real_images(options)
     seconds: dict[str, float] = {}
@@ -180,7 +187,17 @@ def prepare_context(
         samples_per_caption=options.samples // len(real.test.classes),
         seed=options.seed,
         sweep_samples=options.sweep,
+        large=load_large_images(pipe, real, options),
     )
+
+
+def load_large_images(pipe: UnCLIP, real: RealImages, options: EvaluateOptions) -> LargeImages | None:
+    """Load the real images at the size that the pipeline's upsampler draws; None if it has none."""
+    upsampler = pipe.image_parts.get("upsampler")
+    if upsampler is None:
+        return None
+    size = upsampler.config.network.factor * real.test.image_size
+    return LargeImages(*replace(options.data, size=size).load(options.split, "train", held_out=True))
 
 
 def suited_to(config: TrainConfig, images: int) -> TrainConfig:

@@ -99,14 +99,19 @@ class Matcher(nn.Module):
 
     def embed_images(self, images: Tensor) -> tuple[Tensor, Tensor]:
         """uint8 images (B, C, H, W) -> unit embeddings (B, D) and features (B, F)."""
-        y, x = (torch.linspace(0, 255, side, device=images.device).byte() for side in images.shape[2:])
-        positions = torch.stack(torch.meshgrid(y, x, indexing="ij")).expand(len(images), -1, -1, -1)  # (B, 2, H, W)
-        embeddings, features = self.image_network(torch.cat([images, positions], dim=1))
+        embeddings, features = self.image_network(with_positions(images))
         return F.normalize(embeddings, dim=-1), features
 
     def embed_captions(self, terms: Tensor) -> Tensor:
         """Captions as `term_ids` returns them (M, L) -> unit embeddings (M, D)."""
         return F.normalize(self.term_table(terms.to(self.logit_scale.device)).sum(dim=1), dim=-1)
+
+
+def with_positions(images: Tensor) -> Tensor:
+    """Add each pixel's height and width as two channels: uint8 (B, C, H, W) -> (B, C + 2, H, W)."""
+    y, x = (torch.linspace(0, 255, side, device=images.device).byte() for side in images.shape[2:])
+    positions = torch.stack(torch.meshgrid(y, x, indexing="ij")).expand(len(images), -1, -1, -1)  # (B, 2, H, W)
+    return torch.cat([images, positions], dim=1)
 
 
 def term_ids(captions: Sequence[str]) -> Tensor:
@@ -138,3 +143,18 @@ def judge_images(judge: Judge, images: Tensor | np.ndarray, batch_size: int = 50
     batches = [judge(batch.to(device)) for batch in images.split(batch_size)]
     scores, features = (torch.cat(column).cpu() for column in zip(*batches, strict=True))
     return scores, features
+
+
+@torch.inference_mode()
+def judge_levels(judge: Judge, images: Tensor) -> list[Tensor]:
+    """Return a judge's features (B, F, h, w) of uint8 images (B, C, H, W) at the end of each level, on the CPU."""
+    device = next(judge.parameters()).device
+    network = judge.image_network if isinstance(judge, Matcher) else judge
+    images = images.to(device)
+    x = to_float(with_positions(images) if isinstance(judge, Matcher) else images)
+    levels = []
+    for layer in network.body:
+        if isinstance(layer, (nn.MaxPool2d, nn.AdaptiveAvgPool2d)):
+            levels.append(x.cpu())
+        x = layer(x)
+    return levels

@@ -10,6 +10,8 @@ PICTURE_TITLES = {
     "held-out": "Pairs that no training caption or image shows",
     "budget": "Images by what drives the decoder",
     "memorisation": "Closest to the training images",
+    "upsampling": "Real images, made small and enlarged again",
+    "upsampling-noise": "The decoder's images, enlarged, by the noise on the small image (`--upscale-noise`)",
     "strip": "Denoising: the state above the clean image that is predicted from it",
 }
 MAX_TABLE_CLASSES = 20
@@ -26,7 +28,7 @@ JUDGES = {
 OTHER_DATA = """
 Not every stage was trained on just the training images of this data set: some may know what is taken here for unseen.
 """
-FORMATTED = ("reference", "clip", "prior", "error_budget", "held_out", "memorisation", "sweep")
+FORMATTED = ("reference", "clip", "prior", "error_budget", "held_out", "memorisation", "few_calls", "sweep")
 """Sections that this file formats. Those of any other evaluator are written as a plain table."""
 NOT_SECTIONS = ("checkpoint", "stages", "data", "same_training_data", "judge", "samples", "seed", "sampling",
                 "hardware", "lost", "seconds")  # fmt: skip
@@ -42,6 +44,8 @@ def markdown(report: dict[str, Any], pictures: list[str]) -> str:
     if "held_out" in report:
         sections.append(_attributes(report["error_budget"]["prior"]["attributes"], report["held_out"]))
     sections += [_error_budget(report), _memorisation(report["memorisation"])]
+    if "few_calls" in report:
+        sections.append(_few_calls(report["few_calls"]))
     if "sweep" in report:
         sections.append(_sweep(report["sweep"]))
     others = [name for name in report if name not in (*FORMATTED, *NOT_SECTIONS)]
@@ -229,6 +233,22 @@ def _memorisation(figures: dict[str, Any]) -> str:
         medians = (f"{figure[name]:.3f}" for name in ("samples_median", "test_median"))
         rows.append([space, *medians, percent(figure["samples_below_test_1st_percentile"])])
     return f"## Memorisation: distance to the nearest training image\n\n{table(heads, rows)}"
+
+
+def _few_calls(figures: dict[str, Any]) -> str:
+    heads = ["drawn by", "caption accuracy", "Fréchet", "precision", "recall", "seconds per image"]
+    rows = [
+        [
+            name,
+            percent(figure["caption_accuracy"]),
+            f"{figure['frechet']:.3f}",
+            percent_alone(figure["precision"]),
+            percent_alone(figure["recall"]),
+            f"{figure['seconds_per_image']:.3f}",
+        ]
+        for name, figure in figures.items()
+    ]
+    return f"## Fast decoder, from true embeddings, one candidate each\n\n{table(heads, rows)}"
 
 
 def _sweep(rows: list[dict[str, Any]]) -> str:

@@ -32,6 +32,15 @@ class Section:
 
 
 @dataclass(frozen=True)
+class LargeImages:
+    """The real images at the size that an upsampler draws."""
+
+    test: CaptionedImages
+    """Those that samples are compared with, in the order of the test images."""
+    train: CaptionedImages
+
+
+@dataclass(frozen=True)
 class EvaluationContext:
     """The pipeline, the real images, and the settings that every evaluator shares."""
 
@@ -49,6 +58,8 @@ class EvaluationContext:
     seed: int
     sweep_samples: int = 0
     """Images to draw for each setting of the sweep; 0 for no sweep."""
+    large: LargeImages | None = None
+    """None for a pipeline without an upsampler."""
 
     @property
     def sample_count(self) -> int:
@@ -70,11 +81,11 @@ class EvaluationContext:
         return self.draw_samples("prior", self.captions, self.samples_per_caption)
 
     def draw_samples(
-        self, driver: str, captions: Sequence[str], n: int, true_embeddings: Tensor | None = None
+        self, driver: str, captions: Sequence[str], n: int, true_embeddings: Tensor | None = None, **settings
     ) -> Samples:
         """Draw n images per caption at the size of the real images; see `stages.evaluation.samples.draw_samples`."""
         size = self.reference.data.image_size
-        return draw_samples(self.pipe, driver, captions, n, self.seed, size, true_embeddings)
+        return draw_samples(self.pipe, driver, captions, n, self.seed, size, true_embeddings, **settings)
 
 
 class Evaluator(Protocol):
