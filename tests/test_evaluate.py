@@ -47,6 +47,7 @@ SMALL_DECODER_GRID = {
     "guidance_interval": ((0.0, 1.0), (0.2, 0.8)),  # unguided samples are not drawn again for the second
     "sampler": ("dpmpp", "ddim"),
     "steps": (3,),
+    "eta": (0.0,),
 }
 N = SETTINGS.samples // len(CLASSES)
 
@@ -208,6 +209,12 @@ def test_prior_is_put_beside_its_ceiling_and_its_floors(done):
     assert 0 < done[1]["prior"]["spread_of_real"]["value"] < 1
 
 
+def test_a_fast_decoder_is_swept_over_its_calls_and_levels():
+    combinations = list(sweep.fast_combinations())
+    assert [row["fast_steps"] for row in combinations] == [1, 2, 2, 2, 4, 4, 4]
+    assert all(set(row) == {"fast_steps", "fast_levels"} for row in combinations)
+
+
 def test_sweep_covers_the_grid_and_puts_the_best_first(done):
     rows = done[1]["sweep"]
     assert len(rows) == 4
@@ -355,7 +362,9 @@ def test_any_kinds_of_parts_can_be_evaluated(done, tiny, trained, monkeypatch):
     clip_sha256 = read_manifest(trained.folder / "clip").sha256
     context = evaluation.prepare_context(pipe, clip_sha256, real, replace(SETTINGS, sweep=0), {})
     sections = evaluation.run_evaluators(context, {})
-    assert list(sections) == [name for name in evaluation.SECTIONS if name not in ("denoising", "sweep")]
+    assert list(sections) == [
+        name for name in evaluation.SECTIONS if name not in ("denoising", "few_calls", "upsampling", "sweep")
+    ]
     assert pipe(["a bag"]).images.shape == (1, 56, 56, 1)
     assert sections["error_budget"].arrays["prior: images"].shape == (SETTINGS.samples, 28, 28, 1)
     budget = sections["error_budget"].figures

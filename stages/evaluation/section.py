@@ -70,6 +70,11 @@ class EvaluationContext:
         """The plain caption of each class."""
         return self.reference.data.class_captions
 
+    @property
+    def draws_fast(self) -> bool:
+        """Whether a fast decoder draws."""
+        return self.pipe.fast_decoder is not None and self.pipe.sampling.fast_decoder.steps > 0
+
     @cached_property
     def caption_embeddings(self) -> Tensor:
         """CLIP's text embeddings of the plain captions (classes, D)."""

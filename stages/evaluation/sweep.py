@@ -23,7 +23,13 @@ DECODER_GRID = {
     "guidance_interval": ((0.0, 1.0), (0.3, 0.8)),
     "sampler": ("dpmpp", "ddpm"),
     "steps": (10,),
+    "eta": (0.0,),
 }
+FAST_GRID = {
+    "fast_steps": (1, 2, 4),
+    "fast_levels": ((0.6, 0.15), (1.5, 0.3), (3.0, 0.6)),
+}
+"""Compared in place of the decoder's settings if a fast decoder draws."""
 
 
 def sweep_settings(context: EvaluationContext) -> Section | None:
@@ -44,8 +50,8 @@ def sweep_settings(context: EvaluationContext) -> Section | None:
     rows = []
     for prior_settings in prior_combinations():
         embeddings = pipe.embed(captions, 1, seeds, **prior_settings)
-        for decoder_settings in decoder_combinations():
-            images = pipe.decode(embeddings, captions, seeds, eta=0.0, **decoder_settings)
+        for decoder_settings in fast_combinations() if context.draws_fast else decoder_combinations():
+            images = pipe.decode(embeddings, captions, seeds, **decoder_settings)
             scores, features = judge_images(judge, resize_images(images, validation.image_size))
             accuracy = share_with_interval(scores.argmax(dim=1) == labels)
             frechet = frechet_distance(features, real_features)
@@ -72,6 +78,13 @@ def decoder_combinations() -> Iterator[Settings]:
     for settings in grid_points(DECODER_GRID):
         is_first_interval = settings["guidance_interval"] == DECODER_GRID["guidance_interval"][0]
         if settings["guidance"] != 1 or is_first_interval:  # no guidance is the same on every interval
+            yield settings
+
+
+def fast_combinations() -> Iterator[Settings]:
+    for settings in grid_points(FAST_GRID):
+        is_first_level = settings["fast_levels"] == FAST_GRID["fast_levels"][0]
+        if settings["fast_steps"] > 1 or is_first_level:  # a single call is at no further level
             yield settings
 
 
