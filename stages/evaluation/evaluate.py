@@ -42,6 +42,7 @@ from unclip.store.files import write_atomically
 from unclip.store.hub import find_pipeline
 from unclip.store.manifest import read_manifests
 from unclip.store.sealed_json import write_json
+from unclip.upsampler import DiffusionUpsampler
 
 ROOT = Path(__file__).resolve().parents[2]
 JUDGE = TrainConfig(
@@ -194,7 +195,7 @@ def prepare_context(
 def load_large_images(pipe: UnCLIP, real: RealImages, options: EvaluateOptions) -> LargeImages | None:
     """Load the real images at the size that the pipeline's upsampler draws; None if it has none."""
     upsampler = pipe.image_parts.get("upsampler")
-    if upsampler is None:
+    if not isinstance(upsampler, DiffusionUpsampler):
         return None
     size = upsampler.config.network.factor * real.test.image_size
     return LargeImages(*replace(options.data, size=size).load(options.split, "train", held_out=True))
