@@ -1,6 +1,7 @@
 """Our contenders: the objectives that the trainers use, and the code that `sample.py` samples with."""
 
 from dataclasses import replace
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -12,10 +13,11 @@ from stages.decoder import DecoderBatch, DecoderObjective
 from stages.prior import PriorBatch, PriorObjective
 from unclip.clip import CLIP, CLIPConfig, Preprocess, TextConfig, VisionConfig
 from unclip.decoder import DecoderConfig, DiffusionDecoder, DiffusionDecoderConfig, UNetConfig
+from unclip.decoder.consistency_decoder import ConsistencyDecoder
 from unclip.diffusion import VariancePreserving
 from unclip.diffusion.process import NoiseLevels
 from unclip.prior import DiffusionPrior, DiffusionPriorConfig, PriorConfig
-from unclip.settings import DecoderSettings, PriorSettings
+from unclip.settings import DecoderSettings, FastDecoderSettings, PriorSettings
 
 
 def make_clip(inputs: Inputs) -> CLIP:
@@ -119,15 +121,25 @@ def guided_step(inputs: Inputs) -> Contender:
 
 
 def sample(inputs: Inputs) -> Contender:
-    """From encoded captions to pixels, with the settings as shipped."""
+    """From encoded captions to pixels, by the decoder, with the library's settings."""
+    return sampled(inputs, make_decoder(inputs), PriorSettings(), DecoderSettings())
+
+
+def sample_fast(inputs: Inputs) -> Contender:
+    """From encoded captions to pixels, by a fast decoder in two calls and the prior in eight steps."""
+    fast = ConsistencyDecoder(make_decoder(inputs).config).to(memory_format=torch.channels_last)
+    return sampled(inputs, fast, PriorSettings(steps=8, spacing="karras"), FastDecoderSettings())
+
+
+def sampled(inputs: Inputs, decoder: Any, prior_settings: PriorSettings, settings: Any) -> Contender:
     prior = make_prior(inputs).eval()
-    decoder = make_decoder(inputs).eval()
+    decoder = decoder.eval()
     count = inputs.shapes.samples
     captions = inputs.text_features(count, inputs.shapes.tokens)
     seeds = list(range(count))
 
     def draw_images() -> Tensor:
-        embeddings = prior.draw_embeddings(captions, seeds, PriorSettings())
-        return decoder.draw_images(embeddings, captions, seeds, DecoderSettings())
+        embeddings = prior.draw_embeddings(captions, seeds, prior_settings)
+        return decoder.draw_images(embeddings, captions, seeds, settings)
 
     return sampling_contender("ours", [prior, decoder], draw_images, count)
