@@ -79,6 +79,7 @@ COLUMN_OPTIONS = ("image_column", "caption_column", "class_names")
 SOURCES: dict[str, Source] = {
     "fashion-mnist": Source(load_split="data.fashion_mnist:load_configured_split", options=("root",)),
     "emoji": Source("data.emoji:read_emoji", options=("root", "skin_tones")),
+    "shapes": Source("data.shapes:read_shapes"),
     "cifar10": Source("data.cifar10:read_cifar10", options=("root", "classes")),
     "folder": Source(
         "data.image_folder:read_image_folder",

@@ -1,11 +1,11 @@
-"""The sources that have a name of their own: emoji and CIFAR-10."""
+"""The sources that have a name of their own: emoji, shapes and CIFAR-10."""
 
 import pickle
 
 import numpy as np
 import pytest
 
-from data import cifar10, emoji
+from data import cifar10, emoji, shapes
 from data.decoding import decode_image
 from data.problems import Problems
 from data.source_config import SourceConfig
@@ -44,6 +44,28 @@ def test_emoji_with_skin_tones_are_all_3655(emoji_files):
 def test_emoji_that_are_nowhere_are_one_clear_line(tmp_path):
     with pytest.raises(UserError, match=r"holds no NotoColorEmoji\.ttf"):
         read_listing(SourceConfig("emoji", root=tmp_path), Problems("emoji"))
+
+
+def test_shapes_hold_out_pairs_of_which_both_parts_are_seen():
+    listing = read_listing(SourceConfig("shapes"), Problems("shapes"))
+    pairs = {split: {tuple(r.name.split()[:2]) for r in listing.records if r.split == split} for split in SPLITS}
+    assert len(pairs["test"]) == 16
+    assert pairs["train"] == pairs["validation"]
+    assert not pairs["train"] & pairs["test"]
+    for part, names in ((0, shapes.COLOURS), (1, shapes.SHAPES)):
+        assert {pair[part] for pair in pairs["train"]} == {pair[part] for pair in pairs["test"]} == set(names)
+
+
+@pytest.mark.parametrize("shape", shapes.SHAPES)
+def test_a_shape_has_its_colour_on_its_ground_and_is_drawn_alike_again(shape):
+    image = np.asarray(shapes.draw_shape("red", shape, "black", "a"))
+    colours = {tuple(colour) for colour in image.reshape(-1, 3)[::7]}
+    assert {(0, 0, 0), shapes.COLOURS["red"]} <= colours
+    is_red = (image == shapes.COLOURS["red"]).all(axis=-1)
+    assert 0.02 < is_red.mean() < 0.5
+    assert not np.concatenate([is_red[0], is_red[-1], is_red[:, 0], is_red[:, -1]]).any(), "nothing is cut off"
+    assert np.array_equal(image, shapes.draw_shape("red", shape, "black", "a"))
+    assert not np.array_equal(image, shapes.draw_shape("red", shape, "black", "b"))
 
 
 @pytest.fixture

@@ -55,8 +55,8 @@ WORDS = 20
 @dataclass(frozen=True)
 class InspectOptions:
     source: Annotated[str, tyro.conf.Positional] = ""
-    """Anything that --data takes: fashion-mnist, emoji, cifar10, a folder, a table, an array or tar file, or a Hub
-    set."""
+    """Anything that --data takes: fashion-mnist, emoji, shapes, cifar10, a folder, a table, an array or tar file, or a
+    Hub set."""
     checkpoint: Path | None = None
     """Look at the data that the pipeline in this folder was trained on, in place of a source."""
     out: Path = Path("outputs/inspect")

@@ -46,8 +46,8 @@ PICTURES = Path("outputs/demo")
 @dataclass(frozen=True)
 class DemoOptions:
     source: Annotated[str, tyro.conf.Positional]
-    """Anything that --data takes: a folder, a table, an array or tar file, emoji, cifar10, fashion-mnist, or a Hub
-    set."""
+    """Anything that --data takes: a folder, a table, an array or tar file, emoji, shapes, cifar10, fashion-mnist, or
+    a Hub set."""
     out: Path | None = None
     """Folder of the pipeline (default: checkpoints/ and the name of the source)."""
     data: SourceConfig = field(default_factory=SourceConfig)

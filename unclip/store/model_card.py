@@ -15,6 +15,7 @@ from unclip.store.readme import example_caption
 KNOWN_DATA = {
     "fashion-mnist": ("mit", "zalando-datasets/fashion_mnist"),
     "emoji": ("ofl-1.1", None),
+    "shapes": ("mit", None),
     "cifar10": ("unknown", "uoft-cs/cifar10"),
 }
 """Licence, and name on the Hub, of the data sets that have a name here."""
