@@ -27,6 +27,11 @@ FIGURES = {
     "Fréchet distance": ("error_budget", "prior", "frechet"),
 }
 """The figures that the card shows, and the keys that lead to them in evaluation.json."""
+OPTIONAL_PARTS = {
+    "fast_decoder": "a fast decoder, distilled from the decoder, which draws in one to four network calls",
+    "upsampler": "an upsampler, which enlarges the decoder's images",
+}
+"""Optional parts in words."""
 
 
 def model_card(
@@ -57,7 +62,7 @@ def model_card(
 # {plain(name.rpartition("/")[2])}
 
 An [unCLIP](https://arxiv.org/abs/2204.06125) pipeline that draws {images} from captions: a CLIP, a diffusion prior from
-captions to CLIP's image embeddings, and a diffusion decoder from these to pixels.
+captions to CLIP's image embeddings, and a diffusion decoder from these to pixels.{_optional_parts(manifests)}
 
 ![Samples of captions of the training data; nothing is chosen by hand](samples.png)
 
@@ -75,13 +80,20 @@ images = pipe([{quoted}], n=4).images  # uint8 (4, {height}, {width}, {channels}
 {_data(manifests)}
 ## Recipe
 
-Trained in turn, each part with the ones before it frozen, by `train_clip.py`, `train_prior.py` and `train_decoder.py`.
-Every setting is in the part's `config.json`. The weights are stored in float16.
+Trained in turn, each part with the ones before it frozen, by `train_clip.py`, `train_prior.py` and `train_decoder.py`;
+optional parts by `python -m stages.train`. Every setting is in the part's `config.json`. The weights are stored in
+float16.
 
 {_recipe(manifests, pipe)}
 ## Figures
 
 {_figures(manifests, report)}"""
+
+
+def _optional_parts(manifests: dict[str, Manifest]) -> str:
+    """A sentence on the optional parts; nothing if there are none."""
+    found = [words for part, words in OPTIONAL_PARTS.items() if part in manifests]
+    return f" It also has {' and '.join(found)}." if found else ""
 
 
 def is_report_of(manifests: dict[str, Manifest], report: Any, path: Path) -> bool:
