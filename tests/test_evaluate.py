@@ -1,10 +1,8 @@
 """The evaluation: each section on the trained tiny pipeline, and figures recomputed from the files it wrote."""
 
 import json
-import sys
 from dataclasses import replace
 from itertools import combinations
-from types import ModuleType
 
 import numpy as np
 import pytest
@@ -17,7 +15,6 @@ from stages.evaluation import evaluate as evaluation
 from stages.evaluation import sweep
 from stages.evaluation.error_budget import stage_losses
 from stages.evaluation.evaluate import JUDGE, EvaluateOptions, evaluate, nan_to_none, suited_to
-from stages.evaluation.inception import inception_fid
 from stages.evaluation.judge import Classifier, JudgeConfig, judge_images
 from stages.evaluation.judge_training import trained_judge
 from stages.evaluation.memorisation import compare_with_training_images
@@ -389,28 +386,6 @@ def test_markdown_names_the_weakest_stage_and_the_protocol(done):
     assert "Weakest stage by accuracy: prior" in text
     assert "40 samples from seed 0" in text
     assert "sampler dpmpp" in text
-
-
-def test_standard_fid_is_taken_only_where_its_weights_are(monkeypatch, tmp_path):
-    images, real = np.zeros((3, 28, 28, 1), np.uint8), torch.zeros(2, 1, 28, 28, dtype=torch.uint8)
-    cpu = torch.device("cpu")
-    monkeypatch.setitem(sys.modules, "torch_fidelity", None)
-    assert inception_fid(images, real, cpu) == {"missing": "torch-fidelity is not installed"}
-
-    fidelity, extractor = ModuleType("torch_fidelity"), ModuleType("torch_fidelity.feature_extractor_inceptionv3")
-    given = {}
-    fidelity.calculate_metrics = lambda **arguments: (given.update(arguments), {"frechet_inception_distance": 7.5})[1]
-    extractor.URL_INCEPTION_V3 = "https://example.org/weights.pth"
-    monkeypatch.setitem(sys.modules, "torch_fidelity", fidelity)
-    monkeypatch.setitem(sys.modules, "torch_fidelity.feature_extractor_inceptionv3", extractor)
-    monkeypatch.setattr(torch.hub, "get_dir", lambda: str(tmp_path))
-    assert "weights.pth" in inception_fid(images, real, cpu)["missing"]
-    (tmp_path / "checkpoints").mkdir()
-    (tmp_path / "checkpoints" / "weights.pth").touch()
-    assert inception_fid(images, real, cpu) == {"value": 7.5, "n": 3}
-    assert [len(given["input1"]), len(given["input2"])] == [3, 2]
-    assert given["input1"][0].shape == (3, 28, 28)
-    assert not given["cuda"]
 
 
 def test_classifier_learns_what_images_show_and_is_trained_once(tmp_path, monkeypatch):

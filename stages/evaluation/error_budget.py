@@ -9,11 +9,10 @@ import torch
 from torch import Tensor
 
 from stages.evaluation.attributes import has_attributes, measure_seen_attributes
-from stages.evaluation.inception import inception_fid
 from stages.evaluation.judge import judge_images
 from stages.evaluation.metrics import confusion_matrix, share_with_interval
 from stages.evaluation.reference import compare_with_reference
-from stages.evaluation.samples import DRIVERS, Samples, choose_rows
+from stages.evaluation.samples import DRIVERS, choose_rows
 from stages.evaluation.section import EvaluationContext, Section
 from unclip.grids import captioned_grid
 
@@ -51,7 +50,7 @@ def measure_error_budget(context: EvaluationContext) -> Section:
         if driver == "true embedding":
             figures[driver] |= measure_true_images(context, true_rows)
         if driver == "prior":
-            figures[driver] |= measure_pipeline(context, samples, predicted, labels)
+            figures[driver] |= measure_pipeline(context, predicted, labels)
             arrays["prior: embeddings"] = samples.embeddings.numpy()
             pictures["grid"] = captioned_grid(
                 [(context.captions[label], by_class[label, :8]) for label in range(min(classes, SHOWN_CLASSES))]
@@ -78,7 +77,7 @@ def measure_true_images(context: EvaluationContext, rows: Tensor) -> dict[str, A
     }
 
 
-def measure_pipeline(context: EvaluationContext, samples: Samples, predicted: Tensor, labels: Tensor) -> dict[str, Any]:
+def measure_pipeline(context: EvaluationContext, predicted: Tensor, labels: Tensor) -> dict[str, Any]:
     """Measure the samples of the whole pipeline in more detail, by the classes that the judge predicted (N,)."""
     data = context.reference.data
     is_right = predicted == labels
@@ -87,7 +86,6 @@ def measure_pipeline(context: EvaluationContext, samples: Samples, predicted: Te
             name: share_with_interval(is_right[labels == label]) for label, name in enumerate(data.classes)
         },
         "confusion": confusion_matrix(labels, predicted, len(data.classes)).tolist(),
-        "inception_fid": inception_fid(samples.images, data.images, context.pipe.device),
     }
 
 

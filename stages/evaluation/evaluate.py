@@ -28,6 +28,7 @@ from stages.evaluation.real_images import measure_real_images
 from stages.evaluation.reference import Reference
 from stages.evaluation.report import markdown
 from stages.evaluation.section import EvaluationContext, Evaluator, LargeImages, Section
+from stages.evaluation.standard_networks import check_inception, measure_with_standard_networks
 from stages.evaluation.sweep import sweep_settings
 from stages.evaluation.upsampling import measure_upsampling
 from stages.loop import TrainConfig
@@ -58,6 +59,7 @@ SECTIONS: dict[str, Evaluator] = {
     "held_out": measure_held_out,
     "memorisation": measure_memorisation,
     "denoising": draw_denoising,
+    "standard_networks": measure_with_standard_networks,
     "few_calls": measure_few_calls,
     "upsampling": measure_upsampling,
     "sweep": sweep_settings,
@@ -81,6 +83,10 @@ class EvaluateOptions:
     """Where to draw: auto takes a GPU if there is one."""
     split: Literal["test", "validation"] = "test"
     """The images that samples are compared with. Choose settings on validation, so that the test images stay unseen."""
+    inception: Path | None = None
+    """File of the standard Inception weights, for FID, KID, precision and recall by torch-fidelity."""
+    clip_score: Path | None = None
+    """A pretrained CLIP, of open_clip or Hugging Face, for the CLIP score and a Frechet distance on its features."""
     data: DataConfig = field(default_factory=DataConfig)
     sampling: SamplingOptions = field(default_factory=SamplingOptions)
     """How to sample (default: the pipeline's own settings)."""
@@ -91,6 +97,8 @@ class EvaluateOptions:
         if self.sweep and self.sweep < 20:
             raise UserError(f"--sweep must be 0 or at least 20, not {self.sweep}")
         check_seeds(self.seed, self.samples)
+        if self.inception:
+            check_inception(self.inception)
 
 
 @dataclass(frozen=True)
@@ -189,6 +197,8 @@ def prepare_context(
         seed=options.seed,
         sweep_samples=options.sweep,
         large=load_large_images(pipe, real, options),
+        inception=options.inception,
+        clip_score=options.clip_score,
     )
 
 

@@ -173,7 +173,6 @@ def _end_to_end(report: dict[str, Any], unit: str) -> str:
         for name, counts in zip(by_class, figures["confusion"], strict=True)
     ]
     confusion_heads = ["asked for, and seen as", *by_class, "right"]
-    fid = figures["inception_fid"]
     test_images = reference["test_images"]
     return f"""## End to end: caption to pixels
 
@@ -182,7 +181,7 @@ def _end_to_end(report: dict[str, Any], unit: str) -> str:
 Real images: test images for the accuracy, as many training images{" of each class" if unit == "class" else ""} as there
 are samples for the rest. Distances are to the features of {test_images} test images; precision and recall to
 {min(test_images, figures["n"])} of them. {"So few images say little." if test_images < FEW_TEST_IMAGES else ""}
-Standard FID: {f"{fid['value']:.2f}" if "value" in fid else "not taken, as " + fid["missing"]}.
+{"" if "standard_networks" in report else "FID is taken with --inception FILE."}
 
 {table(confusion_heads, confusion) if len(by_class) <= MAX_TABLE_CLASSES else ""}"""
 

@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
+from pathlib import Path
 from typing import Any, Protocol
 
 import numpy as np
@@ -60,6 +61,10 @@ class EvaluationContext:
     """Images to draw for each setting of the sweep; 0 for no sweep."""
     large: LargeImages | None = None
     """None for a pipeline without an upsampler."""
+    inception: Path | None = None
+    """File of the standard Inception weights."""
+    clip_score: Path | None = None
+    """Path of a CLIP for the CLIP score."""
 
     @property
     def sample_count(self) -> int:
