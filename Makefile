@@ -2,6 +2,7 @@
 # make demo DATA=FOLDER  the same on captioned images of your own, or on whatever else --data takes
 # make evaluate  measure the pipeline in RUN, stage by stage
 # make page      serve the page at http://127.0.0.1:7860: draw, vary, blend, edit, mix, inpaint in the browser
+# make site      build the page that needs no server, from the committed pipelines, and serve it at http://127.0.0.1:8000
 # make bench     time every stage beside other projects' code; QUICK=--quick in three minutes
 # make test      lint and test; with chromium and its driver the page too, in the browser
 # make torture   the tests of reliability with their full counts, and a table
@@ -10,8 +11,10 @@
 PYTHON ?= python3
 PY := .venv/bin/python
 RUN ?= checkpoints/run
+SITE := outputs/site
+SHOWN := checkpoints/fashion-mnist checkpoints/emoji
 
-.PHONY: setup data demo evaluate page bench test torture lint clean
+.PHONY: setup data demo evaluate page site bench test torture lint clean
 
 setup: .venv/.installed
 
@@ -42,6 +45,14 @@ evaluate: data
 
 page: setup
 	$(PY) -m unclip.page
+
+site: $(SITE)/index.html
+	@echo "The page is at http://127.0.0.1:8000 until Ctrl-C"
+	@$(PY) -m http.server 8000 --bind 127.0.0.1 --directory $(SITE)
+
+$(SITE)/index.html: .venv/.installed $(wildcard unclip/web/site/*) $(SHOWN:=/model_index.json)
+	rm -rf $(SITE)
+	$(PY) -m unclip export $(SHOWN) --to web --out $(SITE)
 
 bench: .venv/bench/.installed
 	.venv/bench/bin/python -m stages.bench $(QUICK)

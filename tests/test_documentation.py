@@ -20,7 +20,13 @@ COMMITTED = ("checkpoints/README.md", "checkpoints/fashion-mnist/README.md", "ch
 SCRIPTS = ("train_clip.py", "train_prior.py", "train_decoder.py", "sample.py")
 OUTSIDE = {"mkdir", "cp", "rm", "pip", "source", "echo", "cat", "cd", "git", "hf", "pytest", "tensorboard", "apt-get"}
 """Commands that are not ours."""
-NO_OPTIONS = {"tests/torture.py", "tests/screenshot.py", "tests/pipelines/draw_pictures.py", "data.fashion_mnist"}
+NO_OPTIONS = {
+    "tests/torture.py",
+    "tests/web_speed.py",
+    "tests/screenshot.py",
+    "tests/pipelines/draw_pictures.py",
+    "data.fashion_mnist",
+}
 """Programs that parse no options."""
 EXAMPLES = {"data/noise.py"}
 """Files that a document tells the reader to write."""

@@ -24,12 +24,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 
+from unclip.caption_cleaning import UNCHANGED_BY_FTFY
 from unclip.clip import CLIPConfig, load_clip
 from unclip.clip.foreign.huggingface import export_preprocess
 from unclip.clip.preprocess import Preprocess
 from unclip.clip.preprocess_config import PreprocessConfig
 from unclip.clip.pretrained import adopt_clip
-from unclip.clip.tokenizer import UNCHANGED_BY_FTFY
 from unclip.clip.vision import VisionConfig
 from unclip.errors import UserError
 

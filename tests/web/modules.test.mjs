@@ -11,6 +11,8 @@ const { Process } = await import(`${site}/levels.js`);
 const { SAMPLERS, x0FromOutput } = await import(`${site}/samplers.js`);
 const { Tokenizer } = await import(`${site}/tokenizer.js`);
 const { chooseCandidates } = await import(`${site}/reranking.js`);
+const { placeInSquare } = await import(`${site}/pictures.js`);
+const { resize } = await import(`${site}/resizing.js`);
 const { tensor } = await import(`${site}/tensors.js`);
 
 function close(found, expected, tolerance) {
@@ -49,9 +51,10 @@ for (const name of Object.keys(SAMPLERS))
   });
 
 test("captions are tokenised as Python does", () => {
-  const { json, context, special, captions, ids } = fixtures.tokenizer;
-  const tokenizer = new Tokenizer(json, context, special);
-  captions.forEach((caption, i) => assert.deepEqual(tokenizer.encode(caption).ids, ids[i], caption));
+  for (const { json, context, special, captions, ids } of fixtures.tokenizers) {
+    const tokenizer = new Tokenizer(json, context, special);
+    captions.forEach((caption, i) => assert.deepEqual(tokenizer.encode(caption).ids, ids[i], caption));
+  }
 });
 
 test("candidates are chosen as Python does", () => {
@@ -60,6 +63,18 @@ test("candidates are chosen as Python does", () => {
     const features = { embedding: tensor(Float32Array.from(text), [count, dims[1]]), empty: tensor(empty, [count], "bool") };
     const found = chooseCandidates(tensor(Float32Array.from(candidates), dims), features, { count, classes, scale, threshold });
     assert.deepEqual(found, chosen);
+  }
+});
+
+test("pictures are resized as Pillow does", () => {
+  for (const { width, height, channels, fit, pixels, resized } of fixtures.resizing) {
+    const { box, part, corner } = placeInSquare(width, height, 12, fit);
+    const found = resize({ pixels: Uint8ClampedArray.from(pixels), width, channels }, box, part);
+    const inSquare = (x, y, c) => resized[((corner[1] + y) * 12 + corner[0] + x) * channels + c];
+    const expected = [];
+    for (let y = 0; y < part[1]; y++)
+      for (let x = 0; x < part[0]; x++) for (let c = 0; c < channels; c++) expected.push(inSquare(x, y, c));
+    close([...found], expected, 1);
   }
 });
 

@@ -1,28 +1,23 @@
 """Byte-level BPE tokenizer: trained on the captions, saved with the pipeline, and able to encode any UTF-8 text."""
 
-import html
 import json
-import re
 import warnings
 from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import Any, get_args
 
 import tokenizers
 import torch
 from tokenizers import decoders, models, normalizers, pre_tokenizers, trainers
 from torch import Tensor
 
+from unclip.caption_cleaning import Cleaning, clean_caption
 from unclip.clip.tokenizer_parts import check_tokenizer_parts
 from unclip.errors import UserError, reason, shown
 from unclip.store.sealed_json import read_json
 
 START = "<|startoftext|>"
 END = "<|endoftext|>"
-Cleaning = Literal["", "whitespace", "lower"]
-"""How a caption is cleaned before it is tokenised: not at all; by `clean_caption`; or by it, and then lower-cased."""
-UNCHANGED_BY_FTFY = re.compile(r"[ -%'-~\t\r\n]*")
-"""Text that ftfy cannot change after HTML is unescaped and white space is normalised: ASCII without "&"."""
 
 
 class Tokenizer:
@@ -154,20 +149,3 @@ class Tokenizer:
 
     def decode(self, token_ids: Sequence[int]) -> str:
         return self.core.decode(list(token_ids)).replace("</w>", " ").strip()  # CLIP marks the end of a word by </w>
-
-
-def clean_caption(caption: str, cleaning: Cleaning) -> str:
-    """Clean a caption as open_clip and OpenAI do.
-
-    ftfy mends broken encodings and straightens quotes, HTML is unescaped twice, and runs of white space become one
-    space. Raises UserError if ftfy is not installed and might change the caption.
-    """
-    try:
-        import ftfy  # only open_clip's and OpenAI's tokenizers need it
-    except ImportError as error:
-        if not UNCHANGED_BY_FTFY.fullmatch(caption):
-            raise UserError(f"caption {caption!r} is cleaned with ftfy for this CLIP; pip install ftfy") from error
-    else:
-        caption = ftfy.fix_text(caption)
-    caption = " ".join(html.unescape(html.unescape(caption)).split())
-    return caption.lower() if cleaning == "lower" else caption

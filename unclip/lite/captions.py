@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import tokenizers
 
+from unclip.caption_cleaning import Cleaning, clean_caption
 from unclip.errors import UserError
 from unclip.lite.networks import Networks
 
@@ -45,12 +46,12 @@ class CaptionEncoder:
 
     def __init__(self, folder: Path, description: dict[str, Any], networks: Networks):
         values = json.loads((folder / "tokenizer.json").read_text(encoding="utf-8"))
-        if values.pop("cleaning", ""):
-            raise UserError(f"{folder} has a tokenizer that cleans captions with ftfy, which this runtime does not")
+        self.cleaning: Cleaning = values.pop("cleaning", "")
         self.core = tokenizers.Tokenizer.from_str(json.dumps(values))
         self.core.no_padding()
         self.core.no_truncation()
-        self.core.encode_special_tokens = True
+        is_ours = self.core.post_processor is None
+        self.core.encode_special_tokens = is_ours or bool(self.cleaning)  # as in unclip.clip.tokenizer
         self.context: int = description["context"]
         self.special: dict[str, int] = description["tokens"]
         self.networks = networks
@@ -64,6 +65,8 @@ class CaptionEncoder:
 
     def _token_ids(self, caption: str) -> list[int]:
         """Start, tokens, end and padding, as many as the text tower reads."""
+        if self.cleaning:
+            caption = clean_caption(caption, self.cleaning)
         try:
             token_ids = self.core.encode(caption, add_special_tokens=False).ids
         except (UnicodeError, TypeError) as error:

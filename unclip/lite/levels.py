@@ -54,7 +54,8 @@ class Process:
             return [ratio / (1 + ratio) for ratio in ratios]
         logarithms = 0.5 * np.log(1 / self.alphas_cumprod - 1)
         boundaries = (logarithms[1:] + logarithms[:-1]) / 2
-        steps = np.searchsorted(boundaries, np.log(ratios), side="left").tolist()
+        with np.errstate(divide="ignore"):  # the logarithm of no noise is below all boundaries
+            steps = np.searchsorted(boundaries, np.log(ratios), side="left").tolist()
         count = len(steps)
         for i in range(1, count):
             steps[i] = min(steps[i], steps[i - 1] - 1)

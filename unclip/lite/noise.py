@@ -12,6 +12,7 @@ import numpy as np
 
 PRIOR_STREAM = 1
 DECODER_STREAM = 2
+UPSAMPLER_STREAM = 3
 """Streams of numbers, as in `unclip.diffusion.noise`."""
 GROUP = 16
 

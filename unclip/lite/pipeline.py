@@ -1,5 +1,6 @@
 """An exported pipeline: caption -> text embedding -> image embedding -> pixels, without PyTorch."""
 
+import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -12,9 +13,9 @@ from unclip.errors import UserError
 from unclip.fields import from_dict
 from unclip.lite.captions import CaptionEncoder, Features
 from unclip.lite.description import DESCRIPTION, read_description
-from unclip.lite.levels import Level, Process
+from unclip.lite.levels import CLEAN, Level, Process
 from unclip.lite.networks import Networks
-from unclip.lite.noise import DECODER_STREAM, PRIOR_STREAM, RowNoise
+from unclip.lite.noise import DECODER_STREAM, PRIOR_STREAM, UPSAMPLER_STREAM, RowNoise
 from unclip.lite.reranking import choose_candidates
 from unclip.lite.samplers import SAMPLERS, Denoise, consistency, dpmpp, x0_from_output
 from unclip.settings import (
@@ -24,8 +25,12 @@ from unclip.settings import (
     FastDecoderSettings,
     PriorSettings,
     Sampling,
+    UpsamplerSettings,
     seed_list,
 )
+
+PURE_NOISE = 1000
+"""The time that a one-pass prior's network is told, as in `unclip.prior.one_pass_prior`."""
 
 
 @dataclass
@@ -42,15 +47,16 @@ class LiteOutput:
 
 @dataclass
 class Part:
-    """A prior or a decoder, as lite.json describes it."""
+    """A part that diffuses, as lite.json describes it."""
 
+    kind: str
     prediction: str
     process: Process
 
     @classmethod
     def of(cls, values: dict[str, Any]) -> "Part":
         table = values["alphas_cumprod"]
-        return cls(values["prediction"], Process(None if table is None else np.array(table)))
+        return cls(values["kind"], values["prediction"], Process(None if table is None else np.array(table)))
 
     def denoiser(self, network: Any, clip: float | None = None) -> Denoise:
         """denoise(x, level) for a network(x, times)."""
@@ -76,8 +82,11 @@ class Lite:
         self.networks = Networks(self.folder, threads)
         self.encode_captions = CaptionEncoder(self.folder, self.description, self.networks)
         self.sampling = from_dict(Sampling, self.description["sampling"], str(self.folder / DESCRIPTION))
-        self.prior = Part.of(self.description["prior"])
-        self.decoder = Part.of(self.description["decoder"])
+        self.parts = {
+            name: Part.of(values)
+            for name, values in self.description.items()
+            if isinstance(values, dict) and "alphas_cumprod" in values
+        }
         statistics = self.description["prior"]
         self.mean, self.std, self.classes = (
             np.array(statistics[name], dtype=np.float32) for name in ("mean", "std", "class_embeddings")
@@ -94,6 +103,7 @@ class Lite:
         seeds = seed_list(seed, n) * len(texts)
         texts = [text for text in texts for _ in range(n)]
         sampling = self.sampling.for_drawing(**settings)
+        sampling.prior.check_read_by(None, "prior")  # no kind that is exported reads what few read
         features = self.encode_captions(texts)
         embeddings = []
         images = []
@@ -120,29 +130,36 @@ class Lite:
         count = len(text)
         guides = settings.guidance != 1
         features = text.with_nulls() if guides else text
-        mask, centre, keys, values = self.networks(
+        centre, *prefix = self.networks(
             "prior_prefix", features.embedding, features.tokens, features.mask, features.empty
         )
         rows = np.tile(np.arange(count), settings.num_candidates)
         if guides:
             rows = np.concatenate([rows, rows + count])
-        prefix = (mask[rows], keys[rows], values[rows])
         centre = centre[rows]
+        prefix = [part[rows] for part in prefix]
 
         def network(x: np.ndarray, times: np.ndarray) -> np.ndarray:
             [output] = self.networks("prior_step", x, times, *prefix)
             return output
 
-        denoise_residual = self.prior.denoiser(network)
+        is_at_once = self.description["prior"]["kind"] == "one_pass"
+
+        def predict(x: np.ndarray, level: Level) -> np.ndarray:
+            if is_at_once:
+                return centre + network(x, np.full(len(x), PURE_NOISE, dtype=np.float32))
+            return centre + self.parts["prior"].denoiser(network)(x - np.float32(level.alpha) * centre, level)
 
         def denoise(x: np.ndarray, level: Level) -> np.ndarray:
-            noised = np.tile(x, (2, 1)) if guides else x
-            x0 = centre + denoise_residual(noised - np.float32(level.alpha) * centre, level)
+            x0 = predict(np.tile(x, (2, 1)) if guides else x, level)
             return interpolate(x0, settings.guidance) if guides else x0
 
-        noise = [RowNoise(seeds, PRIOR_STREAM, i)(text.embedding.shape[1:]) for i in range(settings.num_candidates)]
-        levels = self.prior.process.spaced_levels(settings.spacing, settings.steps)
-        scaled = dpmpp(denoise, np.concatenate(noise), levels)
+        noises = [RowNoise(seeds, PRIOR_STREAM, i)(text.embedding.shape[1:]) for i in range(settings.num_candidates)]
+        noise = np.concatenate(noises)
+        if is_at_once:
+            scaled = denoise(noise, CLEAN)
+        else:
+            scaled = dpmpp(denoise, noise, self.parts["prior"].process.spaced_levels(settings.spacing, settings.steps))
         candidates = normalise(scaled * self.std + self.mean).reshape(settings.num_candidates, count, -1).swapaxes(0, 1)
         scale = self.description["prior"]["logit_scale"]
         chosen = choose_candidates(candidates, text.embedding, self.classes, scale, settings.threshold)
@@ -151,34 +168,40 @@ class Lite:
     def draw_images(
         self, embeddings: np.ndarray, text: Features, seeds: Sequence[int], sampling: Sampling
     ) -> np.ndarray:
-        """Draw uint8 images (N, H, W, C) from embeddings (N, D) and N captions, the closest of several candidates."""
+        """Draw uint8 images (N, H, W, C) from embeddings (N, D) and N captions: of several candidates the closest."""
         fast = sampling.fast_decoder
         draw: Any = partial(self._draw_with_decoder, settings=sampling.decoder)
         num_candidates = sampling.decoder.num_candidates
-        if fast.steps and "fast_decoder_step" in self.networks:
+        if fast.steps and "fast_decoder" in self.parts:
             draw = partial(self._draw_with_fast_decoder, settings=fast)
             num_candidates = fast.num_candidates
         candidates = []
         cosines = []
+        candidate_seeds = []
         for i in range(num_candidates):
-            candidate_seeds = [(seed + i * SEED_STEP) % (MAX_SEED + 1) for seed in seeds]
-            candidates.append(as_uint8(draw(embeddings, text, candidate_seeds)))
+            candidate_seeds.append([(seed + i * SEED_STEP) % (MAX_SEED + 1) for seed in seeds])
+            candidates.append(draw(embeddings, text, candidate_seeds[-1]))
             if num_candidates > 1:
-                cosines.append((self.encode_image(candidates[-1]) * embeddings).sum(axis=1))
+                cosines.append((self.encode_image(as_uint8(candidates[-1])) * embeddings).sum(axis=1))
         best = np.stack(cosines).argmax(axis=0) if cosines else np.zeros(len(seeds), dtype=int)
-        return np.stack(candidates)[best, np.arange(len(seeds))]
+        images = np.stack(candidates)[best, np.arange(len(seeds))]
+        if "upsampler" in self.parts and sampling.upsampler.upscale != "none":
+            kept = [candidate_seeds[candidate][row] for row, candidate in enumerate(best)]
+            images = self._enlarge(images, embeddings, kept, sampling.upsampler)
+        return as_uint8(images)
 
     def _draw_with_decoder(
         self, embeddings: np.ndarray, text: Features, seeds: Sequence[int], settings: DecoderSettings
     ) -> np.ndarray:
         noise = RowNoise(seeds, DECODER_STREAM)
-        levels = self.decoder.process.spaced_levels(settings.spacing, settings.steps)
-        denoise = self._decoder_denoiser("decoder", self.decoder, embeddings, text)
+        part = self.parts["decoder"]
+        levels = part.process.spaced_levels(settings.spacing, settings.steps)
+        denoise = self._decoder_denoiser("decoder", embeddings, text)
         if settings.guidance != 1:
-            low, high = map(self.decoder.process.time_at_share, settings.guidance_interval)
+            low, high = map(part.process.time_at_share, settings.guidance_interval)
             twice = np.concatenate([embeddings, embeddings])
             dropped = np.repeat([False, True], len(seeds))
-            both = self._decoder_denoiser("decoder", self.decoder, twice, text.with_nulls(), dropped, settings.guidance)
+            both = self._decoder_denoiser("decoder", twice, text.with_nulls(), dropped, settings.guidance)
             plain = denoise
 
             def denoise(x: np.ndarray, level: Level) -> np.ndarray:
@@ -192,21 +215,47 @@ class Lite:
         self, embeddings: np.ndarray, text: Features, seeds: Sequence[int], settings: FastDecoderSettings
     ) -> np.ndarray:
         noise = RowNoise(seeds, DECODER_STREAM)
-        part = Part.of(self.description["fast_decoder"])
-        denoise = self._decoder_denoiser("fast_decoder", part, embeddings, text)
-        return consistency(denoise, noise(self.image_shape), part.process.consistency_levels(settings), noise)
+        levels = self.parts["fast_decoder"].process.consistency_levels(settings)
+        denoise = self._decoder_denoiser("fast_decoder", embeddings, text)
+        return consistency(denoise, noise(self.image_shape), levels, noise)
+
+    def _enlarge(
+        self, images: np.ndarray, embeddings: np.ndarray, seeds: Sequence[int], settings: UpsamplerSettings
+    ) -> np.ndarray:
+        """Enlarge images (N, C, H, W) in [-1, 1]; see `DiffusionUpsampler.process_images`."""
+        factor = self.description["upsampler"]["factor"]
+        channels, height, width = self.image_shape
+        large = (channels, height * factor, width * factor)
+        if max(large[1:]) > settings.upscale_tile:
+            sizes = f"images of {large[1]} x {large[2]} pixels are not computed in tiles of {settings.upscale_tile}"
+            warnings.warn(f"{sizes} here, and need more memory", stacklevel=4)
+        part = self.parts["upsampler"]
+        noise = RowNoise(seeds, UPSAMPLER_STREAM)
+        level = part.process.level(part.process.distinct_times_at([settings.upscale_noise])[0])
+        small = (level.alpha * images + level.sigma * noise(self.image_shape)).astype(np.float32)
+        told = np.full(len(images), level.network_time, dtype=np.float32)
+
+        def network(x: np.ndarray, times: np.ndarray) -> np.ndarray:
+            [output] = self.networks("upsampler_step", x, times, small, told, embeddings)
+            return output
+
+        levels = part.process.karras_levels(settings.upscale_steps)
+        return dpmpp(part.denoiser(network, clip=1.0), noise(large), levels)
 
     def _decoder_denoiser(
         self,
         name: str,
-        part: Part,
         embeddings: np.ndarray,
         text: Features,
         dropped: np.ndarray | None = None,
         guidance: float | None = None,
     ) -> Denoise:
         """The denoiser of a decoder; with `guidance` the rows are N conditions, then the nulls that belong to them."""
+        part = self.parts[name]
         drop = np.zeros(len(embeddings), dtype=bool) if dropped is None else dropped
+        if part.kind == "text":  # it reads the caption's embedding in place of the image's
+            embeddings = text.embedding
+            drop = drop | text.empty
         condition = self.networks(f"{name}_condition", embeddings, drop, text.tokens, text.mask, text.empty)
 
         def network(x: np.ndarray, times: np.ndarray) -> np.ndarray:

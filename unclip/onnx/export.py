@@ -11,15 +11,13 @@ import torch
 from unclip.diffusion.process import VariancePreserving
 from unclip.errors import UserError
 from unclip.lite.description import DESCRIPTION, FORMAT
-from unclip.onnx.networks import ExportedNetwork, networks_of
+from unclip.onnx.networks import ExportedNetwork, check_kinds, networks_of
+from unclip.onnx.weights import SharedWeights, halve_weights
 from unclip.pipeline import UnCLIP
 from unclip.store.checksums import file_sha256
 from unclip.store.hub import find_pipeline
 from unclip.store.manifest import read_manifests
 from unclip.store.sealed_json import write_record
-
-SMALLEST_HALVED = 64
-"""Numbers in the smallest tensor that is stored in float16; for smaller ones it would save nothing."""
 
 
 def export_onnx(source: Path, out: Path) -> dict[str, Any]:
@@ -36,17 +34,18 @@ def export_onnx(source: Path, out: Path) -> dict[str, Any]:
     if out.exists() and any(out.iterdir()):
         raise UserError(f"{out} is not empty; name another folder with --out")
     folder = find_pipeline(source)
-    manifests = read_manifests(folder)
+    kinds = {part: manifest.kind for part, manifest in read_manifests(folder).items()}
+    check_kinds(kinds)
     pipe = UnCLIP.from_pretrained(folder)
-    networks = networks_of(pipe, {part: manifest.kind for part, manifest in manifests.items()})
     out.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=out.parent, prefix=f".{out.name}-") as temporary:
         work = Path(temporary) / out.name
         work.mkdir()
-        for name, network in networks.items():
-            write_network(network, work / f"{name}.onnx")
+        networks = networks_of(pipe, kinds)
+        write_networks(networks, work)
         shutil.copy(folder / "tokenizer.json", work / "tokenizer.json")
-        description = describe(pipe)
+        description = describe(pipe, kinds)
+        description["weights"] = {name: f"{network.weights}.weights" for name, network in networks.items()}
         description["files"] = {path.name: file_sha256(path) for path in sorted(work.iterdir())}
         write_record(work / DESCRIPTION, description)
         if out.exists():
@@ -62,9 +61,20 @@ def require_packages() -> None:
         raise UserError("exporting needs packages that are not installed: pip install 'unclip[onnx]'") from error
 
 
-def write_network(network: ExportedNetwork, path: Path) -> None:
-    import onnx
+def write_networks(networks: dict[str, ExportedNetwork], folder: Path) -> None:
+    """Write networks as NAME.onnx, and beside them files of the weights that they share."""
+    files = {name: SharedWeights(folder / f"{name}.weights") for name in {n.weights for n in networks.values()}}
+    for name, network in networks.items():
+        model = trace(network)
+        halve_weights(model)
+        files[network.weights].take(model)
+        (folder / f"{name}.onnx").write_bytes(model.SerializeToString())
+    for weights in files.values():
+        weights.write()
 
+
+def trace(network: ExportedNetwork) -> Any:
+    """A network as an ONNX model whose batch is open."""
     for parameter in network.module.parameters():
         parameter.copy_(parameter.half().float())
     batch = torch.export.Dim("batch", min=1, max=4096)
@@ -79,34 +89,8 @@ def write_network(network: ExportedNetwork, path: Path) -> None:
     )
     assert program is not None
     model = program.model_proto
-    halve_weights(model)
     remove_notes(model)
-    onnx.save(model, str(path))
-
-
-def halve_weights(model: Any) -> None:
-    """Store in float16 all that float16 holds exactly, each followed by a conversion to float32.
-
-    Those are the weights, transposed or not. Constants, such as the frequencies of the timestep embedding, and sums of
-    weights keep their precision.
-    """
-    import numpy as np
-    from onnx import TensorProto, helper, numpy_helper
-
-    graph = model.graph
-    casts = []
-    for weight in list(graph.initializer):
-        values = numpy_helper.to_array(weight)
-        with np.errstate(over="ignore"):
-            is_exact = weight.data_type == TensorProto.FLOAT and (values.astype("float16") == values).all()
-        if not is_exact or values.size < SMALLEST_HALVED:
-            continue
-        halved = numpy_helper.from_array(values.astype("float16"), f"{weight.name}.half")
-        casts.append(helper.make_node("Cast", [halved.name], [weight.name], to=TensorProto.FLOAT))
-        graph.initializer.remove(weight)
-        graph.initializer.append(halved)
-    for node in reversed(casts):
-        graph.node.insert(0, node)
+    return model
 
 
 def remove_notes(model: Any) -> None:
@@ -117,31 +101,39 @@ def remove_notes(model: Any) -> None:
         del node.metadata_props[:]
 
 
-def describe(pipe: UnCLIP) -> dict[str, Any]:
+def describe(pipe: UnCLIP, kinds: dict[str, str]) -> dict[str, Any]:
     """Everything about a pipeline that its networks do not hold."""
     parts: dict[str, Any] = pipe.parts
     prior = parts["prior"]
     reranker = prior.reranker
     tokenizer = pipe.tokenizer
-    return {
+    description = {
         "format": FORMAT,
         "context": pipe.clip.config.text.context,
         "tokens": {"start": tokenizer.start_id, "end": tokenizer.end_id, "pad": tokenizer.pad_id},
         "image_shape": list(parts["decoder"].image_shape),
-        "prior": {
-            **describe_diffusion(prior),
-            "mean": prior.scaler.mean.tolist(),
-            "std": prior.scaler.std.tolist(),
-            "class_embeddings": reranker.class_embeddings.tolist(),
-            "logit_scale": reranker.logit_scale.item(),
-        },
-        **{part: describe_diffusion(parts[part]) for part in ("decoder", "fast_decoder") if part in parts},
+        "fit": pipe.fit,
+        **{part: {"kind": kind, **describe_diffusion(parts[part])} for part, kind in kinds.items()},
         "sampling": asdict(pipe.sampling),
     }
+    description["prior"] |= {
+        "mean": prior.scaler.mean.tolist(),
+        "std": prior.scaler.std.tolist(),
+        "class_embeddings": reranker.class_embeddings.tolist(),
+        "logit_scale": reranker.logit_scale.item(),
+    }
+    if "upsampler" in parts:
+        description["upsampler"]["factor"] = parts["upsampler"].config.network.factor
+    return description
 
 
 def describe_diffusion(model: Any) -> dict[str, Any]:
-    """The prediction of a model's network, and its process: the table of alpha^2, or none for the straight path."""
+    """The prediction of a model's network, and its process: the table of alpha^2, or none for the straight path.
+
+    Nothing for a model that does not diffuse.
+    """
+    if not hasattr(model, "process"):
+        return {}
     process = model.process
     table = process.alphas_cumprod.tolist() if isinstance(process, VariancePreserving) else None
     return {"prediction": model.config.diffusion.prediction, "alphas_cumprod": table}

@@ -1,11 +1,12 @@
 """The networks of a pipeline as modules whose inputs and outputs are plain tensors, as ONNX needs them.
 
 Where one part is computed once per caption and another at every step, they are two networks: the prior's prefix and its
-step, the decoder's condition and its step.
+step, the decoder's condition and its step. All take all inputs that their kind of network may read.
 """
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
@@ -15,9 +16,10 @@ from unclip.clip import CLIP, Preprocess
 from unclip.decoder.condition import Condition
 from unclip.decoder.diffusion_decoder import DiffusionDecoder
 from unclip.errors import UserError
-from unclip.prior.diffusion_prior import DiffusionPrior
-from unclip.prior.model import Prefix
+from unclip.prior.mlp_model import ResidualMLP, TextCondition
+from unclip.prior.model import Prefix, PriorTransformer
 from unclip.upsampler import DiffusionUpsampler
+from unclip.upsampler.resizing import resize
 
 ROWS = 3
 """Rows of the examples that networks are traced with; any number but 1, which would be taken for fixed."""
@@ -30,6 +32,11 @@ class ExportedNetwork:
     module: nn.Module
     inputs: dict[str, Tensor]
     outputs: tuple[str, ...]
+    weights: str
+    """Name of the file that holds the weights. Networks of one part share it, and each weight is in it once."""
+
+
+Networks = dict[str, ExportedNetwork]
 
 
 def example(*shape: int) -> Tensor:
@@ -59,28 +66,49 @@ class ImageTower(nn.Module):
         return self.clip.encode_image(self.preprocess(pixels))
 
 
-class PriorPrefix(nn.Module):
-    def __init__(self, prior: DiffusionPrior):
+class TransformerPrefix(nn.Module):
+    def __init__(self, network: PriorTransformer):
         super().__init__()
-        self.prior = prior
+        self.network = network
 
     def forward(self, embedding: Tensor, tokens: Tensor, mask: Tensor, empty: Tensor) -> tuple[Tensor, ...]:
-        """A caption's features -> mask (B, L + 1), centre (B, D), keys and values (B, layers, heads, L + 1, d)."""
-        prefix = self.prior.network.prefix(embedding, tokens, mask, empty)
+        """A caption's features -> centre (B, D), mask (B, L + 1), keys and values (B, layers, heads, L + 1, d)."""
+        prefix = self.network.prefix(embedding, tokens, mask, empty)
         keys = torch.stack([keys for keys, _ in prefix.past], dim=1)
         values = torch.stack([values for _, values in prefix.past], dim=1)
-        return prefix.mask, prefix.centre, keys, values
+        return prefix.centre, prefix.mask, keys, values
 
 
-class PriorStep(nn.Module):
-    def __init__(self, prior: DiffusionPrior):
+class TransformerStep(nn.Module):
+    def __init__(self, network: PriorTransformer):
         super().__init__()
-        self.prior = prior
+        self.network = network
 
     def forward(self, x: Tensor, time: Tensor, mask: Tensor, keys: Tensor, values: Tensor) -> Tensor:
         """Noised residuals (B, D) at times (B,), and a prefix -> prediction (B, D)."""
         past = list(zip(keys.unbind(dim=1), values.unbind(dim=1), strict=True))
-        return self.prior.network(x, time, Prefix(past, mask, x))
+        return self.network(x, time, Prefix(past, mask, x))
+
+
+class MLPPrefix(nn.Module):
+    def __init__(self, network: ResidualMLP):
+        super().__init__()
+        self.network = network
+
+    def forward(self, embedding: Tensor, tokens: Tensor, mask: Tensor, empty: Tensor) -> tuple[Tensor, Tensor]:
+        """A caption's features -> centre (B, D), vector (B, W)."""
+        condition = self.network.prefix(embedding, tokens, mask, empty)
+        return condition.centre, condition.vector
+
+
+class MLPStep(nn.Module):
+    def __init__(self, network: ResidualMLP):
+        super().__init__()
+        self.network = network
+
+    def forward(self, x: Tensor, time: Tensor, vector: Tensor) -> Tensor:
+        """Noised residuals (B, D) at times (B,), and a caption's vector -> prediction (B, D)."""
+        return self.network(x, time, TextCondition(vector, x))
 
 
 class DecoderCondition(nn.Module):
@@ -107,24 +135,33 @@ class DecoderStep(nn.Module):
 
 
 class UpsamplerStep(nn.Module):
-    def __init__(self, upsampler: DiffusionUpsampler):
+    """The upsampler's network for small images of one size. It enlarges them itself."""
+
+    rows: Tensor
+
+    def __init__(self, upsampler: DiffusionUpsampler, size: int):
         super().__init__()
         self.upsampler = upsampler
+        columns = torch.eye(size, dtype=torch.float32, device="cpu")[None, None]
+        self.register_buffer("rows", resize(columns, size * upsampler.config.network.factor, size)[0, 0])
 
-    def forward(self, x: Tensor, time: Tensor, enlarged: Tensor, augmentation: Tensor, embeddings: Tensor) -> Tensor:
-        """Noised large images (B, C, H, W) at times (B,), beside the enlarged ones -> prediction (B, C, H, W)."""
+    def forward(self, x: Tensor, time: Tensor, small: Tensor, augmentation: Tensor, embeddings: Tensor) -> Tensor:
+        """Noised large images (B, C, H, W) at times (B,), beside the small ones -> prediction (B, C, H, W)."""
+        enlarged = self.rows @ small @ self.rows.T  # resizing is linear
         return self.upsampler.network(x, time, enlarged, augmentation, embeddings)
 
 
-def clip_networks(pipe: Any) -> dict[str, ExportedNetwork]:
+def clip_networks(pipe: Any) -> Networks:
     channels, height, width = pipe.decoder.image_shape
     text = pipe.clip.config.text
     token_ids = torch.full((ROWS, text.context), text.eos_id, dtype=torch.long, device="cpu")
     token_ids[:, 0] = 0
     pixels = 255 * example(channels, height, width)
     return {
-        "text": ExportedNetwork(TextTower(pipe.clip), {"token_ids": token_ids}, ("embedding", "tokens", "mask")),
-        "image": ExportedNetwork(ImageTower(pipe.clip, pipe.preprocess), {"pixels": pixels}, ("embedding",)),
+        "text": ExportedNetwork(
+            TextTower(pipe.clip), {"token_ids": token_ids}, ("embedding", "tokens", "mask"), "text"
+        ),
+        "image": ExportedNetwork(ImageTower(pipe.clip, pipe.preprocess), {"pixels": pixels}, ("embedding",), "image"),
     }
 
 
@@ -138,22 +175,32 @@ def caption_features(pipe: Any) -> dict[str, Tensor]:
     }
 
 
-def prior_networks(pipe: Any) -> dict[str, ExportedNetwork]:
-    network = pipe.prior.network
-    dim = network.config.embed_dim
-    features = caption_features(pipe)
-    prefix = PriorPrefix(pipe.prior)
-    inputs = {"embedding": example(dim), **features}
+def prior_networks(pipe: Any, prefix: nn.Module, step: nn.Module, outputs: tuple[str, ...]) -> Networks:
+    """The networks of a prior; the step reads what the prefix puts out beside the centre, by the same names."""
+    dim = pipe.clip.config.embed_dim
+    inputs = {"embedding": example(dim), **caption_features(pipe)}
     with torch.no_grad():
-        mask, _, keys, values = prefix(*inputs.values())
-    step = {"x": example(dim), "time": example(), "mask": mask, "keys": keys, "values": values}
+        read = dict(zip(outputs, prefix(*inputs.values()), strict=True))
+    del read["centre"]
+    step_inputs = {"x": example(dim), "time": example(), **read}
     return {
-        "prior_prefix": ExportedNetwork(prefix, inputs, ("mask", "centre", "keys", "values")),
-        "prior_step": ExportedNetwork(PriorStep(pipe.prior), step, ("output",)),
+        "prior_prefix": ExportedNetwork(prefix, inputs, outputs, "prior"),
+        "prior_step": ExportedNetwork(step, step_inputs, ("output",), "prior"),
     }
 
 
-def decoder_networks(pipe: Any, part: str = "decoder") -> dict[str, ExportedNetwork]:
+def transformer_prior_networks(pipe: Any) -> Networks:
+    network = pipe.prior.network
+    outputs = ("centre", "mask", "keys", "values")
+    return prior_networks(pipe, TransformerPrefix(network), TransformerStep(network), outputs)
+
+
+def mlp_prior_networks(pipe: Any) -> Networks:
+    network = pipe.prior.network
+    return prior_networks(pipe, MLPPrefix(network), MLPStep(network), ("centre", "vector"))
+
+
+def decoder_networks(pipe: Any, part: str = "decoder") -> Networks:
     decoder = pipe.parts[part]
     inputs = {
         "embeddings": example(decoder.config.network.embed_dim),
@@ -166,40 +213,50 @@ def decoder_networks(pipe: Any, part: str = "decoder") -> dict[str, ExportedNetw
     x = example(*decoder.image_shape)
     step = {"x": x, "time": example(), "vector": vector, "tokens": tokens, "mask": mask}
     return {
-        f"{part}_condition": ExportedNetwork(condition, inputs, ("vector", "tokens", "mask")),
-        f"{part}_step": ExportedNetwork(DecoderStep(decoder), step, ("output",)),
+        f"{part}_condition": ExportedNetwork(condition, inputs, ("vector", "tokens", "mask"), part),
+        f"{part}_step": ExportedNetwork(DecoderStep(decoder), step, ("output",), part),
     }
 
 
-def upsampler_networks(pipe: Any) -> dict[str, ExportedNetwork]:
+def upsampler_networks(pipe: Any) -> Networks:
     upsampler = pipe.parts["upsampler"]
-    config = upsampler.config.network
-    size = config.low_size * config.factor
-    x = example(config.channels, size, size)
-    step = {
-        "x": x,
+    channels, size, _ = pipe.decoder.image_shape
+    large = size * upsampler.config.network.factor
+    inputs = {
+        "x": example(channels, large, large),
         "time": example(),
-        "enlarged": example(*x.shape[1:]),
+        "small": example(channels, size, size),
         "augmentation": example(),
-        "embeddings": example(config.embed_dim),
+        "embeddings": example(pipe.clip.config.embed_dim),
     }
-    return {"upsampler_step": ExportedNetwork(UpsamplerStep(upsampler), step, ("output",))}
+    return {"upsampler_step": ExportedNetwork(UpsamplerStep(upsampler, size), inputs, ("output",), "upsampler")}
 
 
-EXPORTS: dict[tuple[str, str], Callable[[Any], dict[str, ExportedNetwork]]] = {
+EXPORTS: dict[tuple[str, str], Callable[[Any], Networks]] = {
     ("clip", "transformer"): clip_networks,
-    ("prior", "diffusion"): prior_networks,
+    ("prior", "diffusion"): transformer_prior_networks,
+    ("prior", "one_pass"): transformer_prior_networks,
+    ("prior", "mlp"): mlp_prior_networks,
     ("decoder", "diffusion"): decoder_networks,
-    ("fast_decoder", "consistency"): lambda pipe: decoder_networks(pipe, "fast_decoder"),
+    ("decoder", "text"): decoder_networks,
+    ("fast_decoder", "consistency"): partial(decoder_networks, part="fast_decoder"),
+    ("upsampler", "diffusion"): upsampler_networks,
 }
 """The networks of a part by its name and kind. A further kind is exported by one more row."""
 
 
-def networks_of(pipe: Any, kinds: dict[str, str]) -> dict[str, ExportedNetwork]:
-    """All networks of a pipeline, given the kind of each part. Raises UserError for a kind that cannot be exported."""
-    networks: dict[str, ExportedNetwork] = {}
+def check_kinds(kinds: dict[str, str]) -> None:
+    """Raise UserError for a part of a kind that cannot be exported, given the kind of each part."""
     for part, kind in kinds.items():
         if (part, kind) not in EXPORTS:
-            raise UserError(f"a {part} of kind {kind} cannot be exported to ONNX; export a pipeline without it")
+            exported = [other for name, other in EXPORTS if name == part]
+            instead = f"one of kind {', '.join(exported)} can" if exported else "remove it from a copy of the pipeline"
+            raise UserError(f"a {part} of kind {kind} cannot be exported to ONNX; {instead}")
+
+
+def networks_of(pipe: Any, kinds: dict[str, str]) -> Networks:
+    """All networks of a pipeline, given the kind of each part, which `check_kinds` has let pass."""
+    networks: Networks = {}
+    for part, kind in kinds.items():
         networks |= EXPORTS[part, kind](pipe)
     return networks

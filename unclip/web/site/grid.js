@@ -1,4 +1,4 @@
-// The pictures on the page, each a canvas with its seed and a button that saves it.
+// The pictures on the page, each a canvas with its seed and a link that saves it.
 
 export class PictureGrid {
   constructor(element) {
@@ -6,43 +6,59 @@ export class PictureGrid {
     this.figures = [];
   }
 
-  /** Show N pictures: pixels 0 .. 255 (N, C, H, W), and a {caption, seed} for each. */
+  /** Show N pictures: pixels 0 .. 255 (N, C, H, W), the shape of one, and a {caption, seed} for each. */
   show(pixels, shape, labels) {
-    if (this.figures.length !== labels.length || this.figures[0]?.seed !== labels[0].seed) {
-      this.figures = labels.map(() => newFigure(shape));
+    const [, height, width] = shape;
+    if (!this.shows(labels)) {
+      this.figures = labels.map(newFigure);
       this.element.replaceChildren(...this.figures.map(({ figure }) => figure));
     }
     const size = shape.reduce((a, b) => a * b);
-    labels.forEach((label, i) => paint(this.figures[i], pixels.subarray(i * size, (i + 1) * size), shape, label));
+    this.figures.forEach(({ canvas, save }, i) => {
+      if (canvas.width !== width) Object.assign(canvas, { width, height });
+      canvas.getContext("2d").putImageData(toImage(pixels.subarray(i * size, (i + 1) * size), shape), 0, 0);
+      save.hidden = true;
+    });
+  }
+
+  /** The pictures are done, and can be saved. */
+  finish() {
+    for (const { canvas, save } of this.figures) {
+      save.href = canvas.toDataURL();
+      save.hidden = false;
+    }
+  }
+
+  shows(labels) {
+    const own = this.figures.map(({ label }) => `${label.seed} ${label.caption}`);
+    return own.length === labels.length && labels.every(({ seed, caption }, i) => own[i] === `${seed} ${caption}`);
   }
 }
 
-function newFigure([, height, width]) {
-  const figure = document.createElement("figure");
-  const canvas = Object.assign(document.createElement("canvas"), { width, height });
+function newFigure(label) {
+  const { caption, seed } = label;
+  const canvas = document.createElement("canvas");
+  canvas.width = 0;
   canvas.setAttribute("role", "img");
-  const save = Object.assign(document.createElement("a"), { textContent: "save" });
-  const seedShown = document.createElement("span");
+  canvas.setAttribute("aria-label", `${caption || "no caption"}, seed ${seed}`);
+  const save = Object.assign(document.createElement("a"), { textContent: "save", hidden: true });
+  save.download = `${slug(caption)}-${seed}.png`;
+  save.setAttribute("aria-label", `save the picture of seed ${seed}`);
   const line = document.createElement("figcaption");
-  line.append(seedShown, save);
+  line.append(Object.assign(document.createElement("span"), { textContent: `seed ${seed}` }), save);
+  const figure = document.createElement("figure");
   figure.append(canvas, line);
-  return { figure, canvas, save, seedShown, seed: null };
+  return { figure, canvas, save, label };
 }
 
-function paint(entry, pixels, [channels, height, width], { caption, seed }) {
+function toImage(pixels, [channels, height, width]) {
   const image = new ImageData(width, height);
   const plane = width * height;
   for (let i = 0; i < plane; i++) {
     for (let c = 0; c < 3; c++) image.data[4 * i + c] = pixels[channels === 1 ? i : c * plane + i];
     image.data[4 * i + 3] = 255;
   }
-  entry.canvas.getContext("2d").putImageData(image, 0, 0);
-  entry.canvas.setAttribute("aria-label", `${caption || "no caption"}, seed ${seed}`);
-  entry.seed = seed;
-  entry.seedShown.textContent = `seed ${seed}`;
-  entry.save.download = `${slug(caption)}-${seed}.png`;
-  entry.save.href = entry.canvas.toDataURL();
-  entry.save.setAttribute("aria-label", `save the picture of seed ${seed}`);
+  return image;
 }
 
 function slug(caption) {

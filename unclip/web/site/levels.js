@@ -72,7 +72,7 @@ function lowerBound(values, x) {
 }
 
 /** As Python rounds. */
-function roundHalfToEven(x) {
+export function roundHalfToEven(x) {
   const below = Math.floor(x);
   if (x - below !== 0.5) return Math.round(x);
   return below % 2 === 0 ? below : below + 1;

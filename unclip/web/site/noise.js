@@ -2,6 +2,7 @@
 
 export const PRIOR_STREAM = 1;
 export const DECODER_STREAM = 2;
+export const UPSAMPLER_STREAM = 3;
 const GROUP = 16;
 
 /** Standard-normal noise whose row i depends only on seeds[i], and on how often it was asked. */

@@ -1,12 +1,14 @@
 // From captions to pixels: the same steps as unclip/lite/pipeline.py, and the same pictures.
 
-import { Process } from "./levels.js";
-import { DECODER_STREAM, PRIOR_STREAM, RowNoise } from "./noise.js";
+import { CLEAN, Process } from "./levels.js";
+import { DECODER_STREAM, PRIOR_STREAM, RowNoise, UPSAMPLER_STREAM } from "./noise.js";
 import { chooseCandidates } from "./reranking.js";
 import { consistency, dpmpp, SAMPLERS, x0FromOutput } from "./samplers.js";
 import { concat, normalise, pick, tensor } from "./tensors.js";
 
 const SEED_STEP = 2n ** 40n;
+const PURE_NOISE = { ...CLEAN, told: 1000 }; // at which a one-pass prior is called
+const MOST_FAST_STEPS = 16;
 
 export class Pipeline {
   /**
@@ -18,42 +20,38 @@ export class Pipeline {
     this.tokenizer = tokenizer;
     this.networks = networks;
     this.processes = {};
-    for (const part of ["prior", "decoder", "fast_decoder"])
-      if (description[part]) this.processes[part] = new Process(description[part].alphas_cumprod);
+    for (const [part, values] of Object.entries(description))
+      if (values?.alphas_cumprod !== undefined) this.processes[part] = new Process(values.alphas_cumprod);
   }
 
   /**
    * Draw n pictures of a caption; picture i has the seed `seed + i`.
-   * settings: {steps, guidance} of the decoder that draws, where they are not the pipeline's own.
-   * onStep({step, steps, pixels}): called after each step of the decoder with what it predicts so far.
-   * signal: an AbortSignal. Returns {pixels: Uint8ClampedArray of n pictures, embeddings}.
+   * steps: those of the decoder, where they are not the pipeline's own.
+   * onStep({step, steps, pixels, shape}): called after each step of the decoder with what it predicts so far.
+   * signal: an AbortSignal. Returns {pixels: Uint8ClampedArray of n pictures, shape of each, embeddings}.
    */
-  async draw(caption, { n = 1, seed = 0, settings = {}, onStep, signal } = {}) {
+  async draw(caption, { n = 1, seed = 0, ...options } = {}) {
     const text = await this.encodeCaptions(Array(n).fill(caption));
-    const seeds = Array.from({ length: n }, (_, i) => BigInt(seed) + BigInt(i));
-    const embeddings = await this.drawEmbeddings(text, seeds, signal);
-    return { embeddings, pixels: await this.drawImages(embeddings, text, seeds, { settings, onStep, signal }) };
+    const seeds = seedsFrom(seed, n);
+    return this.drawImages(await this.drawEmbeddings(text, seeds, options.signal), text, seeds, options);
   }
 
   /** Pictures of embeddings that the prior draws for two captions, mixed: share 0 is the first, 1 the second. */
-  async mix(first, second, share, { n = 1, seed = 0, settings = {}, onStep, signal } = {}) {
-    const seeds = Array.from({ length: n }, (_, i) => BigInt(seed) + BigInt(i));
+  async mix(first, second, share, { n = 1, seed = 0, ...options } = {}) {
+    const seeds = seedsFrom(seed, n);
     const drawn = [];
     for (const caption of [first, second])
-      drawn.push(await this.drawEmbeddings(await this.encodeCaptions(Array(n).fill(caption)), seeds, signal));
+      drawn.push(await this.drawEmbeddings(await this.encodeCaptions(Array(n).fill(caption)), seeds, options.signal, 1));
     const [a, b] = drawn;
     const mixed = tensor(a.data.map((value, i) => (1 - share) * value + share * b.data[i]), a.dims);
-    const text = await this.encodeCaptions(Array(n).fill(""));
-    return { embeddings: mixed, pixels: await this.drawImages(normalise(mixed), text, seeds, { settings, onStep, signal }) };
+    return this.drawImages(normalise(mixed), await this.encodeCaptions(Array(n).fill("")), seeds, options);
   }
 
   /** Variations of a picture: n pictures with its embedding, and noise of their own. pixels: 0 .. 255, (C, H, W). */
-  async vary(pixels, { n = 1, seed = 0, settings = {}, onStep, signal } = {}) {
+  async vary(pixels, { n = 1, seed = 0, ...options } = {}) {
     const [embedding] = await this.networks.run("image", [tensor(Float32Array.from(pixels), [1, ...this.imageShape])]);
-    const embeddings = pick(embedding, Array(n).fill(0));
-    const seeds = Array.from({ length: n }, (_, i) => BigInt(seed) + BigInt(i));
     const text = await this.encodeCaptions(Array(n).fill(""));
-    return { embeddings, pixels: await this.drawImages(embeddings, text, seeds, { settings, onStep, signal }) };
+    return this.drawImages(pick(embedding, Array(n).fill(0)), text, seedsFrom(seed, n), options);
   }
 
   /** Channels, height and width. */
@@ -61,20 +59,33 @@ export class Pipeline {
     return this.description.image_shape;
   }
 
-  /** Whether the fast decoder draws, by the pipeline's own settings. */
-  get isFast() {
-    return this.networks.has("fast_decoder_step") && this.description.sampling.fast_decoder.steps > 0;
+  /** The part that draws: the fast decoder where there is one, unless the pipeline's own settings turn it off. */
+  get drawer() {
+    const fast = this.description.sampling.fast_decoder.steps > 0 && this.networks.has("fast_decoder_step");
+    return fast ? "fast_decoder" : "decoder";
   }
 
   /** Steps by the pipeline's own settings. */
   get ownSteps() {
-    return this.description.sampling[this.isFast ? "fast_decoder" : "decoder"].steps;
+    return this.description.sampling[this.drawer].steps;
   }
 
-  /** The settings for so many steps. The fast decoder takes up to four; for more the decoder itself draws. */
-  settingsFor(steps) {
-    if (steps === this.ownSteps) return {};
-    return this.isFast && steps <= 4 ? { fast_steps: steps } : { steps };
+  /** The most steps that can be asked for. */
+  get mostSteps() {
+    return this.drawer === "fast_decoder" ? MOST_FAST_STEPS : (this.processes.decoder.table?.length ?? 1000);
+  }
+
+  /** The networks that drawing from captions needs. */
+  get needed() {
+    const reranks = this.description.sampling[this.drawer].num_candidates > 1;
+    const enlarges = this.enlarges ? ["upsampler_step"] : [];
+    const names = ["text", "prior_prefix", "prior_step", `${this.drawer}_condition`, `${this.drawer}_step`, ...enlarges];
+    return reranks ? [...names, "image"] : names;
+  }
+
+  /** Whether the upsampler enlarges what is drawn. */
+  get enlarges() {
+    return this.networks.has("upsampler_step") && this.description.sampling.upsampler.upscale !== "none";
   }
 
   async encodeCaptions(captions) {
@@ -87,10 +98,10 @@ export class Pipeline {
     return { embedding: pick(embedding, rows), tokens: pick(tokens, rows), mask: pick(mask, rows), empty: pick(empty, rows) };
   }
 
-  /** One unit image embedding (N, D) for each of N captions. */
-  async drawEmbeddings(text, seeds, signal) {
+  /** One unit image embedding (N, D) for each of N captions. threshold: where it is not the pipeline's own. */
+  async drawEmbeddings(text, seeds, signal, threshold = this.description.sampling.prior.threshold) {
     const own = this.description.sampling.prior;
-    const { mean, std, prediction, class_embeddings: classes, logit_scale: scale } = this.description.prior;
+    const { kind, mean, std, prediction, class_embeddings: classes, logit_scale: scale } = this.description.prior;
     const count = seeds.length;
     const dim = mean.length;
     const guides = own.guidance !== 1;
@@ -99,49 +110,59 @@ export class Pipeline {
     const prefix = await this.networks.run("prior_prefix", [embedding, tokens, mask, empty]);
     let rows = Array.from({ length: own.num_candidates * count }, (_, i) => i % count);
     if (guides) rows = [...rows, ...rows.map((row) => row + count)];
-    const [prefixMask, centre, keys, values] = prefix.map((part) => pick(part, rows));
+    const [centre, ...past] = prefix.map((part) => pick(part, rows));
 
     const denoise = async (x, level) => {
       signal?.throwIfAborted();
       const noised = guides ? concat(x, x) : x;
-      const residual = noised.map((value, i) => value - level.alpha * centre.data[i]);
+      const isAtOnce = kind === "one_pass";
+      const residual = isAtOnce ? noised : noised.map((value, i) => value - level.alpha * centre.data[i]);
       const input = tensor(residual, [rows.length, dim]);
-      const [output] = await this.networks.run("prior_step", [input, times(level, rows.length), prefixMask, keys, values]);
-      const x0 = x0FromOutput(prediction, output.data, residual, level).map((value, i) => value + centre.data[i]);
+      const [output] = await this.networks.run("prior_step", [input, times(level, rows.length), ...past]);
+      const predicted = isAtOnce ? output.data : x0FromOutput(prediction, output.data, residual, level);
+      const x0 = predicted.map((value, i) => value + centre.data[i]);
       return guides ? interpolate(x0, own.guidance) : x0;
     };
 
     let noise = new Float32Array(0);
     for (let i = 0; i < own.num_candidates; i++) noise = concat(noise, new RowNoise(seeds, PRIOR_STREAM, i).draw(dim));
-    const scaled = await dpmpp(denoise, noise, this.processes.prior.levels(own.spacing, own.steps));
+    const scaled = this.processes.prior
+      ? await dpmpp(denoise, noise, this.processes.prior.levels(own.spacing, own.steps))
+      : await denoise(noise, PURE_NOISE);
     const unscaled = scaled.map((value, i) => value * std[i % dim] + mean[i % dim]);
     const candidates = normalise(tensor(unscaled, [own.num_candidates * count, dim]));
-    const chosen = chooseCandidates(candidates, text, { count, classes, scale, threshold: own.threshold });
+    const chosen = chooseCandidates(candidates, text, { count, classes, scale, threshold });
     return pick(candidates, chosen.map((candidate, row) => candidate * count + row));
   }
 
-  /** Pixels 0 .. 255 of N pictures, (N, C, H, W); of several candidates the one that CLIP embeds closest. */
-  async drawImages(embeddings, text, seeds, { settings = {}, onStep, signal } = {}) {
-    const sampling = this.description.sampling;
-    const asksForDecoder = Object.keys(settings).some((name) => name !== "fast_steps");
-    const isFast = this.networks.has("fast_decoder_step") && sampling.fast_decoder.steps > 0 && !asksForDecoder;
-    const name = isFast ? "fast_decoder" : "decoder";
-    const own = isFast ? { ...sampling.fast_decoder } : { ...sampling.decoder, ...settings };
-    if (isFast && settings.fast_steps) own.steps = settings.fast_steps;
+  /** N pictures, as `draw` returns them; of several candidates those that CLIP embeds closest. */
+  async drawImages(embeddings, text, seeds, { steps, onStep, signal } = {}) {
+    const own = { ...this.description.sampling[this.drawer] };
+    own.steps = steps ?? own.steps;
     let best = null;
     for (let i = 0; i < own.num_candidates; i++) {
       const candidateSeeds = seeds.map((seed) => (seed + BigInt(i) * SEED_STEP) % 2n ** 63n);
-      const drawn = await this.decode(name, own, embeddings, text, candidateSeeds, { onStep, signal });
-      if (own.num_candidates === 1) return drawn;
-      const pixels = tensor(Float32Array.from(drawn), [seeds.length, ...this.imageShape]);
+      const show = ({ step, x0 }) => {
+        const soFar = { step: i * own.steps + step, steps: own.num_candidates * own.steps, shape: this.imageShape };
+        // later candidates are not shown: they would replace finished pictures by noise
+        return onStep?.({ ...soFar, pixels: i ? toPixels(best.images) : toPixels(x0) });
+      };
+      const images = await this.decode(own, embeddings, text, candidateSeeds, { show, signal });
+      if (own.num_candidates === 1) {
+        best = { images, seeds: candidateSeeds };
+        break;
+      }
+      const pixels = tensor(Float32Array.from(toPixels(images)), [seeds.length, ...this.imageShape]);
       const [found] = await this.networks.run("image", [pixels]);
-      best = keepCloser(best, drawn, cosines(found, embeddings));
+      best = keepCloser(best, { images, seeds: candidateSeeds, closeness: cosines(found, embeddings) });
     }
-    return best.pixels;
+    if (!this.enlarges) return { pixels: toPixels(best.images), shape: this.imageShape, embeddings };
+    return { ...(await this.enlarge(best.images, embeddings, best.seeds, { onStep, signal })), embeddings };
   }
 
-  async decode(name, own, embeddings, text, seeds, { onStep, signal }) {
-    const { prediction } = this.description[name];
+  /** Images (N, C, H, W) in -1 .. 1 of embeddings and captions. */
+  async decode(own, embeddings, text, seeds, { show, signal }) {
+    const name = this.drawer;
     const process = this.processes[name];
     const count = seeds.length;
     const size = this.imageShape.reduce((a, b) => a * b);
@@ -165,21 +186,59 @@ export class Pipeline {
       const input = tensor(guided ? concat(x, x) : x, [rows, ...this.imageShape]);
       const [output] = await this.networks.run(`${name}_step`, [input, times(level, rows), ...(guided ? both : plain)]);
       const predicted = guided ? interpolate(output.data, own.guidance) : output.data;
-      const x0 = x0FromOutput(prediction, predicted, x, level).map((value) => Math.min(1, Math.max(-1, value)));
+      const x0 = clip(x0FromOutput(this.description[name].prediction, predicted, x, level));
       step += 1;
-      await onStep?.({ step, steps: levels.length - 1, pixels: toPixels(x0) });
+      await show({ step, x0 });
       return x0;
     };
 
     const noise = new RowNoise(seeds, DECODER_STREAM);
     const sampler = name === "fast_decoder" ? consistency : SAMPLERS[own.sampler];
-    return toPixels(await sampler(denoise, noise.draw(size), levels, () => noise.draw(size), own));
+    return sampler(denoise, noise.draw(size), levels, () => noise.draw(size), own);
+  }
+
+  /** The upsampler: images (N, C, H, W) in -1 .. 1 -> larger pictures, as `draw` returns them. */
+  async enlarge(images, embeddings, seeds, { onStep, signal }) {
+    const own = this.description.sampling.upsampler;
+    const { factor, prediction } = this.description.upsampler;
+    const process = this.processes.upsampler;
+    const [channels, height, width] = this.imageShape;
+    const shape = [channels, height * factor, width * factor];
+    const count = seeds.length;
+    const noise = new RowNoise(seeds, UPSAMPLER_STREAM);
+    const level = process.level(process.distinctTimesAt([own.upscale_noise])[0]);
+    const added = noise.draw(channels * height * width);
+    const noised = images.map((value, i) => level.alpha * value + level.sigma * added[i]);
+    const small = tensor(noised, [count, ...this.imageShape]);
+    const levels = process.karrasLevels(own.upscale_steps);
+    let step = 0;
+
+    const denoise = async (x, at) => {
+      signal?.throwIfAborted();
+      const inputs = [tensor(x, [count, ...shape]), times(at, count), small, times(level, count), embeddings];
+      const [output] = await this.networks.run("upsampler_step", inputs);
+      const x0 = clip(x0FromOutput(prediction, output.data, x, at));
+      step += 1;
+      await onStep?.({ step, steps: own.upscale_steps, pixels: toPixels(x0), shape });
+      return x0;
+    };
+
+    const start = noise.draw(shape.reduce((a, b) => a * b));
+    return { pixels: toPixels(await dpmpp(denoise, start, levels)), shape };
   }
 
   async condition(name, embeddings, text, drop) {
-    const dropped = tensor(Uint8Array.from(drop), [drop.length], "bool");
-    return this.networks.run(`${name}_condition`, [embeddings, dropped, text.tokens, text.mask, text.empty]);
+    const readsText = this.description[name].kind === "text"; // the caption's embedding in place of the image's
+    const dropped = Uint8Array.from(drop, (value, i) => (value || (readsText && text.empty.data[i]) ? 1 : 0));
+    const vectors = readsText ? text.embedding : embeddings;
+    const inputs = [vectors, tensor(dropped, [drop.length], "bool"), text.tokens, text.mask, text.empty];
+    return this.networks.run(`${name}_condition`, inputs);
   }
+}
+
+/** The n seeds from this one on. */
+function seedsFrom(seed, n) {
+  return Array.from({ length: n }, (_, i) => BigInt(seed) + BigInt(i));
 }
 
 /** The number that a network is told at a level, for each row. */
@@ -206,9 +265,13 @@ function interpolate(both, guidance) {
   return both.slice(0, half).map((value, i) => both[half + i] + guidance * (value - both[half + i]));
 }
 
-/** Float in -1 .. 1 -> 0 .. 255. */
+function clip(x0) {
+  return x0.map((value) => Math.min(1, Math.max(-1, value)));
+}
+
+/** Float in -1 .. 1 -> 0 .. 255; the array clamps and rounds. */
 function toPixels(x0) {
-  return Uint8ClampedArray.from(x0, (value) => (Math.min(1, Math.max(-1, value)) + 1) * 127.5);
+  return Uint8ClampedArray.from(x0, (value) => (value + 1) * 127.5);
 }
 
 function cosines(a, b) {
@@ -218,13 +281,15 @@ function cosines(a, b) {
   return sums;
 }
 
-function keepCloser(best, pixels, closeness) {
-  if (!best) return { pixels, closeness };
-  const size = pixels.length / closeness.length;
-  closeness.forEach((cosine, row) => {
+/** Row by row, the images and seeds whose closeness is higher. */
+function keepCloser(best, drawn) {
+  if (!best) return drawn;
+  const size = drawn.images.length / drawn.seeds.length;
+  drawn.closeness.forEach((cosine, row) => {
     if (cosine <= best.closeness[row]) return;
     best.closeness[row] = cosine;
-    best.pixels.set(pixels.subarray(row * size, (row + 1) * size), row * size);
+    best.seeds[row] = drawn.seeds[row];
+    best.images.set(drawn.images.subarray(row * size, (row + 1) * size), row * size);
   });
   return best;
 }

@@ -1,6 +1,8 @@
 // Captions -> token ids: byte-level BPE as the tokenizers library computes it from tokenizer.json.
 
 const PIECES = /'s|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+/gu;
+const CLIP_WORDS = /<\|startoftext\|>|<\|endoftext\|>|'s|'t|'re|'ve|'m|'ll|'d|\p{L}+|\p{N}|[^\s\p{L}\p{N}]+/gu; // OpenAI's
+const PLAIN = /^[ -%'-~\t\r\n]*$/; // text that cleaning changes in white space alone
 
 export class Tokenizer {
   /** json: the content of tokenizer.json; context: the longest caption in tokens; special: {start, end, pad}. */
@@ -8,6 +10,9 @@ export class Tokenizer {
     const model = json.model;
     this.vocabulary = new Map(Object.entries(model.vocab));
     this.ranks = new Map(model.merges.map((merge, rank) => [Array.isArray(merge) ? merge.join(" ") : merge, rank]));
+    this.wordEnd = model.end_of_word_suffix ?? "";
+    this.isOwn = !this.wordEnd; // else it is the tokenizer of a pretrained CLIP
+    this.cleans = Boolean(json.cleaning);
     this.context = context;
     this.special = special;
     this.letters = byteLetters();
@@ -23,11 +28,17 @@ export class Tokenizer {
   }
 
   tokens(caption) {
+    if (this.cleans && !PLAIN.test(caption))
+      throw new Error("this CLIP reads letters of English, digits and punctuation on this page; the caption has others");
     const text = caption.normalize("NFC").toLowerCase().replace(/\s+/gu, " ").trim();
     if (!text) return [];
-    const pieces = ` ${text}`.match(PIECES) ?? [];
+    const pieces = (this.isOwn ? ` ${text}`.match(PIECES) : text.match(CLIP_WORDS)) ?? [];
     const bytes = new TextEncoder();
-    return pieces.flatMap((piece) => this.merge([...bytes.encode(piece)].map((byte) => this.letters[byte])));
+    return pieces.flatMap((piece) => {
+      const symbols = [...bytes.encode(piece)].map((byte) => this.letters[byte]);
+      symbols[symbols.length - 1] += this.wordEnd;
+      return this.merge(symbols);
+    });
   }
 
   /** Join the pair of the lowest rank until none is left, and look the symbols up. */
