@@ -474,21 +474,18 @@ def test_the_page_fits_a_phone(page):
         assert page.overflow() == 0
 
 
-def test_the_page_opens_without_a_network_once_it_was_open(page, site):
-    page.wait("return navigator.serviceWorker.controller !== null")
-    page.driver.execute_cdp_cmd("Network.enable", {})
-    moved = site.rename(site.parent / "moved")  # every request fails from now on
-    try:
-        page.driver.refresh()
-        wait_for(page, "Ready.")
-        page.driver.find_element("id", "draw").click()
-        drawn(page)
-    finally:
-        moved.rename(site)
-    page.complaints()  # those of the requests that failed
+def test_the_page_opens_without_a_network_once_it_was_open(site, browser):
+    with served_folder(site.parents[1]) as address:
+        browser.driver.get(f"{address}below/site/?n=3")
+        wait_for(browser, "Ready.")
+        browser.wait("return navigator.serviceWorker.controller !== null")
+    browser.driver.refresh()  # the server has ended
+    wait_for(browser, "Ready.")
+    browser.driver.find_element("id", "draw").click()
+    drawn(browser)
 
 
-def test_an_old_browser_gets_a_sentence(page):
+def test_the_page_gives_old_browsers_a_sentence(page):
     script = {"source": "delete window.DecompressionStream"}
     added = page.driver.execute_cdp_cmd("Page.addScriptToEvaluateOnNewDocument", script)
     page.driver.refresh()

@@ -130,6 +130,7 @@ async function draw() {
   const onStep = ({ step, steps, pixels, shape }) => {
     showProgress(step / steps, `step ${step} of ${steps}`);
     grid.show(pixels, shape, asked.labels);
+    bringIntoView(find("pictures").parentElement);
     return new Promise((resolve) => setTimeout(resolve)); // let the browser paint
   };
   try {
@@ -189,6 +190,11 @@ function writeAddress() {
 function readAddress() {
   const query = new URLSearchParams(location.search);
   for (const [name, id] of Object.entries(IN_ADDRESS)) if (query.has(name)) find(id).value = query.get(name);
+}
+
+/** Scroll to what a small screen does not show. */
+function bringIntoView(element) {
+  if (element.getBoundingClientRect().top > innerHeight / 2) element.scrollIntoView();
 }
 
 function say(text) {
