@@ -107,7 +107,7 @@ def describe(pipe: UnCLIP, kinds: dict[str, str]) -> dict[str, Any]:
     prior = parts["prior"]
     reranker = prior.reranker
     tokenizer = pipe.tokenizer
-    description = {
+    description: dict[str, Any] = {
         "format": FORMAT,
         "context": pipe.clip.config.text.context,
         "tokens": {"start": tokenizer.start_id, "end": tokenizer.end_id, "pad": tokenizer.pad_id},

@@ -25,9 +25,12 @@ export class Networks {
     return [...new Set(names.flatMap((name) => [`${name}.onnx`, this.weights[name]]))];
   }
 
-  /** Fetch and open a network, once. */
+  /** Fetch and open a network, once; again if that failed. */
   open(name) {
-    this.sessions[name] ??= this.create(name);
+    this.sessions[name] ??= this.create(name).catch((error) => {
+      delete this.sessions[name];
+      throw error;
+    });
     return this.sessions[name];
   }
 
