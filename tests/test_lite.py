@@ -464,14 +464,16 @@ def test_the_page_is_used_by_keyboard_and_read_by_screen_readers(site, page):
     driver.execute_cdp_cmd("Emulation.setEmulatedMedia", {"features": []})
 
 
-def test_the_page_fits_a_phone(page):
+def test_the_page_fits_a_phone_and_a_desktop(page):
+    width = "return document.documentElement.scrollWidth"
     with page.phone():
         for value in ("mix", "vary", "draw"):
             choose(page, value)
-            assert page.overflow() == 0
+            assert page.driver.execute_script(width) == 390
         page.driver.find_element("id", "draw").click()
         drawn(page)
-        assert page.overflow() == 0
+        assert page.driver.execute_script(width) == 390
+    assert page.overflow() == 0
 
 
 def test_the_page_opens_without_a_network_once_it_was_open(site, browser):
