@@ -10,10 +10,9 @@ from stages.batches import StepDraw
 from stages.inputs import Inputs
 from stages.prior_base import BasePriorRun, BasePriorStage, weighted_error
 from unclip.clip import TextFeatures
-from unclip.diffusion.prediction import noised_pair, training_target
+from unclip.diffusion.prediction import training_target
 from unclip.diffusion.process import NoiseLevels
 from unclip.fields import bounded
-from unclip.layers import at_least_float32
 from unclip.prior import DiffusionPrior, DiffusionPriorConfig
 from unclip.tensor_batch import TensorBatch
 
@@ -44,15 +43,8 @@ class PriorObjective(nn.Module):
 
     def forward(self, batch: PriorBatch) -> Tensor:
         """Weighted squared error on the target, for the residual of the scaled embedding to its linear prediction."""
-        network = self.model.network
-        text = batch.text
-        with torch.autocast(batch.noise.device.type, enabled=False):
-            residual = self.model.scaler.scale(batch.embeddings) - network.centre(text.embedding, text.empty)
-        noised, target = noised_pair(self.model.config.diffusion.prediction, residual, batch.noise, batch.levels)
-        predicted = network.forward_with_text(
-            noised, batch.levels.time, text.embedding, text.tokens, text.mask, text.empty
-        )
-        return weighted_error(at_least_float32(predicted), target, batch.weights)
+        errors = self.model.squared_errors(batch.embeddings, batch.text, batch.levels, batch.noise)
+        return (batch.weights * errors).mean()
 
     def chance(self, batch: PriorBatch) -> Tensor:
         """The loss of a prior that answers the mean of all images to everything."""

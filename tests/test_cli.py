@@ -1,6 +1,7 @@
 """Bad input to the scripts: one line on standard error, a non-zero exit, no traceback, no half-written file."""
 
 import gzip
+import json
 import os
 import shutil
 import tempfile
@@ -318,6 +319,16 @@ def test_unclip_without_or_with_a_wrong_command_names_its_commands(script):
     assert_one_error_line(script(UNCLIP, "smaple"), "there is no command 'smaple'; did you mean sample?")
     assert_one_error_line(script(UNCLIP, "42"), "choose one of sample, edit, page, info, settings, publish, export")
     assert_one_error_line(script(UNCLIP, "sample", BAG, "--stepz", "5"), "did you mean --steps")
+
+
+def test_a_negative_caption_is_drawn_away_from_and_noted(script, tmp_path):
+    pipeline = ROOT / "checkpoints" / "fashion-mnist"
+    arguments = ("a bag", "--negative", "a dark bag", "--steps", 2, "--prior-steps", 2, "--checkpoint", pipeline)
+    finished = script("sample", *arguments, "--guidance", 3, "--out", tmp_path)
+    assert finished.code == 0, finished.err
+    assert json.loads((tmp_path / "samples.json").read_text())["negative"] == "a dark bag"
+    assert json.loads(Image.open(tmp_path / "000-a-bag-seed0.png").text["negative"]) == "a dark bag"
+    assert_one_error_line(script("sample", *arguments, "--out", tmp_path), "negative is what guidance leads away from")
 
 
 def test_unclip_samples_as_the_script_does(trained, script, tmp_path):

@@ -15,7 +15,7 @@ from networks import randomise
 from small_pipeline import build
 from torch import nn
 
-from unclip import UnCLIP, edit
+from unclip import UnCLIP, UserError, edit
 from unclip.clip import Preprocess
 from unclip.clip.preprocess_config import PreprocessConfig
 from unclip.edit.text_change import text_difference
@@ -127,6 +127,25 @@ def test_settings_of_the_process_change_no_picture(settings, folder, expected):
     one, other = settings
     with one, other:
         assert_equal(draw_everything(open_pipeline(folder)), expected)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_half_precision_runs_everything_and_changes_little(dtype, folder, expected):
+    """Random weights make more of each rounding than trained ones do."""
+    pipe = open_pipeline(folder).to(dtype)
+    assert pipe.dtype == dtype
+    assert {parameter.dtype for parameter in pipe.clip.parameters()} == {dtype, torch.float32}
+    results = draw_everything(pipe)
+    for name in ("noise", "embeddings", "encode_text", "encode_image", "embed"):
+        assert results[name].dtype == np.float32
+    assert np.abs(results["encode_image"] - expected["encode_image"]).max() < 0.02
+    assert np.array_equal(results["noise"], expected["noise"])
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, "bfloat16"])
+def test_other_precisions_are_refused(dtype, folder):
+    with pytest.raises(UserError, match=r"dtype must be one of torch\.float32, torch\.bfloat16, torch\.float16, not"):
+        open_pipeline(folder).to("cpu", dtype)
 
 
 def test_results_can_be_trained_on(folder):

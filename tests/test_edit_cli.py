@@ -26,6 +26,7 @@ SHOE, BOOT = PIPELINE / "examples" / "sneaker.png", PIPELINE / "examples" / "ank
         (("change", BOOT, "--before", "a dark boot", "--after", "a light boot", "--steps", 4), (1, 3, 28, 28, 1)),
         (("mix", "--prompts", "a bag", "a boot", "--n", 2, "--steps", 3), (2, 28, 28, 1)),
         (("inpaint", SHOE, "--mask", BOOT, "--n", 1, "--steps", 3, "--prior-steps", 2), (1, 28, 28, 1)),
+        (("image-to-image", SHOE, "--caption", "a bag", "--n", 2, "--steps", 3), (2, 28, 28, 1)),
     ],
 )
 def test_each_command_writes_a_picture_and_its_arrays(arguments, shape, script, tmp_path):

@@ -3,6 +3,7 @@
 import json
 import shutil
 from dataclasses import replace
+from types import SimpleNamespace
 
 import pytest
 import safetensors.torch
@@ -44,6 +45,27 @@ def test_huggingface_weights_give_what_transformers_gives(shape, tmp_path):
     assert_equal_to_transformers(model, clip, ids, lengths)
     assert_equal_to_transformers(model, clip, ids[1:2, : lengths[1]], lengths[1:2])
     assert torch.equal(clip.text.mask(ids), torch.arange(ids.shape[1]) < lengths[:, None])
+
+
+def test_objects_of_transformers_are_copied_with_their_processor(tmp_path):
+    model = huggingface_clip(tmp_path)
+    processor = SimpleNamespace(save_pretrained=lambda folder: shutil.copytree(tmp_path, folder, dirs_exist_ok=True))
+    clip, tokenizer, preprocess = load_clip(model, processor)
+    from_folder, _, expected = load_clip(tmp_path)
+    assert tokenizer.encode(WORDS, 9).shape[0] == len(WORDS)
+    assert preprocess.config == expected.config
+    for name, tensor in clip.state_dict().items():
+        assert torch.equal(tensor, from_folder.state_dict()[name]), name
+    with pytest.warns(UserWarning, match=r"no preprocessor_config\.json"):
+        assert load_clip(model)[1] is None
+
+
+def test_other_objects_are_refused_in_one_line(tmp_path):
+    model = huggingface_clip(tmp_path)
+    with pytest.raises(UserError, match="takes a CLIPModel, not a CLIPVisionModel"):
+        load_clip(transformers.CLIPVisionModel(model.config.vision_config))
+    with pytest.raises(UserError, match="load_clip takes a path, a name on the Hub, or a CLIPModel"):
+        load_clip(torch.nn.Linear(2, 2))
 
 
 def test_vit_b_32_of_transformers(tmp_path):

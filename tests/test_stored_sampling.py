@@ -54,7 +54,7 @@ def test_command_shows_settings_and_changes_those_that_are_given(pipeline, scrip
     assert (shown.code, shown.err) == (0, "")
     assert f"steps {own.decoder.steps}\n" in shown.out
     assert "batch_size" not in shown.out
-    changed = script(SETTINGS, pipeline, "--steps", 7, "--prior_guidance", 1.5)
+    changed = script(SETTINGS, pipeline, "steps=7", "--prior_guidance", 1.5)
     assert f"\nsteps 7 (was {own.decoder.steps})\n" in f"\n{changed.out}"
     assert read_sampling(pipeline) == own.override(steps=7, prior_guidance=1.5)
     assert changed.out.count("was") == 2

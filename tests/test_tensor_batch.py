@@ -1,6 +1,6 @@
 """Tensors that belong together row by row, and captions as CLIP reads them."""
 
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 
 import pytest
 import torch
@@ -37,7 +37,8 @@ def captions(n: int = 4, length: int = 5) -> TextFeatures:
 
 
 def equal(one: TextFeatures, other: TextFeatures) -> bool:
-    return all(torch.equal(getattr(one, f.name), getattr(other, f.name)) for f in fields(one))
+    names = [f.name for f in fields(one) if getattr(one, f.name) is not None or getattr(other, f.name) is not None]
+    return all(torch.equal(getattr(one, name), getattr(other, name)) for name in names)
 
 
 # Rows.
@@ -93,6 +94,21 @@ def test_dropped_captions_are_empty_beside_those_that_were():
     assert some.empty.tolist() == [True, False, False, False]  # it stays as it is
     assert some.null().empty.all()
     assert torch.equal(some.null().embedding, some.embedding)
+
+
+def test_negative_captions_take_the_place_of_the_null_and_follow_their_rows():
+    some = replace(captions(), negative=captions().drop(torch.ones(4, dtype=torch.bool)))
+    chosen = some[torch.tensor([3, 0])]
+    assert torch.equal(chosen.null().embedding, some.negative.embedding[[3, 0]])
+    assert TextFeatures.cat([some, some.null()]).negative is None
+    assert some.to("meta").negative.mask.device.type == "meta"
+
+
+def test_embeddings_alone_are_captions_of_one_token():
+    text = TextFeatures.of_embeddings(torch.eye(3))
+    assert torch.equal(text.tokens, torch.eye(3)[:, None])
+    assert text.mask.all()
+    assert not text.empty.any()
 
 
 # Captions through a CLIP.

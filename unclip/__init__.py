@@ -1,6 +1,6 @@
 """A small, complete unCLIP: CLIP, diffusion prior, diffusion decoder."""
 
-__all__ = ["UnCLIP", "UserError"]
+__all__ = ["StopDrawing", "UnCLIP", "UserError"]
 
 
 def __getattr__(name: str):
@@ -9,6 +9,10 @@ def __getattr__(name: str):
         from unclip.pipeline import UnCLIP
 
         return UnCLIP
+    if name == "StopDrawing":
+        from unclip.trajectory import StopDrawing
+
+        return StopDrawing
     if name == "UserError":
         from unclip.errors import UserError
 

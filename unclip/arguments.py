@@ -67,7 +67,7 @@ def unit_embeddings(embeddings: Any, width: int) -> Tensor:
 
     Raises UserError for another shape, and for rows that are not finite or all zero.
     """
-    embeddings = _tensor(embeddings, "embeddings").detach().float()
+    embeddings = _tensor(embeddings, "embeddings").float()
     if embeddings.ndim != 2 or embeddings.shape[1] != width or len(embeddings) == 0:
         raise UserError(f"embeddings must be (N, {width}) with N at least 1, not {tuple(embeddings.shape)}")
     norms = embeddings.norm(dim=1, keepdim=True)
@@ -84,7 +84,7 @@ def noise_like(noise: Any, example: Tensor) -> Tensor:
     noise = _tensor(noise, "noise")
     if noise.shape != example.shape:
         raise UserError(f"noise must be {tuple(example.shape)}, not {tuple(noise.shape)}")
-    noise = noise.detach().to(example)
+    noise = (noise if torch.is_grad_enabled() else noise.detach()).to(example)
     if not noise.isfinite().all():
         raise UserError("noise must be finite; it holds NaN or infinity")
     return noise

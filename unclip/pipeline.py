@@ -1,8 +1,8 @@
 """The whole stack at inference: caption -> text embedding -> image embedding -> pixels."""
 
 import warnings
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -13,47 +13,31 @@ from torch import Tensor
 from unclip.arguments import (
     Captions,
     caption_list,
+    captions_per_image,
     device_named,
     noise_like,
     samples_each,
     unit_embeddings,
 )
 from unclip.clip import CLIP, Preprocess, TextFeatures, Tokenizer, encode_captions, load_clip
-from unclip.decoder.reranking import draw_closest_images
-from unclip.devices import inference
-from unclip.diffusion.process import Level
+from unclip.devices import gradients, inference, precision_of, set_weight_dtype, weight_dtype, wide
+from unclip.drawing import Conditions, OnStep, batches, check_guided, draw_arrays, draw_batches, drawing_part
 from unclip.errors import UserError, quantity, reason, shown
 from unclip.fitting import Fit
-from unclip.images import to_uint8
+from unclip.foreign_names import explain_unknown
 from unclip.interfaces import Decoder, ImagePart, Prior
+from unclip.outputs import Output
 from unclip.pixels import Pictures, read_pictures
 from unclip.registry import PARTS
 from unclip.settings import Sampling, is_single, seed_list
 from unclip.store.hub import find_pipeline, is_hub_name
 from unclip.store.index import check_files, read_sampling
-from unclip.store.manifest import read_manifests, recorded_fit
+from unclip.store.manifest import Manifest, read_manifests, recorded_fit
 from unclip.store.parts import load_part
-from unclip.trajectory import Moment
+from unclip.store.saving import push_pipeline, save_pipeline
+from unclip.summary import summarise
 
 Seeds = int | Sequence[int]
-OnStep = Callable[[Moment], None]
-
-
-@dataclass
-class Output:
-    """The result of a call: N images, the n images of each caption in a row."""
-
-    images: np.ndarray
-    """uint8 (N, H, W, C)."""
-    captions: list[str]
-    """N captions."""
-    seeds: list[int]
-    """N seeds; sample i of a caption has seed + i."""
-    embeddings: Tensor
-    """Image embeddings that the prior drew, unit norm, (N, D)."""
-    noise: Tensor
-    """The noise that the decoder started from, (N, C, H, W). `UnCLIP.decode` takes it and draws the same images again,
-    unless the sampler adds noise and another candidate than the first was kept, which was drawn with another seed."""
 
 
 class UnCLIP:
@@ -66,6 +50,8 @@ class UnCLIP:
     Settings are those of `unclip.settings.Sampling` by their flat names, such as steps=50, guidance=3.0,
     prior_guidance=1.0, or style="faithful" for several at once. A setting that is given at a call beats the pipeline's
     own (`sampling`), which beats the library's.
+
+    Guidance leads away from `negative`, one caption or one for each, in place of the learned null.
     """
 
     def __init__(
@@ -88,6 +74,11 @@ class UnCLIP:
             fast_decoder: draws in place of the decoder unless the setting fast_steps is 0.
             optional: parts that come after the decoder, by name. They process its images in the order of the registry.
         """
+        if not isinstance(clip, CLIP) or not isinstance(tokenizer, Tokenizer):
+            raise UserError(
+                f"clip and tokenizer must be as unclip.clip.load_clip(...) returns them, not {type(clip).__name__} and "
+                f"{type(tokenizer).__name__}; load_clip takes a CLIPModel and its processor"
+            )
         names = [name for name in PARTS if name in optional]
         if unknown := set(optional) - set(names):
             raise UserError(f"a pipeline has no part {min(unknown)!r}; known are: {', '.join(PARTS)}")
@@ -98,32 +89,45 @@ class UnCLIP:
         self.decoder = decoder
         self.fast_decoder = fast_decoder
         self.image_parts = {name: optional[name] for name in names}
-        self.parts: dict[str, Any] = {
-            "clip": clip,
-            "prior": prior,
-            "decoder": decoder,
-            **({"fast_decoder": fast_decoder} if fast_decoder else {}),
-            **{name: optional[name] for name in names},
-        }
         self.sampling = sampling or Sampling()
         self.fit = fit
         self.origin: dict[str, Any] = {}
         """Name of the pipeline, and SHA-256 of its parts; empty for one that was put together here."""
+        self.folder: Path | None = None
+        self.manifests: dict[str, Manifest] = {}
+        """The folder that it was opened from or saved to, and the manifests of its parts there."""
         check_widths(clip, self.parts)
+
+    @property
+    def parts(self) -> dict[str, Any]:
+        """The parts that the pipeline has, by name, in the order of the registry."""
+        parts = {"clip": self.clip, "prior": self.prior, "decoder": self.decoder, "fast_decoder": self.fast_decoder}
+        return {name: model for name, model in parts.items() if model is not None} | self.image_parts
+
+    def __repr__(self) -> str:
+        return summarise(self)
 
     @classmethod
     def from_pretrained(
-        cls, path: str | Path, device: str | torch.device = "cpu", revision: str | None = None
+        cls,
+        path: str | Path,
+        device: str | torch.device = "cpu",
+        revision: str | None = None,
+        dtype: torch.dtype = torch.float32,
+        **unknown: Any,
     ) -> "UnCLIP":
         """Open a trained pipeline.
 
         Args:
             path: its folder; or, where there is no such path, its name OWNER/NAME on the Hugging Face Hub.
             revision: branch, tag or commit on the Hub.
+            dtype: precision, see `to`.
 
         Raises:
             UserError: there is no pipeline, or a part of it is missing, damaged, or of another lineage.
         """
+        for name in unknown:
+            raise UserError(explain_unknown(name, ("path", "device", "revision", "dtype")))
         if not isinstance(path, (str, Path)):
             raise UserError(f"a pipeline is opened by the path of its folder or its name, not {shown(path)}")
         name = str(path) if is_hub_name(path) else Path(path).resolve().name
@@ -139,25 +143,60 @@ class UnCLIP:
         others: dict[str, Any] = {part: load_part(path / part)[0] for part in manifests if part != "clip"}
         fit = recorded_fit(manifests["decoder"])
         pipe = cls(clip, tokenizer, preprocess, sampling=read_sampling(path), fit=fit, **others)
-        pipe.origin = {"name": name, "sha256": {part: manifest.sha256 for part, manifest in manifests.items()}}
-        return pipe.to(device)
+        pipe._is_at(path, name, manifests)
+        return pipe.to(device, dtype)
 
-    def to(self, device: str | torch.device) -> "UnCLIP":
-        device = device_named(device)
+    def _is_at(self, folder: Path, name: str, manifests: dict[str, Manifest]) -> None:
+        """Note where the pipeline is stored, and as which."""
+        self.folder = folder.absolute()
+        self.manifests = manifests
+        self.origin = {"name": name, "sha256": {part: manifest.sha256 for part, manifest in manifests.items()}}
+
+    def to(self, device: str | torch.device | torch.dtype | None = None, dtype: torch.dtype | None = None) -> "UnCLIP":
+        """Move the pipeline to a device, to a precision, or both.
+
+        In torch.bfloat16 or torch.float16 the matrices take half the memory, and products are computed so. Pictures
+        differ a little from those in float32. The rounding stays, whatever precision follows.
+        """
+        if isinstance(device, torch.dtype):
+            dtype = device
+            device = None
+        device = self.device if device is None else device_named(device)
         try:
             for model in self.parts.values():
                 model.to(device)
+                if dtype is not None:
+                    set_weight_dtype(model, dtype)
         except (RuntimeError, AssertionError, NotImplementedError) as error:  # as torch says that it is not there
             raise UserError(f"device {device} cannot be used here ({reason(error)})") from error
         return self
+
+    def save_pretrained(self, folder: str | Path) -> None:
+        """Write the pipeline as it is now, weights and `sampling`: see `unclip.store.saving.save_pipeline`."""
+        folder = Path(folder)
+        self._is_at(folder, folder.resolve().name, save_pipeline(self, folder))
+
+    def push_to_hub(self, name: str, licence: str | None = None) -> str:
+        """Publish the pipeline as it is now under a name OWNER/NAME on the Hugging Face Hub. Returns its address."""
+        return push_pipeline(self, name, licence)
 
     @property
     def device(self) -> torch.device:
         return self.clip.logit_scale.device
 
+    @property
+    def dtype(self) -> torch.dtype:
+        return weight_dtype(self.clip)
+
     @inference()
     def __call__(
-        self, captions: Captions, n: int = 1, seed: Seeds = 0, on_step: OnStep | None = None, **settings
+        self,
+        captions: Captions = (),
+        n: int = 1,
+        seed: Seeds = 0,
+        on_step: OnStep | None = None,
+        negative: Captions | None = None,
+        **settings,
     ) -> Output:
         """Draw n images of each caption.
 
@@ -167,23 +206,31 @@ class UnCLIP:
             n: images per caption, at least 1.
             seed: sample i of every caption uses seed + i; or N seeds, one per image.
             on_step: called with a `Moment` at every step of the decoder, for each batch; `unclip.trajectory.Trajectory`
-                keeps ten of them. Of several candidates it is shown the one that is kept, drawn once more.
-            settings: see the class.
+                keeps ten of them. Of several candidates it is shown the one that is kept, drawn once more. If it
+                raises `StopDrawing`, the images so far are returned, the batch's as they are predicted then.
+            negative, settings: see the class.
 
         Raises:
             UserError: no captions, or n, a seed or a setting out of range.
         """
-        captions, seeds = self._rows(captions, n, seed)
         sampling = self.sampling.for_drawing(**settings)
-        encoded = self.encode_captions(captions)
-        embeddings = self._embed(encoded, seeds, sampling)
-        images, noise = self._decode(embeddings, encoded, seeds, sampling, None, on_step)
-        return Output(images, captions, seeds, embeddings, noise)
+        captions, seeds, negatives = self._rows(captions, n, seed, negative)
+        text = self.encode_captions(captions, negatives)
+        check_guided(text, sampling.prior, drawing_part(self, sampling)[1])
+        embeddings = self.draw_embeddings(text, seeds, sampling)
+        images, noise = draw_arrays(self, Conditions(embeddings, text, seeds), sampling, on_step)
+        drawn = slice(len(images))
+        return Output(images, captions[drawn], seeds[drawn], embeddings[drawn], noise, sampling, self.origin)
 
     @inference()
-    def encode_captions(self, captions: Captions) -> TextFeatures:
-        """N captions as CLIP reads them, each distinct one read once."""
-        return encode_captions(self.clip, self.tokenizer, caption_list(captions))
+    def encode_captions(self, captions: Captions, negative: Captions | None = None) -> TextFeatures:
+        """N captions as CLIP reads them, each distinct one read once; with what guidance leads each away from."""
+        captions = caption_list(captions)
+        negatives = [] if negative is None else captions_per_image(negative, len(captions))
+        with precision_of(self.clip):
+            features = encode_captions(self.clip, self.tokenizer, captions + negatives).map(wide)
+        text = features[: len(captions)]
+        return replace(text, negative=features[len(captions) :]) if negatives else text
 
     def encode_text(self, captions: Captions) -> Tensor:
         """CLIP's unit text embeddings (N, D)."""
@@ -194,7 +241,8 @@ class UnCLIP:
         """CLIP's unit image embeddings (N, D) of images of any form and size, see `read_images`."""
         pixels = torch.from_numpy(self.read_images(images)).permute(0, 3, 1, 2)
         parts = (pixels[part] for part in batches(len(pixels), self.sampling.batch_size))
-        return torch.cat([self.clip.encode_image(self.preprocess(part).to(self.device)) for part in parts])
+        with precision_of(self.clip):
+            return torch.cat([wide(self.clip.encode_image(self.preprocess(part).to(self.device))) for part in parts])
 
     def read_images(self, images: Pictures) -> np.ndarray:
         """Read images as those of the training were read: uint8 (N, H, W, C) of the decoder's size and channels.
@@ -206,18 +254,24 @@ class UnCLIP:
         return read_pictures(images, size, channels, self.fit)
 
     @inference()
-    def embed(self, captions: Captions, n: int = 1, seed: Seeds = 0, **settings) -> Tensor:
+    def embed(
+        self, captions: Captions = (), n: int = 1, seed: Seeds = 0, negative: Captions | None = None, **settings
+    ) -> Tensor:
         """The prior alone: n unit image embeddings per caption, (N, D). Arguments as for calling the pipeline."""
-        captions, seeds = self._rows(captions, n, seed)
-        return self._embed(self.encode_captions(captions), seeds, self.sampling.override(**settings))
+        sampling = self.sampling.override(**settings)
+        captions, seeds, negatives = self._rows(captions, n, seed, negative)
+        text = self.encode_captions(captions, negatives)
+        check_guided(text, sampling.prior)
+        return self.draw_embeddings(text, seeds, sampling)
 
     def decode(
         self,
-        embeddings: Tensor | np.ndarray | None,
+        embeddings: Tensor | np.ndarray | None = None,
         captions: Captions | None = None,
         seed: Seeds = 0,
         noise: Tensor | None = None,
         on_step: OnStep | None = None,
+        negative: Captions | None = None,
         **settings,
     ) -> np.ndarray:
         """The decoder alone: uint8 images (N, H, W, C).
@@ -227,21 +281,54 @@ class UnCLIP:
             captions: N captions, or None to drop the text.
             seed: image i uses seed + i; or N seeds, one per image.
             noise: what to start from, (N, C, H, W), one candidate; without it the noise of the seeds.
-            on_step, settings: as for calling the pipeline.
+            on_step, negative, settings: as for calling the pipeline.
         """
-        return self.decode_with_noise(embeddings, captions, seed, noise, on_step, **settings)[0]
+        return self.decode_with_noise(embeddings, captions, seed, noise, on_step, negative, **settings)[0]
 
     @inference()
     def decode_with_noise(
         self,
-        embeddings: Tensor | np.ndarray | None,
+        embeddings: Tensor | np.ndarray | None = None,
         captions: Captions | None = None,
         seed: Seeds = 0,
         noise: Tensor | None = None,
         on_step: OnStep | None = None,
+        negative: Captions | None = None,
         **settings,
     ) -> tuple[np.ndarray, Tensor]:
         """Decode as `decode` does. Returns the images' noise (N, C, H, W) too: of several candidates the kept one's."""
+        sampling = self.sampling.for_drawing(**settings)
+        conditions = self._conditions(embeddings, captions, seed, noise, negative)
+        check_guided(conditions.text, drawing_part(self, sampling)[1])
+        return draw_arrays(self, conditions, sampling, on_step)
+
+    def decode_tensor(
+        self,
+        embeddings: Tensor | None = None,
+        captions: Captions | None = None,
+        seed: Seeds = 0,
+        noise: Tensor | None = None,
+        **settings,
+    ) -> Tensor:
+        """Decode as `decode` does, one candidate each, to a tensor (N, C, H, W) in [-1, 1] that has gradients.
+
+        They reach embeddings and noise that require them. All steps stay in memory for that, so take few.
+        """
+        sampling = self.sampling.for_drawing(**settings)
+        with gradients():
+            given = self._conditions(embeddings, captions, seed, noise, None)
+            start = self.decoder.draw_noise(given.seeds) if noise is None else given.noise
+            return torch.cat([images for images, _ in draw_batches(self, given._replace(noise=start), sampling)])
+
+    def _conditions(
+        self,
+        embeddings: Tensor | np.ndarray | None,
+        captions: Captions | None,
+        seed: Seeds,
+        noise: Tensor | None,
+        negative: Captions | None,
+    ) -> Conditions:
+        """The arguments of `decode`, checked."""
         if embeddings is None and captions is None:
             raise UserError("decode needs embeddings, captions, or both; for an unconditional image give captions=['']")
         texts = [] if captions is None else caption_list(captions)
@@ -252,65 +339,25 @@ class UnCLIP:
                 counts = f"{quantity(len(embeddings), 'embedding')} cannot go with {quantity(len(texts), 'caption')}"
                 raise UserError(counts)
         seeds = seed_list(seed, len(texts))
-        sampling = self.sampling.for_drawing(**settings)
         noise = None if noise is None else noise_like(noise, self.decoder.draw_noise(seeds))
-        return self._decode(embeddings, self.encode_captions(texts), seeds, sampling, noise, on_step)
+        return Conditions(embeddings, self.encode_captions(texts, negative), seeds, noise)
 
-    def _rows(self, captions: Captions, n: int, seed: Seeds) -> tuple[list[str], list[int]]:
-        """Captions and seeds, one per sample."""
+    def _rows(
+        self, captions: Captions, n: int, seed: Seeds, negative: Captions | None
+    ) -> tuple[list[str], list[int], list[str] | None]:
+        """Captions and seeds, and negative captions where there are any, one per sample."""
         captions = caption_list(captions)
         n = samples_each(n, len(captions))
         seeds = seed_list(seed, n) * len(captions) if is_single(seed) else seed_list(seed, n * len(captions))
-        return [caption for caption in captions for _ in range(n)], seeds
+        negatives = None if negative is None else captions_per_image(negative, len(captions))
+        return repeat_each(captions, n), seeds, negatives and repeat_each(negatives, n)
 
-    def _embed(self, text: TextFeatures, seeds: list[int], sampling: Sampling) -> Tensor:
+    def draw_embeddings(self, text: TextFeatures, seeds: list[int], sampling: Sampling) -> Tensor:
+        """One unit image embedding (N, D) for each of N captions, drawn by the prior in batches."""
         sampling.prior.check_read_by(self.prior, "prior")
         size = max(1, sampling.batch_size // sampling.prior.num_candidates)  # all candidates are one batch
         parts = batches(len(seeds), size)
         return torch.cat([self.prior.draw_embeddings(text[part], seeds[part], sampling.prior) for part in parts])
-
-    def _decode(
-        self,
-        embeddings: Tensor | None,
-        text: TextFeatures,
-        seeds: list[int],
-        sampling: Sampling,
-        noise: Tensor | None,
-        on_step: OnStep | None,
-    ) -> tuple[np.ndarray, Tensor]:
-        """uint8 images (N, H, W, C) and the noise (N, C, H, W) that they were drawn from."""
-        decoder: Any = self.decoder
-        settings: Any = sampling.decoder
-        if self.fast_decoder and sampling.fast_decoder.steps:
-            decoder = self.fast_decoder
-            settings = sampling.fast_decoder
-        reranks = noise is None and embeddings is not None and settings.num_candidates > 1
-        size = max(1, sampling.batch_size // (settings.num_candidates if reranks else 1))  # candidates are one batch
-        images = []
-        starts = []
-        for part in batches(len(seeds), size):
-            part_embeddings = None if embeddings is None else embeddings[part].to(self.device)
-            part_text = text[part]
-            part_seeds = seeds[part]
-            if reranks:
-                encode = self._encode_drawn
-                drawing = (part_embeddings, part_text, part_seeds, settings, sampling.batch_size)
-                drawn, part_seeds = draw_closest_images(decoder, encode, *drawing)
-            start = decoder.draw_noise(part_seeds) if noise is None else noise[part]
-            if not reranks or on_step:  # a watched image is drawn once more, now that it is known which is kept
-                tell = on_step and as_moments(on_step, range(len(seeds))[part], settings.steps)
-                drawn = decoder.draw_images(part_embeddings, part_text, part_seeds, settings, start, tell)
-            for name, image_part in self.image_parts.items():
-                part_settings = getattr(sampling, name, None)
-                drawn = image_part.process_images(drawn, part_embeddings, part_text, part_seeds, part_settings)
-            images.append(as_array(drawn))
-            starts.append(start)
-        return np.concatenate(images), torch.cat(starts)
-
-    def _encode_drawn(self, images: Tensor) -> Tensor:
-        """CLIP's unit embeddings (B, D) of drawn images (B, C, H, W) in [-1, 1], rounded to whole grey levels."""
-        pixels = to_uint8(images).contiguous(memory_format=torch.channels_last)
-        return self.clip.encode_image(self.preprocess(pixels))
 
 
 def check_widths(clip: CLIP, parts: dict[str, Any]) -> None:
@@ -329,25 +376,6 @@ def check_widths(clip: CLIP, parts: dict[str, Any]) -> None:
                 raise UserError(f"the {part} was made for a CLIP with {name} {made_for}, but this one has {size}")
 
 
-def batches(n: int, size: int) -> list[slice]:
-    """Slices of at most `size` rows that cover n."""
-    return [slice(start, min(start + size, n)) for start in range(0, n, size)]
-
-
-def as_moments(on_step: OnStep, rows: range, steps: int) -> Callable[[Level, Tensor, Tensor], None]:
-    """A decoder's on_step(level, x_t, x0) that calls `on_step` with a `Moment` for each."""
-    count = 0
-
-    def tell(level: Level, x: Tensor, x0: Tensor) -> None:
-        nonlocal count
-        on_step(Moment(rows, count, steps, level.t, as_array(x), as_array(x0)))
-        count += 1
-
-    return tell
-
-
-def as_array(images: Tensor) -> np.ndarray:
-    """Float (B, C, H, W) in [-1, 1] -> uint8 (B, H, W, C). Raises UserError for numbers that are not finite."""
-    if not images.isfinite().all():  # they would be black
-        raise UserError("the drawn pixels are not finite: the weights or the settings are out of range; train anew")
-    return to_uint8(images).permute(0, 2, 3, 1).cpu().numpy()
+def repeat_each(captions: list[str], n: int) -> list[str]:
+    """Each caption n times in a row."""
+    return [caption for caption in captions for _ in range(n)]

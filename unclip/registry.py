@@ -145,6 +145,12 @@ def model_class(part: str, kind: str) -> type:
     return resolve(find_kind(part, kind).model)
 
 
+def kind_of(part: str, model: Any) -> str | None:
+    """The kind of a part that a model is of; None if the table has none."""
+    kinds = PARTS[part].kinds
+    return next((kind for kind in kinds if type(model) is model_class(part, kind)), None)
+
+
 def choose_sampler(settings: Any) -> Callable:
     """The sampler that `DecoderSettings` name, with those of them that it reads."""
     row = SAMPLERS[settings.sampler]

@@ -8,6 +8,7 @@ from typing import Any, Literal, Self, get_type_hints
 
 from unclip.errors import UserError, quantity, shown
 from unclip.fields import bounded, check, choice, field_docs
+from unclip.foreign_names import explain_unknown
 from unclip.registry import SAMPLERS
 
 Device = Literal["auto", "cpu", "cuda", "mps"]
@@ -199,7 +200,7 @@ class Sampling:
         by_part: dict[str, dict[str, Any]] = defaultdict(dict)
         for option, value in (STYLES[style] | settings).items():
             if option not in SAMPLING_OPTIONS:
-                raise UserError(f"there is no setting {option!r}; choose from {', '.join(SAMPLING_OPTIONS)}")
+                raise UserError(explain_unknown(option, SAMPLING_OPTIONS))
             part, name = SAMPLING_OPTIONS[option]
             by_part[part][name] = plain(value)
         whole = by_part.pop("", {})

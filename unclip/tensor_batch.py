@@ -37,6 +37,12 @@ class TensorBatch:
 
     @classmethod
     def cat(cls, parts: Sequence[Self]) -> Self:
-        """The rows of all parts, whose trailing shapes are equal."""
+        """The rows of all parts, whose trailing shapes are equal; None for a field that one of them lacks."""
         columns = [[getattr(part, f.name) for part in parts] for f in fields(cls)]
-        return cls(*[type(c[0]).cat(c) if isinstance(c[0], TensorBatch) else torch.cat(c) for c in columns])
+        return cls(*[_cat(column) for column in columns])
+
+
+def _cat(column: list[Any]) -> Any:
+    if any(part is None for part in column):
+        return None
+    return type(column[0]).cat(column) if isinstance(column[0], TensorBatch) else torch.cat(column)

@@ -9,6 +9,7 @@ from typing import TypeVar
 
 import numpy as np
 from PIL import Image
+from torch import Tensor
 
 from unclip.grids import captioned_grid
 
@@ -64,6 +65,13 @@ class Trajectory:
     def x0(self) -> np.ndarray:
         """The clean images predicted from them, uint8 (moments, N, H, W, C)."""
         return np.stack([np.concatenate([moment.x0 for moment in batches]) for batches in self.batches.values()])
+
+
+class StopDrawing(Exception):
+    """Raise it in an `on_step`: the drawing ends, and its images are those that this step predicts."""
+
+    predicted: Tensor
+    """Those of the batch, (B, C, H, W) in [-1, 1]; the pipeline notes them."""
 
 
 class WatcherLeft(Exception):

@@ -3,6 +3,7 @@
     unclip sample "an image of a sneaker" "an image of a bag" --n 8        # in a checkout also: python sample.py ...
     unclip sample --captions-file captions.txt --npz --out outputs/x       # one caption per line
     unclip sample "an image of a coat" --n 8 --style faithful              # no guidance, no reranking: more varied
+    unclip sample "a shoe" --negative "a dark shoe" --guidance 3           # guidance leads away from this caption
     echo "a dark narrow dress" | unclip sample --strip --gif
     unclip sample "" --n 16                                                # no caption: unconditional samples
 
@@ -27,6 +28,7 @@ from unclip.cli import signals
 from unclip.cli.options import parse, read_early_options
 from unclip.errors import UserError, quantity
 from unclip.fields import bounded
+from unclip.picture_text import describe_picture, picture_name
 from unclip.settings import Device, SamplingOptions, check_seeds
 from unclip.store.hub import find_pipeline, is_hub_name
 from unclip.store.index import newest_pipeline, read_sampling
@@ -53,6 +55,8 @@ class SampleOptions(SamplingOptions):
     checkpoint: Path | None = None
     """Folder of a trained pipeline, or its name OWNER/NAME on the Hugging Face Hub (default: the newest complete one
     under checkpoints/, else the committed one)."""
+    negative: str | None = None
+    """Caption that guidance leads away from; it needs a guidance or a prior_guidance other than 1."""
     n: int = bounded(1, 1, 10**9)
     """Images per caption."""
     seed: int = bounded(0, 0, 2**62)
@@ -142,6 +146,8 @@ class Samples:
 
         self.options = options
         self.captions = captions
+        self.described = {} if options.negative is None else {"negative": options.negative}
+        """What the pictures' text says beside captions, seeds and settings."""
         self.total = len(captions) * options.n
         self.count = 0
         """Images drawn so far."""
@@ -162,7 +168,7 @@ class Samples:
         return self.options.seed + i % self.options.n
 
     def file(self, i: int) -> str:
-        return f"{i // self.options.n:03d}-{slug(self.caption(i))}-seed{self.seed(i)}.png"
+        return picture_name(i // self.options.n, self.caption(i), self.seed(i))
 
     def is_in_grid(self, i: int) -> bool:
         return i // self.options.n < GRID_CAPTIONS and i % self.options.n < GRID_IMAGES
@@ -174,10 +180,9 @@ class Samples:
     def write_batch(self, batch: range, images: "np.ndarray", pipeline: "UnCLIP") -> None:
         """Write the images of a batch, uint8 (B, H, W, C)."""
         from unclip.images import save_png, to_pil
-        from unclip.picture_text import describe_picture
 
         for i, image in zip(batch, images, strict=True):
-            text = describe_picture(pipeline, [self.caption(i)], [self.seed(i)], pipeline.sampling)
+            text = describe_picture(pipeline, [self.caption(i)], [self.seed(i)], pipeline.sampling, **self.described)
             save_png(self.options.out / self.file(i), to_pil(image), durable=False, text=text)  # easily drawn again
             self.others.discard(self.file(i))
             if self.is_in_grid(i):
@@ -209,7 +214,7 @@ class Samples:
     def json_lines(self, pipeline: "UnCLIP", checkpoint: Path) -> Iterator[str]:
         """The text of samples.json, piece by piece."""
         sampling = asdict(pipeline.sampling)
-        head = {"checkpoint": str(checkpoint), "pipeline": pipeline.origin, "settings": sampling}
+        head = {"checkpoint": str(checkpoint), "pipeline": pipeline.origin, "settings": sampling} | self.described
         yield json.dumps(head, indent=2).removesuffix("\n}") + ',\n  "samples": ['
         for i in range(self.count):
             entry = {"file": self.file(i), "caption": self.caption(i), "seed": self.seed(i)}
@@ -227,7 +232,7 @@ def draw(samples: Samples, pipeline: "UnCLIP", trajectory: "Trajectory | None") 
             on_step = trajectory.of_samples(watched) if trajectory and watched else None
             captions = [samples.caption(i) for i in batch]
             seeds = [samples.seed(i) for i in batch]
-            output = pipeline(captions, 1, seeds, on_step=on_step)
+            output = pipeline(captions, 1, seeds, on_step=on_step, negative=samples.options.negative)
             samples.write_batch(batch, output.images, pipeline)
             bar.update(len(batch))
             if stop.number:
@@ -243,7 +248,6 @@ def write_summaries(samples: Samples, trajectory: "Trajectory | None", pipeline:
 
     from unclip.grids import captioned_grid, save_gif
     from unclip.images import save_png
-    from unclip.picture_text import describe_picture
     from unclip.store.files import write_atomically
     from unclip.trajectory import denoising_frames, denoising_strip
 
@@ -251,7 +255,7 @@ def write_summaries(samples: Samples, trajectory: "Trajectory | None", pipeline:
     rows = [(samples.captions[c], np.stack(images)) for c, images in samples.grid.items()]
     each = min(options.n, GRID_IMAGES, samples.count)
     seeds = range(options.seed, options.seed + each)
-    text = describe_picture(pipeline, [caption for caption, _ in rows], seeds, pipeline.sampling)
+    text = describe_picture(pipeline, [caption for caption, _ in rows], seeds, pipeline.sampling, **samples.described)
     save_png(options.out / "grid.png", captioned_grid(rows), text=text)
     watched = [caption for caption, images in rows for _ in range(each) if len(images) == each]
     if options.strip and watched and trajectory:
@@ -261,9 +265,3 @@ def write_summaries(samples: Samples, trajectory: "Trajectory | None", pipeline:
     if options.npz:
         samples.write_npz()
     write_atomically(options.out / "samples.json", samples.json_lines(pipeline, checkpoint))
-
-
-def slug(caption: str) -> str:
-    """A short, safe piece of a file name."""
-    words = "".join(c if c.isascii() and c.isalnum() else " " for c in caption.lower()).split()
-    return "-".join(words)[:60].rstrip("-") or "image"

@@ -2,6 +2,7 @@
 
     unclip settings checkpoints/run                          # show them
     unclip settings checkpoints/run --steps 20 --guidance 2  # change these two; the others stay
+    unclip settings checkpoints/run steps=20 guidance=2      # the same
 
 The defaults that --help shows are the library's.
 """
@@ -14,7 +15,7 @@ from typing import Annotated
 import tyro
 
 from unclip.cli.info import format_value
-from unclip.cli.options import find_given, parse
+from unclip.cli.options import command_line, find_given, parse
 from unclip.errors import UserError
 from unclip.settings import SAMPLING_OPTIONS, SamplingOptions
 from unclip.store.hub import find_pipeline, is_hub_name
@@ -29,6 +30,7 @@ class SettingsOptions(SamplingOptions):
 
 
 def main(argv: Sequence[str] | None = None) -> None:
+    argv = [f"--{word}" if is_assignment(word) else word for word in command_line(argv)]
     options = parse(SettingsOptions, __doc__, argv=argv)
     given = {name: getattr(options, name) for name in find_given(argv, ["style", *SAMPLING_OPTIONS])}
     if options.checkpoint is None:
@@ -50,3 +52,9 @@ def main(argv: Sequence[str] | None = None) -> None:
         old, new = (format_value(getattr(settings, name)) for settings in (before, after))
         if name != "batch_size":
             print(f"{name} {new}" if old == new else f"{name} {new} (was {old})")
+
+
+def is_assignment(word: str) -> bool:
+    """Whether a word of the command line is one such as steps=20."""
+    name, equals, _ = word.partition("=")
+    return name in SAMPLING_OPTIONS and equals == "="

@@ -4,8 +4,9 @@ A CLIP of this project is the folder of a pipeline, or the `clip` folder in it; 
 """
 
 import os
+import tempfile
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from unclip.clip import foreign
 from unclip.clip.foreign.tokenizer_files import check_tokenizer
@@ -13,7 +14,7 @@ from unclip.clip.foreign.weight_files import HUB_FILES
 from unclip.clip.model import CLIP, CLIPConfig
 from unclip.clip.preprocess import Preprocess
 from unclip.clip.tokenizer import Tokenizer
-from unclip.errors import UserError
+from unclip.errors import UserError, shown
 from unclip.fields import from_dict
 from unclip.fitting import Fit
 from unclip.store.checksums import refuse_changed_line_endings, sha256
@@ -34,16 +35,36 @@ class CLIPBundle(NamedTuple):
     """Its manifest in a pipeline; for a foreign CLIP, the manifest that it would have there."""
 
 
-def load_clip(path: str | Path) -> tuple[CLIP, Tokenizer | None, Preprocess]:
-    """Open the CLIP at a path, or of a name on the Hub, for inference: in eval mode, frozen, on the CPU.
+def load_clip(path: Any, processor: Any = None) -> tuple[CLIP, Tokenizer | None, Preprocess]:
+    """Open a CLIP for inference: in eval mode, frozen, on the CPU.
 
     The tokenizer is None if the weights come without one; a pipeline cannot use such a CLIP.
+
+    Args:
+        path: its path, or its name on the Hub; or a CLIPModel of transformers, which is copied.
+        processor: the CLIPProcessor that belongs to a CLIPModel, for its tokenizer and its preprocessing.
+
     Raises UserError if there is no CLIP, if it is damaged, or if our module has no place for something in it.
     """
+    if hasattr(path, "save_pretrained") and not isinstance(path, (str, Path)):
+        return _load_clip_model(path, processor)
+    if not isinstance(path, (str, Path)):
+        raise UserError(f"load_clip takes a path, a name on the Hub, or a CLIPModel of transformers, not {shown(path)}")
     clip, tokenizer, manifest = load_clip_bundle(resolve_source(path, HUB_FILES))
     vision = clip.config.vision
     preprocess = Preprocess(vision.image_size, vision.channels, clip.config.preprocess, fit_of_clip(manifest))
     return clip, tokenizer, preprocess
+
+
+def _load_clip_model(model: Any, processor: Any) -> tuple[CLIP, Tokenizer | None, Preprocess]:
+    """Read an object of transformers from the files that it writes of itself."""
+    if type(model).__name__ != "CLIPModel":
+        raise UserError(f"of the models of transformers load_clip takes a CLIPModel, not a {type(model).__name__}")
+    with tempfile.TemporaryDirectory() as folder:
+        model.save_pretrained(folder)
+        if processor is not None:
+            processor.save_pretrained(folder)
+        return load_clip(folder)
 
 
 def fit_of_clip(manifest: Manifest) -> Fit | None:

@@ -23,14 +23,22 @@ class TextFeatures(TensorBatch):
     """(N, L), True for tokens of the caption, False for padding."""
     empty: Tensor
     """(N,), True for an empty caption, in whose place a model puts its learned null."""
+    negative: "TextFeatures | None" = None
+    """Features of N captions that guidance leads away from; None for the learned null."""
 
     def drop(self, dropped: Tensor) -> "TextFeatures":
         """Mark the captions where `dropped` (N,) is True as empty too."""
         return replace(self, empty=self.empty | dropped)
 
     def null(self) -> "TextFeatures":
-        """Mark all N captions as empty: the unconditional half of guidance."""
-        return replace(self, empty=torch.ones_like(self.empty))
+        """The other half of guidance: the negative captions, or else all N captions marked as empty."""
+        return replace(self, empty=torch.ones_like(self.empty)) if self.negative is None else self.negative
+
+    @classmethod
+    def of_embeddings(cls, embeddings: Tensor) -> "TextFeatures":
+        """Text embeddings (N, D) alone, for a CLIP whose token features are not at hand: each is its only token."""
+        mask = torch.ones(len(embeddings), 1, dtype=torch.bool, device=embeddings.device)
+        return cls(embeddings, embeddings[:, None], mask, ~mask[:, 0])
 
 
 def encode_captions(clip: CLIP, tokenizer: Tokenizer, captions: Sequence[str]) -> TextFeatures:

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from unclip.clip.text_features import TextFeatures
 from unclip.decoder.condition import Condition
 from unclip.decoder.model import DecoderConfig, DecoderNetwork
-from unclip.devices import inference
+from unclip.devices import inference, precision_of
 from unclip.diffusion.guidance import OnStep, guided, on_interval, watch
 from unclip.diffusion.inpainting import ddpm_inpaint
 from unclip.diffusion.inversion import ddim_invert
@@ -68,13 +68,19 @@ class DiffusionDecoder(nn.Module):
             embeddings = text.embedding.new_zeros(count, self.config.network.embed_dim)
 
         def conditioned(condition: Condition):
-            return at_level(lambda x, time: self.network(x, time, condition), process)
+            def network(x: Tensor, time: Tensor) -> Tensor:
+                with precision_of(self):
+                    return self.network(x, time, condition)
+
+            return at_level(network, process)
 
         if settings.guidance == 1:
-            model = conditioned(self.condition(embeddings, drop, text))
-        else:  # N conditions, then the N nulls that belong to them
+            with precision_of(self):
+                model = conditioned(self.condition(embeddings, drop, text))
+        else:  # N conditions, then the N nulls, or the negative captions, that belong to them
             with_nulls = TextFeatures.cat([text, text.null()])
-            both = self.condition(embeddings.repeat(2, 1), torch.cat([drop, torch.ones_like(drop)]), with_nulls)
+            with precision_of(self):
+                both = self.condition(embeddings.repeat(2, 1), torch.cat([drop, torch.ones_like(drop)]), with_nulls)
             inside = guided(conditioned(both), settings.guidance)
             low, high = map(process.time_at_share, settings.guidance_interval)
             model = on_interval(inside, conditioned(both.first(count)), low, high)

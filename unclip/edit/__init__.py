@@ -12,6 +12,7 @@ use.
 from unclip.edit.blending import blend
 from unclip.edit.defaults import DEFAULTS
 from unclip.edit.image_inputs import prepare_images, prepare_mask
+from unclip.edit.image_to_image import image_to_image
 from unclip.edit.interpolation import slerp
 from unclip.edit.inversion import Latent, invert, reconstruct
 from unclip.edit.mixing import mix
@@ -28,6 +29,7 @@ __all__ = [
     "blend",
     "change",
     "corrupt",
+    "image_to_image",
     "inpaint",
     "invert",
     "mix",

@@ -1,10 +1,11 @@
-"""Edit images through their embeddings: vary, blend, change, mix, inpaint, and look inside.
+"""Edit images through their embeddings: vary, blend, change, mix, inpaint, image to image, and look inside.
 
     unclip edit vary shoe.png --n 8 --out outputs/vary                    # new noise, same embedding
     unclip edit blend shoe.png boot.png --frames 8                        # also blend.gif
     unclip edit change coat.png --before "a dark coat" --after "a light coat" --amounts 0 0.25 0.5
     unclip edit mix --prompts "a sneaker" "an ankle boot" --weights 1 1
     unclip edit inpaint shoe.png --mask mask.png --caption "an ankle boot"    # white is painted
+    unclip edit image-to-image shoe.png --caption "a bag" --strength 0.6
     unclip edit probe shoe.png bag.png --components 0 5 20 80
     unclip edit corrupt shoe.png --times 10
     unclip edit lesson                                                    # three pictures that teach sampling
@@ -31,8 +32,9 @@ from unclip.errors import UserError, quantity
 from unclip.grids import captioned_grid, save_gif
 from unclip.images import save_png, to_pil
 from unclip.interfaces import CanDenoise
+from unclip.outputs import Output
 from unclip.picture_text import describe_picture
-from unclip.pipeline import Output, UnCLIP
+from unclip.pipeline import UnCLIP
 from unclip.settings import Device, Sampling, SamplingOptions
 from unclip.store.array_files import write_npz
 from unclip.store.hub import find_pipeline, is_hub_name
@@ -122,6 +124,22 @@ class InpaintOptions(DrawingOptions):
 
 
 @dataclass(frozen=True)
+class ImageToImageOptions(DrawingOptions):
+    images: Images = ()
+    """Files of images."""
+    caption: str | None = None
+    """Caption of the new images (default: none, the images' own embeddings are kept)."""
+    strength: float = 0.8
+    """How much changes: 0 nothing, 1 all."""
+    negative: str | None = None
+    """Caption that guidance leads away from."""
+    n: int = 4
+    """New versions of each image."""
+    seed: int = 0
+    """Version i of every image uses seed + i."""
+
+
+@dataclass(frozen=True)
 class ProbeOptions(DrawingOptions):
     images: Images = ()
     """Files of images."""
@@ -195,6 +213,12 @@ def inpaint(pipe: UnCLIP, options: InpaintOptions, settings: dict[str, Any]) -> 
     return with_originals(pipe, options.images, per_image(output, options.n)), arrays_of(output)
 
 
+def image_to_image(pipe: UnCLIP, options: ImageToImageOptions, settings: dict[str, Any]) -> Drawn:
+    own = (options.caption, options.strength, options.n, options.seed, options.negative)
+    output = edit.image_to_image(pipe, options.images, *own, **settings)
+    return with_originals(pipe, options.images, per_image(output, options.n)), arrays_of(output)
+
+
 def probe(pipe: UnCLIP, options: ProbeOptions, settings: dict[str, Any]) -> Drawn:
     images = edit.probe(pipe, options.images, options.components, options.seed, **settings)
     return with_originals(pipe, options.images, images), {"images": images, "components": np.array(options.components)}
@@ -215,6 +239,7 @@ COMMANDS: dict[str, tuple[type[Options], Any, str]] = {
     "change": (ChangeOptions, change, "Move images in the direction from one text to another."),
     "mix": (MixOptions, mix, "Draw images of several prompts at once."),
     "inpaint": (InpaintOptions, inpaint, "Paint a part of images anew."),
+    "image-to-image": (ImageToImageOptions, image_to_image, "Noise images by a share, and denoise them to a caption."),
     "probe": (ProbeOptions, probe, "Draw images from a few components of their embedding."),
     "corrupt": (CorruptOptions, corrupt, "Show the forward process, and what the decoder predicts at each moment."),
     "lesson": (LessonOptions, None, "Draw three pictures that teach sampling."),
@@ -239,7 +264,11 @@ def column_headings(pipe: UnCLIP, options: Options) -> tuple[str, ...]:
     if isinstance(options, CorruptOptions):
         decoder = require_ability(pipe, CanDenoise, "denoise step by step")
         return tuple(f"{t:.2f}" for t in decoder.process.spread_times(options.times))
-    return ("given",) + ("",) * options.n if isinstance(options, (VaryOptions, InpaintOptions)) else ()
+    return (
+        ("given",) + ("",) * options.n
+        if isinstance(options, (VaryOptions, InpaintOptions, ImageToImageOptions))
+        else ()
+    )
 
 
 def with_originals(pipe: UnCLIP, files: tuple[Path, ...], drawn: np.ndarray) -> LabelledRows:
@@ -269,7 +298,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     checkpoint = Path(named.checkpoint) if named.checkpoint else newest_pipeline(Path("checkpoints"))
     folder = find_pipeline(checkpoint)
     own = read_sampling(folder)
-    sampling = {name: own.override(**edit.DEFAULTS.get(name, {})) for name in COMMANDS}
+    sampling = {name: own.override(**edit.DEFAULTS.get(name.replace("-", "_"), {})) for name in COMMANDS}
     options = parse(command_types(sampling, named.style or "clear"), __doc__, argv=argv)
     if getattr(options, "images", None) == ():
         raise UserError("no image; give the files of some, like: unclip edit vary shoe.png")

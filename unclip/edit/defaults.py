@@ -21,5 +21,6 @@ DEFAULTS: dict[str, dict[str, Any]] = {
     "inpaint": PAINTING,
     "probe": {"num_candidates": 1},  # reranking by the embedding would undo the loss of components
     "corrupt": {},
+    "image_to_image": {"num_candidates": 1},  # each image is drawn once, from its own start
 }
 """Settings in which each kind of edit differs from the pipeline's own."""

@@ -13,12 +13,13 @@ from torch import Tensor
 
 from unclip.arguments import Captions, captions_per_image
 from unclip.devices import inference
+from unclip.drawing import batches
 from unclip.edit.defaults import INVERTIBLE
 from unclip.edit.image_inputs import Pictures, prepare_images
 from unclip.errors import UserError
 from unclip.images import to_float
 from unclip.interfaces import CanInvert
-from unclip.pipeline import UnCLIP, batches
+from unclip.pipeline import UnCLIP
 from unclip.settings import PRIOR_OPTIONS, Sampling
 
 Ability = TypeVar("Ability")

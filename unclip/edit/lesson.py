@@ -12,11 +12,12 @@ from unclip.devices import inference
 from unclip.diffusion.noise import DECODER_STREAM, RowNoise
 from unclip.diffusion.samplers import ddpm
 from unclip.diffusion.spacing import even_levels
+from unclip.drawing import as_array
 from unclip.edit.inversion import require_ability
 from unclip.grids import captioned_grid
 from unclip.images import save_png
 from unclip.interfaces import CanDenoise
-from unclip.pipeline import UnCLIP, as_array
+from unclip.pipeline import UnCLIP
 
 GUIDANCES = (0.0, 1.0, 2.0, 4.0, 8.0)
 LabelledRows = list[tuple[str, np.ndarray]]

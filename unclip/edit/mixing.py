@@ -10,7 +10,8 @@ from unclip.arguments import caption_list, samples_each
 from unclip.devices import inference
 from unclip.edit.defaults import DEFAULTS
 from unclip.errors import UserError
-from unclip.pipeline import Output, UnCLIP
+from unclip.outputs import Output
+from unclip.pipeline import UnCLIP
 from unclip.settings import seed_list
 
 
@@ -33,9 +34,10 @@ def mix(pipe: UnCLIP, prompts: Mapping[str, float], n: int = 4, seed: int = 0, *
     seeds = seed_list(seed, samples_each(n, 1))
     captions = caption_list(list(prompts))
     settings = DEFAULTS["mix"] | settings
+    sampling = pipe.sampling.for_drawing(**settings)
     drawn = pipe.embed(captions, n=n, seed=seed, **settings).unflatten(0, (len(captions), n))  # (P, n, D)
     shares = (weights / weights.sum()).to(drawn)
     embeddings = F.normalize(torch.einsum("pnd,p->nd", drawn, shares), dim=1)
     label = " + ".join(f"{share:.2g} {caption}" for caption, share in zip(captions, shares.tolist(), strict=True))
     images, noise = pipe.decode_with_noise(embeddings, seed=seeds, **settings)
-    return Output(images, [label] * n, seeds, embeddings, noise)
+    return Output(images, [label] * n, seeds, embeddings, noise, sampling, pipe.origin)

@@ -9,6 +9,7 @@ from torch import Tensor
 
 from unclip.arguments import Captions, captions_per_image, samples_each
 from unclip.devices import inference
+from unclip.drawing import as_array, batches
 from unclip.edit.defaults import PAINTING
 from unclip.edit.image_inputs import OneImage, Pictures, prepare_images, prepare_mask
 from unclip.edit.interpolation import slerp
@@ -16,7 +17,8 @@ from unclip.edit.inversion import require_ability
 from unclip.errors import UserError
 from unclip.images import to_float
 from unclip.interfaces import CanInpaint
-from unclip.pipeline import Output, UnCLIP, as_array, batches
+from unclip.outputs import Output
+from unclip.pipeline import UnCLIP
 from unclip.settings import MAX_SEED, seed_list
 
 CANDIDATES = 16
@@ -73,7 +75,8 @@ def inpaint(
         )
     inside = mask.permute(0, 2, 3, 1).numpy()
     whole = np.where(inside, as_array(torch.cat(painted)), known.permute(0, 2, 3, 1).numpy())
-    return Output(whole, repeated, seeds, embeddings, pipe.decoder.draw_noise(seeds))
+    noise = pipe.decoder.draw_noise(seeds)
+    return Output(whole, repeated, seeds, embeddings, noise, sampling, pipe.origin)
 
 
 def draw_closest_embeddings(

@@ -11,13 +11,14 @@ from torch import Tensor
 
 from unclip.devices import inference
 from unclip.diffusion.noise import RowNoise
+from unclip.drawing import as_array
 from unclip.edit.defaults import DEFAULTS
 from unclip.edit.image_inputs import Pictures, prepare_images
 from unclip.edit.inversion import require_ability
 from unclip.errors import UserError
 from unclip.images import to_float
 from unclip.interfaces import CanDenoise
-from unclip.pipeline import UnCLIP, as_array
+from unclip.pipeline import UnCLIP
 from unclip.settings import seed_list
 
 REFERENCE: dict[str, Any] = {"n": 512, "prior_num_candidates": 1, "prior_steps": 10, "prior_guidance": 1.0}

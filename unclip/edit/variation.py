@@ -9,7 +9,8 @@ from unclip.edit.defaults import INVERTIBLE
 from unclip.edit.image_inputs import Pictures, prepare_images
 from unclip.edit.inversion import invert, invertible_sampling
 from unclip.errors import UserError
-from unclip.pipeline import Output, UnCLIP
+from unclip.outputs import Output
+from unclip.pipeline import UnCLIP
 from unclip.settings import seed_list
 
 
@@ -38,4 +39,6 @@ def vary(pipe: UnCLIP, images: Pictures, n: int = 8, seed: int = 0, keep: float 
         embeddings = pipe.encode_image(prepared)
     embeddings = embeddings.repeat_interleave(n, dim=0)
     drawn, noise = pipe.decode_with_noise(embeddings, seed=seeds, noise=noise, **settings)
-    return Output(drawn, [""] * len(seeds), seeds, embeddings, noise)
+    return Output(
+        drawn, [""] * len(seeds), seeds, embeddings, noise, pipe.sampling.for_drawing(**settings), pipe.origin
+    )

@@ -11,12 +11,12 @@ from unclip.clip.text_features import TextFeatures
 from unclip.devices import inference
 from unclip.diffusion.guidance import guided
 from unclip.diffusion.noise import PRIOR_STREAM, RowNoise
-from unclip.diffusion.prediction import at_level, make_denoiser
-from unclip.diffusion.process import Level, Process, ProcessConfig
+from unclip.diffusion.prediction import at_level, make_denoiser, noised_pair
+from unclip.diffusion.process import Level, NoiseLevels, Process, ProcessConfig
 from unclip.diffusion.samplers import Denoised, dpmpp
 from unclip.diffusion.spacing import SPACINGS
 from unclip.fields import check, flattened, from_data
-from unclip.layers import EmbeddingScaler
+from unclip.layers import EmbeddingScaler, at_least_float32
 from unclip.prior.model import Prefix, PriorConfig, PriorTransformer
 from unclip.prior.reranking import Reranker
 from unclip.settings import PriorSettings
@@ -59,6 +59,21 @@ class DiffusionPrior(nn.Module):
             return prefix.centre + denoise_residual(x - level.alpha * prefix.centre, level).x0
 
         return model
+
+    def squared_errors(self, embeddings: Tensor, text: TextFeatures, levels: NoiseLevels, noise: Tensor) -> Tensor:
+        """The training loss (B,) of each pair: the squared error on the residual to the linear prediction.
+
+        Args:
+            embeddings: unit image embeddings (B, D) of B captions.
+            levels, noise: what is added to them, such as `process.draw_levels` draws, and noise (B, D).
+        """
+        with torch.autocast(noise.device.type, enabled=False):
+            residual = self.scaler.scale(embeddings) - self.network.centre(text.embedding, text.empty)
+        noised, target = noised_pair(self.config.diffusion.prediction, residual, noise, levels)
+        predicted = self.network.forward_with_text(
+            noised, levels.time, text.embedding, text.tokens, text.mask, text.empty
+        )
+        return (at_least_float32(predicted) - target).square().mean(dim=1)
 
     def map_text(self, text: Tensor) -> Tensor:
         """Image embeddings (N, D), not of unit norm, predicted from text embeddings (N, D) by ridge regression."""

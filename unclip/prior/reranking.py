@@ -64,5 +64,6 @@ class Reranker(nn.Module):
             threshold: see `forward`.
         """
         candidates = candidates.unflatten(0, (-1, len(text))).transpose(0, 1)  # (N, K, D)
-        chosen = self(candidates, text, threshold).masked_fill(empty, 0)
+        with torch.autocast(text.device.type, enabled=False):  # half precision would round odds by a third
+            chosen = self(candidates, text, threshold).masked_fill(empty, 0)
         return candidates[torch.arange(len(text), device=text.device), chosen]

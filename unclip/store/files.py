@@ -15,7 +15,7 @@ import socket
 import sys
 import time
 import uuid
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 from unclip.errors import UserError, shown
@@ -60,7 +60,9 @@ def write_atomically(
 
 
 def make_folder(folder: Path) -> None:
-    """Make a folder and its parents so that they survive a power cut."""
+    """Make a folder and its parents so that they survive a power cut. Raises UserError if a file has such a name."""
+    if folder.is_file():
+        raise UserError(f"{folder} is a file, and a folder is wanted there; name another folder")
     if not folder.is_dir():
         make_folder(folder.parent)
         folder.mkdir(exist_ok=True)
@@ -99,6 +101,32 @@ def this_machine() -> str:
     except OSError:  # not Linux
         mark = str(uuid.getnode())
     return sha256(f"{socket.gethostname()} {mark}".encode())[:12]
+
+
+@contextlib.contextmanager
+def new_folder(folder: Path) -> Iterator[Path]:
+    """Yield a temporary folder, whose content is moved into `folder` when the block ends, model_index.json last.
+
+    If the block is cut short, nothing of it is left there. Raises UserError for a name that `folder` holds already.
+    """
+    make_folder(folder)
+    remove_leftovers(folder)
+    temporary = partial_name(folder / "pipeline")
+    try:
+        temporary.mkdir()
+        yield temporary
+        made = sorted(temporary.iterdir(), key=lambda path: path.name == "model_index.json")
+        check_absent(folder, [path.name for path in made])
+        for path in made:
+            os.rename(path, folder / path.name)
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+
+
+def check_absent(folder: Path, names: Iterable[str]) -> None:
+    """Raise UserError if one of these files is in a folder already."""
+    if taken := [name for name in names if os.path.lexists(folder / name)]:
+        raise UserError(f"{folder} holds a {taken[0]} already; choose another folder, or move that")
 
 
 def remove_leftovers(folder: Path) -> None:

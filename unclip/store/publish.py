@@ -1,8 +1,5 @@
 """Publishing of a trained pipeline: a copy in float16 with a model card, without the states of training."""
 
-import os
-import shutil
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +12,7 @@ from unclip.grids import captioned_grid
 from unclip.images import save_png
 from unclip.pipeline import UnCLIP
 from unclip.registry import PARTS
-from unclip.store.files import make_folder, member, partial_name, remove_leftovers, write_atomically
+from unclip.store.files import check_absent, member, new_folder, write_atomically
 from unclip.store.hub import is_hub_name
 from unclip.store.index import check_files, read_index, read_sampling, write_index
 from unclip.store.manifest import Manifest, read_manifests
@@ -57,31 +54,14 @@ def publish(
     reported = report_files(evaluation) if report and evaluation else []
     names = ["model_index.json", "README.md", "tokenizer.json", "captions.txt", "samples.png", "examples"]
     check_absent(target, [*names, *(path.name for path in reported)])
-    make_folder(target)
-    remove_leftovers(target)
-    temporary = partial_name(target / "pipeline")  # if this is cut short, the folder is not taken for a pipeline
-    try:
-        temporary.mkdir()
+    with new_folder(target) as temporary:
         for path in reported:
             write_atomically(temporary / path.name, path.read_bytes())
         _copy_in_float16(source, temporary, manifests)
         pipe = UnCLIP.from_pretrained(temporary, pick_device("auto"))
         shape = draw_samples(pipe, temporary / "samples.png")
         write_atomically(temporary / "README.md", model_card(name, licence, manifests, pipe, shape, report))
-        written = [path.relative_to(temporary).as_posix() for path in temporary.rglob("*") if path.is_file()]
-        made = sorted(temporary.iterdir(), key=lambda path: path.name == "model_index.json")
-        check_absent(target, [path.name for path in made])
-        for path in made:
-            os.rename(path, target / path.name)
-        return written
-    finally:
-        shutil.rmtree(temporary, ignore_errors=True)
-
-
-def check_absent(target: Path, names: Sequence[str]) -> None:
-    """Raise UserError if one of these files is in a folder already."""
-    if taken := [name for name in names if os.path.lexists(target / name)]:
-        raise UserError(f"{target} holds a {taken[0]} already; choose another folder, or move that")
+        return [path.relative_to(temporary).as_posix() for path in temporary.rglob("*") if path.is_file()]
 
 
 def _copy_in_float16(source: Path, target: Path, manifests: dict[str, Manifest]) -> None:
