@@ -19,6 +19,7 @@ from onnx import TensorProto
 from PIL import Image
 
 from unclip import UnCLIP, edit
+from unclip.clip import CLIP, CLIPConfig, Preprocess, TextConfig, VisionConfig
 from unclip.decoder.consistency_decoder import ConsistencyDecoder, consistency_levels
 from unclip.decoder.text_decoder import TextDecoder
 from unclip.diffusion import noise as torch_noise
@@ -32,7 +33,7 @@ from unclip.lite.noise import RowNoise
 from unclip.lite.reranking import choose_candidates
 from unclip.lite.samplers import SAMPLERS
 from unclip.onnx.export import describe, export_onnx, write_networks
-from unclip.onnx.networks import EXPORTS, check_kinds, networks_of
+from unclip.onnx.networks import EXPORTS, ExportedNetwork, ImageTower, check_kinds, networks_of
 from unclip.prior.mlp_model import MLPConfig
 from unclip.prior.mlp_prior import MLPPrior, MLPPriorConfig
 from unclip.prior.one_pass_prior import OnePassPrior, OnePassPriorConfig
@@ -264,6 +265,18 @@ def test_images_are_embedded_as_by_the_pipeline(exported, pipe):
     np.testing.assert_allclose(Lite(exported).encode_image(images), pipe.encode_image(images).numpy(), atol=1e-5)
     with pytest.raises(UserError, match=r"uint8 \(N, 8, 8, 1\)"):
         Lite(exported).encode_image(images[:, :5])
+
+
+def test_images_are_resized_for_a_clip_that_was_swapped_in(tmp_path):
+    vision = VisionConfig(image_size=12, channels=3, patch_size=4, width=8, layers=1, heads=2)
+    text = TextConfig(vocab_size=9, context=4, width=8, layers=1, heads=2)
+    clip = randomise(CLIP(CLIPConfig(embed_dim=16, vision=vision, text=text))).requires_grad_(False)
+    pixels = 255 * torch.rand(3, 1, 8, 8, generator=torch.Generator().manual_seed(0))
+    preprocess = Preprocess(12, 3)
+    tower = ExportedNetwork(ImageTower(clip, preprocess, 8, 8), {"pixels": pixels}, ("embedding",), "image")
+    torch.testing.assert_close(tower.module(pixels), clip.encode_image(preprocess(pixels)))
+    write_networks({"image": tower}, tmp_path)
+    assert_networks_equal(tmp_path, {"image": tower}, batch=4)
 
 
 def test_images_larger_than_the_tiles_are_told(exported):

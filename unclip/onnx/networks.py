@@ -10,6 +10,7 @@ from functools import partial
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from unclip.clip import CLIP, Preprocess
@@ -55,11 +56,32 @@ class TextTower(nn.Module):
         return embedding, tokens, self.clip.text.mask(token_ids)
 
 
+class MatrixPreprocess(Preprocess):
+    """The preprocessing of images of one size. It resizes by matrix products, as ONNX knows no such filters."""
+
+    def __init__(self, preprocess: Preprocess, height: int, width: int):
+        super().__init__(preprocess.size, preprocess.channels, preprocess.config, preprocess.fit)
+        self.down, self.across = map(self._matrix, (height, width), self.resized_shape(height, width))
+
+    def _matrix(self, length: int, new_length: int) -> Tensor:
+        """(new_length, length): how each new row depends on the old ones."""
+        rows = torch.eye(length, dtype=torch.float32, device="cpu")[None, None]
+        resized = F.interpolate(rows, (new_length, length), mode=self.config.interpolation, antialias=True)
+        return rows[0, 0] if length == new_length else resized[0, 0]
+
+    def resize(self, x: Tensor) -> Tensor:
+        """See `Preprocess.resize`."""
+        if self.resized_shape(*x.shape[-2:]) == tuple(x.shape[-2:]):
+            return x
+        x = (x @ self.across.T).round().clamp(0, 255)
+        return (self.down @ x).round().clamp(0, 255)
+
+
 class ImageTower(nn.Module):
-    def __init__(self, clip: CLIP, preprocess: Preprocess):
+    def __init__(self, clip: CLIP, preprocess: Preprocess, height: int, width: int):
         super().__init__()
         self.clip = clip
-        self.preprocess = preprocess
+        self.preprocess = MatrixPreprocess(preprocess, height, width)
 
     def forward(self, pixels: Tensor) -> Tensor:
         """Pixels 0 .. 255 in float (B, C, H, W) of the decoder's size -> unit embeddings (B, D)."""
@@ -161,7 +183,9 @@ def clip_networks(pipe: Any) -> Networks:
         "text": ExportedNetwork(
             TextTower(pipe.clip), {"token_ids": token_ids}, ("embedding", "tokens", "mask"), "text"
         ),
-        "image": ExportedNetwork(ImageTower(pipe.clip, pipe.preprocess), {"pixels": pixels}, ("embedding",), "image"),
+        "image": ExportedNetwork(
+            ImageTower(pipe.clip, pipe.preprocess, height, width), {"pixels": pixels}, ("embedding",), "image"
+        ),
     }
 
 
