@@ -22,7 +22,7 @@ from data.problems import Problems
 from data.records import Listing, Record, file_version
 from data.source_config import SourceConfig
 from data.table_rows import decode_noted_lines
-from unclip.errors import UserError, reason
+from unclip.errors import UserError, quantity, reason
 from unclip.text import decode_text
 
 MAGIC = {".npz": b"PK", ".npy": b"\x93NUMPY"}
@@ -106,12 +106,12 @@ def _load_npy(path: Path, problems: Problems) -> Arrays:
 def _check_lengths(path: Path, arrays: Arrays) -> None:
     """Raise UserError if there are not as many captions or labels as images, or labels without a class."""
     labels = arrays.labels
-    for kind, values in (("captions", arrays.captions), ("labels", labels)):
+    for kind, values in (("caption", arrays.captions), ("label", labels)):
         if values is not None and len(values) != len(arrays.images):
-            raise UserError(f"{path} has {len(arrays.images)} images, but {len(values)} {kind}")
+            raise UserError(f"{path} has {quantity(len(arrays.images), 'image')}, but {quantity(len(values), kind)}")
     if labels is not None and (labels.min() < 0 or labels.max() >= len(arrays.class_names)):
         raise UserError(
-            f"{path} has labels {labels.min()} .. {labels.max()}, but {len(arrays.class_names)} class names"
+            f"{path} has labels {labels.min()} .. {labels.max()}, but {quantity(len(arrays.class_names), 'class name')}"
         )
 
 

@@ -21,7 +21,7 @@ from stages.inputs import CLIPInputs
 from stages.run_options import PartRun, Shapes
 from unclip.clip import CLIP, CLIPConfig, Preprocess, VisionConfig
 from unclip.clip.loss import chance_loss, contrastive_loss
-from unclip.errors import UserError
+from unclip.errors import UserError, quantity
 from unclip.fields import bounded
 from unclip.grids import captioned_grid
 from unclip.tensor_batch import TensorBatch
@@ -241,7 +241,7 @@ def fitting_patch(wanted: int, image_size: int) -> int:
 def _tell_patches(wanted: int, image_size: int, vision: VisionConfig) -> None:
     """Print a line if the images of the data do not suit the wanted patches."""
     if vision.patch_size != wanted:
-        print(f"clip: patches of {vision.patch_size} pixels, as {wanted} does not divide {image_size}")
+        print(f"clip: patches of {quantity(vision.patch_size, 'pixel')}, as {wanted} does not divide {image_size}")
     if vision.image_size != image_size:
         size = f"{vision.image_size}, a multiple of {vision.patch_size}"
         print(f"clip: images of {image_size} pixels are surrounded with black up to {size}")

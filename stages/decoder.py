@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from stages.batches import StepDraw
 from stages.embed import EmbeddedImages
 from stages.inputs import Inputs
-from stages.run_options import FrozenCLIPRun, Shapes
+from stages.run_options import FrozenCLIPRun, Shapes, guidance_conflicts
 from unclip.clip import TextFeatures
 from unclip.decoder import DiffusionDecoder, DiffusionDecoderConfig
 from unclip.diffusion.prediction import min_snr_weight, noised_pair
@@ -46,10 +46,13 @@ class DecoderRun(FrozenCLIPRun):
     sampling: DecoderSettings = bounded(DecoderSettings(), affects_weights=False)
     """How the trained decoder is sampled; noted in the pipeline's model_index.json."""
     model: DiffusionDecoderConfig = bounded(DiffusionDecoderConfig(), affects_weights=False)
+    drops: ClassVar[tuple[str, ...]] = ("drop_image", "drop_text")
+    """Options by which both nulls are learned."""
 
     def conflicts(self) -> Iterator[tuple[str, str]]:
         if self.log_sigma and self.log_sigma[1] <= 0:
             yield "log_sigma", "be a mean and a deviation above 0"
+        yield from guidance_conflicts(self, *self.drops)
 
 
 @dataclass(frozen=True)

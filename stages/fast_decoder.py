@@ -7,7 +7,8 @@ The decoder is its teacher, and stays in the pipeline for edits. stages/distilla
 
 import copy
 import math
-from dataclasses import dataclass, replace
+from collections.abc import Iterator
+from dataclasses import dataclass, fields, replace
 from functools import cached_property
 
 import torch
@@ -35,6 +36,9 @@ from unclip.registry import find_kind, resolve
 from unclip.settings import DecoderSettings, FastDecoderSettings
 from unclip.store.parts import load_part
 
+READ_BY: dict[str, Method] = {"points": "path", "log_sigma": "tuning"}
+"""Options that one method alone reads."""
+
 
 @dataclass(frozen=True)
 class FastDecoderRun(FrozenCLIPRun):
@@ -58,6 +62,14 @@ class FastDecoderRun(FrozenCLIPRun):
     """Validation images that the distance to the teacher is taken on."""
     sampling: FastDecoderSettings = bounded(FastDecoderSettings(), affects_weights=False)
     """How the trained decoder is sampled; noted in the pipeline's model_index.json."""
+
+    def conflicts(self) -> Iterator[tuple[str, str]]:
+        if self.log_sigma[1] <= 0:
+            yield "log_sigma", "be a mean and a deviation above 0"
+        for item in fields(self):
+            method = READ_BY.get(item.name, self.method)
+            if method != self.method and getattr(self, item.name) != item.default:
+                yield item.name, f"be left out, as the method {self.method} does not read it (only {method} does)"
 
 
 FURTHER_CALLS = (0.1, 4.0)

@@ -99,6 +99,7 @@ def open_clip_inputs(run: PartRun, vocab_size: int) -> CLIPInputs:
     """Load the data, and train a tokenizer on its captions; for fine-tuning take the tokenizer of run.init_from."""
     start = find_pipeline(run.init_from) if run.init_from else None
     train, validation = run.data.load_as(start or run.out, "train", "validation")
+    check_images_differ(train)
     check_captions_differ(train)
     if start:
         read_manifest(start / "clip")  # one of ours: another project's may lack a tokenizer
@@ -116,6 +117,12 @@ def check_captions_differ(data: CaptionedImages) -> None:
         raise UserError(f"all images of {data.name} have the same captions; CLIP needs captions that tell them apart")
 
 
+def check_images_differ(data: CaptionedImages) -> None:
+    """Raise UserError if all images are the same, so that there is nothing to learn."""
+    if all(torch.equal(image, data.images[0]) for image in data.images):  # ends at the first that differs
+        raise UserError(f"all images of {data.name} have the same pixels; check the files with: python -m data.inspect")
+
+
 def open_inputs(run: FrozenCLIPRun, device: torch.device, needs_decoder: bool = False) -> Inputs:
     """Load the data and the pipeline's CLIP, and embed the one with the other.
 
@@ -128,6 +135,7 @@ def open_inputs(run: FrozenCLIPRun, device: torch.device, needs_decoder: bool = 
     decoder = read_parent(run.out, "decoder") if needs_decoder else None
     clip, tokenizer, preprocess = load_clip(run.out)
     splits = run.data.load_as(run.out, "train", "validation")
+    check_images_differ(splits[0])
     train, validation = (embed_images(split, clip, manifest.sha256, tokenizer, preprocess, device) for split in splits)
     class_captions = train.data.class_captions
     class_embeddings = torch.zeros(0, clip.config.embed_dim)

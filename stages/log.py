@@ -133,7 +133,10 @@ class Log:
     def _diverged(self, term: str, value: float | str, step: int) -> str:
         """Return the message that a number is not finite, and how to go on."""
         lower_rate = (self.progress.rates[-1][1] if self.progress.rates else self.config.lr) / 10
-        advice = f"nothing is saved yet: start anew with a lower learning rate, such as --train.lr {lower_rate:.3g}"
+        lower_rates = f"--train.lr {lower_rate:.3g}"
+        if self.config.muon_lr:
+            lower_rates += f" --train.muon-lr {self.config.muon_lr / 10:.3g}"
+        advice = f"nothing is saved yet: start anew with a lower learning rate, such as {lower_rates}"
         if has_state(self.path.with_name("state.safetensors")):
             advice = (
                 "the last saved state is good: give the same command again with --resume-with and a lower learning "

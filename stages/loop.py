@@ -10,7 +10,7 @@ import importlib.util
 import math
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Annotated, Protocol
@@ -29,7 +29,7 @@ from stages.optim import cosine_warmup, make_optimizers, update_ema
 from stages.state import Progress, load_state, save_state, state_tensors
 from unclip.cli import signals
 from unclip.devices import Device
-from unclip.errors import UserError
+from unclip.errors import UserError, quantity
 from unclip.fields import as_option, bounded, check
 from unclip.store.checksums import json_sha256
 from unclip.store.files import remove_leftovers
@@ -38,6 +38,11 @@ from unclip.store.lock import only_writer
 from unclip.store.manifest import Manifest, read_manifest
 from unclip.store.parts import finish_saving, save_changed_manifest, save_part
 from unclip.tensor_batch import TensorBatch
+
+TRIAL_STEPS = 100
+"""Fewer steps than these are a trial, which need not learn anything."""
+LEAST_CHANGE = 1e-5
+"""The learning rate, summed over the steps, is about as far as a weight can move. Below this none of them learns."""
 
 
 @dataclass(frozen=True)
@@ -65,7 +70,7 @@ class TrainConfig:
     """Decoupled weight decay, on matrices and convolutions only."""
     betas: tuple[float, float] = bounded((0.9, 0.99), 0, 0.999999)
     """AdamW's decay rates."""
-    clip_grad: float = bounded(1.0, 1e-9, 1e9)
+    clip_grad: float = bounded(1.0, 1e-4, 1e9)
     """Largest norm of the gradient."""
     ema: float = bounded(0.999, 0, 0.9999999)
     """Decay of the moving average of the weights, which is what is saved."""
@@ -94,6 +99,15 @@ class TrainConfig:
         check(self, "train.", as_option)
         if self.tensorboard and importlib.util.find_spec("tensorboard") is None:
             raise UserError("--train.tensorboard needs a package that is not installed: pip install '.[tensorboard]'")
+
+    def conflicts(self) -> Iterator[tuple[str, str]]:
+        rate = max(self.lr, self.muon_lr)
+        whole_steps = self.steps / 2 if self.warmup < self.steps else self.steps**2 / (2 * self.warmup)
+        if self.steps >= TRIAL_STEPS and rate * whole_steps < LEAST_CHANGE:
+            move = f"--train.warmup {self.warmup} no weight moves by more than {rate * whole_steps:.1g}"
+            yield "lr", f"be higher, or the warm-up shorter: in {self.steps} steps with {move}"
+        if rate * self.weight_decay >= 1:
+            yield "weight_decay", f"be below {1 / rate:.3g}, as a step at the learning rate {rate} would erase weights"
 
 
 class Stage(Protocol):
@@ -145,7 +159,7 @@ def train(
     if config.batch_size % runtime.world_size():
         raise UserError(f"--train.batch-size {config.batch_size} is not a multiple of {runtime.world_size()} ranks")
     if config.accumulate > (most := config.batch_size // runtime.world_size()):
-        raise UserError(f"--train.accumulate must be at most the {most} examples of each rank, not {config.accumulate}")
+        raise UserError(f"--train.accumulate must be at most {most}, the examples of a rank, not {config.accumulate}")
     folder = pipeline / stage.name
     manifest.model = asdict(stage.model.config)
     with only_writer(folder / "train") if runtime.is_main() else contextlib.nullcontext(lambda: None) as check_lock:
@@ -154,16 +168,21 @@ def train(
                 clean_up(folder)
                 check_free(pipeline, stage.name, list(files or {}))
             complete = check_same_run(folder, manifest)
+        if complete and config.resume_with is not None:
+            raise UserError(f"{folder} is trained to its last step, so --resume-with changes nothing; {TRAIN_ON}")
         if runtime.is_main():
             write_index(pipeline, leave_out="" if complete else stage.name, files=files)
         if complete:
-            runtime.print0(f"{stage.name}: {folder} is trained already; delete it to train it anew")
+            runtime.print0(f"{stage.name}: {folder} is trained already; {TRAIN_ON}")
         else:
             manifest = run_steps(stage, config, device, folder, manifest, check_lock)
         if runtime.is_main():
             finish(folder, manifest)
         runtime.barrier()
     return read_manifest(folder)
+
+
+TRAIN_ON = "to train it anew, or with --init-from on from its weights, choose another --out"
 
 
 def clean_up(folder: Path) -> None:
@@ -261,10 +280,10 @@ def go_on(progress: Progress, config: TrainConfig, run: str, folder: Path) -> No
         raise UserError("--resume-with goes on from a saved state, but there is none; set --train.lr instead")
     if config.resume_with not in (None, peak_rate(config, progress)):
         progress.rates.append([progress.step, config.resume_with])
-    here = {"threads": torch.get_num_threads(), "ranks": runtime.world_size()}
-    there = {"threads": progress.threads, "ranks": progress.ranks}
+    here = {"thread": torch.get_num_threads(), "rank": runtime.world_size()}
+    there = {"thread": progress.threads, "rank": progress.ranks}
     if progress.step and here != there:
-        now, before = (", ".join(f"{count} {name}" for name, count in place.items()) for place in (here, there))
+        now, before = (", ".join(quantity(count, name) for name, count in place.items()) for place in (here, there))
         runtime.print0(
             f"going on with {now} (threads of each rank), after {before}: rounding differs, so the weights will not be "
             "bit for bit those of an uninterrupted run"

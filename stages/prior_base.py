@@ -1,6 +1,7 @@
 """Shared by the trainings of all kinds of prior: options, the captions of a batch, validation by drawing, preview."""
 
 import math
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from typing import Any, ClassVar
 
@@ -13,7 +14,7 @@ from stages.batches import StepDraw
 from stages.evaluation.metrics import same_group_cosine
 from stages.inputs import Inputs
 from stages.prior_figures import PHRASINGS, pair_cosines, pair_figures
-from stages.run_options import FrozenCLIPRun, Shapes
+from stages.run_options import FrozenCLIPRun, Shapes, guidance_conflicts
 from unclip.clip import TextFeatures
 from unclip.fields import bounded
 from unclip.grids import captioned_grid
@@ -32,6 +33,9 @@ class BasePriorRun(FrozenCLIPRun):
     """Validation images that the figures are taken on."""
     sampling: PriorSettings = bounded(PriorSettings(spacing="karras"), affects_weights=False)
     """How the trained prior is sampled; noted in the pipeline's model_index.json."""
+
+    def conflicts(self) -> Iterator[tuple[str, str]]:
+        yield from guidance_conflicts(self, "drop")
 
 
 class BasePriorStage:

@@ -1,5 +1,6 @@
 """The options that the trainings of all parts share, and the sizes that a model takes from its data."""
 
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, Any, Self
@@ -42,6 +43,14 @@ class FrozenCLIPRun(PartRun):
     def __post_init__(self):
         if self.clip_revision is not None and self.clip is None:
             raise UserError("--clip.revision is a revision of the CLIP that --clip names; give --clip OWNER/NAME too")
+
+
+def guidance_conflicts(run: Any, *drops: str) -> Iterator[tuple[str, str]]:
+    """Conflicts of a run whose sampling is guided: each condition has to be dropped, so that its null is learned."""
+    if run.sampling.guidance != 1:
+        for drop in drops:
+            if not getattr(run, drop):
+                yield drop, "be above 0 for guidance, which compares with draws without it (or --sampling.guidance 1)"
 
 
 @dataclass(frozen=True)

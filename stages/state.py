@@ -90,7 +90,12 @@ def open_state(path: Path) -> tuple[dict[str, Tensor], Progress]:
                 if runtime.is_main():  # so that the next save does not keep it in place of the good one
                     path.replace(path.with_name("state-damaged.safetensors"))
             return tensors, progress
-    raise UserError(f"{damage}, and so is the one before; delete the folder {path.parents[1]} to train it anew")
+    part = path.parents[1]
+    advice = f"delete the folder {part} to train it anew"
+    if (part / "config.json").exists():
+        best = f"its best weights are in {part}: train on from them in another --out, with --init-from {part.parent}"
+        advice = f"{best}; or {advice}"
+    raise UserError(f"{damage}, and so is the one before; {advice}")
 
 
 def parse_progress(text: str, path: Path) -> Progress:

@@ -17,6 +17,7 @@ class TextDecoderRun(DecoderRun):
     """Share of the text embeddings that are replaced by the learned null, beside those of dropped captions."""
     drop_text: float = bounded(0.1, 0, 0.99)
     """Share of the captions that are replaced by the learned null, with their embeddings, for guidance."""
+    drops: ClassVar[tuple[str, ...]] = ("drop_text",)
 
 
 class TextDecoderStage(DecoderStage):

@@ -93,15 +93,16 @@ def start_from_pipeline(part: str, run: PartRun, stage: PartStage, inputs: Any) 
     """Take the weights of run.init_from, for fine-tuning. Returns the parent to name in the manifest.
 
     The statistics of the embeddings come from the parent, as its weights were trained with them; the model's
-    `data_buffers` are this run's own. If the parent was trained on another CLIP, all are fitted anew.
+    `data_buffers` are this run's own. If the parent was trained on another CLIP, all are.
     """
     if run.init_from is None:
         return {}
     folder = find_pipeline(run.init_from)
+    fitted = {name: buffer.clone() for name, buffer in stage.model.named_buffers()}
     start = start_from(stage.model, folder, part)
     if part != "clip" and read_manifest(folder / part).parents.get("clip") != inputs.parents["clip"]:
-        runtime.print0(f"{part}: {run.init_from} has another CLIP; the statistics of the embeddings are taken anew")
-        stage.fit_buffers()
+        runtime.print0(f"{part}: {run.init_from} has another CLIP; the statistics of the embeddings are this run's own")
+        stage.model.load_state_dict(fitted, strict=False)
     return start
 
 

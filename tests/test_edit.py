@@ -21,7 +21,8 @@ from unclip.edit.text_change import LEAN
 from unclip.prior import DiffusionPrior, DiffusionPriorConfig, PriorConfig
 
 EXAMPLES = ROOT / "checkpoints" / "fashion-mnist" / "examples"
-FEW = {"steps": 4, "prior_steps": 3}
+FEW = {"steps": 4}
+FEW_IN_BOTH = {"steps": 4, "prior_steps": 3}
 
 
 @pytest.fixture(scope="module")
@@ -196,6 +197,16 @@ BLACK = np.zeros((28, 28), np.uint8)
         (lambda p: edit.probe(p, BLACK, components=(-1,)), "components"),
         (lambda p: edit.corrupt(p, BLACK, times=0), "times must be at least 1"),
         (lambda p: edit.invert(p, BLACK, steps=1), "at least 2 steps"),
+        (lambda p: edit.blend(p, BLACK, BLACK, prior_steps=3), "the prior, which blend does not draw with"),
+        (lambda p: edit.vary(p, BLACK, prior_steps=3), "the prior, which vary does not draw with"),
+        (lambda p: edit.vary(p, BLACK, keep=0.5, fast_steps=3), "which vary with keep does not draw with"),
+        (lambda p: edit.blend(p, BLACK, BLACK, upscale="none"), "the upsampler, which this pipeline lacks"),
+        (lambda p: edit.change(p, BLACK, "a", "b", fast_steps=1), "the fast_decoder, which change does not draw with"),
+        (lambda p: edit.inpaint(p, BLACK, BLACK == 0, prior_guidance=2), "the prior, which inpaint does not draw with"),
+        (lambda p: edit.inpaint(p, BLACK, BLACK == 0, "a", fast_steps=1), "inpaint with a caption does not draw with"),
+        (lambda p: edit.probe(p, BLACK, prior_steps=3), "the prior, which probe does not draw with"),
+        (lambda p: edit.mix(p, {"a bag": 1}, upscale_steps=3), "the upsampler, which this pipeline lacks"),
+        (lambda p: p("a bag", fast_steps=2), "the fast_decoder, which this pipeline lacks"),
     ],
 )  # fmt: skip
 def test_what_cannot_be_used_is_refused_in_one_line(call, words, pipe):
@@ -236,6 +247,23 @@ def test_an_inverted_image_is_reconstructed(pipe, shoe, boot):
 def test_inversion_reads_captions_and_guidance_too(pipe, boot):
     latent = edit.invert(pipe, boot, "an ankle boot", steps=20, guidance=2.0)
     assert psnr(edit.reconstruct(pipe, latent), edit.prepare_images(pipe, boot)) > 30
+
+
+@pytest.mark.parametrize(
+    "draw",
+    [
+        lambda p, images, **settings: edit.blend(p, images, images, frames=2, **settings),
+        lambda p, images, **settings: edit.change(p, images, "a bag", "a boot", **settings),
+        lambda p, images, **settings: edit.vary(p, images, n=1, keep=0.5, **settings),
+    ],
+)
+def test_no_more_images_are_inverted_or_drawn_at_once_than_asked_for(draw, pipe, shoe, boot, monkeypatch):
+    counts = []
+    for name in ("invert_images", "draw_images"):
+        method = getattr(pipe.decoder, name)
+        monkeypatch.setattr(pipe.decoder, name, lambda x, *a, method=method: counts.append(len(x)) or method(x, *a))
+    draw(pipe, [shoe, boot], steps=2, batch_size=1)
+    assert set(counts) == {1}
 
 
 def test_variations_depend_on_their_own_image_and_seed(pipe, shoe, boot):
@@ -303,9 +331,9 @@ def test_a_dark_coat_becomes_light(pipe):
 
 def test_a_mix_of_one_prompt_is_that_prompt_and_weights_count_by_their_shares(pipe):
     typical = partial(pipe.embed, prior_steps=3, prior_threshold=1.0)
-    alone = edit.mix(pipe, {"a bag": 3.0, "a boot": 0.0}, n=2, seed=1, **FEW)
+    alone = edit.mix(pipe, {"a bag": 3.0, "a boot": 0.0}, n=2, seed=1, **FEW_IN_BOTH)
     torch.testing.assert_close(alone.embeddings, typical("a bag", n=2, seed=1), atol=1e-4, rtol=0)
-    one, other = (edit.mix(pipe, {"a bag": w, "a boot": w}, n=2, seed=1, **FEW) for w in (0.5, 7.0))
+    one, other = (edit.mix(pipe, {"a bag": w, "a boot": w}, n=2, seed=1, **FEW_IN_BOTH) for w in (0.5, 7.0))
     assert same(one.images, other.images)
     a, b = typical(["a bag", "a boot"], n=1, seed=2)
     torch.testing.assert_close(one.embeddings[1], (a + b) / (a + b).norm(), atol=1e-4, rtol=0)
@@ -314,17 +342,17 @@ def test_a_mix_of_one_prompt_is_that_prompt_and_weights_count_by_their_shares(pi
 def test_inpainting_leaves_the_rest_alone_bit_for_bit(pipe, shoe, boot):
     mask = np.zeros((28, 28), bool)
     mask[14:, :20] = True
-    both = edit.inpaint(pipe, [shoe, boot], mask, ["a sneaker", "an ankle boot"], n=2, seed=3, **FEW)
+    both = edit.inpaint(pipe, [shoe, boot], mask, ["a sneaker", "an ankle boot"], n=2, seed=3, **FEW_IN_BOTH)
     given = edit.prepare_images(pipe, [shoe, boot]).repeat(2, axis=0)
     assert np.array_equal(both.images[:, ~mask], given[:, ~mask])
     assert not np.array_equal(both.images[:, mask], given[:, mask])
-    alone = edit.inpaint(pipe, boot, mask, "an ankle boot", n=1, seed=4, **FEW)
+    alone = edit.inpaint(pipe, boot, mask, "an ankle boot", n=1, seed=4, **FEW_IN_BOTH)
     assert same(alone.images, both.images[3:])
 
 
 def test_masks_of_all_of_one_and_of_no_pixel(pipe, boot):
     given = edit.prepare_images(pipe, boot)
-    whole = edit.inpaint(pipe, boot, np.ones((28, 28), bool), "a bag", **FEW)
+    whole = edit.inpaint(pipe, boot, np.ones((28, 28), bool), "a bag", **FEW_IN_BOTH)
     assert psnr(whole.images, given) < 20
     one = np.zeros((28, 28), bool)
     one[20, 10] = True
@@ -376,8 +404,8 @@ def test_everything_works_in_colour_without_a_text_path_and_with_another_clip(fo
     assert edit.vary(foreign, picture, n=2, **FEW).images.shape == (2, *one)
     assert edit.blend(foreign, picture, picture, frames=3, steps=3).shape == (3, *one)
     assert edit.change(foreign, picture, "a bag", "a boot", space="text", steps=3).shape == (1, 3, *one)
-    assert edit.mix(foreign, {"a bag": 1, "a boot": 2}, n=2, **FEW).images.shape == (2, *one)
-    assert edit.inpaint(foreign, picture, np.ones((20, 33), bool), "a bag", **FEW).images.shape == (1, *one)
+    assert edit.mix(foreign, {"a bag": 1, "a boot": 2}, n=2, **FEW_IN_BOTH).images.shape == (2, *one)
+    assert edit.inpaint(foreign, picture, np.ones((20, 33), bool), "a bag", **FEW_IN_BOTH).images.shape == (1, *one)
     reference = torch.randn(50, 24, generator=torch.Generator().manual_seed(0))
     assert edit.probe(foreign, picture, reference=reference, **FEW).shape == (1, 4, *one)
     assert edit.corrupt(foreign, picture, times=2).predicted.shape == (1, 2, *one)

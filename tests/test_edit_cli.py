@@ -25,7 +25,7 @@ SHOE, BOOT = PIPELINE / "examples" / "sneaker.png", PIPELINE / "examples" / "ank
         (("blend", SHOE, BOOT, "--frames", 3, "--steps", 4), (3, 28, 28, 1)),
         (("change", BOOT, "--before", "a dark boot", "--after", "a light boot", "--steps", 4), (1, 3, 28, 28, 1)),
         (("mix", "--prompts", "a bag", "a boot", "--n", 2, "--steps", 3), (2, 28, 28, 1)),
-        (("inpaint", SHOE, "--mask", BOOT, "--n", 1, "--steps", 3, "--prior-steps", 2), (1, 28, 28, 1)),
+        (("inpaint", SHOE, "--mask", BOOT, "--n", 1, "--steps", 3), (1, 28, 28, 1)),
         (("image-to-image", SHOE, "--caption", "a bag", "--n", 2, "--steps", 3), (2, 28, 28, 1)),
     ],
 )
@@ -51,6 +51,8 @@ def test_each_command_writes_a_picture_and_its_arrays(arguments, shape, script, 
         (("inpaint", SHOE), "--mask"),
         (("mix", "--prompts", "a bag", "--weights", 1, 2), "2 weights cannot go with 1 prompt"),
         (("corrupt", SHOE, "--steps", 5), "--steps"),
+        (("vary", SHOE, "--fast-steps", 2), "fast_steps is a setting of the fast_decoder, which this pipeline lacks"),
+        (("inpaint", SHOE, "--mask", BOOT, "--prior-steps", 12), "the prior, which inpaint does not draw with"),
     ],
 )
 def test_bad_input_is_refused_in_one_line(arguments, words, script, tmp_path):

@@ -1,5 +1,7 @@
 """The fast decoder: consistency sampling, the objectives that train it, and its place in a pipeline."""
 
+import copy
+import json
 import math
 import shutil
 from types import SimpleNamespace
@@ -8,6 +10,7 @@ import numpy as np
 import pytest
 import torch
 from conftest import ROOT, made_up_data
+from networks import randomise
 from three_stages import seeded
 
 from stages import train
@@ -18,7 +21,9 @@ from stages.evaluation.judge import Classifier, JudgeConfig
 from stages.evaluation.reference import Reference
 from stages.evaluation.samples import choose_rows
 from stages.evaluation.section import EvaluationContext
-from stages.fast_decoder import closer_levels
+from stages.fast_decoder import FastDecoderRun, closer_levels
+from stages.run_options import PartRun
+from stages.train import start_from_pipeline
 from unclip import UnCLIP
 from unclip.clip import encode_captions
 from unclip.decoder.consistency_decoder import consistency_levels
@@ -26,8 +31,11 @@ from unclip.diffusion.process import CLEAN, VariancePreserving
 from unclip.diffusion.samplers import Denoised, consistency
 from unclip.diffusion.spacing import karras_levels
 from unclip.errors import UserError
+from unclip.fields import as_option, check
 from unclip.settings import DecoderSettings, FastDecoderSettings, Sampling
+from unclip.store.index import read_sampling
 from unclip.store.manifest import read_manifest
+from unclip.store.parts import load_part
 
 PROCESS = VariancePreserving()
 
@@ -202,6 +210,43 @@ def test_it_needs_a_decoder(trained, tmp_path):
     shutil.rmtree(tmp_path / "none" / "decoder")
     with pytest.raises(UserError, match="has no trained decoder; train it with"):
         train_fast_decoder(tmp_path / "none")
+
+
+@pytest.mark.parametrize(
+    ("options", "name"),
+    [
+        ({"points": 8}, None),
+        ({"method": "distillation", "points": 8}, "points"),
+        ({"log_sigma": (0.0, 1.0)}, "log-sigma"),
+    ],
+)
+def test_options_that_a_method_does_not_read_are_refused(options, name):
+    run = FastDecoderRun(**options)
+    if name is None:
+        check(run, spell=as_option)
+        return
+    with pytest.raises(UserError, match=f"--{name} must be left out, as the method {run.method} does not read it"):
+        check(run, spell=as_option)
+
+
+def test_steps_of_the_decoder_that_are_given_count_even_if_they_are_its_own(with_fast_decoder, script, tmp_path):
+    own = read_sampling(with_fast_decoder).decoder.steps
+    with_it = script("sample", "a bag", "--checkpoint", with_fast_decoder, "--steps", own, "--out", tmp_path)
+    assert with_it.code == 0, with_it.err
+    settings = json.loads((tmp_path / "samples.json").read_text())["settings"]
+    assert (settings["fast_decoder"]["steps"], settings["decoder"]["steps"]) == (0, own)
+
+
+def test_of_a_fast_decoder_on_another_clip_the_weights_are_kept_and_the_statistics_are_not(with_fast_decoder):
+    given = load_part(with_fast_decoder / "fast_decoder")[0]
+    stage = SimpleNamespace(model=randomise(copy.deepcopy(given)))
+    stage.model.network.image_condition.scaler.mean.fill_(5.0)
+    start_from_pipeline(
+        "fast_decoder", PartRun(init_from=with_fast_decoder), stage, SimpleNamespace(parents={"clip": "c" * 64})
+    )
+    assert (stage.model.network.image_condition.scaler.mean == 5).all()
+    for name, weight in given.named_parameters():
+        torch.testing.assert_close(stage.model.get_parameter(name), weight)
 
 
 @pytest.mark.parametrize("method", ["distillation", "tuning"])

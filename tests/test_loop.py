@@ -212,6 +212,18 @@ def test_completed_run_is_not_trained_again(tmp_path):
     assert vars(train(tmp_path, stage)) == vars(first)
     assert stage.batches == []
     assert contents(tmp_path) == before
+    with pytest.raises(UserError, match=r"--resume-with changes nothing; .* --init-from .*, choose another --out"):
+        train(tmp_path, config=replace(SETTINGS, resume_with=0.01))
+
+
+def test_best_weights_outlive_states_that_are_all_damaged(tmp_path):
+    with pytest.raises(KeyboardInterrupt):
+        train(tmp_path, break_off(LineStage(), "batch", 6))
+    path = tmp_path / "line" / "train" / "state.safetensors"
+    path.write_bytes(b"")
+    assert (tmp_path / "line" / "model.safetensors").exists()
+    with pytest.raises(UserError, match=f"train on from them in another --out, with --init-from {tmp_path}; or delete"):
+        train(tmp_path)
 
 
 def test_a_run_that_failed_before_it_saved_anything_may_be_given_other_settings(tmp_path):
@@ -317,6 +329,21 @@ def test_settings_out_of_range_are_refused_by_name(name):
 def test_other_settings_out_of_range_are_refused(wrong):
     with pytest.raises(UserError, match=f"--train.{next(iter(wrong))} must be"):
         replace(SETTINGS, **wrong)
+
+
+@pytest.mark.parametrize(
+    ("name", "hopeless"),
+    [
+        ("lr", {"lr": 1e-11, "steps": 5000}),
+        ("lr", {"lr": 1e-3, "warmup": 10**9, "steps": 1000}),
+        ("weight_decay", {"weight_decay": 100.0}),
+        ("weight_decay", {"muon_lr": 20.0}),
+        ("clip_grad", {"clip_grad": 1e-9}),
+    ],
+)
+def test_settings_at_which_no_weight_would_learn_are_refused(name, hopeless):
+    with pytest.raises(UserError, match=f"--train.{name.replace('_', '-')} must be"):
+        replace(SETTINGS, **hopeless)
 
 
 # --- device, precision, ranks -----------------------------------------------------------------------------------------

@@ -425,7 +425,7 @@ def test_fewer_patches_shorten_training_but_not_the_cache_whose_images_are_seen_
     [("--preset", "huge", ["huge", "paper"]), ("--images", "many", ["--images", "650M"]), ("--gpus", 0, ["--gpus"]),
      ("--device", "tpu", ["tpu", "h100"]), ("--mfu", 2, ["--mfu"]), ("--disk", "-1T", ["--disk"]),
      ("--gpus", 7, ["--clip.batch-size 64", "multiple"]), ("--prior.model.heads", 3, ["--prior.model.heads"]),
-     ("--prior.kind", "none", ["none", "diffusion"])],
+     ("--prior.kind", "none", ["none", "diffusion"]), ("--upsampler.steps", 5, ["give --also upsampler too"])],
 )  # fmt: skip
 def test_what_cannot_be_planned_is_one_line(option, value, words, script):
     assert_one_error_line(script("stages.plan.__main__", option, value), *words)

@@ -17,7 +17,7 @@ from unclip.prior.mlp_model import MLPConfig
 from unclip.prior.mlp_prior import MLPPrior, MLPPriorConfig
 from unclip.prior.one_pass_prior import OnePassPrior, OnePassPriorConfig
 from unclip.registry import PARTS
-from unclip.settings import DecoderSettings, PriorSettings
+from unclip.settings import DecoderSettings, PriorSettings, check_given
 
 SIZES = {"embed_dim": 6, "text_width": 5, "context": 8}
 
@@ -132,3 +132,11 @@ def test_settings_that_a_kind_does_not_read_are_refused(setting, value):
     PriorSettings(steps=3).check_read_by(mlp(), "prior")
     with pytest.raises(UserError, match=rf"prior_{setting} must be 1.0, as a prior of this kind does not read it, not"):
         settings.check_read_by(mlp(), "prior")
+
+
+@pytest.mark.parametrize("setting", ["prior_steps", "prior_spacing"])
+def test_steps_of_a_prior_that_takes_none_are_refused(setting):
+    check_given([setting, "prior_guidance"], {"prior": mlp()})
+    check_given(["prior_guidance"], {"prior": one_pass()})
+    with pytest.raises(UserError, match=f"{setting} changes nothing, as a prior of this kind does not read it"):
+        check_given([setting], {"prior": one_pass()})

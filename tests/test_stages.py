@@ -19,11 +19,13 @@ from data.fashion_mnist_captions import PLAIN_CAPTIONS
 from stages.clip import AugmentConfig, CLIPRun, CLIPStage, fitting_patch
 from stages.decoder import DecoderObjective, DecoderRun
 from stages.embed import EmbeddedImages
-from stages.inputs import Inputs, check_captions_differ
+from stages.inputs import Inputs, check_captions_differ, check_images_differ
+from stages.prior import PriorRun
 from stages.prior_base import hide_tokens
 from stages.prior_figures import pair_cosines, pair_figures
 from stages.run_options import PartRun, Shapes
 from stages.state import start_from
+from stages.text_decoder import TextDecoderRun
 from stages.train import start_from_pipeline
 from unclip.clip import CLIP, Preprocess, TextFeatures, VisionConfig
 from unclip.clip.vision import VisionTransformer
@@ -31,7 +33,7 @@ from unclip.diffusion.prediction import min_snr_weight
 from unclip.errors import UserError
 from unclip.fields import as_option, check
 from unclip.prior import DiffusionPrior
-from unclip.settings import PriorSettings
+from unclip.settings import DecoderSettings, PriorSettings
 from unclip.store.manifest import Manifest, read_manifest
 from unclip.store.parts import save_part
 from unclip.tensor_batch import TensorBatch
@@ -368,6 +370,34 @@ def test_patches_of_another_size_than_asked_for_are_told(inputs, capsys):
     assert "patches" not in capsys.readouterr().out
     clip_stage(inputs, model=replace(CLIP_MODEL, vision=replace(CLIP_MODEL.vision, patch_size=5)))
     assert "clip: patches of 4 pixels, as 5 does not divide 28" in capsys.readouterr().out
+
+
+def test_data_whose_images_are_all_the_same_is_refused():
+    data = made_up_data(20, seed=0)
+    check_images_differ(data)
+    data.images[:] = data.images[0].clone()
+    with pytest.raises(UserError, match="all images of made-up have the same pixels"):
+        check_images_differ(data)
+
+
+@pytest.mark.parametrize(
+    ("run", "drop"),
+    [
+        (PriorRun(drop=0.0), None),
+        (PriorRun(drop=0.0, sampling=PriorSettings(guidance=2.0)), "drop"),
+        (DecoderRun(drop_image=0.0), "drop-image"),
+        (DecoderRun(drop_text=0.0), "drop-text"),
+        (DecoderRun(drop_image=0.0, sampling=DecoderSettings(guidance=1.0)), None),
+        (TextDecoderRun(), None),
+        (TextDecoderRun(drop_text=0.0), "drop-text"),
+    ],
+)
+def test_guidance_needs_training_that_drops_the_condition(run, drop):
+    if drop is None:
+        check(run, spell=as_option)
+        return
+    with pytest.raises(UserError, match=rf"--{drop} must be above 0 for guidance"):
+        check(run, spell=as_option)
 
 
 def test_data_whose_captions_are_all_the_same_is_refused():

@@ -69,6 +69,8 @@ def test_command_shows_settings_and_changes_those_that_are_given(pipeline, scrip
         (("{pipeline}", "--steps", "9000"), "steps must be from 1 to"),
         (("{pipeline}", "--stepz", "9"), "did you mean --steps"),
         (("{pipeline}/none",), "holds no trained pipeline"),
+        (("{pipeline}", "--fast-steps", "4"), "fast_steps is a setting of the fast_decoder, which this pipeline lacks"),
+        (("{pipeline}", "--upscale", "none"), "upscale is a setting of the upsampler, which this pipeline lacks"),
     ],
 )
 def test_command_refuses_in_one_line(arguments, words, script, tmp_path):

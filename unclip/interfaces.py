@@ -27,6 +27,7 @@ class Prior(PartModel, Protocol):
     """Caption -> image embedding.
 
     A class may name settings in `reads: ClassVar[tuple[str, ...]]`, those that few kinds read; see `PriorSettings`.
+    In `ignores`, of the same type, it may name settings that most kinds read and it does not.
     """
 
     def draw_embeddings(self, text: TextFeatures, seeds: Sequence[int], settings: PriorSettings) -> Tensor:

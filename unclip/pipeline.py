@@ -29,7 +29,7 @@ from unclip.interfaces import Decoder, ImagePart, Prior
 from unclip.outputs import Output
 from unclip.pixels import Pictures, read_pictures
 from unclip.registry import PARTS
-from unclip.settings import Sampling, is_single, seed_list
+from unclip.settings import Sampling, check_given, is_single, seed_list
 from unclip.store.hub import find_pipeline, is_hub_name
 from unclip.store.index import check_files, read_sampling
 from unclip.store.manifest import Manifest, read_manifests, recorded_fit
@@ -213,7 +213,7 @@ class UnCLIP:
         Raises:
             UserError: no captions, or n, a seed or a setting out of range.
         """
-        sampling = self.sampling.for_drawing(**settings)
+        sampling = self._sampling(settings)
         captions, seeds, negatives = self._rows(captions, n, seed, negative)
         text = self.encode_captions(captions, negatives)
         check_guided(text, sampling.prior, drawing_part(self, sampling)[1])
@@ -258,7 +258,7 @@ class UnCLIP:
         self, captions: Captions = (), n: int = 1, seed: Seeds = 0, negative: Captions | None = None, **settings
     ) -> Tensor:
         """The prior alone: n unit image embeddings per caption, (N, D). Arguments as for calling the pipeline."""
-        sampling = self.sampling.override(**settings)
+        sampling = self._sampling(settings)
         captions, seeds, negatives = self._rows(captions, n, seed, negative)
         text = self.encode_captions(captions, negatives)
         check_guided(text, sampling.prior)
@@ -297,7 +297,7 @@ class UnCLIP:
         **settings,
     ) -> tuple[np.ndarray, Tensor]:
         """Decode as `decode` does. Returns the images' noise (N, C, H, W) too: of several candidates the kept one's."""
-        sampling = self.sampling.for_drawing(**settings)
+        sampling = self._sampling(settings)
         conditions = self._conditions(embeddings, captions, seed, noise, negative)
         check_guided(conditions.text, drawing_part(self, sampling)[1])
         return draw_arrays(self, conditions, sampling, on_step)
@@ -314,7 +314,7 @@ class UnCLIP:
 
         They reach embeddings and noise that require them. All steps stay in memory for that, so take few.
         """
-        sampling = self.sampling.for_drawing(**settings)
+        sampling = self._sampling(settings)
         with gradients():
             given = self._conditions(embeddings, captions, seed, noise, None)
             start = self.decoder.draw_noise(given.seeds) if noise is None else given.noise
@@ -341,6 +341,11 @@ class UnCLIP:
         seeds = seed_list(seed, len(texts))
         noise = None if noise is None else noise_like(noise, self.decoder.draw_noise(seeds))
         return Conditions(embeddings, self.encode_captions(texts, negative), seeds, noise)
+
+    def _sampling(self, settings: dict[str, Any]) -> Sampling:
+        """The pipeline's settings, with others of a call. Raises UserError for those that change nothing."""
+        check_given(settings, self.parts)
+        return self.sampling.for_drawing(**settings)
 
     def _rows(
         self, captions: Captions, n: int, seed: Seeds, negative: Captions | None

@@ -2,7 +2,7 @@
 
 import operator
 from collections import defaultdict
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, fields, make_dataclass, replace
 from typing import Any, Literal, Self, get_type_hints
 
@@ -223,7 +223,31 @@ def _options_of_parts() -> dict[str, tuple[str, str]]:
 
 SAMPLING_OPTIONS = _options_of_parts()
 """Option -> (part, name of its setting), as "prior_steps": ("prior", "steps"); the part of batch_size is ""."""
-PRIOR_OPTIONS = tuple(option for option, (part, _) in SAMPLING_OPTIONS.items() if part == "prior")
+
+
+def check_parts(options: Iterable[str], parts: Collection[str], reader: str) -> None:
+    """Raise UserError for the first option that is a setting of another part than those in `parts`.
+
+    Args:
+        reader: who has only these parts, and a verb, as in "this pipeline lacks".
+    """
+    for option in options:
+        part, _ = SAMPLING_OPTIONS.get(option, ("", ""))
+        if part and part not in parts:
+            raise UserError(f"{option} is a setting of the {part}, which {reader}; leave it out")
+
+
+def check_given(options: Iterable[str], models: Mapping[str, Any]) -> None:
+    """Raise UserError for the first option that changes nothing in a pipeline.
+
+    Args:
+        models: part -> model. A model's class names in `ignores` the settings that its kind has no use for.
+    """
+    check_parts(options, models, "this pipeline lacks")
+    for option in options:
+        part, name = SAMPLING_OPTIONS.get(option, ("", ""))
+        if name in getattr(models.get(part), "ignores", ()):
+            raise UserError(f"{option} changes nothing, as a {part} of this kind does not read it; leave it out")
 
 
 def plain(value: Any) -> Any:

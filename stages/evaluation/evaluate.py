@@ -34,7 +34,7 @@ from stages.evaluation.upsampling import measure_upsampling
 from stages.loop import TrainConfig
 from unclip import UnCLIP
 from unclip.devices import pick_device
-from unclip.errors import UserError
+from unclip.errors import UserError, quantity
 from unclip.fields import bounded
 from unclip.images import save_png
 from unclip.settings import Device, SamplingOptions, check_seeds
@@ -133,6 +133,7 @@ def evaluate(options: EvaluateOptions) -> dict[str, Any]:
     figures = {name: section.figures for name, section in sections.items() if section.figures}
     # Training leaves out fashion-mnist's images of held-out pairs.
     trained_on = options.data.load("train")[0] if has_attributes(real.train) else real.train
+    threads = quantity(torch.get_num_threads(), "thread")
     report = {
         "checkpoint": options.checkpoint.resolve().name,  # a report is published: it names no path of this machine
         "stages": {stage: {"sha256": manifest.sha256, "step": manifest.step} for stage, manifest in manifests.items()},
@@ -144,7 +145,7 @@ def evaluate(options: EvaluateOptions) -> dict[str, Any]:
         "samples": context.sample_count,
         "seed": options.seed,
         "sampling": asdict(options.sampling),
-        "hardware": f"{device}, {torch.get_num_threads()} threads, {platform.machine()}, torch {torch.__version__}",
+        "hardware": f"{device}, {threads}, {platform.machine()}, torch {torch.__version__}",
         **figures,
         "lost": stage_losses(figures["error_budget"], figures["reference"]["floor"]["frechet"]),
         "seconds": seconds,

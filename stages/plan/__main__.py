@@ -18,13 +18,16 @@ from unclip.cli.run import run
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    from stages.plan.plan_options import plan_presets
+    from stages.plan.plan_options import check_planned, plan_presets
     from stages.plan.plan_report import plan
     from unclip.cli.options import find_options, parse_run
     from unclip.registry import PARTS
 
     kinds = find_options(argv, {part: [f"{part}.kind"] for part in PARTS})
-    print(plan(parse_run(plan_presets(kinds), __doc__, argv)))
+    presets = plan_presets(kinds)
+    options = parse_run(presets, __doc__, argv)
+    check_planned(options, presets[options.preset])
+    print(plan(options))
 
 
 if __name__ == "__main__":

@@ -107,6 +107,13 @@ def plan_presets(kinds: dict[str, str | None] | None = None) -> dict[str, PlanOp
     return {name: _options(name, {part: presets[part][name] for part in PARTS}) for name in names}
 
 
+def check_planned(options: PlanOptions, preset: PlanOptions) -> None:
+    """Raise UserError for options of an optional part that is not planned: those that differ from the preset's."""
+    for part in PARTS.keys() - options.parts.keys():
+        if getattr(options, part) != getattr(preset, part):
+            raise UserError(f"the {part} is not planned, so that its options change nothing; give --also {part} too")
+
+
 def find_presets(part: str, kind: str) -> dict[str, PartRun]:
     """The presets of a part's trainer."""
     return resolve(find_kind(part, kind).presets)

@@ -17,6 +17,7 @@ import tyro
 from unclip.cli.reporting import is_rank_zero
 from unclip.errors import UserError
 from unclip.fields import as_option, check, field_docs, flat_values
+from unclip.settings import SAMPLING_OPTIONS, Sampling, SamplingOptions
 
 C = TypeVar("C")
 
@@ -76,6 +77,15 @@ def find_given(argv: Sequence[str] | None, names: Iterable[str]) -> list[str]:
     """Those of some options that the arguments name, whatever their values."""
     values = find_options(argv, {name: [name] for name in names})
     return [name for name, value in values.items() if value is not None]
+
+
+def given_settings(argv: Sequence[str] | None, options: SamplingOptions, sampling: Sampling) -> dict[str, Any]:
+    """The style, and the settings that the arguments name, whatever their values, over those of a pipeline.
+
+    One that is named counts even if it is the pipeline's own: any of the decoder's asks for the decoder to draw.
+    """
+    named = {name: getattr(options, name) for name in find_given(argv, SAMPLING_OPTIONS)}
+    return named | options.changed(sampling)
 
 
 def find_options(argv: Sequence[str] | None, spellings: dict[str, list[str]]) -> dict[str, str | None]:

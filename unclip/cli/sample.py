@@ -25,11 +25,11 @@ from typing import TYPE_CHECKING, Annotated
 import tyro
 
 from unclip.cli import signals
-from unclip.cli.options import parse, read_early_options
+from unclip.cli.options import given_settings, parse, read_early_options
 from unclip.errors import UserError, quantity
 from unclip.fields import bounded
 from unclip.picture_text import describe_picture, picture_name
-from unclip.settings import Device, SamplingOptions, check_seeds
+from unclip.settings import Device, SamplingOptions, check_given, check_seeds
 from unclip.store.hub import find_pipeline, is_hub_name
 from unclip.store.index import newest_pipeline, read_sampling
 from unclip.text import decode_lines, is_text
@@ -80,7 +80,8 @@ def main(argv: Sequence[str] | None = None, checkpoints: Path = Path("checkpoint
     folder = find_pipeline(checkpoint)
     own = read_sampling(folder)
     options = parse(SampleOptions, __doc__, SampleOptions.of(own, named.style or "clear"), argv)
-    sampling = own.for_drawing(**options.changed(own))  # refuses what is out of range before anything slow is done
+    settings = given_settings(argv, options, own)
+    sampling = own.for_drawing(**settings)  # refuses what is out of range before anything slow is done
     captions = read_captions(options)
     check_seeds(options.seed, options.n)
 
@@ -93,6 +94,7 @@ def main(argv: Sequence[str] | None = None, checkpoints: Path = Path("checkpoint
     if not named.checkpoint:
         print(f"drawing with {checkpoint}; name another pipeline with --checkpoint DIR", flush=True)
     pipeline = UnCLIP.from_pretrained(folder, pick_device(options.device))
+    check_given(settings, pipeline.parts)
     pipeline.sampling = sampling
     if is_hub_name(checkpoint):
         pipeline.origin["name"] = str(checkpoint)

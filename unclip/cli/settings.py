@@ -17,7 +17,7 @@ import tyro
 from unclip.cli.info import format_value
 from unclip.cli.options import command_line, find_given, parse
 from unclip.errors import UserError
-from unclip.settings import SAMPLING_OPTIONS, SamplingOptions
+from unclip.settings import SAMPLING_OPTIONS, SamplingOptions, check_parts
 from unclip.store.hub import find_pipeline, is_hub_name
 from unclip.store.index import read_index, read_sampling
 from unclip.store.stored_sampling import write_sampling
@@ -38,8 +38,10 @@ def main(argv: Sequence[str] | None = None) -> None:
     if "batch_size" in given:
         raise UserError("--batch-size changes the memory and not the images, so no pipeline stores it; leave it out")
     folder = find_pipeline(options.checkpoint)
-    if not read_index(folder):
+    index = read_index(folder)
+    if not index:
         raise UserError(f"{folder} holds no trained pipeline; name the folder of one")
+    check_parts(given, index["parts"], "this pipeline lacks")
     own = read_sampling(folder)
     sampling = own.override(**given)
     if given:

@@ -24,7 +24,7 @@ import numpy as np
 import tyro
 
 from unclip import edit
-from unclip.cli.options import find_given, parse, read_early_options
+from unclip.cli.options import given_settings, parse, read_early_options
 from unclip.devices import pick_device
 from unclip.edit.inversion import require_ability
 from unclip.edit.lesson import draw_lesson
@@ -314,7 +314,7 @@ def main(argv: Sequence[str] | None = None) -> None:
             print(path)
         return
     name, work = next((name, work) for name, (kind, work, _) in COMMANDS.items() if isinstance(options, kind))
-    arguments = [given_settings(options, sampling[name], argv)] if isinstance(options, DrawingOptions) else []
+    arguments = [given_settings(argv, options, sampling[name])] if isinstance(options, DrawingOptions) else []
     began = time.perf_counter()
     rows, arrays = work(pipe, options, *arguments)
     seconds = time.perf_counter() - began
@@ -337,13 +337,3 @@ def picture_text(
     seeds = range(own["seed"], own["seed"] + own.get("n", 1)) if "seed" in own else ()
     drawn_with = sampling.for_drawing(**settings[0]) if settings else sampling
     return describe_picture(pipe, captions, seeds, drawn_with, edit={"command": name, **own})
-
-
-def given_settings(options: DrawingOptions, sampling: Sampling, argv: Sequence[str] | None) -> dict[str, Any]:
-    """The settings to call a command with: those that differ from its own, and steps and guidance if they are given.
-
-    Where `vary` keeps noise it draws with other steps and guidance by default, so that a value counts if it is given,
-    even if it is the pipeline's own.
-    """
-    given = {name: getattr(options, name) for name in find_given(argv, ["steps", "guidance"])}
-    return given | options.changed(sampling)

@@ -1,6 +1,10 @@
 """Settings with which each kind of edit draws unless the call says otherwise."""
 
+from collections.abc import Iterable
 from typing import Any
+
+from unclip.pipeline import UnCLIP
+from unclip.settings import check_given, check_parts
 
 INVERTIBLE: dict[str, Any] = {
     "sampler": "ddim",
@@ -24,3 +28,21 @@ DEFAULTS: dict[str, dict[str, Any]] = {
     "image_to_image": {"num_candidates": 1},  # each image is drawn once, from its own start
 }
 """Settings in which each kind of edit differs from the pipeline's own."""
+DRAWN_WITH = {
+    "vary": ("decoder", "fast_decoder", "upsampler"),
+    "vary with keep": ("decoder", "upsampler"),
+    "blend": ("decoder", "upsampler"),
+    "change": ("decoder", "upsampler"),
+    "inpaint": ("decoder",),
+    "inpaint with a caption": ("prior", "decoder"),
+    "image_to_image": ("decoder", "upsampler"),
+    "image_to_image with a caption": ("prior", "decoder", "upsampler"),
+    "probe": ("decoder", "fast_decoder", "upsampler"),
+}
+"""The parts whose settings each kind of edit reads; mix reads all."""
+
+
+def check_settings(pipe: UnCLIP, edit: str, settings: Iterable[str]) -> None:
+    """Raise UserError for a setting that changes nothing in an edit."""
+    check_parts(settings, DRAWN_WITH[edit], f"{edit} does not draw with")
+    check_given(settings, pipe.parts)

@@ -11,7 +11,7 @@ from unclip.diffusion.prediction import add_noise
 from unclip.diffusion.process import Level
 from unclip.diffusion.spacing import SPACINGS
 from unclip.drawing import as_array, batches, check_guided, process_images
-from unclip.edit.defaults import DEFAULTS
+from unclip.edit.defaults import DEFAULTS, check_settings
 from unclip.edit.image_inputs import Pictures, prepare_images
 from unclip.edit.inversion import require_ability
 from unclip.errors import UserError
@@ -46,6 +46,7 @@ def image_to_image(
     """
     if not 0 <= strength <= 1:
         raise UserError(f"strength must be from 0 to 1, not {strength}")
+    check_settings(pipe, "image_to_image" if captions is None else "image_to_image with a caption", settings)
     decoder = require_ability(pipe, CanDenoise, "start from a noised image")
     sampling = pipe.sampling.override(**DEFAULTS["image_to_image"] | settings)
     prepared = prepare_images(pipe, images)

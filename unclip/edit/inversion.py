@@ -20,7 +20,7 @@ from unclip.errors import UserError
 from unclip.images import to_float
 from unclip.interfaces import CanInvert
 from unclip.pipeline import UnCLIP
-from unclip.settings import PRIOR_OPTIONS, Sampling
+from unclip.settings import Sampling
 
 Ability = TypeVar("Ability")
 
@@ -41,7 +41,6 @@ class Latent:
     """Guidance scale of the decoder."""
 
 
-@inference()
 def invert(
     pipe: UnCLIP, images: Pictures, captions: Captions | None = None, steps: int = 100, guidance: float = 1.0
 ) -> Latent:
@@ -51,19 +50,24 @@ def invert(
         captions: captions that the decoder reads too: N, or one for all images, or None for none.
         steps: steps of DDIM, at least 2; `reconstruct` takes as many.
     """
+    return invert_with(pipe, images, invertible_sampling(pipe, "invert", steps=steps, guidance=guidance), captions)
+
+
+@inference()
+def invert_with(pipe: UnCLIP, images: Pictures, sampling: Sampling, captions: Captions | None = None) -> Latent:
+    """Invert images with the settings of `invertible_sampling`; see `invert`."""
     decoder = require_ability(pipe, CanInvert, "invert images")
     prepared = prepare_images(pipe, images)
     per_image = captions_per_image(captions, len(prepared))
     embeddings = pipe.encode_image(prepared)
     text = pipe.encode_captions(per_image)
     pixels = to_float(torch.from_numpy(prepared).permute(0, 3, 1, 2)).to(pipe.device)
-    sampling = invertible_sampling(pipe, "invert", steps=steps, guidance=guidance)
     noise = [
         decoder.invert_images(pixels[batch], embeddings[batch], text[batch], sampling.decoder)
         for batch in batches(len(pixels), sampling.batch_size)
     ]
     read = () if captions is None else tuple(per_image)
-    return Latent(embeddings, torch.cat(noise), read, steps, guidance)
+    return Latent(embeddings, torch.cat(noise), read, sampling.decoder.steps, sampling.decoder.guidance)
 
 
 def reconstruct(pipe: UnCLIP, latent: Latent) -> np.ndarray:
@@ -71,12 +75,13 @@ def reconstruct(pipe: UnCLIP, latent: Latent) -> np.ndarray:
     return redraw(pipe, latent, latent.embeddings[:, None], latent.noise[:, None])[:, 0]
 
 
-def redraw(pipe: UnCLIP, latent: Latent, embeddings: Tensor, noise: Tensor) -> np.ndarray:
+def redraw(pipe: UnCLIP, latent: Latent, embeddings: Tensor, noise: Tensor, **settings: Any) -> np.ndarray:
     """Draw K images for each of the N images of a `Latent`, with its captions and settings.
 
     Args:
         embeddings: (N, K, D).
         noise: (N, K, C, H, W), or (N, 1, C, H, W) for the same noise K times.
+        settings: those of the edit that do not stand in the `Latent`: of the upsampler, and `batch_size`.
 
     Returns:
         uint8 (N, K, H, W, C).
@@ -84,7 +89,7 @@ def redraw(pipe: UnCLIP, latent: Latent, embeddings: Tensor, noise: Tensor) -> n
     count = embeddings.shape[1]
     captions = [caption for caption in latent.captions for _ in range(count)] or None
     noise = noise.expand(-1, count, -1, -1, -1).flatten(0, 1)
-    settings = INVERTIBLE | {"steps": latent.steps, "guidance": latent.guidance}
+    settings = INVERTIBLE | settings | {"steps": latent.steps, "guidance": latent.guidance}
     images = pipe.decode(embeddings.flatten(0, 1), captions, seed=[0] * len(noise), noise=noise, **settings)
     return images.reshape(-1, count, *images.shape[1:])
 
@@ -94,7 +99,7 @@ def invertible_sampling(pipe: UnCLIP, edit: str, **settings: Any) -> Sampling:
 
     Raises UserError for settings other than steps and guidance, as only DDIM without noise runs backwards.
     """
-    if others := set(settings) & {"style", "guidance_interval", "spacing", "num_candidates", *PRIOR_OPTIONS}:
+    if others := set(settings) & {"style", "guidance_interval", "spacing", "num_candidates"}:
         raise UserError(f"{edit} takes steps and guidance; leave {min(others)} out")
     sampling = pipe.sampling.override(**INVERTIBLE | settings)
     if sampling.decoder.sampler != "ddim" or sampling.decoder.eta:

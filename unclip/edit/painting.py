@@ -10,7 +10,7 @@ from torch import Tensor
 from unclip.arguments import Captions, captions_per_image, samples_each
 from unclip.devices import inference
 from unclip.drawing import as_array, batches
-from unclip.edit.defaults import PAINTING
+from unclip.edit.defaults import PAINTING, check_settings
 from unclip.edit.image_inputs import OneImage, Pictures, prepare_images, prepare_mask
 from unclip.edit.interpolation import slerp
 from unclip.edit.inversion import require_ability
@@ -46,6 +46,7 @@ def inpaint(
             gets the dark half of a boot. With None the image's own embedding is used, and the part varies.
         seed: version i of every image uses seed + i.
     """
+    check_settings(pipe, "inpaint" if captions is None else "inpaint with a caption", settings)
     decoder = require_ability(pipe, CanInpaint, "inpaint images")
     prepared = prepare_images(pipe, images)
     mask = prepare_mask(pipe, images, mask)

@@ -12,7 +12,7 @@ from torch import Tensor
 from unclip.devices import inference
 from unclip.diffusion.noise import RowNoise
 from unclip.drawing import as_array
-from unclip.edit.defaults import DEFAULTS
+from unclip.edit.defaults import DEFAULTS, check_settings
 from unclip.edit.image_inputs import Pictures, prepare_images
 from unclip.edit.inversion import require_ability
 from unclip.errors import UserError
@@ -47,6 +47,7 @@ def probe(
     """
     if not components or any(count != int(count) or count < 0 for count in components):
         raise UserError(f"components must be whole numbers of at least 0, not {components}")
+    check_settings(pipe, "probe", settings)
     embeddings = pipe.encode_image(prepare_images(pipe, images))
     if reference is None:
         reference = pipe.embed("", **REFERENCE)

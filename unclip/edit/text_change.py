@@ -10,10 +10,10 @@ from torch import Tensor
 
 from unclip.arguments import caption_list
 from unclip.devices import inference
-from unclip.edit.defaults import DEFAULTS
+from unclip.edit.defaults import DEFAULTS, check_settings
 from unclip.edit.image_inputs import Pictures
 from unclip.edit.interpolation import slerp
-from unclip.edit.inversion import invert, invertible_sampling, redraw
+from unclip.edit.inversion import invert_with, invertible_sampling, redraw
 from unclip.errors import UserError
 from unclip.interfaces import MapsText
 from unclip.pipeline import UnCLIP
@@ -39,7 +39,7 @@ def change(
         amounts: K shares, from 0 to 1, of the turn from the image's embedding to the direction of the change. 0
             reconstructs the image; at 1 nothing of its embedding is left. The paper goes to 0.25 or 0.5.
         space: where the direction is taken, see `text_difference`.
-        settings: steps and guidance; inversion and drawing use the same.
+        settings: steps and guidance, which inversion and drawing share; batch_size; and those of an upsampler.
 
     Returns:
         uint8 (N, K, H, W, C).
@@ -47,12 +47,12 @@ def change(
     turns = torch.tensor([float(amount) for amount in amounts], dtype=torch.float32, device="cpu")
     if len(turns) == 0 or not ((turns >= 0) & (turns <= 1)).all():
         raise UserError(f"amounts must lie between 0 and 1, not {turns.tolist()}")
+    check_settings(pipe, "change", settings)
     direction = text_difference(pipe, before, after, space)
     settings = {"guidance": DEFAULTS["change"]["guidance"]} | settings
-    decoder = invertible_sampling(pipe, "change", **settings).decoder
-    latent = invert(pipe, images, steps=decoder.steps, guidance=decoder.guidance)
+    latent = invert_with(pipe, images, invertible_sampling(pipe, "change", **settings))
     embeddings = slerp(latent.embeddings, direction.expand_as(latent.embeddings), turns)
-    return redraw(pipe, latent, embeddings, latent.noise[:, None])
+    return redraw(pipe, latent, embeddings, latent.noise[:, None], **settings)
 
 
 @inference()

@@ -5,9 +5,9 @@ from typing import Any
 
 from unclip.arguments import samples_each
 from unclip.devices import inference
-from unclip.edit.defaults import INVERTIBLE
+from unclip.edit.defaults import INVERTIBLE, check_settings
 from unclip.edit.image_inputs import Pictures, prepare_images
-from unclip.edit.inversion import invert, invertible_sampling
+from unclip.edit.inversion import invert_with, invertible_sampling
 from unclip.errors import UserError
 from unclip.outputs import Output
 from unclip.pipeline import UnCLIP
@@ -25,12 +25,12 @@ def vary(pipe: UnCLIP, images: Pictures, n: int = 8, seed: int = 0, keep: float 
     """
     if not 0 <= keep <= 1:
         raise UserError(f"keep must lie between 0 and 1, not {keep}")
+    check_settings(pipe, "vary with keep" if keep else "vary", settings)
     prepared = prepare_images(pipe, images)
     seeds = seed_list(seed, samples_each(n, len(prepared))) * len(prepared)
     noise = None
     if keep:
-        decoder = invertible_sampling(pipe, "vary with keep", **settings).decoder
-        latent = invert(pipe, prepared, steps=decoder.steps, guidance=decoder.guidance)
+        latent = invert_with(pipe, prepared, invertible_sampling(pipe, "vary with keep", **settings))
         embeddings = latent.embeddings
         settings = INVERTIBLE | settings
         new_noise = pipe.decoder.draw_noise(seeds)

@@ -44,6 +44,7 @@ class AutoregressivePrior(nn.Module):
 
     config_class: ClassVar[type] = AutoregressivePriorConfig
     reads: ClassVar[tuple[str, ...]] = ("temperature", "top_share")
+    ignores: ClassVar[tuple[str, ...]] = ("steps", "spacing")
     data_buffers = ("reranker.",)
     """Buffers that fine-tuning fits to its own data; the others are loaded with the weights."""
 

@@ -31,6 +31,7 @@ class OnePassPrior(nn.Module):
     """The diffusion prior's network, called once on pure noise: its prediction is the sample."""
 
     config_class: ClassVar[type] = OnePassPriorConfig
+    ignores: ClassVar[tuple[str, ...]] = ("steps", "spacing")
     data_buffers = ("reranker.",)
     """Buffers that fine-tuning fits to its own data; those of scaler and regression are loaded with the weights."""
 
