@@ -1,7 +1,9 @@
 """What the tests share: made-up captioned images, a trained tiny pipeline, and ways to run the scripts."""
 
+import fcntl
 import importlib
 import io
+import json
 import os
 import shutil
 import subprocess
@@ -11,6 +13,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from warm_interpreter import run_warm
 
 from data import emoji, fashion_mnist, paths
 from data.dataset import CaptionedImages
@@ -37,13 +40,15 @@ class Finished:
     code: int
     out: str
     err: str
+    seconds: float = 0.0
+    """Processor time, where it was measured."""
 
 
 @dataclass
 class TrainedPipeline:
     folder: Path
     seconds: dict[str, float]
-    """Processor time of each stage's script, which other work on the machine does not stretch."""
+    """Processor time of each stage's script, without imports; other work on the machine does not stretch it."""
 
 
 def run_python(*arguments, stdin: bytes = b"", cwd: Path = ROOT, **variables: str) -> Finished:
@@ -51,6 +56,14 @@ def run_python(*arguments, stdin: bytes = b"", cwd: Path = ROOT, **variables: st
     command = [sys.executable, *map(str, arguments)]
     done = subprocess.run(command, input=stdin, capture_output=True, cwd=cwd, timeout=300, env=os.environ | variables)
     return Finished(done.returncode, done.stdout.decode(), done.stderr.decode())
+
+
+def run_program(*arguments, cwd: Path = ROOT, **variables: str) -> Finished:
+    """The same, but for the seconds that imports of other packages take: run_program("-m", "unclip", "info").
+
+    A package that reads one of the variables when it is imported has not seen it.
+    """
+    return Finished(*run_warm([*map(str, arguments)], cwd, os.environ | variables))
 
 
 def assert_one_error_line(finished: Finished, *words: str) -> None:
@@ -95,6 +108,18 @@ def made_up_data(count: int, seed: int, name: str = "made-up") -> FashionMNIST:
         attributes=attributes,
         bounds=torch.zeros(len(CLASSES), 2, 2),
     )
+
+
+SLOWEST = (
+    "test_page_browser", "test_plan", "test_walkthrough", "test_own_data", "test_demo", "test_lite", "test_web",
+    "test_reliable_ranks", "test_loop", "test_swap", "test_committed", "test_end_to_end", "test_reliable_training",
+)  # fmt: skip
+"""Modules that begin first, so that no process waits at the end while the other is in a long one."""
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    places = {name: place for place, name in enumerate(SLOWEST)}
+    items.sort(key=lambda item: places.get(item.path.stem, len(places)))
 
 
 @pytest.fixture
@@ -143,16 +168,30 @@ def emoji_files() -> tuple[Path, Path]:
 
 @pytest.fixture(scope="session")
 def trained(tmp_path_factory) -> TrainedPipeline:
-    """The three stages of preset tiny, trained once through the command line. Read only: copy before changing it."""
-    folder = tmp_path_factory.mktemp("trained") / "tiny"
+    """The three stages of preset tiny, trained once through the command line. Read only: copy before changing it.
+
+    Processes that share the tests share it: the first to ask for it trains it, while the others wait.
+    """
+    shared = tmp_path_factory.getbasetemp()
+    if "PYTEST_XDIST_WORKER" in os.environ:
+        shared = shared.parent
+    folder, times = shared / "trained" / "tiny", shared / "trained.json"
+    with open(shared / "trained.lock", "w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        if not times.exists():
+            shutil.rmtree(folder, ignore_errors=True)  # of a process that failed
+            times.write_text(json.dumps(train_tiny(folder)))
+    return TrainedPipeline(folder, json.loads(times.read_text()))
+
+
+def train_tiny(folder: Path) -> dict[str, float]:
+    """Train the three stages of preset tiny; returns the processor time of each."""
     seconds = {}
     for stage in ("clip", "prior", "decoder"):
-        before = os.times()
-        finished = run_python(ROOT / f"train_{stage}.py", "--preset", "tiny", "--out", folder)
-        after = os.times()
-        seconds[stage] = sum(after[2:4]) - sum(before[2:4])  # what children took, as user and for system
+        finished = run_program(ROOT / f"train_{stage}.py", "--preset", "tiny", "--out", folder)
         assert finished.code == 0, finished.err
-    return TrainedPipeline(folder, seconds)
+        seconds[stage] = finished.seconds
+    return seconds
 
 
 @pytest.fixture(scope="session")

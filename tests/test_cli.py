@@ -60,13 +60,13 @@ def raw(tmp_path):
         ((BAG, "--captions-file", "{tmp}/empty.txt"), ("not both",)),
     ],
 )
-def test_sample_refuses_bad_options(arguments, words, tmp_path):
+def test_sample_refuses_bad_options(arguments, words, script, tmp_path):
     (tmp_path / "empty.txt").write_text("\n  \n\t\n")
     (tmp_path / "bytes.txt").write_bytes(b"\x89PNG\r\n\x1a\n\0\0")
     (tmp_path / "half.txt").write_bytes(b"\xff\xfea")
     before = contents(tmp_path)
     given = [argument.format(tmp=tmp_path) for argument in arguments]
-    finished = run_python(ROOT / "sample.py", *given, "--out", tmp_path / "out")
+    finished = script("sample", *given, "--out", tmp_path / "out")
     assert_one_error_line(finished, *words)
     assert finished.out == ""
     assert contents(tmp_path) == before
@@ -340,9 +340,10 @@ def test_unclip_samples_as_the_script_does(trained, script, tmp_path):
     assert contents(tmp_path / "a")["grid.png"] == contents(tmp_path / "b")["grid.png"]
 
 
-def test_unclip_without_pipelines_says_so_in_one_line(tmp_path):
+def test_unclip_without_pipelines_says_so_in_one_line(script, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
     for command in (("sample", BAG), ("info",), ("edit", "lesson")):
-        finished = run_python("-m", "unclip", *command, cwd=tmp_path, PYTHONPATH=str(ROOT))
+        finished = script(UNCLIP, *command)
         assert_one_error_line(finished, "no trained pipeline under checkpoints/", "--checkpoint DIR")
     assert files_under(tmp_path) == []
 

@@ -21,19 +21,18 @@ from unclip.store.sealed_json import read_record, write_record
 
 COMMITTED = ROOT / "checkpoints" / "fashion-mnist"
 EMOJI = ROOT / "checkpoints" / "emoji"
-N = 10
 COLOURS = {
     "red": (220, 40, 40), "orange": (250, 130, 0), "yellow": (255, 220, 50), "green": (80, 160, 60),
     "blue": (30, 130, 230), "purple": (150, 50, 170), "brown": (120, 80, 60), "black": (50, 50, 50),
 }  # fmt: skip
 
 
-def caption_accuracy(folder) -> float:
-    """The share of ten samples per plain caption that the classifier takes for the class of the caption."""
+def caption_accuracy(folder, n: int) -> float:
+    """The share of n samples per plain caption that the classifier takes for the class of the caption."""
     classifier, _ = load_part(ROOT / "tests" / "classifier", Classifier)
-    drawn = UnCLIP.from_pretrained(folder)(list(PLAIN_CAPTIONS), n=N, seed=0)
+    drawn = UnCLIP.from_pretrained(folder)(list(PLAIN_CAPTIONS), n=n, seed=0)
     predicted = judge_images(classifier, drawn.images)[0].argmax(dim=1).numpy()
-    return (predicted == np.arange(len(CLASSES)).repeat(N)).mean()
+    return (predicted == np.arange(len(CLASSES)).repeat(n)).mean()
 
 
 def test_classifier_knows_the_real_images(splits):
@@ -43,13 +42,13 @@ def test_classifier_knows_the_real_images(splits):
 
 
 def test_samples_of_the_committed_weights_are_what_was_asked_for():
-    assert caption_accuracy(COMMITTED) >= 0.93
+    assert caption_accuracy(COMMITTED, n=5) >= 0.93
 
 
 def test_inverted_images_are_drawn_again_from_the_noise_that_was_found():
     """Fifty steps of DDIM, there and back, without guidance. From the noise of a seed they lead elsewhere."""
     pipe, steps = UnCLIP.from_pretrained(COMMITTED), 50
-    captions, plain = list(PLAIN_CAPTIONS[:3]), {"steps": steps, "sampler": "ddim", "guidance": 1.0}
+    captions, plain = list(PLAIN_CAPTIONS[:2]), {"steps": steps, "sampler": "ddim", "guidance": 1.0}
     out = pipe(captions)
     pixels = to_float(torch.from_numpy(out.images).permute(0, 3, 1, 2))
     settings = DecoderSettings(steps, sampler="ddim", guidance=1.0)
@@ -80,18 +79,18 @@ def test_accuracy_falls_if_the_weights_of_one_stage_are_shuffled(stage, tmp_path
             manifest["parents"]["clip"] = sha256(path.read_bytes())
         write_record(config, manifest)
     write_index(folder)
-    assert caption_accuracy(folder) < 0.5
+    assert caption_accuracy(folder, n=2) < 0.5
 
 
 def test_emoji_have_the_colour_that_their_name_says():
     """By the mean of what is not white. "blue heart", "green circle" and "purple square" are in no training image."""
     names = [f"{colour} {shape}" for shape in ("heart", "circle", "square") for colour in COLOURS]
-    drawn = torch.from_numpy(UnCLIP.from_pretrained(EMOJI)(names, n=2, seed=0).images).double()
+    drawn = torch.from_numpy(UnCLIP.from_pretrained(EMOJI)(names, n=1, seed=0).images).double()
     ink = (drawn.amin(dim=-1) < 230)[..., None]
     mean = (drawn * ink).sum(dim=(1, 2)) / ink.sum(dim=(1, 2))
     known = torch.tensor(list(COLOURS.values()), dtype=torch.float64)
     nearest = torch.cdist(mean, known).argmin(dim=1)
-    asked = torch.arange(len(COLOURS)).repeat_interleave(2).repeat(3)
+    asked = torch.arange(len(COLOURS)).repeat(3)
     assert (nearest == asked).double().mean() > 0.8
 
 

@@ -6,7 +6,7 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
-from conftest import assert_one_error_line, run_python
+from conftest import assert_one_error_line, run_program
 from PIL import Image
 from runs import break_off
 from toy import SETTINGS, LineStage, train
@@ -111,10 +111,10 @@ def test_runs_are_laid_over_each_other_stage_by_stage(tmp_path, drawn):
 
 def test_curves_from_the_command_line(tmp_path):
     train(tmp_path / "run")
-    done = run_python("-m", "stages.curves", tmp_path / "run", "--out", tmp_path / "out")
+    done = run_program("-m", "stages.curves", tmp_path / "run", "--out", tmp_path / "out")
     assert done.code == 0, done.err
     assert Image.open(tmp_path / "out" / "line.png").width > 500
-    assert_one_error_line(run_python("-m", "stages.curves", tmp_path / "none"), "none holds no train/metrics.jsonl")
+    assert_one_error_line(run_program("-m", "stages.curves", tmp_path / "none"), "none holds no train/metrics.jsonl")
 
 
 def test_tensorboard_gets_the_figures_and_the_previews(tmp_path):

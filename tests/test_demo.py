@@ -4,9 +4,10 @@ import signal
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 import pytest
-from conftest import ROOT, edit, files_under
+from conftest import ROOT, edit, files_under, run_program
 from own_images import with_jsonl
 from PIL import Image
 from small_pipeline import build
@@ -25,12 +26,27 @@ STEPS = 12
 STAGES = ("clip", "prior", "decoder")
 
 
+def run_here(arguments: list[str]) -> None:
+    """Stands for `demo.run_program`."""
+    done = run_program(ROOT / arguments[0], *arguments[1:], cwd=Path.cwd())
+    assert done.code == 0, done.err
+    print(done.out)
+
+
+def run_trial_here(command: list[str], environment: dict[str, str], _) -> tuple[int, str]:
+    """Stands for `proposal.run_trial`."""
+    done = run_program(*command[1:], cwd=Path.cwd(), **environment)
+    return done.code, done.err
+
+
 def test_demo_looks_measures_trains_and_draws(tmp_path, monkeypatch, capfd):
     with_jsonl(tmp_path / "My Squares", 60)
     monkeypatch.chdir(tmp_path)
     trainer_command = proposal.trainer_command
     monkeypatch.setattr(proposal, "trainer_command", lambda *given: [*trainer_command(*given), "--preset", "tiny"])
     monkeypatch.setattr(proposal, "LEAST_STEPS", STEPS)
+    monkeypatch.setattr(proposal, "run_trial", run_trial_here)
+    monkeypatch.setattr(demo, "run_program", run_here)
     monkeypatch.setattr(demo, "BUDGET", 1)
     monkeypatch.setenv("UNCLIP_CACHE", str(tmp_path / "cache"))
     demo.run_demo(demo.DemoOptions("My Squares"))

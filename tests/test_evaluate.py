@@ -7,7 +7,7 @@ from itertools import combinations
 import numpy as np
 import pytest
 import torch
-from conftest import ROOT, assert_one_error_line, made_up_data, run_python
+from conftest import assert_one_error_line, made_up_data
 from torch import nn
 
 from data.fashion_mnist_captions import CLASSES, PLAIN_CAPTIONS, attribute_captions, attribute_codes, attributes
@@ -426,8 +426,8 @@ def test_classifier_takes_colour_and_gives_the_features_of_its_last_layer():
         (("--sweeps", "5"), ["did you mean --sweep"]),
     ],
 )
-def test_bad_input_gets_one_line(arguments, words):
-    assert_one_error_line(run_python("-m", "stages.evaluate", *arguments, cwd=ROOT), *words)
+def test_bad_input_gets_one_line(arguments, words, script):
+    assert_one_error_line(script("stages.evaluate", *arguments), *words)
 
 
 @pytest.mark.parametrize(("images", "steps"), [(60, 235), (10, 40), (60_000, 4800), (2000, 4800)])

@@ -5,7 +5,7 @@ import shutil
 
 import numpy as np
 import pytest
-from conftest import ROOT, run_python
+from conftest import ROOT, run_program
 from PIL import Image
 from toys import toy_decoder, toy_image_part, toy_prior
 
@@ -80,7 +80,7 @@ run(main)
 def test_a_new_sampler_is_chosen_by_name(trained, script, tmp_path):
     options = (*FEW, "--sampler", "first_guess", "--checkpoint", trained.folder, "--out", tmp_path / "toy")
     path = f"{ROOT}{os.pathsep}{ROOT / 'tests'}"
-    finished = run_python("-c", SAMPLE_WITH_ROW, "a bag", "--n", 2, *options, PYTHONPATH=path)
+    finished = run_program("-c", SAMPLE_WITH_ROW, "a bag", "--n", 2, *options, PYTHONPATH=path)
     assert finished.code == 0, finished.err
     one_step = draw(script, trained.folder, tmp_path / "one", "--steps", 1, *FEW[2:])
     assert np.abs(read_samples(tmp_path / "toy").astype(int) - one_step).max() <= 1

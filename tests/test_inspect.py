@@ -11,7 +11,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from conftest import assert_one_error_line, run_python
+from conftest import assert_one_error_line, run_program
 from own_images import fill, picture, table, with_faults, with_jsonl, with_npz, with_text_files
 from PIL import Image
 
@@ -290,11 +290,11 @@ def test_images_of_one_size_up_to_64_are_used_at_that_size(sizes, fit, expected,
 
 def test_inspect_from_the_command_line(tmp_path):
     with_npz(tmp_path / "sprites.npz", 20)
-    done = run_python("-m", "data.inspect", tmp_path / "sprites.npz", "--out", tmp_path / "out")
+    done = run_program("-m", "data.inspect", tmp_path / "sprites.npz", "--out", tmp_path / "out")
     assert done.code == 0, done.err
     assert "20 images with captions" in done.out
     assert "cannot be trained on" in done.out
-    assert_one_error_line(run_python("-m", "data.inspect", tmp_path / "missing"), "there is no data set")
+    assert_one_error_line(run_program("-m", "data.inspect", tmp_path / "missing"), "there is no data set")
 
 
 def test_two_sources_are_refused(tmp_path):

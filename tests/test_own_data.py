@@ -6,7 +6,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
-from conftest import assert_one_error_line, run_python
+from conftest import assert_one_error_line, run_program, run_python
 from own_images import COLOURS
 from PIL import Image
 
@@ -52,7 +52,8 @@ def pipeline(images, tmp_path_factory):
     folder, said = tmp_path_factory.mktemp("own") / "run", {}
     for stage in PARTS:
         data = ("--data", images, "--data.size", "24") if stage == "clip" else ()
-        done = run_python(f"train_{stage}.py", "--preset", "tiny", *data, "--out", folder)
+        run = run_python if stage == "clip" else run_program  # one of them in a new interpreter
+        done = run(f"train_{stage}.py", "--preset", "tiny", *data, "--out", folder)
         assert done.code == 0, done.err
         said[stage] = done.out
     return folder, said
@@ -81,7 +82,7 @@ SHORT = ("--judge.steps", "100", "--judge.evaluate-every", "50", "--judge.warmup
 
 
 def test_evaluation_of_data_without_classes(pipeline, images, tmp_path):
-    done = run_python(
+    done = run_program(
         "-m", "stages.evaluate", "--checkpoint", pipeline[0], "--samples", "40", "--sampling.steps", "3",
         "--sampling.prior-steps", "3", *SHORT, "--out", tmp_path / "report",
     )  # fmt: skip
@@ -112,7 +113,7 @@ def test_evaluation_where_a_class_lacks_images_asks_for_the_captions_instead(pip
     labels[0] = 2  # one image, so that it is in one of the splits alone
     images = np.random.default_rng(0).integers(0, 256, (60, 24, 24)).astype(np.uint8)
     np.savez(tmp_path / "few.npz", images=images, labels=labels, class_names=["cat", "dog", "cow"])
-    done = run_python(
+    done = run_program(
         "-m", "stages.evaluate", "--checkpoint", pipeline[0], "--data", tmp_path / "few.npz", "--samples", "20",
         "--sampling.steps", "2", "--sampling.prior-steps", "2", *SHORT, "--out", tmp_path / "report",
     )  # fmt: skip
@@ -123,7 +124,7 @@ def test_evaluation_where_a_class_lacks_images_asks_for_the_captions_instead(pip
 
 
 def test_too_few_samples_for_the_captions_are_refused(pipeline, emoji_files):
-    done = run_python(
+    done = run_program(
         "-m", "stages.evaluate", "--checkpoint", pipeline[0], "--data", "emoji", "--samples", "30"
     )  # fmt: skip
     assert_one_error_line(done, "--samples must be at least 38")
@@ -131,10 +132,10 @@ def test_too_few_samples_for_the_captions_are_refused(pipeline, emoji_files):
 
 def test_fine_tuning_starts_from_another_pipeline_and_needs_its_shapes(pipeline, trained, images, tmp_path):
     arguments = ("--preset", "tiny", "--data", images, "--data.size", "24", "--train.steps", "2")
-    done = run_python("train_clip.py", *arguments, "--init-from", pipeline[0], "--out", tmp_path / "tuned")
+    done = run_program("train_clip.py", *arguments, "--init-from", pipeline[0], "--out", tmp_path / "tuned")
     assert done.code == 0, done.err
     start = json.loads((tmp_path / "tuned" / "clip" / "config.json").read_text())["parents"]["start"]
     assert start == json.loads((pipeline[0] / "clip" / "config.json").read_text())["sha256"]
-    done = run_python("train_clip.py", *arguments, "--init-from", trained.folder, "--out", tmp_path / "other")
+    done = run_program("train_clip.py", *arguments, "--init-from", trained.folder, "--out", tmp_path / "other")
     assert_one_error_line(done, str(trained.folder), "vision.")
     assert not (tmp_path / "other").exists()

@@ -9,7 +9,7 @@ import huggingface_hub.errors
 import pytest
 import safetensors.torch
 import torch
-from conftest import run_python
+from conftest import run_program
 from foreign import edit, huggingface_clip, open_clip_files, small_open_clip
 
 from unclip.clip import load_clip
@@ -163,7 +163,7 @@ def test_pickled_weights_are_never_opened_but_their_conversion_is_told(named, tm
     said = refusal(tmp_path if named == "folder" else path)
     assert said.startswith(f"{path} could run code when it is read")
     command = said.split("convert it with: python -c ")[1]
-    assert run_python("-c", command.strip('"')).code == 0
+    assert run_program("-c", command.strip('"')).code == 0
     found = load_clip(tmp_path)[0]
     assert all(torch.equal(a, b) for a, b in zip(found.parameters(), expected.parameters(), strict=True))
 
@@ -192,7 +192,7 @@ def test_openai_s_own_file_is_converted_in_its_own_way(tmp_path):
     module = torch.jit.script(torch.nn.Linear(2, 3))
     module.save(str(tmp_path / "ViT-B-32.pt"))
     command = refusal(tmp_path).split("convert it with: python -c ")[1]
-    assert run_python("-c", command.strip('"')).code == 0
+    assert run_program("-c", command.strip('"')).code == 0
     assert set(safetensors.torch.load_file(tmp_path / "ViT-B-32.safetensors")) == {"weight", "bias"}
 
 

@@ -5,7 +5,7 @@ import shutil
 from pathlib import Path
 
 import pytest
-from conftest import REQUIRED, assert_one_error_line, contents, edit, files_under, run_python
+from conftest import REQUIRED, assert_one_error_line, contents, edit, files_under
 from huggingface_hub import ModelCard, ModelCardData
 from PIL import Image
 from small_pipeline import build
@@ -73,7 +73,7 @@ def test_an_unfinished_or_missing_part_and_a_taken_folder_are_refused(published,
 
 
 def test_command_says_the_size_or_one_line_of_error(trained, script, tmp_path):
-    finished = run_python("-m", "unclip", "publish", trained.folder, tmp_path / "out")
+    finished = script("unclip.cli.main:run_command", "publish", trained.folder, tmp_path / "out")
     assert finished.code == 0, finished.err
     assert "MB" in finished.out
     assert_one_error_line(script("unclip.cli.publish", tmp_path / "none", tmp_path / "x"), "none does not exist")

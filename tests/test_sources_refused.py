@@ -6,7 +6,7 @@ import os
 import datasets
 import numpy as np
 import pytest
-from conftest import assert_one_error_line, run_python
+from conftest import assert_one_error_line
 from own_images import (
     caption,
     everything,
@@ -232,8 +232,8 @@ def test_source_that_cannot_be_used_is_refused_in_clear_words(kind, tmp_path):
     assert "\n" not in str(refusal.value)
 
 
-def test_bad_source_on_the_command_line_is_one_line(tmp_path):
-    done = run_python("train_clip.py", "--data", "no-such-set", "--out", tmp_path / "run")
+def test_bad_source_on_the_command_line_is_one_line(tmp_path, script):
+    done = script("train_clip", "--data", "no-such-set", "--out", tmp_path / "run")
     assert_one_error_line(done, "no-such-set", "fashion-mnist, emoji, cifar10")
     assert not (tmp_path / "run").exists()
 

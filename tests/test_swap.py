@@ -4,11 +4,12 @@ import json
 import shutil
 from dataclasses import replace
 
+import huggingface_hub
 import numpy as np
 import pytest
 import torch
 import transformers
-from conftest import assert_one_error_line, run_python
+from conftest import assert_one_error_line, run_program
 from foreign import (
     WORDS,
     assert_equal_to_transformers,
@@ -102,7 +103,7 @@ def test_our_clip_swapped_in_from_huggingface_s_format_gives_the_same_samples(tr
     """The prior is trained on the CLIP that was exported and read back; the decoder accepts it as its own."""
     export(trained.folder, tmp_path / "hf")
     run = tmp_path / "run"
-    done = run_python("train_prior.py", "--preset", "tiny", "--clip", tmp_path / "hf", "--out", run)
+    done = run_program("train_prior.py", "--preset", "tiny", "--clip", tmp_path / "hf", "--out", run)
     assert done.code == 0, done.err
     shutil.copytree(trained.folder / "decoder", run / "decoder")
     captions = ["an image of a dark sneaker", "a bag"]
@@ -118,7 +119,7 @@ def test_stages_and_pipeline_on_a_clip_of_other_sizes(tmp_path):
     run = tmp_path / "run"
     limits = ("--preset", "tiny", "--train.steps", "3", "--data.limit", "300", "--out", run)
     for arguments in (("train_prior.py", "--clip", tmp_path / "clip"), ("train_decoder.py",)):
-        done = run_python(*arguments, *limits)
+        done = run_program(*arguments, *limits)
         assert done.code == 0, done.err
     pipe = UnCLIP.from_pretrained(run)
     assert (pipe.prior.config.network.embed_dim, pipe.prior.config.network.text_width) == (24, 32)
@@ -150,7 +151,8 @@ def test_a_pipeline_keeps_the_clip_that_it_has(trained, tmp_path, monkeypatch):
     assert load_clip_bundle(tmp_path / "ours").manifest == expected
 
 
-def test_clip_that_is_nowhere_is_one_line_that_says_so(tmp_path):
-    done = run_python("train_prior.py", "--clip", "nobody/such-clip", "--out", tmp_path / "run", HF_HUB_OFFLINE="1")
+def test_clip_that_is_nowhere_is_one_line_that_says_so(script, tmp_path, monkeypatch):
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)
+    done = script("train_prior", "--clip", "nobody/such-clip", "--out", tmp_path / "run")
     assert_one_error_line(done, "nobody/such-clip")
     assert not (tmp_path / "run").exists()
