@@ -18,7 +18,8 @@ FOLDERS = ("unclip", "data", "stages", "configs", "tests", "checkpoints")
 IGNORED = ("data/raw", "data/cache")
 COMMITTED = ("checkpoints/README.md", "checkpoints/fashion-mnist/README.md", "checkpoints/emoji/README.md")
 SCRIPTS = ("train_clip.py", "train_prior.py", "train_decoder.py", "sample.py")
-OUTSIDE = {"mkdir", "cp", "rm", "pip", "source", "echo", "cat", "cd", "git", "hf", "pytest", "tensorboard", "apt-get"}
+OUTSIDE = {"mkdir", "cp", "rm", "pip", "source", "echo", "cat", "cd", "git", "hf", "pytest", "tensorboard", "apt-get",
+           "uvx"}  # fmt: skip
 """Commands that are not ours."""
 NO_OPTIONS = {
     "tests/torture.py",
@@ -26,6 +27,7 @@ NO_OPTIONS = {
     "tests/screenshot.py",
     "tests/pipelines/draw_pictures.py",
     "data.fashion_mnist",
+    "unclip.lite.distribution",
 }
 """Programs that parse no options."""
 EXAMPLES = {"data/noise.py"}

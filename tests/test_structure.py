@@ -131,7 +131,7 @@ def test_arguments_of_the_process_are_read_in_one_place(path):
 
 @pytest.mark.parametrize("path", FILES, ids=NAMES)
 def test_slow_libraries_are_imported_only_where_they_are_used(path):
-    slow = {"torchvision", "datasets", "transformers", "matplotlib", "gradio"}
+    slow = {"torchvision", "datasets", "transformers", "matplotlib", "gradio", "xxhash"}
     slow -= {"gradio"} if path.name == "tabs.py" else set()  # which the page imports when it is served
     assert not slow & {name.split(".")[0] for name in imports_on_import(parsed(path))}
 

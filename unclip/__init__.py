@@ -1,6 +1,7 @@
 """A small, complete unCLIP: CLIP, diffusion prior, diffusion decoder."""
 
 __all__ = ["StopDrawing", "UnCLIP", "UserError"]
+__version__ = "0.1.0"
 
 
 def __getattr__(name: str):

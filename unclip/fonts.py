@@ -1,6 +1,7 @@
 """A font for each label: Pillow's own for ASCII, and for other letters the first font at hand that has them all."""
 
 import functools
+import importlib.util
 import warnings
 from collections.abc import Iterator
 from pathlib import Path
@@ -14,6 +15,12 @@ def label_font(text: str, size: int) -> Font:
     """A font in which a label can be drawn. Where none has all letters, a warning says so, and they become boxes."""
     letters = frozenset(letter for letter in text if not letter.isascii() and letter.isprintable())
     if not letters:
+        return ImageFont.load_default(size)
+    if importlib.util.find_spec("matplotlib") is None:
+        warnings.warn(
+            "letters beyond ASCII are drawn as boxes: finding a font needs matplotlib: pip install 'unclip[train]'",
+            stacklevel=2,
+        )
         return ImageFont.load_default(size)
     return ImageFont.truetype(find_font(letters), size)
 

@@ -8,13 +8,14 @@
     unclip publish checkpoints/run DIR             # make a pipeline ready to hand out, or upload it
     unclip export checkpoints/run                  # write its CLIP for another library
 
-Each has options of its own: unclip COMMAND --help.
+Each has options of its own: unclip COMMAND --help. The version: unclip --version.
 """
 
 import difflib
 import importlib
 from collections.abc import Sequence
 
+from unclip import __version__
 from unclip.cli.run import run
 from unclip.errors import UserError
 
@@ -45,6 +46,9 @@ def run_command(argv: Sequence[str] | None = None) -> int | None:
     name, *arguments = command_line(argv) or ["--help"]
     if name in ("-h", "--help"):
         print((__doc__ or f"commands: {', '.join(COMMANDS)}").strip())  # python -OO drops docstrings
+        return 0
+    if name == "--version":
+        print(f"unclip {__version__}")
         return 0
     if name not in COMMANDS:
         near = difflib.get_close_matches(name, COMMANDS, n=1)

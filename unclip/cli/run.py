@@ -28,6 +28,8 @@ HINTS = {
     **dict.fromkeys((errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR, errno.EEXIST), "; choose another folder"),
 }
 """Advice for errors of the operating system."""
+FOR_TRAINING = ("datasets", "matplotlib", "torchvision", "xxhash")
+"""Packages that only training, its data and its plots need: the extra `train`."""
 
 
 def run(main: Main, argv: Sequence[str] | None = None) -> NoReturn:
@@ -79,6 +81,8 @@ def explain(error: Exception) -> str | None:
     """The line to print for an error that a user can mend or that another rank has caused; None for a defect."""
     if isinstance(error, UserError):
         return str(error)
+    if isinstance(error, ModuleNotFoundError) and error.name in FOR_TRAINING:
+        return f"this needs {error.name}, which is not installed: pip install 'unclip[train]'"
     if isinstance(error, OSError):
         where = f"{error.filename}: " if error.filename else ""
         return printable(f"{where}{error.strerror or error}{HINTS.get(error.errno or 0, '')}")

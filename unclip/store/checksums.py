@@ -5,8 +5,6 @@ import json
 from pathlib import Path
 from typing import Any
 
-import xxhash
-
 from unclip.errors import UserError
 
 
@@ -23,6 +21,8 @@ def xxh3(*parts: bytes | memoryview) -> str:
 
     It finds damage as surely as SHA-256 in a tenth of the time. It names nothing that others rely on.
     """
+    import xxhash  # of training alone
+
     digest = xxhash.xxh3_128()
     for part in parts:
         digest.update(part)
