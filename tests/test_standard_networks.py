@@ -10,8 +10,7 @@ from torch import nn
 from torch_fidelity import calculate_metrics
 from torch_fidelity.feature_extractor_inceptionv3 import FeatureExtractorInceptionV3
 
-from stages.evaluation.evaluate import EvaluateOptions
-from stages.evaluation.standard_networks import clip_figures, embed_images, inception_figures
+from stages.evaluation.standard_networks import check_inception, clip_figures, embed_images, inception_figures
 from unclip.clip import load_clip
 from unclip.errors import UserError
 
@@ -54,13 +53,13 @@ def test_figures_are_those_of_torch_fidelity_on_the_same_files(weights, tmp_path
 
 def test_a_file_that_is_missing_or_of_another_network_is_refused_before_anything_is_drawn(tmp_path):
     with pytest.raises(UserError, match=r"there is no file .*none\.pth; --inception takes weights-inception"):
-        EvaluateOptions(inception=tmp_path / "none.pth")
+        check_inception(tmp_path / "none.pth")
     torch.save({"fc.weight": torch.zeros(2, 3)}, tmp_path / "other.pth")
     with pytest.raises(UserError, match="holds another network"):
-        EvaluateOptions(inception=tmp_path / "other.pth")
+        check_inception(tmp_path / "other.pth")
     (tmp_path / "text.pth").write_text("not weights")
     with pytest.raises(UserError, match="holds no Inception weights"):
-        EvaluateOptions(inception=tmp_path / "text.pth")
+        check_inception(tmp_path / "text.pth")
 
 
 def test_clip_score_is_that_of_open_clip_itself(tmp_path):

@@ -97,8 +97,6 @@ class EvaluateOptions:
         if self.sweep and self.sweep < 20:
             raise UserError(f"--sweep must be 0 or at least 20, not {self.sweep}")
         check_seeds(self.seed, self.samples)
-        if self.inception:
-            check_inception(self.inception)
 
 
 @dataclass(frozen=True)
@@ -118,6 +116,8 @@ def evaluate(options: EvaluateOptions) -> dict[str, Any]:
     Raises UserError if the pipeline is missing, damaged or unfinished.
     """
     device = pick_device(options.device)
+    if options.inception:
+        check_inception(options.inception)
     folder = find_pipeline(options.checkpoint)
     manifests = read_manifests(folder)
     pipe = UnCLIP.from_pretrained(folder, device)
