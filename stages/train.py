@@ -15,6 +15,7 @@ from torch import nn
 
 from stages import loop, runtime
 from stages.data_config import inherit_data
+from stages.doctor.examination import after_training
 from stages.identity import settings
 from stages.inputs import open_clip_inputs, open_inputs
 from stages.memory import check_fits
@@ -52,6 +53,7 @@ def train_from_command_line(part: str, description: str, argv: Sequence[str] | N
     if runtime.is_main():
         figures = ", ".join(f"{name} {value:.4g}" for name, value in manifest.figures.items())
         print(f"{part} in {run.out / part}: {figures}")
+        print(after_training(run.out, part))
 
 
 def train_part(part: str, run: PartRun) -> Manifest:

@@ -5,6 +5,7 @@
     unclip page                                    # do the same in a browser
     unclip info checkpoints/run                    # describe a pipeline: parts, sizes, data, settings
     unclip settings checkpoints/run --steps 20     # show or change a pipeline's settings of sampling
+    unclip doctor checkpoints/run                  # say what is wrong with it (in a checkout)
     unclip publish checkpoints/run DIR             # make a pipeline ready to hand out, or upload it
     unclip export checkpoints/run                  # write its CLIP for another library
 
@@ -25,6 +26,7 @@ COMMANDS = {
     "page": "unclip.page.__main__",
     "info": "unclip.cli.info",
     "settings": "unclip.cli.settings",
+    "doctor": "unclip.cli.doctor",
     "publish": "unclip.cli.publish",
     "export": "unclip.cli.export",
 }
