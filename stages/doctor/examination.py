@@ -42,8 +42,15 @@ def examine(evidence: Evidence, part: str, rules: tuple[Rule, ...] = RULES) -> d
     for rule in rules:
         applies = part in rule.parts and all(evidence.has(need, part) for need in rule.needs)
         if applies and (finding := rule.judge(evidence, part)):
-            found[rule.name] = finding
-    return dict(sorted(found.items(), key=lambda item: VERDICTS.index(item[1].verdict)))
+            found[rule] = finding
+    return {rule.name: found[rule] for rule in sorted(found, key=lambda rule: gravity(rule, found[rule]))}
+
+
+def gravity(rule: Rule, finding: Finding) -> float:
+    """The place of a finding in the order from cause to effects, the cause first."""
+    if finding.verdict == "undertrained" and rule in training_rules.RULES:
+        return VERDICTS.index("collapsed") - 0.5  # a model whose log shows too little training ignores its input yet
+    return VERDICTS.index(finding.verdict)
 
 
 def verdict_of(findings: dict[str, Finding]) -> str:
