@@ -18,6 +18,7 @@ class TextDecoderRun(DecoderRun):
     drop_text: float = bounded(0.1, 0, 0.99)
     """Share of the captions that are replaced by the learned null, with their embeddings, for guidance."""
     drops: ClassVar[tuple[str, ...]] = ("drop_text",)
+    """See `DecoderRun`."""
 
 
 class TextDecoderStage(DecoderStage):

@@ -55,7 +55,7 @@ def test_a_file_that_is_missing_or_of_another_network_is_refused_before_anything
     with pytest.raises(UserError, match=r"there is no file .*none\.pth; --inception takes weights-inception"):
         check_inception(tmp_path / "none.pth")
     torch.save({"fc.weight": torch.zeros(2, 3)}, tmp_path / "other.pth")
-    with pytest.raises(UserError, match="holds another network"):
+    with pytest.raises(UserError, match="holds no Inception weights"):
         check_inception(tmp_path / "other.pth")
     (tmp_path / "text.pth").write_text("not weights")
     with pytest.raises(UserError, match="holds no Inception weights"):

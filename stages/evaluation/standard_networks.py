@@ -4,7 +4,6 @@ Inception's features, their resize and the figures are torch-fidelity's own code
 """
 
 import importlib.util
-import pickle
 from pathlib import Path
 from typing import Any
 
@@ -41,7 +40,7 @@ def measure_with_standard_networks(context: EvaluationContext) -> Section | None
 
 
 def check_inception(weights: Path) -> None:
-    """Raise UserError unless torch-fidelity can take these weights. Nothing in the file is run."""
+    """Raise UserError unless torch-fidelity can read these weights."""
     if importlib.util.find_spec("torch_fidelity") is None:
         raise UserError("--inception needs a package that is not installed: pip install torch-fidelity")
     if not weights.is_file():
@@ -49,13 +48,12 @@ def check_inception(weights: Path) -> None:
             f"there is no file {weights}; --inception takes {INCEPTION_FILE}, which torch-fidelity publishes with its "
             "releases"
         )
+    from torch_fidelity.feature_extractor_inceptionv3 import FeatureExtractorInceptionV3
+
     try:
-        tensors = torch.load(weights, map_location="cpu", weights_only=True)
-        is_inception = tensors["fc.weight"].shape == (1008, 2048)
-    except (RuntimeError, pickle.UnpicklingError, LookupError, TypeError, AttributeError, EOFError) as error:
+        FeatureExtractorInceptionV3("inception-v3-compat", ["2048"], feature_extractor_weights_path=str(weights))
+    except Exception as error:  # whatever unpickling may raise
         raise UserError(f"{weights} holds no Inception weights ({reason(error)}); expected {INCEPTION_FILE}") from error
-    if not is_inception:
-        raise UserError(f"{weights} holds another network than {INCEPTION_FILE}")
 
 
 def inception_figures(samples: np.ndarray, real: Tensor, weights: Path, device: torch.device) -> dict[str, Any]:
