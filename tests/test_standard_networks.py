@@ -45,6 +45,7 @@ def test_figures_are_those_of_torch_fidelity_on_the_same_files(weights, tmp_path
         input1=str(tmp_path / "samples"), input2=str(tmp_path / "real"), fid=True, kid=True, prc=True,
         feature_extractor="inception-v3-compat", feature_layer_prc="2048", kid_subset_size=5,
         feature_extractor_weights_path=str(weights), cuda=False, verbose=False, cache=False,
+        save_cpu_ram=True,
     )  # fmt: skip
     assert figures["FID"] == pytest.approx(expected["frechet_inception_distance"], rel=1e-3)
     assert figures["KID"] == pytest.approx(expected["kernel_inception_distance_mean"], rel=1e-3)
