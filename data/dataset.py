@@ -82,6 +82,11 @@ class CaptionedImages:
         return self.captioner.captions
 
     @property
+    def corpus(self) -> list[str]:
+        """The captions that a tokenizer is trained on."""
+        return self.captions
+
+    @property
     def channels(self) -> int:
         return self.images.shape[1]
 

@@ -17,7 +17,7 @@ def match_files(pattern: str) -> list[Path]:
     """The regular files that a pattern names, sorted; none for a path that exists, and for one without a wildcard."""
     if os.path.lexists(pattern) or not (glob.has_magic(pattern) or BRACES.search(pattern)):
         return []
-    names = {name for one in _expand_braces(pattern) for name in glob.glob(one)}
+    names = {name for one in expand_braces(pattern) for name in glob.glob(one)}
     return sorted(path for path in map(Path, names) if is_regular_file(path))
 
 
@@ -26,7 +26,7 @@ def exists_locally(source: str) -> bool:
     return os.path.exists(source) or bool(match_files(source))
 
 
-def _expand_braces(pattern: str) -> list[str]:
+def expand_braces(pattern: str) -> list[str]:
     """ "{00..02}.tar" -> "00.tar", "01.tar", "02.tar"; "{a,b}.tar" -> "a.tar", "b.tar"."""
     pieces = BRACES.split(pattern)  # text and the content of braces in turn
     choices = [_expand(piece) if index % 2 else [piece] for index, piece in enumerate(pieces)]

@@ -12,7 +12,7 @@ from typing import Any, TypeVar
 
 from data.dataset import CaptionedImages
 from data.file_patterns import exists_locally
-from data.source_config import SHAPE_OPTIONS, SourceConfig, as_options
+from data.source_config import SHAPE_OPTIONS, STREAM_OPTIONS, SourceConfig, as_options
 from data.sources import has_fixed_shape, is_available, is_named_source
 from unclip.errors import UserError
 from unclip.fields import from_dict
@@ -22,13 +22,14 @@ from unclip.store.manifest import read_manifest
 C = TypeVar("C", bound=SourceConfig)
 Tell = Callable[[str], None]
 """Receives one line for the user."""
-IGNORED = ("strict",)
+IGNORED = ("strict", "workers", "embed")
 """Options that do not change which data is read."""
 
 
 def describe_source(config: SourceConfig, size: int) -> dict[str, Any]:
     """A source and its options, as a manifest holds them: with absolute paths and the size of the images."""
-    values = {name: value for name, value in asdict(_with_absolute_paths(config)).items() if name not in IGNORED}
+    ignored = IGNORED if config.stream else (*IGNORED, *STREAM_OPTIONS)
+    values = {name: value for name, value in asdict(_with_absolute_paths(config)).items() if name not in ignored}
     values["size"] = None if has_fixed_shape(config.source) else size
     values["root"] = config.root and str(values["root"])
     return values

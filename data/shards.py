@@ -75,13 +75,13 @@ def read_shards(config: SourceConfig, problems: Problems) -> Listing:
         split = SPLIT_NAMES.get(split_name) if len(shards_by_split) > 1 else None
         for shard in map(Path, shards):
             version = file_version(shard)
-            for key, files in _list_samples(shard, problems).items():
+            for key, files in list_samples(shard, problems).items():
                 name = printable(f"{os.path.relpath(shard, folder)}/{key}")
-                image = _choose_image(files, name, config.columns, problems)
+                image = choose_image(files, name, config.columns, problems)
                 if image is None:
                     continue
                 image_count += 1
-                captions = _read_captions(files, name, config.columns, problems)
+                captions = read_captions(files, name, config.columns, problems)
                 if captions:
                     opener = partial(_open_image, files[image])
                     records.append(Record(name, opener, captions, split=split, version=version))
@@ -112,7 +112,7 @@ def _list_shards(path: Path, problems: Problems) -> list[Path]:
     return files
 
 
-def _list_samples(shard: Path, problems: Problems) -> dict[str, Files]:
+def list_samples(shard: Path, problems: Problems) -> dict[str, Files]:
     """The samples of a shard: files that share their name up to the first dot, see `_split_dotted`."""
     samples: dict[str, Files] = {}
     try:
@@ -181,7 +181,7 @@ def _list_members(file: tarfile.TarFile, shard: Path, problems: Problems) -> Ite
             problems.add(shard.name, f"is cut off or damaged after {end} bytes; what follows is lost")
 
 
-def _choose_image(files: Files, name: str, columns: Columns, problems: Problems) -> str | None:
+def choose_image(files: Files, name: str, columns: Columns, problems: Problems) -> str | None:
     """The suffix of a sample's image; None if it has none."""
     images = [suffix for suffix in files if f".{suffix.rpartition('.')[2]}" in IMAGE_SUFFIXES]
     if not images:
@@ -196,7 +196,7 @@ def _choose_image(files: Files, name: str, columns: Columns, problems: Problems)
     return images[0] if images else None
 
 
-def _read_captions(files: Files, name: str, columns: Columns, problems: Problems) -> tuple[str, ...]:
+def read_captions(files: Files, name: str, columns: Columns, problems: Problems) -> tuple[str, ...]:
     """The captions of a sample. If there are none, the sample is added to `problems`."""
     value: Any = None
     try:

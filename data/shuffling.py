@@ -21,7 +21,7 @@ def shuffled_rows(step: int, batch_size: int, size: int, seed: int) -> Tensor:
     parts = []
     while remaining > 0:
         epoch, offset = divmod(start, size)
-        part = _permutation(size, seed, epoch)[offset : offset + remaining]
+        part = permutation(size, seed, epoch)[offset : offset + remaining]
         parts.append(part)
         start += len(part)
         remaining -= len(part)
@@ -29,5 +29,6 @@ def shuffled_rows(step: int, batch_size: int, size: int, seed: int) -> Tensor:
 
 
 @lru_cache(maxsize=2)
-def _permutation(size: int, seed: int, epoch: int) -> Tensor:
+def permutation(size: int, seed: int, epoch: int) -> Tensor:
+    """The order (size,) in which an epoch takes the numbers below `size`."""
     return torch.randperm(size, generator=torch.Generator().manual_seed(seed * 1_000_003 + epoch))

@@ -3,7 +3,7 @@
 from collections.abc import Iterable
 from dataclasses import dataclass, fields
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 import tyro
 
@@ -14,6 +14,8 @@ from unclip.fitting import Fit
 
 SHAPE_OPTIONS = ("size", "fit", "grey")
 """The options that say how images are resized and in which colours they are read."""
+STREAM_OPTIONS = ("stream", "sample", "buffer", "workers", "embed")
+"""The options that say how a source is streamed."""
 
 
 @dataclass(frozen=True)
@@ -47,6 +49,17 @@ class SourceConfig:
     """Refuse a source with rows that cannot be used, instead of leaving them out. All splits are checked."""
     limit: int | None = bounded(None, FEWEST, 10**9)
     """Use at most this many images of each split."""
+    stream: bool = bounded(False, affects_weights=False)
+    """Read .tar, .parquet or .arrow shards while the training goes on, see data/stream/README.md."""
+    sample: int = bounded(100_000, 3 * FEWEST, 10**8, affects_weights=False)
+    """Rows of a stream that its tokenizer is trained on."""
+    buffer: int = bounded(1000, 1, 10**7, affects_weights=False)
+    """Rows of a stream among which a worker draws the next."""
+    workers: int = bounded(2, 0, 1024, affects_weights=False)
+    """Processes of each rank that read and decode a stream; 0: the rank does it itself."""
+
+    embed: Literal["stored", "online"] = bounded("stored", affects_weights=False)
+    """Embeddings of a stream: written beforehand by python -m stages.embed, or computed beside the training."""
 
     def __post_init__(self):
         check(self, "data.", as_option)

@@ -125,7 +125,7 @@ def load_splits(config: SourceConfig, splits: Sequence[str], held_out: bool = Fa
         return [load_split(config, split, held_out).first(config.limit) for split in splits]
     problems = Problems(config.source)
     listing = read_listing(config, problems)
-    name = _name_of_data(config.source)
+    name = name_of_data(config.source)
     size = image_size(config, listing)
     channels = 1 if config.grey else 3
     records = listing.records
@@ -202,6 +202,8 @@ def find_source(source: str) -> Source:
             if kind.suffixes and source.lower().endswith(kind.suffixes):
                 return kind
         raise UserError(f"{path} is a file of another kind than {suffixes}; unpack it, or convert it to one of these")
+    if "://" in source:
+        raise UserError(f"{source} is an address; shards are read from there with --data.stream")
     if files := match_files(source):
         return _find_source_of_pattern(source, files)
     if is_available(source):
@@ -222,9 +224,9 @@ def is_named_source(source: str) -> bool:
 
 
 def is_available(source: str) -> bool:
-    """Whether a source has a name, exists on this machine, or may be on the Hub; False for a path to nothing."""
+    """Whether a source has a name, exists on this machine, or may be elsewhere; False for a path to nothing."""
     may_be_on_hub = HUB_NAME.fullmatch(source) and not source.lower().endswith(tuple(_file_suffixes()))
-    return is_named_source(source) or exists_locally(source) or bool(may_be_on_hub)
+    return is_named_source(source) or exists_locally(source) or bool(may_be_on_hub) or "://" in source
 
 
 def _find_source_of_pattern(source: str, files: Sequence[Path]) -> Source:
@@ -238,7 +240,7 @@ def _find_source_of_pattern(source: str, files: Sequence[Path]) -> Source:
     )
 
 
-def _name_of_data(source: str) -> str:
+def name_of_data(source: str) -> str:
     """The name of a source in messages and manifests, without the path on this machine."""
     path = Path(source)
     if path.exists():

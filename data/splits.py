@@ -58,6 +58,14 @@ def split_records(records: Sequence[Record], split: str) -> list[Record]:
     return [record for record in records if record.name in chosen]
 
 
+def split_of_key(key: str) -> str:
+    """The split of one row of many, of which there is no list: the hash of its key decides, with the shares above."""
+    place = int.from_bytes(hashlib.sha256(key.encode(errors="surrogateescape")).digest()[:8]) / 2**64
+    if place < SHARE:
+        return "test"
+    return "validation" if place < 2 * SHARE else "train"
+
+
 def limit_records(records: list[Record], limit: int | None) -> list[Record]:
     """At most `limit` records, spread evenly over the source, which may be sorted by class."""
     if limit is None:

@@ -64,7 +64,8 @@ class AutoregressiveStage(BasePriorStage):
     def batch(self, draw: StepDraw) -> BucketBatch:
         caption_ids = self.draw_captions(draw)
         text = self.read_captions(caption_ids, draw)
-        index = self.find_buckets(self.inputs.train.embeddings[draw.share(draw.rows)], text)
+        embeddings = draw.examples(self.inputs.train).embeddings[draw.share(draw.rows)]
+        index = self.find_buckets(embeddings, text)
         return BucketBatch(index, text, self.pair_weights(text, draw))
 
     def find_buckets(self, images: Tensor, text: TextFeatures) -> Tensor:

@@ -8,7 +8,7 @@ from collections import deque
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
@@ -20,6 +20,7 @@ from unclip.tensor_batch import TensorBatch
 PREFETCH = 8
 """Batches that are drawn at once beside a GPU, one thread each."""
 T = TypeVar("T", Tensor, TensorBatch)
+D = TypeVar("D")
 
 
 @dataclass(frozen=True)
@@ -34,6 +35,12 @@ class StepDraw:
     step: int
     rank: int = 0
     ranks: int = 1
+    streamed: Any = None
+    """A data set of this step alone, whose examples `rows` counts; None where they are those of the stage's own."""
+
+    def examples(self, held: D) -> D:
+        """The data set of which `rows` are numbers: the step's own, or else the one that the stage holds."""
+        return held if self.streamed is None else self.streamed
 
     def share(self, values: T) -> T:
         """This rank's rows of values (B, ...)."""

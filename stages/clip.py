@@ -125,7 +125,6 @@ class CLIPStage:
             raise UserError(f"--augment.shift must be at most {most} for these images, not {run.augment.shift}")
         config = model.config
         self.token_ids = inputs.tokenizer.encode(inputs.train.captions, config.text.context)
-        self.lengths = model.text.mask(self.token_ids).sum(dim=1)
         self.preprocess = Preprocess(config.vision.image_size, config.vision.channels, config.preprocess)
         self.objective = CLIPObjective(model, self.preprocess, run.train.accumulate)
         if runtime.is_main():
@@ -146,7 +145,7 @@ class CLIPStage:
         """CLIP has no buffers that are fitted."""
 
     def batch(self, draw: StepDraw) -> CLIPBatch:
-        data = self.train_data
+        data = draw.examples(self.train_data)
         count = len(draw.rows)
         images = data.images[draw.share(draw.rows)]
         if self.augment.shift:
@@ -154,18 +153,30 @@ class CLIPStage:
         if self.augment.flip:
             flip = draw.share(torch.rand(count, generator=draw.generator) < 0.5)
             images = torch.where(flip[:, None, None, None], images.flip(-1), images)
-        drawn = data.draw(draw.rows, draw.generator, one_phrasing=True)
-        distinct, caption_id = drawn.unique(return_inverse=True)
-        token_ids = self.token_ids[distinct, : self.lengths[distinct].max()]
+        token_ids, caption_id = self._draw_captions(data, draw)
         patches = self._draw_patches(count, draw.generator)
-        per_rank = -(-len(distinct) // draw.ranks)
-        own_captions = torch.arange(draw.rank * per_rank, (draw.rank + 1) * per_rank).clamp(max=len(distinct) - 1)
+        per_rank = -(-len(token_ids) // draw.ranks)
+        own_captions = torch.arange(draw.rank * per_rank, (draw.rank + 1) * per_rank).clamp(max=len(token_ids) - 1)
         return CLIPBatch(
             images=images,
-            caption_id=torch.cat([caption_id[rank :: draw.ranks] for rank in range(draw.ranks)]),
+            caption_id=caption_id,
             token_ids=token_ids[own_captions],
             patches=None if patches is None else draw.share(patches),
         )
+
+    def _draw_captions(self, data: CaptionedImages, draw: StepDraw) -> tuple[Tensor, Tensor]:
+        """The distinct captions of all ranks' images (U, L), tokenised, and which each image has (B,)."""
+        drawn = data.draw(draw.rows, draw.generator, one_phrasing=True)
+        if draw.streamed is None:
+            distinct, caption_id = drawn.unique(return_inverse=True)
+            caption_id = torch.cat([caption_id[rank :: draw.ranks] for rank in range(draw.ranks)])
+            token_ids = self.token_ids[distinct]
+        else:  # no rank knows the captions of the others
+            context = self.model.config.text.context
+            encoded = self.tokenizer.encode(data.captions, context)[draw.share(drawn)]
+            encoded = F.pad(encoded, (0, context - encoded.shape[1]), value=self.tokenizer.pad_id)
+            token_ids, caption_id = runtime.gather_on_cpu(encoded).unique(dim=0, return_inverse=True)
+        return token_ids[:, : self.model.text.mask(token_ids).sum(dim=1).max()], caption_id
 
     def _draw_patches(self, count: int, generator: torch.Generator) -> Tensor | None:
         total = len(self.model.vision.positions) - 1

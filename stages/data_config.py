@@ -8,6 +8,7 @@ from data.dataset import CaptionedImages
 from data.provenance import compare_content, compare_source, inherit_source, read_provenance
 from data.source_config import SourceConfig
 from data.sources import load_splits
+from data.stream.streamed_images import open_stream
 from stages.runtime import is_main, main_first
 from unclip.cli.options import EarlyOptions
 from unclip.errors import printable
@@ -17,8 +18,10 @@ from unclip.store.hub import find_pipeline
 @dataclass(frozen=True)
 class DataConfig(SourceConfig):
     def load(self, *splits: str, held_out: bool = False) -> list[CaptionedImages]:
-        """Load splits, see `data.sources.load_splits`. One rank fetches and decodes the images for the others."""
+        """Load splits, see `data.sources.load_splits` and `data.stream`. One rank decodes the images for the others."""
         with main_first():
+            if self.stream:
+                return open_stream(self, splits)
             return load_splits(self, splits, held_out)
 
     def load_as(self, pipeline: Path, *splits: str) -> list[CaptionedImages]:

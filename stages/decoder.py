@@ -114,7 +114,7 @@ class DecoderBatches:
 
     def draw(self, draw: StepDraw) -> DecoderBatch:
         """This rank's training images of a step."""
-        images = self.inputs.train
+        images = draw.examples(self.inputs.train)
         rows = draw.share(draw.rows)
         caption_ids = draw.share(images.data.draw(draw.rows, draw.generator))
         levels = draw.share(self.model.process.draw_levels(len(draw.rows), draw.generator, self.run.log_sigma))

@@ -79,9 +79,7 @@ def embed_images(
 
     All ranks must call this: they share the work. The main one writes the cache, which all of them read.
     """
-    # two CLIPs of equal weights may still differ in activation, pooling, preprocessing or tokenizer
-    identity = sha256((clip_sha256 + json.dumps(asdict(clip.config)) + tokenizer.to_json()).encode())
-    folder = cache / f"embedded-{identity[:16]}-{data.fingerprint[:16]}"
+    folder = cache / f"embedded-{clip_identity(clip, clip_sha256, tokenizer)[:16]}-{data.fingerprint[:16]}"
     with runtime.main_first():
         if runtime.is_main():
             make_folder(cache)
@@ -100,6 +98,35 @@ def embed_images(
     return embedded
 
 
+def clip_identity(clip: CLIP, clip_sha256: str, tokenizer: Tokenizer) -> str:
+    """SHA-256 of all by which embeddings can differ.
+
+    Two CLIPs of equal weights may still differ in activation, pooling, preprocessing or tokenizer.
+    """
+    return sha256((clip_sha256 + json.dumps(asdict(clip.config)) + tokenizer.to_json()).encode())
+
+
+@torch.no_grad()  # not inference_mode: the steps of a training take these as they are
+def embed_step(data: CaptionedImages, clip: CLIP, tokenizer: Tokenizer, preprocess: Preprocess) -> EmbeddedImages:
+    """Embed the few images of a step and all their captions, on the CLIP's device, without a cache."""
+    device = clip.logit_scale.device
+    token_ids = tokenizer.encode(data.captions, clip.config.text.context)
+    mask = clip.text.mask(token_ids)
+    text_embeddings, tokens = clip.encode_text(token_ids.to(device))
+    return EmbeddedImages(
+        data=data,
+        embeddings=clip.encode_image(preprocess(data.images.to(device))).cpu(),
+        text_embeddings=text_embeddings.cpu(),
+        tokens=tokens.cpu()[mask],
+        token_starts=_starts(mask),
+    )
+
+
+def _starts(mask: Tensor) -> Tensor:
+    """Where the tokens of each caption begin (M + 1,), end to end, by the mask (M, L) of all."""
+    return torch.cat([torch.zeros(1, dtype=torch.long), mask.sum(dim=1).cumsum(dim=0)])
+
+
 def check_embeddings(values: Tensor, name: str) -> None:
     """Raise UserError for embeddings (N, D) from which nothing can be trained: not finite, or all equal."""
     advice = "the CLIP that computed them cannot be trained on: train it anew in another --out"
@@ -116,8 +143,7 @@ def compute_embeddings(
 ) -> None:
     """Embed a data set on the CLIP's device into a new cache, which the main rank writes."""
     token_ids = tokenizer.encode(data.captions, clip.config.text.context)
-    lengths = clip.text.mask(token_ids).sum(dim=1)
-    starts = torch.cat([torch.zeros(1, dtype=torch.long), lengths.cumsum(dim=0)])
+    starts = _starts(clip.text.mask(token_ids))
     pieces = chain(
         [("token_starts", slice(None), starts)],
         encoded_images(data, clip, preprocess),
@@ -168,3 +194,10 @@ def encoded_captions(token_ids: Tensor, starts: Tensor, clip: CLIP) -> Iterator[
 def _row_batches(n: int) -> tuple[Tensor, ...]:
     """The rows 0 .. n - 1, a batch for every rank at a time."""
     return torch.arange(n).split(BATCH * runtime.world_size())
+
+
+if __name__ == "__main__":
+    from stages.embed_shards import main
+    from unclip.cli.run import run
+
+    run(main)

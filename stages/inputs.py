@@ -1,6 +1,7 @@
 """The training data of a part: captioned images and, for all parts but CLIP, the frozen CLIP's embeddings of them."""
 
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -9,9 +10,12 @@ from torch import Tensor
 
 from data.dataset import CaptionedImages
 from data.provenance import describe_source
+from data.stream.streamed_images import StreamedImages
 from stages import runtime
-from stages.embed import EmbeddedImages, embed_images
+from stages.embed import EmbeddedImages, clip_identity, embed_images, embed_step
 from stages.run_options import FrozenCLIPRun, PartRun, Shapes
+from stages.stored_embeddings import StoredEmbeddings
+from stages.streaming import StepStream
 from unclip.clip import CLIPConfig, Tokenizer, encode_captions, load_clip
 from unclip.clip.pretrained import adopt_clip, load_clip_bundle
 from unclip.errors import UserError
@@ -29,6 +33,8 @@ class CLIPInputs:
     tokenizer: Tokenizer
     provenance: dict[str, Any]
     """Where the images are from, as a manifest notes it."""
+    stream: StepStream | None = None
+    """The examples of each step, if they are streamed."""
 
     @property
     def parents(self) -> dict[str, str]:
@@ -69,6 +75,8 @@ class Inputs:
     """Files that the training puts into the pipeline's folder."""
     decoder: Manifest | None = None
     """The manifest of the pipeline's decoder, for a part that is trained on it."""
+    stream: StepStream | None = None
+    """The examples of each step, if they are streamed; `train` is then a sample of them."""
 
     @property
     def parents(self) -> dict[str, str]:
@@ -105,8 +113,9 @@ def open_clip_inputs(run: PartRun, vocab_size: int) -> CLIPInputs:
         read_manifest(start / "clip")  # one of ours: another project's may lack a tokenizer
         tokenizer = load_clip_bundle(start).tokenizer
     else:
-        tokenizer = Tokenizer.train(train.captions, vocab_size)
-    return CLIPInputs(train, validation, tokenizer, describe_source(run.data, train.image_size))
+        tokenizer = Tokenizer.train(train.corpus, vocab_size)
+    stream = StepStream(train) if isinstance(train, StreamedImages) else None
+    return CLIPInputs(train, validation, tokenizer, describe_source(run.data, train.image_size), stream)
 
 
 def check_captions_differ(data: CaptionedImages) -> None:
@@ -137,6 +146,13 @@ def open_inputs(run: FrozenCLIPRun, device: torch.device, needs_decoder: bool = 
     splits = run.data.load_as(run.out, "train", "validation")
     check_images_differ(splits[0])
     train, validation = (embed_images(split, clip, manifest.sha256, tokenizer, preprocess, device) for split in splits)
+    stream = None
+    if isinstance(train.data, StreamedImages):
+        stored = StoredEmbeddings(train.data.plan, clip_identity(clip, manifest.sha256, tokenizer))
+        online = partial(embed_step, clip=clip.to(device), tokenizer=tokenizer, preprocess=preprocess)
+        if run.data.embed == "stored":
+            stored.check_complete()
+        stream = StepStream(train.data, stored if run.data.embed == "stored" else lambda images, _: online(images))
     class_captions = train.data.class_captions
     class_embeddings = torch.zeros(0, clip.config.embed_dim)
     if len(set(class_captions)) > 1:
@@ -151,6 +167,7 @@ def open_inputs(run: FrozenCLIPRun, device: torch.device, needs_decoder: bool = 
         validation=validation,
         files={"captions.txt": spread_captions(train.data.captions)},
         decoder=decoder,
+        stream=stream,
     )
 
 

@@ -27,7 +27,7 @@ class Log:
     draws curves and previews beside that file.
     """
 
-    def __init__(self, path: Path, stage: Any, config: Any, progress: Progress):
+    def __init__(self, path: Path, stage: Any, config: Any, progress: Progress, examples: Any):
         self.path = path
         self.stage = stage
         self.config = config
@@ -43,7 +43,7 @@ class Log:
             resumed = f", going on from step {progress.step}" if progress.step else ""
             warming = ", all of them warm-up" if config.warmup >= config.steps else ""
             runtime.print0(
-                f"{stage.name}: {millions:.2f}M parameters, {stage.size} examples, {quantity(config.steps, 'step')} of "
+                f"{stage.name}: {millions:.2f}M parameters, {examples}, {quantity(config.steps, 'step')} of "
                 f"{config.batch_size} on {next(stage.model.parameters()).device}{warming}{resumed}"
             )
             if sys.stderr.isatty():

@@ -1,7 +1,8 @@
 """The one training loop. It knows no model: a `Stage` gives it an objective, batches, figures, and a picture.
 
 A step is a pure function of the weights, the optimiser's state, the seed and the step's number: batches and noise are
-drawn anew from (seed, step). A run that was interrupted therefore goes on exactly as if it had not been.
+drawn anew from (seed, step), or the examples from a stream whose state is saved too. A run that was interrupted
+therefore goes on exactly as if it had not been.
 """
 
 import contextlib
@@ -27,6 +28,7 @@ from stages.log import Log
 from stages.memory import compile_blocks, recompute
 from stages.optim import cosine_warmup, make_optimizers, update_ema
 from stages.state import Progress, load_state, save_state, state_tensors
+from stages.streaming import StepStream
 from unclip.cli import signals
 from unclip.devices import Device
 from unclip.errors import UserError, quantity
@@ -144,12 +146,14 @@ def train(
     pipeline: Path,
     manifest: Manifest,
     files: dict[str, str] | None = None,
+    stream: StepStream | None = None,
 ) -> Manifest:
     """Train a stage into `pipeline`/NAME, going on from where an earlier call was interrupted.
 
     Writes model.safetensors (the moving average that did best in validation) and config.json; in train/ the last state,
     metrics.jsonl, its curves, and preview grids. `manifest` holds the stage's parents and data; `files` are put into
-    the pipeline's folder. Returns the manifest of the saved weights.
+    the pipeline's folder; a `stream` gives the examples of each step, in place of the stage's own. Returns the manifest
+    of the saved weights.
 
     A signal ends the training after the step that it is at, saved; see unclip/cli/signals.py.
 
@@ -175,7 +179,7 @@ def train(
         if complete:
             runtime.print0(f"{stage.name}: {folder} is trained already; {TRAIN_ON}")
         else:
-            manifest = run_steps(stage, config, device, folder, manifest, check_lock)
+            manifest = run_steps(stage, config, device, folder, manifest, check_lock, stream)
         if runtime.is_main():
             finish(folder, manifest)
         runtime.barrier()
@@ -200,6 +204,7 @@ def run_steps(
     folder: Path,
     manifest: Manifest,
     check_lock: Callable[[], object],
+    stream: StepStream | None,
 ) -> Manifest:
     """Take the steps that are left, saving, validating and drawing on the way.
 
@@ -221,9 +226,11 @@ def run_steps(
         recompute(model)
     if config.compile:
         compile_blocks(model)
-    log = Log(folder / "train" / "metrics.jsonl", stage, config, progress)
+    log = Log(folder / "train" / "metrics.jsonl", stage, config, progress, stream or f"{stage.size} examples")
     model.train()
-    with signals.postponed() as stop, contextlib.closing(batches(stage, config, progress.step, device)) as to_come:
+    place_in_run = (stage, config, progress.step, device)
+    drawn = stream.batches(*place_in_run, progress.stream) if stream else batches(*place_in_run)
+    with signals.postponed() as stop, contextlib.closing(drawn) as to_come:
         while progress.step < config.steps:
             began = time.perf_counter()
             batch = next(to_come)
@@ -242,6 +249,7 @@ def run_steps(
             if saved or previewed:
                 whole = sharding.made_whole(average, average)
             if saved:
+                progress.stream = runtime.gather_values(stream.state) if stream else []
                 log.average_over_ranks()
                 log.check_finite(tensors := state_tensors(sharding.made_whole(model, average), whole, optimizers))
             if runtime.is_main() and (saved or previewed):

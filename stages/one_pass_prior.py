@@ -83,7 +83,7 @@ class OnePassStage(BasePriorStage):
     def batch(self, draw: StepDraw) -> OnePassBatch:
         caption_ids = self.draw_captions(draw)
         text = self.read_captions(caption_ids, draw)
-        embeddings = self.inputs.train.embeddings[draw.share(draw.rows)]
+        embeddings = draw.examples(self.inputs.train).embeddings[draw.share(draw.rows)]
         noise = draw.normal(embeddings.shape[1])
         return OnePassBatch(embeddings, text, caption_ids, noise, self.pair_weights(text, draw))
 

@@ -71,7 +71,7 @@ class PriorStage(BasePriorStage):
         caption_ids = self.draw_captions(draw)
         levels = draw.share(self.process.draw_levels(len(draw.rows), draw.generator))
         text = self.read_captions(caption_ids, draw)
-        embeddings = self.inputs.train.embeddings[draw.share(draw.rows)]
+        embeddings = draw.examples(self.inputs.train).embeddings[draw.share(draw.rows)]
         noise = draw.normal(embeddings.shape[1])
         return PriorBatch(embeddings, text, levels, noise, self.pair_weights(text, draw))
 

@@ -78,13 +78,13 @@ class BasePriorStage:
 
     def draw_captions(self, draw: StepDraw) -> Tensor:
         """A caption id for each of this rank's examples."""
-        return draw.share(self.inputs.train.data.draw(draw.rows, draw.generator))
+        return draw.share(draw.examples(self.inputs.train).data.draw(draw.rows, draw.generator))
 
     def read_captions(self, caption_ids: Tensor, draw: StepDraw) -> TextFeatures:
         """Their text as the prior is trained on it: some dropped, of the others some tokens hidden."""
         dropped = torch.rand(len(draw.rows), generator=draw.generator) < self.run.drop
         hidden_share = torch.rand(len(draw.rows), 1, generator=draw.generator)
-        text = self.inputs.train.text_features(caption_ids).drop(draw.share(dropped))
+        text = draw.examples(self.inputs.train).text_features(caption_ids).drop(draw.share(dropped))
         if self.run.hide_tokens:
             token_draws = torch.rand(len(draw.rows), self.inputs.shapes.context, generator=draw.generator)
             text = hide_tokens(text, draw.share(hidden_share), draw.share(token_draws))
@@ -95,7 +95,8 @@ class BasePriorStage:
 
         Dropped captions weigh alike, as the null stands for all images.
         """
-        return self.inputs.train.data.pair_weights[draw.share(draw.rows)].masked_fill(text.empty, 1)
+        weights = draw.examples(self.inputs.train).data.pair_weights
+        return weights[draw.share(draw.rows)].masked_fill(text.empty, 1)
 
     def validation_loss(self, model: Any, rows: Tensor, caption_ids: Tensor, generator: torch.Generator) -> float:
         """The loss on validation images and a caption of each, of which nothing is dropped or hidden."""

@@ -2,12 +2,13 @@
 
 import contextlib
 import ctypes
+import functools
 import inspect
 import os
 import sys
 from collections.abc import Callable
 from datetime import timedelta
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 import torch.distributed as dist
@@ -148,6 +149,30 @@ def gather(rows: Tensor) -> Tensor:
     if gathered.requires_grad:  # the collective reads a gradient's memory in order, whatever its strides
         gathered.register_hook(Tensor.contiguous)
     return gathered
+
+
+def gather_on_cpu(rows: Tensor) -> Tensor:
+    """The rows (n, ...) of all ranks, which are on the CPU, (ranks * n, ...). All ranks must call it."""
+    if world_size() == 1:
+        return rows
+    gathered = [torch.empty_like(rows) for _ in range(world_size())]
+    dist.all_gather(gathered, rows.contiguous(), group=_cpu_group())
+    return torch.cat(gathered)
+
+
+@functools.cache
+def _cpu_group() -> dist.ProcessGroup:
+    """All ranks, on an engine that moves tensors of the CPU; its own, as a thread may use it beside the steps."""
+    return dist.new_group(backend="gloo")
+
+
+def gather_values(value: Any) -> list[Any]:
+    """The values of all ranks, of any type, the first rank's first. All ranks must call it."""
+    if world_size() == 1:
+        return [value]
+    values = [None] * world_size()
+    dist.all_gather_object(values, value)
+    return values
 
 
 def in_shares(function: Callable[[Tensor], tuple[Tensor, ...]], rows: Tensor) -> list[Tensor]:

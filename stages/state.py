@@ -6,6 +6,7 @@ import os
 from collections import defaultdict
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -36,6 +37,8 @@ class Progress:
     """The checksum of the run's settings."""
     threads: int = 0
     ranks: int = 1
+    stream: list[dict[str, Any]] = field(default_factory=list)
+    """Where each rank's stream of examples is, if they are streamed."""
 
 
 def state_tensors(model: nn.Module, average: nn.Module, optimizers: list[torch.optim.Optimizer]) -> dict[str, Tensor]:

@@ -88,7 +88,7 @@ def train_part(part: str, run: PartRun) -> Manifest:
         training=settings(run),
         sampling=asdict(run.sampling) if hasattr(run, "sampling") else {},
     )
-    return loop.train(stage, run.train, device, run.out, manifest, inputs.files)
+    return loop.train(stage, run.train, device, run.out, manifest, inputs.files, inputs.stream)
 
 
 def start_from_pipeline(part: str, run: PartRun, stage: PartStage, inputs: Any) -> dict[str, str]:

@@ -166,7 +166,7 @@ class UpsamplerStage:
             self.model.network.scaler.fit(self.inputs.train.embeddings)
 
     def batch(self, draw: StepDraw) -> UpsamplerBatch:
-        images = self.inputs.train
+        images = draw.examples(self.inputs.train)
         count = len(draw.rows)
         rows = draw.share(draw.rows)
         pixels = images.data.images[rows]

@@ -1,0 +1,1 @@
+"""Streams: captioned images that are read shard by shard while a training goes on."""
