@@ -162,7 +162,7 @@ def test_without_the_other_projects_it_names_them_as_missing(inputs, tmp_path, m
     rows = json.loads((tmp_path / "bench.json").read_text())["rows"]
     measured = [row for row in rows if "parameters" in row]
     assert {row["code"] for row in measured} == {"ours", comparisons.PLAIN}
-    assert len([row for row in measured if row["code"] == "ours"]) == 8
+    assert len([row for row in measured if row["code"] == "ours"]) == 9
     for row in measured:
         assert row["images_per_second"][1] > 0
         assert row["operations_per_image"] > 0

@@ -317,7 +317,9 @@ def test_unclip_without_or_with_a_wrong_command_names_its_commands(script):
     assert without_docstrings.code == 0, without_docstrings.err
     assert all(command in without_docstrings.out for command in COMMANDS)
     assert_one_error_line(script(UNCLIP, "smaple"), "there is no command 'smaple'; did you mean sample?")
-    assert_one_error_line(script(UNCLIP, "42"), "choose one of sample, edit, page, info, settings, publish, export")
+    assert_one_error_line(
+        script(UNCLIP, "42"), "choose one of sample, edit, page, info, settings, doctor, publish, export"
+    )
     assert_one_error_line(script(UNCLIP, "sample", BAG, "--stepz", "5"), "did you mean --steps")
 
 

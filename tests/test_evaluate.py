@@ -359,9 +359,8 @@ def test_any_kinds_of_parts_can_be_evaluated(done, tiny, trained, monkeypatch):
     clip_sha256 = read_manifest(trained.folder / "clip").sha256
     context = evaluation.prepare_context(pipe, clip_sha256, real, replace(SETTINGS, sweep=0), {})
     sections = evaluation.run_evaluators(context, {})
-    assert list(sections) == [
-        name for name in evaluation.SECTIONS if name not in ("denoising", "few_calls", "upsampling", "sweep")
-    ]
+    without = ("denoising", "standard_networks", "few_calls", "upsampling", "sweep")
+    assert list(sections) == [name for name in evaluation.SECTIONS if name not in without]
     assert pipe(["a bag"]).images.shape == (1, 56, 56, 1)
     assert sections["error_budget"].arrays["prior: images"].shape == (SETTINGS.samples, 28, 28, 1)
     budget = sections["error_budget"].figures

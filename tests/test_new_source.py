@@ -39,7 +39,7 @@ def test_options_that_a_new_source_does_not_read_are_refused():
 
 
 def test_messages_name_a_new_source():
-    with pytest.raises(UserError, match=r"give one of fashion-mnist, emoji, cifar10, toy, a folder"):
+    with pytest.raises(UserError, match=r"give one of fashion-mnist, emoji, shapes, cifar10, toy, a folder"):
         read_listing(SourceConfig("missing"), Problems("missing"))
 
 

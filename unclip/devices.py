@@ -65,9 +65,7 @@ def inference() -> Callable[[Callable[P, T]], Callable[P, T]]:
             with contextlib.ExitStack() as stack:
                 if not GRADIENTS.get():
                     stack.enter_context(torch.no_grad())
-                for device in get_args(Device):
-                    if device != "auto" and torch.is_autocast_enabled(device):
-                        stack.enter_context(torch.autocast(device, enabled=False))
+                stack.enter_context(without_autocast())
                 if args and isinstance(args[0], nn.Module):
                     stack.enter_context(precision_of(args[0]))
                 return function(*args, **kwargs)
@@ -75,6 +73,16 @@ def inference() -> Callable[[Callable[P, T]], Callable[P, T]]:
         return compute
 
     return decorate
+
+
+@contextlib.contextmanager
+def without_autocast() -> Iterator[None]:
+    """Within the block, nothing is computed in half precision because of an autocast around it."""
+    with contextlib.ExitStack() as stack:
+        for device in get_args(Device):
+            if device != "auto" and torch.is_autocast_enabled(device):
+                stack.enter_context(torch.autocast(device, enabled=False))
+        yield
 
 
 @contextlib.contextmanager

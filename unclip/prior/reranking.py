@@ -3,6 +3,8 @@
 import torch
 from torch import Tensor, nn
 
+from unclip.devices import without_autocast
+
 SAME_MEANING = 0.95
 """Cosine from which a caption means the same as the class caption that is nearest to it."""
 
@@ -64,6 +66,6 @@ class Reranker(nn.Module):
             threshold: see `forward`.
         """
         candidates = candidates.unflatten(0, (-1, len(text))).transpose(0, 1)  # (N, K, D)
-        with torch.autocast(text.device.type, enabled=False):  # half precision would round odds by a third
+        with without_autocast():  # half precision would round odds by a third
             chosen = self(candidates, text, threshold).masked_fill(empty, 0)
         return candidates[torch.arange(len(text), device=text.device), chosen]
