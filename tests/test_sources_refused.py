@@ -202,7 +202,7 @@ REFUSED = {
     "no arrays": (lambda path: path.write_bytes(b"no"), "x.npz", {}, "not what numpy writes as .npz"),
     "arrays of another length": (
         lambda path: np.savez(path, images=np.zeros((3, 4, 4), np.uint8), captions=np.array(["a"])), "x.npz", {},
-        "3 images, but 1 captions"),
+        "3 images, but 1 caption"),
     "arrays without captions": (
         lambda path: np.savez(path, images=np.zeros((3, 4, 4), np.uint8)), "x.npz", {}, "holds images; expected"),
     "array without captions": (lambda path: np.save(path, np.zeros((3, 4, 4), np.uint8)), "x.npy", {}, "x.txt"),
@@ -234,7 +234,7 @@ def test_source_that_cannot_be_used_is_refused_in_clear_words(kind, tmp_path):
 
 def test_bad_source_on_the_command_line_is_one_line(tmp_path, script):
     done = script("train_clip", "--data", "no-such-set", "--out", tmp_path / "run")
-    assert_one_error_line(done, "no-such-set", "fashion-mnist, emoji, cifar10")
+    assert_one_error_line(done, "no-such-set", "fashion-mnist, emoji, shapes, cifar10")
     assert not (tmp_path / "run").exists()
 
 
