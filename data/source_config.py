@@ -21,9 +21,9 @@ STREAM_OPTIONS = ("stream", "sample", "buffer", "workers", "embed")
 @dataclass(frozen=True)
 class SourceConfig:
     source: Annotated[str, tyro.conf.arg(name="")] = bounded("fashion-mnist", affects_weights=False)
-    """fashion-mnist, emoji, cifar10, a folder of captioned images, a table of their names and captions (.csv, .tsv,
-    .jsonl, .json), an .npz or .npy file, webdataset shards (.tar, .tar.gz, 'FOLDER/*.tar'), a folder as .zip, or a
-    Hugging Face data set."""
+    """fashion-mnist, emoji, shapes, cifar10, a folder of captioned images, a table of their names and captions (.csv,
+    .tsv, .jsonl, .json), an .npz or .npy file, webdataset shards (.tar, .tar.gz, 'FOLDER/*.tar'), a folder as .zip, or
+    a Hugging Face data set."""
     root: Path | None = bounded(None, affects_weights=False)
     """Folder with the files of fashion-mnist, emoji or cifar10 (default: download them to data/raw)."""
     size: int | None = bounded(None, 1, 1024)
