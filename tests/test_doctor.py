@@ -28,7 +28,7 @@ def made_up():
 
 @pytest.fixture
 def evidence(made_up) -> Evidence:
-    """What the rules would see of a healthy pipeline."""
+    """The evidence of a healthy pipeline."""
     generator = torch.Generator().manual_seed(0)
     train, validation = made_up
     labels = validation.labels

@@ -136,7 +136,7 @@ def test_embeddings_beside_a_stream_give_the_losses_of_the_cache(streamed_pipeli
 
 
 def random_embeddings(images: CaptionedImages) -> EmbeddedImages:
-    """Of two tokens for each caption."""
+    """Two tokens for each caption."""
     count = len(images.captions)
     return EmbeddedImages(
         images, torch.rand(len(images), 4), torch.rand(count, 4), torch.rand(2 * count, 3), 2 * torch.arange(count + 1)

@@ -71,7 +71,7 @@ class StopDrawing(Exception):
     """Raise it in an `on_step`: the drawing ends, and its images are those that this step predicts."""
 
     predicted: Tensor
-    """Those of the batch, (B, C, H, W) in [-1, 1]; the pipeline notes them."""
+    """The batch's predicted images, (B, C, H, W) in [-1, 1]; the pipeline notes them."""
 
 
 class WatcherLeft(Exception):

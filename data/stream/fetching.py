@@ -108,7 +108,7 @@ def download(address: str, path: Path) -> None:
 
 
 def _with_tries(address: str, work: Any) -> Any:
-    """What work(succeed) returns at the first try that does not fail; `succeed` says that the try got on."""
+    """Call work(succeed) until it does not fail, and return its result; `succeed` says that the try got on."""
     failures = 0
 
     def succeed() -> None:

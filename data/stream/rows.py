@@ -34,7 +34,7 @@ class Row(NamedTuple):
     """An image file; None if the row cannot be used."""
     captions: tuple[str, ...]
     problems: tuple[tuple[str, str], ...] = ()
-    """What cannot be used, and why, of this row and of those before it that are not there."""
+    """The faults of this row, and of those before it that are left out."""
 
 
 Reader = Iterator[tuple[str, Callable[[], tuple[bytes | None, tuple[str, ...]]]]]

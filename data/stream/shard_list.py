@@ -40,7 +40,7 @@ class ShardList(NamedTuple):
 
     train: list[Shard]
     held_out: dict[str, list[Shard]]
-    """Those of validation and test, if the names of the shards say so; if of one of the two, it serves for both."""
+    """The shards of validation and of test, if their names say so. Those of only one of the two serve for both."""
 
 
 def list_shards(config: SourceConfig, problems: Problems) -> ShardList:

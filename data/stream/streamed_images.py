@@ -34,7 +34,7 @@ class StreamedImages(CaptionedImages):
 
     @cached_property
     def fingerprint(self) -> str:
-        """That of the list of shards, and of the options."""
+        """The fingerprint of the list of shards and of the options."""
         return self.plan.fingerprint
 
     def open(self, seed: int, size: int, rank: int, ranks: int) -> StreamLoader:

@@ -1,4 +1,4 @@
-"""What the doctor's rules look at: each thing is read, computed or drawn when the first rule asks for it, and once."""
+"""The evidence that the rules look at. Each piece is read, computed or drawn once, when the first rule asks for it."""
 
 import contextlib
 import io
@@ -146,7 +146,7 @@ class Evidence:
     @cached_property
     @inference()
     def prior_draws(self) -> Tensor:
-        """What the prior draws for the first M captions, without guidance or reranking: unit embeddings (M, K, D)."""
+        """K unit embeddings of the prior for each of the first M captions, (M, K, D), without guidance or reranking."""
         settings = read_sampling(self.folder).prior
         settings = replace(settings, num_candidates=1, guidance=1.0, steps=min(settings.steps, STEPS))
         text = self.text[torch.arange(min(CAPTIONS, len(self.rows))).repeat_interleave(DRAWS)]

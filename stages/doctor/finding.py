@@ -17,7 +17,7 @@ class Finding:
     figure: str
     """The figure, and the bound that it should keep."""
     advice: str
-    """What to do."""
+    """The way to mend it."""
 
 
 @dataclass(frozen=True)
@@ -26,6 +26,6 @@ class Rule:
     parts: tuple[str, ...]
     """The parts that it judges."""
     needs: tuple[str, ...]
-    """What it looks at, of `stages.doctor.evidence.NEEDS`; beside the manifest, which is always there."""
+    """The evidence that it looks at, of `stages.doctor.evidence.NEEDS`, beside the manifest, which is always there."""
     judge: Callable[[Any, str], Finding | None]
     """judge(evidence, part) -> a finding, or None where there is nothing to complain of or no telling."""

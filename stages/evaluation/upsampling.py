@@ -72,7 +72,8 @@ def measure_upsampling(context: EvaluationContext) -> Section | None:
     enlarge(context, settings, small[:TOGETHER], embeddings[:TOGETHER])
     seconds = (time.perf_counter() - began) / len(small[:TOGETHER])
     captions = list(context.reference.data.captions)
-    names = [captions[i] for i in context.reference.data.draw(torch.arange(SHOWN), torch.Generator().manual_seed(0))]
+    shown = torch.arange(min(SHOWN, len(real)))
+    names = [captions[i] for i in context.reference.data.draw(shown, torch.Generator().manual_seed(0))]
     return Section(
         {
             "real images, made small and enlarged again": figures,

@@ -149,7 +149,7 @@ class Samples:
         self.options = options
         self.captions = captions
         self.described = {} if options.negative is None else {"negative": options.negative}
-        """What the pictures' text says beside captions, seeds and settings."""
+        """The pictures' text beside captions, seeds and settings."""
         self.total = len(captions) * options.n
         self.count = 0
         """Images drawn so far."""
