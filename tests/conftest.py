@@ -31,6 +31,7 @@ REQUIRED = [name for name, part in PARTS.items() if not part.optional]
 """The parts that every pipeline has."""
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # scripts beside each other do not wait in turns for the same cores
 torch.set_num_threads(1)  # a pool of threads does not live on in the children that some tests fork
+torch.ones(1, requires_grad=True).backward()  # after torch.export, the first call would start threads, as a pool does
 
 
 @dataclass

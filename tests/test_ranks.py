@@ -78,6 +78,17 @@ def test_gradients_of_several_ranks_are_those_of_one_with_the_whole_batch(ranks,
             assert_equal(one, expected)
 
 
+def test_ranks_are_trained_after_an_export_too():
+    torch.export.export(torch.nn.Linear(3, 3), (torch.ones(2, 3),))
+
+    def work() -> float:
+        weight = torch.ones(1, requires_grad=True)
+        weight.backward()
+        return weight.grad.item()
+
+    assert on_ranks(2, work) == [1, 1]
+
+
 @pytest.mark.parametrize("parts", [2, 4, 8])
 @pytest.mark.parametrize("make", PARTS)
 def test_gradients_of_a_batch_in_parts_are_those_of_the_whole(make, parts, inputs):
