@@ -13,6 +13,7 @@ import shutil
 import socket
 import subprocess
 import sys
+import tarfile
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -23,13 +24,18 @@ from pathlib import Path
 from urllib.parse import urlparse
 
 import numpy as np
+import pytest
 from PIL import Image
 
 ROOT = Path(__file__).resolve().parents[1]
+NEW_LINE = "\ue008\ue007\ue000"
+"""Keys that begin another line of a text: Shift and Enter, then all let go."""
 MISSING = [name for name in ("chromium", "chromedriver") if shutil.which(name) is None] + [
     name for name in ("selenium", "gradio") if find_spec(name) is None
 ]
 """Requirements of the tests that are not installed."""
+AXE = "axe-core@4"
+"""The npm package that looks for what shuts out people who use a keyboard or a screen reader."""
 HERE = ("127.0.0.1", "localhost", "::1")
 
 GUARDED = """
@@ -56,6 +62,17 @@ def free_port() -> int:
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         return probe.getsockname()[1]
+
+
+def fetch_axe(folder: Path) -> str:
+    """The script of axe-core. Skips the test if npm cannot fetch it."""
+    if shutil.which("npm") is None:
+        pytest.skip(f"the page is not tested with {AXE}, as npm is not installed")
+    packed = subprocess.run(["npm", "pack", AXE, "--silent"], cwd=folder, capture_output=True, text=True)
+    if packed.returncode:
+        pytest.skip(f"the page is not tested with {AXE}, as npm cannot fetch it")
+    with tarfile.open(folder / packed.stdout.strip().splitlines()[-1]) as archive:
+        return archive.extractfile("package/axe.min.js").read().decode()
 
 
 @contextmanager
@@ -121,10 +138,11 @@ class Browser:
         self.driver.quit()
 
     def open(self, address: str) -> None:
+        """Open the page, and wait until it has drawn what it shows at first."""
         self.driver.get("about:blank")
         self.complaints()  # discard those of the page before
         self.driver.get(address)
-        self.wait("return [...document.querySelectorAll('textarea')].some(t => t.value)")
+        self.wait(f"return {DONE}.length", 90)
 
     def wait(self, script: str, seconds: float = 20, *arguments):
         """Repeat a script until it returns a value that is true, and return it."""
@@ -162,11 +180,29 @@ class Browser:
         urls = self.driver.execute_script(PICTURES)
         return [np.asarray(Image.open(io.BytesIO(base64.b64decode(url.split(",")[1])))) for url in urls]
 
-    def results(self, count: int, seconds: float = 30) -> list[np.ndarray]:
-        """The pictures, once this many are finished (a finished one is a link)."""
-        self.wait(f"return [...document.querySelectorAll('.unclip figure a img')].filter({VISIBLE}).length >= {count}",
-                  seconds)  # fmt: skip
-        return self.pictures()
+    def answered(self, act: Callable[[], None], seconds: float = 60) -> list[np.ndarray]:
+        """The finished pictures of the open tab, once an act is answered."""
+        self.driver.execute_script(f"{DONE}.forEach(a => a.classList.add('old'))")
+        act()
+        self.wait(f"return {DONE}.some(a => !a.classList.contains('old'))", seconds)
+        return self.finished()
+
+    def finished(self) -> list[np.ndarray]:
+        """The pictures of the open tab that can be picked."""
+        urls = self.driver.execute_script(PICKS)
+        return [np.asarray(Image.open(io.BytesIO(base64.b64decode(url.split(",")[1])))) for url in urls]
+
+    def show(self, name: str) -> list[np.ndarray]:
+        """Open a tab, and wait until it has drawn what it shows at first."""
+        self.tab(name)
+        self.wait(f"return {DONE}.length", 60)
+        return self.finished()
+
+    def status(self) -> str:
+        """The line of messages of the open tab."""
+        return self.driver.execute_script(
+            f"return [...document.querySelectorAll('.status')].filter({VISIBLE})[0]?.innerText ?? ''"
+        )
 
     def problem(self) -> str:
         """The error message, once it is shown."""
@@ -201,12 +237,49 @@ class Browser:
         """The text that the copy button puts on the clipboard."""
         permissions = {"permissions": ["clipboardReadWrite", "clipboardSanitizedWrite"]}
         self.driver.execute_cdp_cmd("Browser.grantPermissions", permissions)
-        self.wait(f"return [...document.querySelectorAll('button[aria-label=Copy]')].filter({VISIBLE})[0]").click()
+        self.wait(f"return [...document.querySelectorAll('summary')].filter({VISIBLE})[0]").click()
+        self.wait(f"return [...document.querySelectorAll('.copy')].filter({VISIBLE})[0]").click()
         read = "navigator.clipboard.readText().then(arguments[0], error => arguments[0](String(error)))"
         return self.driver.execute_async_script(read)
 
-    def slide(self, label: str, value: float) -> None:
-        self.fill(label, str(value))
+    def slide(self, share: float) -> None:
+        """Move the slider above some frames, from 0 to 1."""
+        self.driver.execute_script(
+            f"""const input = [...document.querySelectorAll('.flip input')].filter({VISIBLE})[0];
+            input.value = Math.round(arguments[0] * input.max);
+            input.dispatchEvent(new Event('input', {{bubbles: true}}));""",
+            share,
+        )
+
+    def downloaded(self, name: str) -> bytes:
+        """The file that a button of the bar saves."""
+        script = """const done = arguments[arguments.length - 1], make = URL.createObjectURL;
+        URL.createObjectURL = blob => {
+            const reader = new FileReader();
+            reader.onload = () => done(reader.result);
+            reader.readAsDataURL(blob);
+            URL.createObjectURL = make;
+            return make(blob);
+        };
+        document.getElementById(arguments[0]).click();"""
+        return base64.b64decode(self.driver.execute_async_script(script, name).split(",")[1])
+
+    def is_in_view(self, selector: str) -> bool:
+        """Whether a visible element lies on the screen."""
+        return self.driver.execute_script(
+            f"""const box = [...document.querySelectorAll(arguments[0])].filter({VISIBLE})[0]?.getBoundingClientRect();
+            return Boolean(box) && box.top >= 0 && box.top < innerHeight && box.height > 0;""",
+            selector,
+        )
+
+    def violations(self, axe: str) -> list[str]:
+        """Serious findings of axe-core on the page as it is."""
+        self.driver.execute_script(axe)
+        return self.driver.execute_async_script(
+            """const done = arguments[0], grave = ['serious', 'critical'];
+            axe.run().then(result => done(result.violations.filter(v => grave.includes(v.impact)).flatMap(
+                v => v.nodes.map(n => `${v.id}: ${n.html.slice(0, 200)}`))))"""
+        )
 
     def choose(self, label: str, option: str) -> None:
         self.element(label).click()
@@ -231,21 +304,45 @@ class Browser:
         for name in names:
             ActionChains(self.driver).send_keys(getattr(Keys, name)).perform()
 
+    def chord(self, *names: str) -> None:
+        """Press several keys at once."""
+        from selenium.webdriver import ActionChains, Keys
+
+        *held, last = [getattr(Keys, name) for name in names]
+        chain = ActionChains(self.driver)
+        for key in held:
+            chain.key_down(key)
+        chain.send_keys(last)
+        for key in held:
+            chain.key_up(key)
+        chain.perform()
+
+    def open_more(self) -> None:
+        """Open the settings that are hidden at first."""
+        find = (
+            f"return [...document.querySelectorAll('button')].filter({VISIBLE}).find(b => b.innerText.trim() == 'More')"
+        )
+        self.wait(find, 5).click()
+
+    def send_to(self, tab: str) -> None:
+        find = "return [...document.querySelectorAll('#toolbar button')].find(b => b.innerText.trim() == arguments[0])"
+        self.wait(find, 5, f"Send to {tab}").click()
+
     def focus(self, selector: str) -> None:
         self.driver.execute_script("document.querySelector(arguments[0]).focus()", selector)
 
-    def tab_to(self, name: str) -> None:
+    def tab_to(self, name: str, most: int = 40) -> None:
         """Press the tab key until the button with this name has the focus."""
-        for _ in range(40):
+        for _ in range(most + 1):
             if self.driver.switch_to.active_element.text.strip() == name:
                 return
             self.keys("TAB")
         raise AssertionError(f"the tab key does not lead to {name}")
 
     @contextmanager
-    def phone(self) -> Iterator[None]:
-        """Emulate the screen of a phone."""
-        screen = {"width": 390, "height": 844, "deviceScaleFactor": 1, "mobile": True}
+    def screen(self, width: int, height: int) -> Iterator[None]:
+        """Emulate a screen; a narrow one is a phone's."""
+        screen = {"width": width, "height": height, "deviceScaleFactor": 1, "mobile": width < 600}
         self.driver.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", screen)
         yield
         self.driver.execute_cdp_cmd("Emulation.clearDeviceMetricsOverride", {})
@@ -266,6 +363,8 @@ class Browser:
 
 
 VISIBLE = "e => e.offsetParent !== null"
+DONE = f"[...document.querySelectorAll('.again')].filter({VISIBLE})"
+PICKS = f"return [...document.querySelectorAll('.pick img')].filter({VISIBLE}).map(i => i.src)"
 TAB = f"""const tab = [...document.querySelectorAll('[role=tab], .overflow-dropdown button')].filter({VISIBLE})
     .find(t => t.textContent.trim() == arguments[0]);
 tab?.click();

@@ -86,14 +86,16 @@ def test_edits_say_how_they_were_drawn(command, arguments, caption, script, tmp_
 
 
 def test_pictures_of_the_page_say_how_they_were_drawn():
-    from unclip.page import answers
-    from unclip.page.shelf import Examples, OpenPipeline
+    from unclip.page import drawing
+    from unclip.page.examples import Examples
+    from unclip.page.shelf import OpenPipeline
 
     opened = OpenPipeline(
-        PIPELINE, UnCLIP.from_pretrained(PIPELINE), ["a bag"], Examples(("a bag",), ("a bag", "a bag"))
+        str(PIPELINE), UnCLIP.from_pretrained(PIPELINE), ["a bag"], Examples(("a bag",), ("a bag", "a bag"))
     )
-    *_, (html,) = answers.draw(opened, "a bag\na coat", 2, 5, 1.0, 2)
-    saved = [base64.b64decode(url) for url in re.findall(r'href="data:image/png;base64,([^"]+)" download', html)]
+    *_, html = drawing.draw(opened, "a bag\na coat", 2, 5, steps=2)
+    urls = re.findall(r'(?:href|img src)="data:image/png;base64,([^"]+)"', html)
+    saved = [base64.b64decode(url) for url in urls]
     texts = [text_of(io.BytesIO(content)) for content in saved]
     assert [(text["caption"], text["seed"]) for text in texts[:-1]] == [
         ("a bag", "5"), ("a bag", "6"), ("a coat", "5"), ("a coat", "6")

@@ -15,7 +15,7 @@ from data.image_files import records_of_files
 from data.problems import Problems
 from unclip import UnCLIP, UserError, edit
 from unclip.clip import load_clip
-from unclip.page.answers import open_picked
+from unclip.page.pictures import open_picked
 from unclip.pixels import read_colours, read_pictures, read_pixels
 from unclip.store.manifest import read_manifest, recorded_fit, write_manifest
 

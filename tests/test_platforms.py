@@ -45,7 +45,7 @@ from stages import runtime
 from unclip.cli import signals
 from unclip.cli.main import run_command
 from unclip.cli.run import call
-from unclip.page.answers import draw
+from unclip.page.drawing import draw
 from unclip.page.shelf import Shelf
 from unclip.store import files
 
@@ -57,7 +57,7 @@ for arguments in (sample, sample, ["edit", "vary", f"{out}/grid.png", *few], ["i
     assert call(run_command, arguments) == 0, arguments
 files.partial_name(Path(out) / "x").touch()
 files.remove_leftovers(Path(out))
-assert list(draw(Shelf(Path(pipeline).parent).open("pipeline"), "bag", 1, 0, 1, 2))
+assert list(draw(Shelf(Path(pipeline).parent).open("pipeline"), "bag", 1, 0, steps=2))
 assert call(lambda _: runtime.start("cpu")) == 1
 """
 

@@ -20,7 +20,7 @@ from PIL import Image
 pytest.importorskip("gradio", reason="the page is not tested, as gradio is not installed")
 
 from unclip import UserError
-from unclip.page import answers, doors, line
+from unclip.page import doors, drawing, line, turns
 from unclip.page.__main__ import set_environment
 from unclip.page.shelf import Shelf
 
@@ -57,8 +57,9 @@ ODD = (
 )  # fmt: skip
 """Values that no field of the page sends."""
 CLICKS = (
-    ("Steps",), ("Keep",), ("Position", "First image"), ("Amount", "Before"), ("Prompt 1",),
-    ("Without brush strokes, paint",), ("An image of it, for its true embedding (optional)",), ("Examples",),
+    ("Captions, one per line", "Steps"), ("Keep",), ("First image", "Second image"), ("Before", "After"),
+    ("Prompt 1", "Steps"), ("Without brush strokes, paint",), ("An image of it, for its true embedding (optional)",),
+    ("Examples",), ("Sent picture",),
 )  # fmt: skip
 """Labels that tell the clicks of the tabs apart."""
 
@@ -76,7 +77,7 @@ class Served:
         """The number of the click whose inputs have these labels, among others."""
         components = {block["id"]: block["props"].get("label") for block in self.page.config["components"]}
         for function in self.page.config["dependencies"]:
-            if {*labels} <= {components[i] for i in function["inputs"]} and function["queue"]:
+            if {*labels} <= {components[i] for i in function["inputs"]} and function["backend_fn"]:
                 return function["id"]
         raise AssertionError(f"no function of {labels}")
 
@@ -119,12 +120,12 @@ def served(tmp_path_factory) -> Iterator[Served]:
         patch.setattr(warnings, "showwarning", warnings.showwarning)
         folder = str(tmp_path_factory.mktemp("uploads"))
         set_environment(folder)
-        from unclip.page import tabs
+        from unclip.page import server
 
-        patch.setattr(tabs, "SESSIONS", 3)
+        patch.setattr(server, "SESSIONS", 3)
         port = free_port()
         with warnings.catch_warnings():
-            page, address = tabs.launch(Shelf(COMMITTED), "127.0.0.1", port)
+            page, address = server.launch(Shelf(COMMITTED), "127.0.0.1", port)
             with httpx.Client(base_url=address, timeout=60) as client:
                 yield Served(page, client, port, folder)
             page.close(verbose=False)
@@ -207,7 +208,7 @@ def test_doors_of_the_page_are_too_small_for_bombs(served, monkeypatch):
         assert served.upload(bytes([number]) * 8000).status_code == 200
     stored = [os.path.join(folder, name) for folder, _, names in os.walk(served.folder) for name in names]
     assert sum(map(os.path.getsize, stored)) < 70_000
-    assert_refused(served.join(served.function("Steps"), ["a" * doors.LARGEST_CALL]), 413)
+    assert_refused(served.join(served.function("Keep"), ["a" * doors.LARGEST_CALL]), 413)
     editor = next(block["id"] for block in served.page.config["components"] if block["type"] == "imageeditor")
     for index in ("1000000000", "x"):
         blob = {"type": "layer", "index": index, "id": "a", "component_id": editor, "session_hash": "s"}
@@ -217,12 +218,16 @@ def test_doors_of_the_page_are_too_small_for_bombs(served, monkeypatch):
         assert response.status_code == 200
 
 
+def drawing_of(caption: str, n: int = 1, steps: int | None = None) -> list:
+    """The values of a click on Draw."""
+    return [COMMITTED.name, caption, n, 0, steps, None, None, "the pipeline's own", "clear", True, True]
+
+
 def test_a_click_is_bounded(served):
-    draw = served.function("Steps")
-    name = COMMITTED.name
-    assert "64 of one click" in served.click(draw, [name, "a\n" * 65, 1, 0, 1, 1])
-    assert "1600 of one click" in served.click(draw, [name, "a\n" * 17, 1, 0, 1, 100])
-    assert "at most 1,000 letters" in served.click(draw, [name, "a" * 1001, 1, 0, 1, 1])
+    draw = served.function("Captions, one per line")
+    assert "64 of one click" in served.click(draw, drawing_of("a\n" * 65))
+    assert "1600 of one click" in served.click(draw, drawing_of("a\n" * 17, steps=100))
+    assert "at most 1,000 letters" in served.click(draw, drawing_of("a" * 1001))
 
 
 @pytest.mark.parametrize("labels", CLICKS)
@@ -235,7 +240,7 @@ def test_doors_of_the_page_let_odd_values_become_one_line(served, labels, monkey
     if not os.environ.get("TORTURE"):
         monkeypatch.setattr(Shelf, "open", refuse)
     function = served.function(*labels)
-    plain = {"dropdown": COMMITTED.name, "slider": 1, "number": 0, "radio": "everything"}
+    plain = {"dropdown": COMMITTED.name, "slider": 1, "number": 1, "radio": "everything", "checkbox": True}
     inputs = served.inputs(function)
     for i in range(len(inputs)):
         for value in ODD if os.environ.get("TORTURE") else ODD[i % 8 :: 8]:
@@ -259,27 +264,31 @@ def test_doors_of_the_page_take_clicks_of_its_own_form_alone(served):
 
 
 def test_a_visitor_has_few_jobs_and_does_not_block_the_others(served, monkeypatch):
-    draw = served.function("Steps")
+    """The jobs of one open page replace each other, so that one who wants many opens many."""
+    draw = served.function("Captions, one per line")
     released = threading.Event()
 
     def wait(text: str) -> list[str]:
         released.wait(30)
         raise UserError("no caption")
 
-    monkeypatch.setattr(answers, "parse_captions", wait)
-    values = [COMMITTED.name, "a bag", 1, 0, 1, 1]
-    states = [served.join(draw, values, "greedy").status_code for _ in range(10)]
-    assert states == [200] * line.JOBS_OF_A_SESSION + [429] * (10 - line.JOBS_OF_A_SESSION)
-    assert served.join(draw, values, "modest").status_code == 200
-    monkeypatch.setattr(line, "JOBS_OF_AN_ADDRESS", 7)
-    assert_refused(served.join(draw, values, "another"), 429)
+    monkeypatch.setattr(drawing, "parse_captions", wait)
+    monkeypatch.setattr(turns, "PLACES", 100)
+    monkeypatch.setattr(line, "JOBS_OF_AN_ADDRESS", 6)
+    states = [served.join(draw, drawing_of("a bag"), "greedy").status_code for _ in range(5)]
+    states += [served.join(draw, drawing_of("a bag"), f"greedy{i}").status_code for i in range(5)]
+    assert 200 in states
+    assert states[-1] == 429
+    monkeypatch.setattr(line, "JOBS_OF_A_SESSION", 0)
+    monkeypatch.setattr(line, "JOBS_OF_AN_ADDRESS", 100)
+    assert_refused(served.join(draw, drawing_of("a bag"), "another"), 429)
     released.set()
-    monkeypatch.setattr(line, "JOBS_OF_AN_ADDRESS", 12)
-    assert "no caption" in served.click(draw, values)
+    monkeypatch.undo()
+    assert "no caption" in served.click(draw, drawing_of(""))
 
 
 def test_memory_of_visitors_is_bounded(served):
     examples = served.function("Examples")
     for _ in range(6):
-        served.click(examples, [0])
+        served.click(examples, [COMMITTED.name, 0])
     assert len(served.page.server_app.state_holder.session_data) <= 4

@@ -129,10 +129,14 @@ def test_arguments_of_the_process_are_read_in_one_place(path):
     assert reads_arguments(parsed(path)) == (path == ROOT / "unclip" / "cli" / "options.py")
 
 
+OF_THE_PAGE = {f"page/{name}.py" for name in ("layout", "server", "strokes", "tabs", "toolbar")}
+"""Modules that are imported when the page is served."""
+
+
 @pytest.mark.parametrize("path", FILES, ids=NAMES)
 def test_slow_libraries_are_imported_only_where_they_are_used(path):
     slow = {"torchvision", "datasets", "transformers", "matplotlib", "gradio", "xxhash"}
-    slow -= {"gradio"} if path.name == "tabs.py" else set()  # which the page imports when it is served
+    slow -= {"gradio"} if f"{path.parent.name}/{path.name}" in OF_THE_PAGE else set()
     assert not slow & {name.split(".")[0] for name in imports_on_import(parsed(path))}
 
 

@@ -1,19 +1,13 @@
 """Watch the denoising: its moments, a record of them, and pictures of the record."""
 
-import contextvars
-import queue
-import threading
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from typing import TypeVar
 
 import numpy as np
 from PIL import Image
 from torch import Tensor
 
 from unclip.grids import captioned_grid
-
-T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -72,41 +66,6 @@ class StopDrawing(Exception):
 
     predicted: Tensor
     """The batch's predicted images, (B, C, H, W) in [-1, 1]; the pipeline notes them."""
-
-
-class WatcherLeft(Exception):
-    """Ends a drawing that nobody watches any more."""
-
-
-def watch_drawing(draw: Callable[[Callable[[Moment], None]], T]) -> Iterator[Moment | T]:
-    """Yield the moments of a drawing as they happen, and finally its result.
-
-    `draw(on_step)` runs in a thread of its own and calls `on_step` with each moment. Once the iterator is closed, the
-    drawing ends at its next step. An error in the drawing is raised here.
-    """
-    events: queue.SimpleQueue = queue.SimpleQueue()
-    closed = threading.Event()
-
-    def on_step(moment: Moment) -> None:
-        if closed.is_set():
-            raise WatcherLeft
-        events.put(moment)
-
-    def run() -> None:
-        try:
-            events.put(draw(on_step))
-        except BaseException as error:  # the watcher raises it
-            events.put(error)
-
-    threading.Thread(target=contextvars.copy_context().run, args=(run,), daemon=True).start()
-    try:
-        while isinstance(event := events.get(), Moment):
-            yield event
-        if isinstance(event, BaseException):
-            raise event
-        yield event
-    finally:
-        closed.set()
 
 
 def denoising_strip(captions: Sequence[str], trajectory: Trajectory, n: int) -> Image.Image:

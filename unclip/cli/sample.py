@@ -89,7 +89,9 @@ def main(argv: Sequence[str] | None = None, checkpoints: Path = Path("checkpoint
 
     from unclip.devices import pick_device
     from unclip.pipeline import UnCLIP
+    from unclip.store.training_captions import read_training_captions
     from unclip.trajectory import Trajectory
+    from unclip.unknown_words import describe_unknown_words
 
     if not named.checkpoint:
         print(f"drawing with {checkpoint}; name another pipeline with --checkpoint DIR", flush=True)
@@ -98,6 +100,9 @@ def main(argv: Sequence[str] | None = None, checkpoints: Path = Path("checkpoint
     pipeline.sampling = sampling
     if is_hub_name(checkpoint):
         pipeline.origin["name"] = str(checkpoint)
+    unknown = describe_unknown_words(pipeline, captions, read_training_captions(folder))
+    if unknown:
+        print(unknown, flush=True)
     options.out.mkdir(parents=True, exist_ok=True)
     samples = Samples(options, captions)
     trajectory = Trajectory() if options.strip or options.gif else None

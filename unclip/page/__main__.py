@@ -53,7 +53,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         except ImportError:
             raise UserError("the page needs gradio; install it with: pip install '.[page]'") from None
 
-        from unclip.page.tabs import serve
+        from unclip.page.server import serve
 
         serve(shelf, options.host, options.port, options.show)
 

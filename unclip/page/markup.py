@@ -1,6 +1,7 @@
 """Show pictures as HTML, by pure functions. Everything that a user typed is escaped.
 
-Pictures are embedded as PNGs of their own size; the browser enlarges them without smoothing.
+Pictures are embedded as PNGs of their own size, with the text that says how they were drawn; the browser enlarges them
+without smoothing, and page.js saves them.
 """
 
 import base64
@@ -13,27 +14,8 @@ from PIL import Image
 from unclip.grids import gif_bytes
 from unclip.images import png_bytes, to_pil
 
-NORMAL = 112
-LARGE = 280
-"""Approximate heights of pictures, in CSS pixels."""
-
-CSS = """
-.gradio-container { overflow: clip !important }
-.gradio-container img { image-rendering: pixelated }
-.gradio-container .image-frame img { width: 100%; height: 100%; object-fit: contain }
-@media (min-width: 900px) { .results { position: sticky; top: 8px; align-self: flex-start } }
-.unclip { color: var(--body-text-color); line-height: 1.5 }
-.unclip h3 { font-weight: 600; overflow-wrap: anywhere }
-.unclip figure { margin: 0; text-align: center; font-size: .85rem }
-.unclip figure img { display: block; max-width: 100%; margin: 0 auto 2px }
-.unclip .row { display: flex; flex-wrap: wrap; gap: 6px; margin: 4px 0 16px }
-.unclip table { margin: 0 0 16px }
-.unclip td, .unclip th { padding: 2px 14px 2px 0; text-align: left; overflow-wrap: anywhere }
-.unclip > a { text-decoration: underline; margin-right: 1em }
-.unclip a:focus-visible { outline: 2px solid }
-.problem { color: #b91c1c; font-weight: 600; overflow-wrap: anywhere }
-.dark .problem { color: #fca5a5 }
-"""
+THUMBNAIL = 64
+"""Longest side of an example's picture, in pixels."""
 
 
 def data_url(content: bytes, media_type: str) -> str:
@@ -41,32 +23,42 @@ def data_url(content: bytes, media_type: str) -> str:
     return f"data:{media_type};base64,{base64.b64encode(content).decode()}"
 
 
-def picture(
-    image: np.ndarray,
-    alt: str,
-    title: str = "",
-    name: str = "",
-    height: int = NORMAL,
-    text: Mapping[str, str] | None = None,
-) -> str:
-    """An image, uint8 (H, W, C), enlarged by a whole factor. With a file name, a click saves it, with its text."""
+def picture(image: np.ndarray, alt: str, title: str = "") -> str:
+    """An image, uint8 (H, W, C), with a title beneath it."""
+    return figure(f'<img src="{data_url(png_bytes(to_pil(image)), "image/png")}" alt="{escape(alt)}">', title)
+
+
+def finished_picture(image: np.ndarray, name: str, title: str, text: Mapping[str, str], caption: str = "") -> str:
+    """A picture that can be picked, to be saved by its name with its text, or sent to another tab with its caption."""
     source = data_url(png_bytes(to_pil(image), text), "image/png")
-    width = image.shape[1] * max(1, round(height / image.shape[0]))
-    html = f'<img src="{source}" alt="{escape(alt)}" style="width: {width}px">'
-    if name:
-        html = f'<a href="{source}" download="{escape(name)}" title="save {escape(name)}">{html}</a>'
+    html = f'<img src="{source}" alt="{escape(name)}">'
+    data = f'data-name="{escape(name)}" data-caption="{escape(caption)}"'
+    return figure(f'<button type="button" class="pick" aria-pressed="false" {data}>{html}</button>', title)
+
+
+def figure(html: str, title: str) -> str:
     caption = f"<figcaption>{escape(title)}</figcaption>" if title else ""
     return f"<figure>{html}{caption}</figure>"
 
 
-def row(heading: str, pictures: Sequence[str]) -> str:
+def row(heading: str, pictures: Sequence[str], kind: str = "row") -> str:
     """Pictures side by side under a heading; they wrap where the screen is narrow."""
     title = f"<h3>{escape(heading)}</h3>" if heading else ""
-    return f'<section>{title}<div class="row">{"".join(pictures)}</div></section>'
+    return f'<section>{title}<div class="{kind} of-{min(len(pictures), 4)}">{"".join(pictures)}</div></section>'
+
+
+def slider(label: str, frames: Sequence[np.ndarray], labels: Sequence[str]) -> str:
+    """The middle one of some frames, large, above a slider that shows the others in its place."""
+    middle = len(frames) // 2
+    large = picture(frames[middle], f"{label} {labels[middle]}", labels[middle])
+    return (
+        f'<div class="flip">{large}<label>{escape(label)} '
+        f'<input type="range" min="0" max="{len(frames) - 1}" value="{middle}"></label></div>'
+    )
 
 
 def table(headings: Sequence[str], rows: Sequence[Sequence[object]]) -> str:
-    head = "".join(f"<th>{escape(heading)}</th>" for heading in headings)
+    head = "".join(f'<th scope="col">{escape(heading)}</th>' for heading in headings)
     body = "".join(f"<tr>{''.join(f'<td>{escape(str(cell))}</td>' for cell in cells)}</tr>" for cells in rows)
     return f"<table><tr>{head}</tr>{body}</table>"
 
@@ -74,7 +66,7 @@ def table(headings: Sequence[str], rows: Sequence[Sequence[object]]) -> str:
 def png_link(picture: Image.Image, name: str, text: Mapping[str, str]) -> str:
     """A link that saves a picture with its text."""
     source = data_url(png_bytes(picture, text), "image/png")
-    return f'<a href="{source}" download="{escape(name)}.png">Save as PNG</a>'
+    return f'<a href="{source}" download="{escape(name)}.png">Save the grid as PNG</a>'
 
 
 def gif_link(frames: Sequence[Image.Image], name: str) -> str:
@@ -87,6 +79,36 @@ def sheet(*parts: str) -> str:
     return f'<div class="unclip">{"".join(parts)}</div>'
 
 
+def chip(image: Image.Image, label: str = "", alt: str = "") -> str:
+    """A small picture with a label, for a button."""
+    small = image.copy()
+    small.thumbnail((THUMBNAIL, THUMBNAIL))
+    source = data_url(png_bytes(small), "image/png")
+    return f'<span class="chip"><img src="{source}" alt="{escape(alt)}">{escape(label)}</span>'
+
+
 def problem(message: str) -> str:
     """An error message on one line, which a screen reader announces."""
     return f'<p class="problem" role="alert">{escape(" ".join(message.split()))}</p>'
+
+
+def notice(*lines: str) -> str:
+    """Lines about what is done, which a screen reader announces when it has time."""
+    return f'<div role="status">{"".join(f"<p>{escape(line)}</p>" for line in lines)}</div>'
+
+
+def progress(done: int, total: int, *lines: str) -> str:
+    """A bar, and lines beside and beneath it. They change too often to be announced."""
+    bar = f'<progress value="{done}" max="{total}" aria-label="Progress"></progress>'
+    return f'<div class="progress">{bar}{"".join(f"<p>{escape(line)}</p>" for line in lines)}</div>'
+
+
+def recipe(link: str, command: str, python: str) -> str:
+    """A link that draws a result again, and the same as a command and as Python, each to copy."""
+    texts = {"Command": command, "Python": python}
+    boxes = "".join(
+        f'<h4>{name} <button type="button" class="copy">Copy</button></h4><pre tabindex="0">{escape(text)}</pre>'
+        for name, text in texts.items()
+    )
+    again = f'<a class="again" href="{escape(link)}">Link to this result</a>'
+    return f'<div class="unclip">{again}<details><summary>Command and Python</summary>{boxes}</details></div>'

@@ -1,6 +1,7 @@
 """Open the image files that visitors upload, and serve them: images alone, of bounded size."""
 
 import io
+import re
 from pathlib import Path
 
 from PIL import Image
@@ -15,6 +16,8 @@ from unclip.store.files import write_atomically
 PickedFile = str | Path | io.BytesIO | None
 """The file of the image that a visitor picked, if any."""
 MOST_PIXELS = 4096 * 4096
+NAME = re.compile(r"[0-9a-f]{64}")
+"""Names of the folders of images: SHA-256 of their content."""
 PREVIEW = 1024
 """Longest side of an image as it is served, in pixels."""
 
@@ -65,6 +68,14 @@ def store(image: Image.Image, folder: str) -> str:
     if not file.is_file():
         write_atomically(file, content, durable=False)
     return str(file)
+
+
+def find_stored(name: str, folder: str) -> str:
+    """The image of a folder that `store`, or an upload, has put under this name. Raises UserError for any other."""
+    files = list((Path(folder) / name).glob("*")) if NAME.fullmatch(name) else []
+    if not files or not is_within(files[0], folder):
+        raise UserError("the image of this link is no longer here; choose another")
+    return str(files[0])
 
 
 def trim(folder: Path, keep: set[str], most: int) -> None:

@@ -9,76 +9,41 @@ from PIL import Image
 from torch import Tensor
 
 from unclip.errors import UserError, shown
-from unclip.page.pictures import is_within, open_picked
+from unclip.page.examples import Examples, draw_examples
+from unclip.page.watching import count_steps
 from unclip.pipeline import UnCLIP
-from unclip.pixels import read_colours
 from unclip.store.hub import find_pipeline, is_hub_name
-from unclip.store.index import read_index, time_completed
-from unclip.store.sealed_json import read_json
+from unclip.store.index import time_completed
 from unclip.store.training_captions import read_training_captions
-
-MOST_EXAMPLES = 24
-"""Captions, and images, that are offered as examples."""
-
-
-@dataclass(frozen=True)
-class Examples:
-    """Examples to try with a pipeline, from its examples/examples.json."""
-
-    captions: tuple[str, ...]
-    change: tuple[str, str]
-    """Two captions for an edit: before and after."""
-    images: tuple[Image.Image, ...] = ()
-
-    @classmethod
-    def read(cls, folder: Path, captions: list[str]) -> "Examples":
-        """Read the examples in a pipeline's folder; without them take the first captions that it was trained on.
-
-        Raises UserError for a file of another form, and for images that are not the pipeline's own.
-        """
-        path = folder / "examples" / "examples.json"
-        values = read_json(path) if path.is_file() else {}
-        try:
-            example_captions = tuple(values.get("captions", captions[:8]))
-            before, after = values.get("change", (example_captions[0], example_captions[-1]))
-            names = tuple(values.get("images", ()))
-            if not all(isinstance(text, str) for text in (*example_captions, before, after, *names)):
-                raise TypeError("its captions and names must be texts")
-        except (AttributeError, TypeError, ValueError, IndexError) as error:
-            raise UserError(f"{path} is not a set of examples ({error}); restore it, or delete it") from error
-        images = tuple(open_example(folder, name) for name in names[:MOST_EXAMPLES])
-        return cls(example_captions[:MOST_EXAMPLES], (before, after), images)
-
-
-def open_example(folder: Path, name: str) -> Image.Image:
-    """An image in a pipeline's examples/ that its model_index.json names. Raises UserError for any other, and links."""
-    path = folder.resolve() / "examples" / name
-    if not is_within(path, folder.resolve() / "examples"):
-        raise UserError(
-            f"{folder}/examples names {shown(name)}, which is no image of its own; restore it, or delete it"
-        )
-    if f"examples/{name}" not in read_index(folder).get("files", {}):
-        raise UserError(
-            f"{folder}/examples names {shown(name)}, which is not among the files of its model_index.json; give the "
-            "last training command again, which lists it, or delete it"
-        )
-    return read_colours(open_picked(path), 3)
 
 
 @dataclass(eq=False)
 class OpenPipeline:
     """A pipeline that is ready to draw. All visitors share it, so it never changes, except for values computed once."""
 
-    folder: Path
+    source: str
+    """Its folder, or its name on the Hugging Face Hub: what opens it elsewhere."""
     pipe: UnCLIP
     captions: list[str]
     """Captions that it was trained on, or a part of them; at least one."""
     examples: Examples
 
     @classmethod
-    def open(cls, folder: Path, device) -> "OpenPipeline":
+    def open(cls, folder: Path, device, source: str = "") -> "OpenPipeline":
         captions = read_training_captions(folder)
-        return cls(folder, UnCLIP.from_pretrained(folder, device), captions, Examples.read(folder, captions))
+        pipe = UnCLIP.from_pretrained(folder, device)
+        count_steps(pipe)
+        return cls(source or str(folder), pipe, captions, Examples.read(folder, captions))
+
+    @cached_property
+    def drawn_examples(self) -> list[Image.Image]:
+        """Pictures that the pipeline draws of its example captions."""
+        return draw_examples(self.pipe, self.examples.captions)
+
+    @property
+    def example_images(self) -> list[Image.Image]:
+        """Images to edit: those that the pipeline brings, or else pictures that it draws."""
+        return list(self.examples.images) or self.drawn_examples
 
     @cached_property
     def text_embeddings(self) -> Tensor:
@@ -108,7 +73,8 @@ class Shelf:
             )
         with self.lock:
             if name not in self.opened:
-                self.opened[name] = OpenPipeline.open(self.folders[name], self.device)
+                source = name if is_hub_name(name) else ""
+                self.opened[name] = OpenPipeline.open(self.folders[name], self.device, source)
             return self.opened[name]
 
 

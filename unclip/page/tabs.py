@@ -1,392 +1,306 @@
-"""Lay out the page: one function per tab, which places inputs and connects buttons to their answers."""
+"""The seven tabs: each places its fields, its button and its results."""
 
-import io
-import os
-import warnings
-import webbrowser
-from collections.abc import Callable, Iterator, Sequence
+import secrets
+from collections.abc import Callable, Sequence
 from functools import partial
-from html import escape
-from pathlib import Path
 from typing import Any
 
 import gradio as gr
-from starlette.middleware import Middleware
+from PIL import Image
 
-from unclip.errors import UserError
-from unclip.page import answers
-from unclip.page.doors import LARGEST_UPLOAD, Doors, Gate, is_loopback
-from unclip.page.line import Line
-from unclip.page.markup import CSS, problem
-from unclip.page.pictures import PickedFile, is_within, store
-from unclip.page.shelf import OpenPipeline, Shelf
-from unclip.page.values import LONGEST, read_number, read_seed, read_text
-from unclip.store.hub import is_hub_name
+from unclip.errors import UserError, shown
+from unclip.page import drawing, editing, markup, recipes
+from unclip.page.layout import QUIET, Page, Tab
+from unclip.page.pictures import PickedFile, store
+from unclip.page.shelf import OpenPipeline
+from unclip.page.strokes import keep_strokes
+from unclip.page.values import (
+    LONGEST,
+    MOST_PICTURES,
+    read_choice,
+    read_file,
+    read_number,
+    read_optional_number,
+    read_seed,
+    read_switch,
+    read_text,
+)
 
-PRIVATE = {"api_visibility": "private"}
-"""Hides the page's functions from gradio's API."""
-QUIET = {"show_progress": "hidden", **PRIVATE}
-SLIDING = {"queue": False, "trigger_mode": "always_last", **QUIET}
-DRAWING = {"concurrency_id": "drawing", "concurrency_limit": 2, **PRIVATE}
-"""All buttons share two places at work."""
-SESSIONS = 100
-"""Visitors whose state is kept: gradio keeps some hundred kilobytes of each, which it never releases by itself."""
-KEPT_STROKES = 20
-"""Visitors whose strokes of the brush are kept until they press the button."""
-
-
-class Page:
-    """State that the tabs share while the page is built: the chosen pipeline, and the components that depend on it."""
-
-    def __init__(self, shelf: Shelf):
-        self.shelf = shelf
-        self.chosen = gr.Dropdown(shelf.names, value=shelf.names[0], label="Pipeline", filterable=False)
-        self.chosen.preprocess = partial(read_text, label="Pipeline")
-        self.followers: list[tuple[Any, Callable[[OpenPipeline], Any]]] = []
-
-    def follow(self, component, value: Callable[[OpenPipeline], Any]):
-        """Let the chosen pipeline set a component's value: when the page is opened, and at each choice. Returns it."""
-        self.followers.append((component, value))
-        return component
-
-    def fill(self, name: str) -> list[Any]:
-        """The values of all components that follow the choice, for the pipeline of this name."""
-        opened = self.shelf.open(name)
-        return [value(opened) for _, value in self.followers]
-
-    def answer(
-        self, button: gr.Button, work: Callable[..., answers.Shown], inputs: Sequence, outputs: Sequence
-    ) -> None:
-        """Let `work(opened, *inputs)` answer a button. One line above the outputs reports a problem with the inputs."""
-        call = partial(answer_or_problem, self.shelf, work, len(outputs))
-        button.click(
-            call,
-            [self.chosen, *inputs],
-            [gr.HTML(apply_default_css=False), *outputs],
-            show_progress="minimal",
-            **DRAWING,
-        )
-
-
-def answer_or_problem(shelf: Shelf, work: Callable[..., answers.Shown], outputs: int, name: str, *values):
-    """Yield an empty line and the outputs of `work`; or, for values that cannot be used, a line that says why.
-
-    In the second case the outputs stay as they are.
-    """
-    try:
-        for shown in work(shelf.open(name), *values):
-            yield "", *shown
-    except UserError as error:
-        yield problem(str(error)), *[gr.skip()] * outputs
-
-
-class Blocks(gr.Blocks):
-    """gradio's page, on which everything that goes wrong becomes one line."""
-
-    async def preprocess_data(self, block_fn, inputs, *arguments, **options):
-        try:
-            if not all(path is None or is_within(path, upload_folder()) for path in paths_in(inputs)):
-                raise UserError("a file is not among those that were uploaded here; drop it on the page again")
-            return await super().preprocess_data(block_fn, inputs, *arguments, **options)
-        except Exception as error:
-            if isinstance(error.__cause__, UserError):
-                raise error.__cause__ from None
-            if isinstance(error, (UserError, gr.Error)):
-                raise
-            raise UserError("this function of the page takes other values; load the page again") from None
-
-    async def process_api(self, *arguments, **options):
-        try:
-            return await super().process_api(*arguments, **options)
-        except UserError as error:
-            raise in_one_line(str(error)) from None
-        except gr.Error:
-            raise
-        except Exception as error:
-            line = f"the page failed ({type(error).__name__}); its terminal says why"
-            raise gr.Error(line, duration=None) from error
-
-
-def in_one_line(message: str) -> gr.Error:
-    """What shows a message on the page, without a traceback in the terminal."""
-    return gr.Error(escape(" ".join(message.split())), duration=None, print_exception=False)
-
-
-def paths_in(value: Any) -> Iterator[Any]:
-    """All files that a visitor's values name, wherever gradio would look for them."""
-    if isinstance(value, dict):
-        if "path" in value:
-            yield value["path"]
-        value = list(value.values())
-    if isinstance(value, list):
-        for item in value:
-            yield from paths_in(item)
-
-
-def upload_folder() -> str:
-    """The folder of what visitors upload and are shown."""
-    return os.environ["GRADIO_TEMP_DIR"]
-
-
-def serve(shelf: Shelf, host: str, port: int, show: bool) -> None:
-    """Serve the page until it is interrupted. Raises UserError if the port is in use."""
-    page, address = launch(shelf, host, port, show)
-    if not is_loopback(host):
-        print(f"It is open to every machine that reaches {host}; only who has the token gets in.")
-    print(f"The page is at {address} (Ctrl-C ends it).", flush=True)
-    page.block_thread()
-
-
-def launch(shelf: Shelf, host: str, port: int, show: bool = False) -> tuple[gr.Blocks, str]:
-    """Start to serve the page, and return it and its address. Raises UserError if the port is in use."""
-    theme = gr.themes.Default(font=("system-ui", "sans-serif"), font_mono=("ui-monospace", "monospace"))
-    page = build(shelf)
-    gate = Gate(host, upload_folder(), set(page.fns), Line(page._queue), partial(kept_files, page))
-    warnings.showwarning = show_warning  # type: ignore[assignment]
-    warnings.filterwarnings("always", category=UserWarning, module="unclip")
-    try:
-        _, address, _ = page.launch(
-            server_name=f"[{host}]" if ":" in host else host, server_port=port, theme=theme, css=CSS,
-            footer_links=[], run_history=False, enable_monitoring=False, share=False, quiet=True, inline=False,
-            ssr_mode=False, mcp_server=False, pwa=False, max_file_size=LARGEST_UPLOAD, state_session_capacity=SESSIONS,
-            app_kwargs={"middleware": [Middleware(Doors, gate=gate)]}, prevent_thread_lock=True,
-        )  # fmt: skip
-    except OSError as error:
-        raise UserError(f"port {port} at {host} cannot be used; choose another with --port ({error})") from error
-    gate.launching = False
-    address = f"{address}?token={gate.token}" if gate.token else address
-    if show:
-        webbrowser.open(address)
-    return page, address
-
-
-def kept_files(page: gr.Blocks) -> set[str]:
-    """The files of the examples."""
-    return {file for block in page.blocks.values() for file in block.keep_in_cache}
-
-
-def show_warning(message: Warning | str, category: type, filename: str, *_) -> None:
-    """Show warnings of this library, such as that a caption is cut, to the visitor whom they concern."""
-    if category is UserWarning and Path(__file__).parents[1] in Path(filename).parents:
-        gr.Warning(escape(str(message)))
-    else:
-        print(f"warning: {message}")
-
-
-def build(shelf: Shelf) -> gr.Blocks:
-    with Blocks(title="unclip", analytics_enabled=False, delete_cache=(3600, 3600), fill_width=True) as blocks:
-        gr.Markdown("# unclip\nDraw images from captions, and edit images through their CLIP embeddings.")
-        page = Page(shelf)
-        for name, tab in TABS.items():
-            with gr.Tab(name), gr.Row():
-                tab(page)
-        components = [component for component, _ in page.followers]
-        gr.on([blocks.load, page.chosen.change], page.fill, page.chosen, components, **QUIET)
-    return blocks.queue(default_concurrency_limit=2, api_open=False)
+OWN = "the pipeline's own"
+SAMPLERS = (OWN, "dpmpp", "ddim", "ddpm")
+STYLES = ("clear", "faithful")
 
 
 def draw_tab(page: Page) -> None:
-    with gr.Column(scale=2):
-        text = textbox("Captions, one per line", lines=4, max_length=answers.LONGEST_TEXT)
-        page.follow(text, lambda opened: "\n".join(opened.examples.captions[:3]))
-        samples = gr.Dataset(components=[gr.Textbox(visible=False)], samples=[], label="Click to add a caption")
-        page.follow(samples, lambda opened: gr.Dataset(samples=[[caption] for caption in opened.examples.captions]))
-        number, seed = number_and_seed(4)
-        with gr.Row():
-            guidance = slider(0, 10, step=0.1, label="Guidance")
-            steps = slider(1, 100, step=1, label="Steps")
-        page.follow(guidance, lambda opened: opened.pipe.sampling.decoder.guidance)
-        page.follow(steps, lambda opened: opened.pipe.sampling.decoder.steps)
-        button = gr.Button("Draw", variant="primary")
-    settings = [text, number, seed, guidance, steps]
-    with gr.Column(scale=3, elem_classes="results"):
-        page.answer(button, answers.draw, settings, [result()])
-        command = gr.Textbox(label="The same as a command", buttons=["copy"], interactive=False)
-
-    def show_command(name: str, *values) -> str:
-        checkpoint = name if is_hub_name(name) else str(page.shelf.open(name).folder)
-        return answers.sample_command(checkpoint, *values)
-
-    samples.click(lambda text, sample: f"{text.rstrip()}\n{sample[0]}".lstrip(), [text, samples], text, **QUIET)
-    gr.on([c.change for c in (page.chosen, *settings)], show_command, [page.chosen, *settings], command, **SLIDING)
+    tab = Tab(page, "Draw", drawing.draw, recipes.draw)
+    with gr.Row(elem_classes="bar"):
+        caption = caption_field(tab, "caption", "Captions, one per line", longest=drawing.LONGEST_TEXT)
+        page_default(tab, "caption", 0)
+        tab.place_button()
+    tab.place_status()
+    chips(tab, caption, "Examples to draw", lambda opened: opened.examples.captions, caption_chip)
+    with gr.Row():
+        with gr.Column(scale=4):
+            tab.place_results()
+        with gr.Column(scale=1, min_width=260):
+            number_and_seed(tab, 4)
+            more_settings(tab)
+    tab.connect()
 
 
 def vary_tab(page: Page) -> None:
-    with gr.Column(scale=2):
-        image = image_input(page, "Image", 0)
-        number, seed = number_and_seed(8)
-        keep = slider(0, 1, 0, step=0.05, label="Keep", info="0: all noise is new; towards 1: the image's own")
-        button = gr.Button("Vary", variant="primary")
-    with gr.Column(scale=3, elem_classes="results"):
-        page.answer(button, answers.vary, [image, number, seed, keep], [result()])
+    tab = Tab(page, "Vary", editing.vary, recipes.vary)
+    with gr.Row(elem_classes="bar"):
+        image_field(tab, "image", "Image", 0)
+        tab.place_button()
+    tab.place_status()
+    with gr.Row():
+        with gr.Column(scale=4):
+            tab.place_results()
+        with gr.Column(scale=1, min_width=260):
+            number_and_seed(tab, 8)
+            share(tab, "keep", "Keep", 0, "Share of the image's own noise: 0 varies most, 1 gives the image itself.")
+    tab.connect()
 
 
 def blend_tab(page: Page) -> None:
-    with gr.Column(scale=2):
-        with gr.Row():
-            images = [image_input(page, "First image", 0), image_input(page, "Second image", 1)]
-        button = gr.Button("Blend", variant="primary")
-    with gr.Column(scale=3, elem_classes="results"):
-        frames_with_slider(page, button, answers.blend, images, "Position", 1)
+    tab = Tab(page, "Blend", editing.blend, recipes.blend)
+    with gr.Row(elem_classes="bar"):
+        image_field(tab, "image", "First image", 0)
+        image_field(tab, "second", "Second image", 1)
+        tab.place_button()
+    tab.place_status()
+    tab.place_results()
+    tab.connect()
 
 
 def edit_tab(page: Page) -> None:
-    with gr.Column(scale=2):
-        image = image_input(page, "Image", 0)
-        before = page.follow(textbox("Before"), lambda opened: opened.examples.change[0])
-        after = page.follow(textbox("After"), lambda opened: opened.examples.change[1])
-        button = gr.Button("Edit", variant="primary")
-    with gr.Column(scale=3, elem_classes="results"):
-        frames_with_slider(page, button, answers.change, [image, before, after], "Amount", answers.FURTHEST)
+    tab = Tab(page, "Edit", editing.change, recipes.change)
+    with gr.Row(elem_classes="bar"):
+        image_field(tab, "image", "Image", 0)
+        with gr.Column(min_width=240):
+            for name, label, number, help_line in (
+                ("before", "Before", 0, "The image as it is."),
+                ("after", "After", 1, "The image as it is to become."),
+            ):
+                tab.submits.append(caption_field(tab, name, label, help_line).submit)
+                tab.fields[name].default = partial(example_change, number=number)
+        tab.place_button()
+    tab.place_status()
+    tab.place_results()
+    tab.connect()
 
 
 def mix_tab(page: Page) -> None:
-    with gr.Column(scale=2):
-        prompts = []
+    tab = Tab(page, "Mix", editing.mix, recipes.mix)
+    with gr.Row(elem_classes="bar"):
         for i, weight in enumerate((0.5, 0.5, 0)):
-            with gr.Row():
-                text = textbox(f"Prompt {i + 1}", scale=2)
-                prompts += [text, slider(0, 1, weight, step=0.05, label=f"Weight {i + 1}", min_width=120)]
-            if i < 2:  # the third may stay empty
-                page.follow(text, partial(example_caption, number=i))
-        number, seed = number_and_seed(8)
-        button = gr.Button("Mix", variant="primary")
-    with gr.Column(scale=3, elem_classes="results"):
-        page.answer(button, answers.mix, [number, seed, *prompts], [result()])
-
-
-def example_caption(opened: OpenPipeline, number: int) -> str:
-    """One of the pipeline's example captions, which repeat from the start."""
-    captions = opened.examples.captions
-    return captions[number % len(captions)]
+            with gr.Column(min_width=200):
+                prompt = caption_field(tab, f"prompt_{i + 1}", f"Prompt {i + 1}", "May stay empty." if i == 2 else None)
+                tab.submits.append(prompt.submit)
+                share(tab, f"weight_{i + 1}", f"Weight {i + 1}", weight, "Only the shares of the sum count.")
+                if i < 2:
+                    page_default(tab, f"prompt_{i + 1}", i)
+        tab.place_button()
+    tab.place_status()
+    with gr.Row():
+        with gr.Column(scale=4):
+            tab.place_results()
+        with gr.Column(scale=1, min_width=260):
+            number_and_seed(tab, 8)
+            more_settings(tab)
+    tab.connect()
 
 
 def inpaint_tab(page: Page) -> None:
-    with gr.Column(scale=2):
-        image = image_input(page, "Image", 0)
-        painting = gr.ImageEditor(
-            label="Brush over the part to paint", format="png", sources=(), layers=False, transforms=(),
-            brush=gr.Brush(default_size=40, colors=["#ff5a36"], color_mode="fixed"), buttons=[],
-            canvas_size=(answers.SIDE, answers.SIDE),
-        )  # fmt: skip
-        keep_strokes(painting)
-        part = gr.Radio(list(answers.PARTS), value="the lower half", label="Without brush strokes, paint")
-        part.preprocess = partial(read_text, label="The part to paint")
-        caption = page.follow(textbox("Caption"), lambda opened: opened.examples.change[0])
-        number, seed = number_and_seed(4)
-        button = gr.Button("Inpaint", variant="primary")
-    with gr.Column(scale=3, elem_classes="results"):
-        page.answer(button, answers.inpaint, [image, painting, part, caption, number, seed], [result()])
+    tab = Tab(page, "Inpaint", editing.inpaint, recipes.inpaint)
+    with gr.Row():
+        with gr.Column(scale=1, min_width=300):
+            image = image_field(tab, "image", "Image", 0)
+            painting = gr.ImageEditor(
+                label="Brush over the part to paint", format="png", sources=(), layers=False, transforms=(),
+                brush=gr.Brush(default_size=40, colors=["#ff5a36"], color_mode="fixed"), buttons=[],
+                canvas_size=(editing.SIDE, editing.SIDE),
+            )  # fmt: skip
+            keep_strokes(painting)
+            tab.add("strokes", painting, read_file)
+            part = gr.Radio(list(editing.PARTS), value="the lower half", label="Without brush strokes, paint")
+            tab.add("part", part, partial(read_choice, choices=tuple(editing.PARTS)))
+        with gr.Column(scale=2, min_width=300):
+            with gr.Row(elem_classes="bar"):
+                caption = caption_field(tab, "caption", "Caption", "The whole image as it is to become.")
+                tab.submits.append(caption.submit)
+                tab.fields["caption"].default = partial(example_change, number=1)
+                tab.place_button()
+            tab.place_status()
+            with gr.Row():
+                with gr.Column(scale=3):
+                    tab.place_results()
+                with gr.Column(scale=1, min_width=220):
+                    number_and_seed(tab, 4)
+    tab.connect()
 
     def show_canvas(name: str, file: PickedFile) -> str | None:
-        canvas = answers.draw_canvas(page.shelf.open(name), file)
-        return store(canvas, upload_folder()) if canvas else None
+        canvas = editing.draw_canvas(page.shelf.open(name), file)
+        return store(canvas, page.folder) if canvas else None
 
     image.change(show_canvas, [page.chosen, image], painting, **QUIET)
 
 
-def keep_strokes(painting: gr.ImageEditor) -> None:
-    """Let the editor pass on the layer of the brush, and nothing else.
-
-    The browser sends it to `accept_blobs`, and then its name with the click. gradio's own function stores whatever is
-    sent, for ever.
-    """
-    strokes: dict[str, bytes] = {}
-
-    def accept_blobs(blobs) -> None:
-        if blobs.data["type"] == "layer":
-            _, strokes[blobs.data["id"][:64]] = blobs.files[0]
-        while len(strokes) > KEPT_STROKES:
-            del strokes[next(iter(strokes))]
-
-    def read_strokes(data) -> io.BytesIO | str | None:
-        if data is None:
-            return None
-        if data.id is not None:
-            content = strokes.pop(data.id, None)
-            return io.BytesIO(content) if content else None
-        return data.layers[0].path if data.layers else None
-
-    accept_blobs._is_server_fn = True  # type: ignore[attr-defined]
-    painting.accept_blobs = accept_blobs
-    painting.preprocess = read_strokes
-
-
 def look_inside_tab(page: Page) -> None:
-    with gr.Column(scale=2):
-        caption = page.follow(textbox("Caption"), lambda opened: opened.examples.captions[0])
-        seed = seed_input()
-        image = image_input(page, "An image of it, for its true embedding (optional)", None)
-        button = gr.Button("Look inside", variant="primary")
-    with gr.Column(scale=3, elem_classes="results"):
-        page.answer(button, answers.look_inside, [caption, seed, image], [result()])
+    tab = Tab(page, "Look inside", drawing.look_inside, recipes.look_inside)
+    with gr.Row(elem_classes="bar"):
+        caption = caption_field(tab, "caption", "Caption")
+        tab.submits.append(caption.submit)
+        page_default(tab, "caption", 0)
+        tab.place_button()
+    tab.place_status()
+    with gr.Row():
+        with gr.Column(scale=3):
+            tab.place_results()
+        with gr.Column(scale=1, min_width=260):
+            seed_field(tab)
+            image_field(tab, "image", "An image of it, for its true embedding (optional)", None)
+    tab.connect()
 
 
-def image_input(page: Page, label: str, number: int | None) -> gr.Image:
-    """An image to drop, paste or choose, above the examples. At first it holds the example of this number, if any."""
-    with gr.Column():
-        image = gr.Image(label=label, image_mode=None, sources=["upload", "clipboard"], height=220, buttons=[])
+def caption_field(tab: Tab, name: str, label: str, help_line: str | None = None, longest: int = LONGEST) -> gr.Textbox:
+    is_long = longest > LONGEST
+    if is_long:
+        help_line = "Enter draws; Shift+Enter begins another line."
+    text = gr.Textbox(
+        label=label, info=help_line, max_length=longest, lines=1, max_lines=6 if is_long else 1, scale=5, min_width=180
+    )
+    if is_long:
+        tab.submits.append(text.submit)
+    return tab.add(name, text, partial(read_text, longest=longest), is_caption=True)
+
+
+def page_default(tab: Tab, name: str, number: int) -> None:
+    """Fill a field with one of the pipeline's example captions, which repeat from the start."""
+    tab.fields[name].default = lambda opened: opened.examples.captions[number % len(opened.examples.captions)]
+
+
+def example_change(opened: OpenPipeline, number: int) -> str:
+    """The caption before an edit, or after it."""
+    return opened.examples.change[number]
+
+
+def number_and_seed(tab: Tab, number: int) -> None:
+    with gr.Row():
+        count = gr.Number(number, label="Pictures", info=f"Of each: 1 to {MOST_PICTURES}.", min_width=90)
+        tab.add("n", count, partial(read_number, low=1, high=MOST_PICTURES, is_whole=True))
+    seed_field(tab)
+
+
+def seed_field(tab: Tab) -> None:
+    with gr.Row(elem_classes="seed"):
+        seed = gr.Number(0, label="Seed", info="Picture i has seed + i; the same seed draws the same.", min_width=120)
+        tab.add("seed", seed, read_seed)
+    with gr.Row(elem_classes="seed"):
+        tab.lock = gr.Checkbox(True, label="Lock the seed", min_width=110)
+        tab.lock.preprocess = lambda value: value
+        random = gr.Button("Random seed", size="sm", min_width=110)
+    random.click(lambda: secrets.randbelow(2**31), None, seed, queue=False, **QUIET)
+
+
+def share(tab: Tab, name: str, label: str, value: float, help_line: str) -> None:
+    slider = gr.Slider(0, 1, value, step=0.05, label=label, info=help_line, min_width=120, buttons=[])
+    tab.add(name, slider, partial(read_number, low=0, high=1))
+
+
+def more_settings(tab: Tab) -> None:
+    """Settings of the decoder. Any that is given draws with the many-step decoder, even if there is a fast one."""
+    with gr.Accordion("More", open=False):
+        for name, label, low, high, is_whole, help_line in (
+            ("steps", "Steps", 1, 100, True, "Steps of the decoder"),
+            ("guidance", "Guidance", 0, 10, False, "1 is none; more follows the caption closer"),
+            ("num_candidates", "Candidates", 1, 16, True, "Drawn for each picture; the best is kept"),
+        ):
+            number = gr.Number(None, label=label, info=f"{help_line}: {low} to {high}. Empty: {OWN}.")
+            tab.add(name, number, partial(read_optional_number, low=low, high=high, is_whole=is_whole))
+        sampler = gr.Dropdown(list(SAMPLERS), value=OWN, label="Sampler", info="How the decoder takes its steps.")
+        tab.add("sampler", sampler, partial(read_setting, choices=SAMPLERS))
+        style = gr.Dropdown(list(STYLES), value="clear", label="Style", info="Faithful is as varied as the data.")
+        tab.add("style", style, partial(read_setting, choices=STYLES))
+        upscale = gr.Checkbox(True, label="Large pictures", info="Enlarge them with the pipeline's upsampler.")
+        tab.add("upscale", upscale, read_upscale, has_upsampler)
+
+
+def read_setting(value: Any, label: str, choices: tuple[str, ...]) -> str | None:
+    """One of some choices; the first is the pipeline's own, which needs no setting."""
+    choice = read_choice(value, label, choices)
+    return None if choice == choices[0] else choice
+
+
+def read_upscale(value: Any, label: str) -> str | None:
+    return None if read_switch(value, label) else "none"
+
+
+def has_upsampler(opened: OpenPipeline) -> gr.Checkbox:
+    return gr.Checkbox(value=True, visible="upsampler" in opened.pipe.parts)
+
+
+def image_field(tab: Tab, name: str, label: str, number: int | None) -> gr.Image:
+    """An image to drop, paste or choose, beside the examples. At first it holds the example of this number, if any."""
+    page = tab.page
+    with gr.Column(min_width=240, elem_classes="image-field"):
+        image = gr.Image(label=label, image_mode=None, sources=["upload", "clipboard"], height=150, buttons=[])
         image.preprocess = lambda data: data and data.path  # opened by the answer, which can report a problem
-        samples = gr.Dataset(components=[gr.Image(visible=False)], samples=[], label="Examples")
-    page.follow(image, lambda opened: example_image(opened, number))
-    page.follow(samples, lambda opened: gr.Dataset(samples=[[file] for file in example_files(opened)]))
-    samples.click(lambda sample: sample[0], samples, image, **QUIET)
+
+        def example(opened: OpenPipeline) -> str | None:
+            images = opened.example_images
+            return None if number is None else page.store_example(images[number % len(images)])
+
+        tab.add(name, image, read_file, example)
+        chips(tab, image, "Examples", lambda opened: opened.example_images, example_chip)
     return image
 
 
-def example_image(opened: OpenPipeline, number: int | None) -> str | None:
-    files = example_files(opened)
-    return files[number % len(files)] if files and number is not None else None
+def example_chip(example: Image.Image, number: int, opened: OpenPipeline) -> str:
+    return markup.chip(example, alt=f"Example {number + 1}")
 
 
-def example_files(opened: OpenPipeline) -> list[str]:
-    """Files of the example images, as they were decoded."""
-    return [store(image, upload_folder()) for image in opened.examples.images]
+def caption_chip(caption: str, number: int, opened: OpenPipeline) -> str:
+    return markup.chip(opened.drawn_examples[number], caption)
 
 
-def textbox(label: str, max_length: int = LONGEST, **options) -> gr.Textbox:
-    component = gr.Textbox(label=label, max_length=max_length, **options)
-    component.preprocess = partial(read_text, label=label, longest=max_length)
-    return component
+def chips(
+    tab: Tab,
+    target: Any,
+    label: str,
+    examples: Callable[[OpenPipeline], Sequence[Any]],
+    make: Callable[[Any, int, OpenPipeline], str],
+) -> None:
+    """Buttons with small pictures; a click puts an example into a field, and asks for the answer."""
+    page = tab.page
+    samples = gr.Dataset(
+        components=[gr.HTML(visible=False)], samples=[], type="index", label=label, samples_per_page=24,
+        elem_classes="chips",
+    )  # fmt: skip
+
+    def show(opened: OpenPipeline) -> gr.Dataset:
+        return gr.Dataset(samples=[[make(example, i, opened)] for i, example in enumerate(examples(opened))])
+
+    def put(name: str, number: Any) -> Any:
+        choice = examples(page.shelf.open(name))
+        if type(number) is not int or not 0 <= number < len(choice):
+            raise UserError(f"there is no example of number {shown(number)}; load the page again")
+        example = choice[number]
+        return page.store_example(example) if isinstance(example, Image.Image) else example
+
+    page.follow(samples, show)
+    clicked = samples.click(put, [page.chosen, samples], target, **QUIET)
+    clicked.success(None, js=f"() => unclip.go('{tab.slug}')", **QUIET)
 
 
-def slider(minimum: float, maximum: float, *arguments, label: str, step: float, **options) -> gr.Slider:
-    """A slider that accepts an empty box or a number out of range, as happens while a visitor types."""
-    component = gr.Slider(minimum, maximum, *arguments, label=label, step=step, **options)
-    component.preprocess = partial(read_number, label=label, low=minimum, high=maximum, is_whole=step == 1)
-    return component
-
-
-def number_and_seed(number: int) -> tuple[gr.Slider, gr.Number]:
-    with gr.Row():
-        return slider(1, 16, number, step=1, label="Pictures"), seed_input()
-
-
-def seed_input() -> gr.Number:
-    component = gr.Number(0, label="Seed", precision=0)
-    component.preprocess = read_seed
-    return component
-
-
-def result() -> gr.HTML:
-    return gr.HTML(min_height=120, apply_default_css=False)
-
-
-def frames_with_slider(page: Page, button: gr.Button, work: Callable, inputs: Sequence, label: str, end: float) -> None:
-    """Show the frames that a button computes, kept for this visitor, and enlarge the one that a slider picks."""
-    frames = gr.State(time_to_live=3600)
-    position = slider(0, end, end / 2, step=end / (answers.FRAMES - 1), label=label)
-    large = result()
-    page.answer(button, work, [*inputs, position], [frames, large, result()])
-    position.change(partial(answers.frame_at, end=end), [frames, position], large, **SLIDING)
-
-
-TABS = {
-    "Draw": draw_tab,
-    "Vary": vary_tab,
-    "Blend": blend_tab,
-    "Edit": edit_tab,
-    "Mix": mix_tab,
-    "Inpaint": inpaint_tab,
-    "Look inside": look_inside_tab,
+TABS: dict[str, tuple[Callable[[Page], None], str]] = {
+    "Draw": (draw_tab, "Write captions, and see them drawn."),
+    "Vary": (vary_tab, "Draw an image again: its meaning to CLIP stays, all else changes."),
+    "Blend": (blend_tab, "Go from one image to another; the slider shows each moment."),
+    "Edit": (edit_tab, "Move an image from one caption towards another; the slider says how far."),
+    "Mix": (mix_tab, "Draw what lies between two or three prompts."),
+    "Inpaint": (inpaint_tab, "Brush over a part of an image, or name it; it is painted anew to fit a caption."),
+    "Look inside": (look_inside_tab, "See what the prior makes of a caption, and what the decoder needs it for."),
 }
+"""Name -> what places the tab, and a line of help."""

@@ -4,9 +4,12 @@ import math
 from typing import Any
 
 from unclip.errors import UserError, shown
+from unclip.settings import MAX_SEED
 
 LONGEST = 1000
 """Letters of a caption, far more than CLIP reads."""
+MOST_PICTURES = 16
+"""Pictures of one caption or image per click."""
 
 
 def read_text(value: Any, label: str, longest: int = LONGEST) -> str:
@@ -20,19 +23,51 @@ def read_text(value: Any, label: str, longest: int = LONGEST) -> str:
 
 
 def read_number(value: Any, label: str, low: float, high: float, is_whole: bool = False) -> float:
-    """A number, moved into low .. high: a box may be empty or out of range while somebody types. Raises UserError."""
-    if value is None or value == "":
-        return low
-    if not isinstance(value, int | float) or value != value:
-        raise UserError(f"{label} takes a number from {low:g} to {high:g}, not {shown(value)}")
-    number = min(max(value, low), high)
-    return round(number) if is_whole else number
+    """A number in low .. high. Raises UserError for any other, rather than draw with another than was asked for."""
+    kind = "whole number" if is_whole else "number"
+    is_number = isinstance(value, int | float) and not isinstance(value, bool) and value == value
+    if not is_number or not low <= value <= high or (is_whole and value != math.floor(value)):
+        given = "nothing" if value is None or value == "" else shown(value)
+        raise UserError(f"{label} takes a {kind} from {low:,} to {high:,}, not {given}")
+    return int(value) if is_whole else value
 
 
-def read_seed(value: Any) -> int:
-    """A whole number; an empty box counts as 0. Raises UserError."""
-    if value is None or value == "":
-        return 0
-    if not isinstance(value, int | float) or not abs(value) < 2**63 or value != math.floor(value):
-        raise UserError(f"Seed takes a whole number from 0 to {2**63 - 1}, not {shown(value)}")
-    return int(value)
+def read_optional_number(value: Any, label: str, low: float, high: float, is_whole: bool = False) -> float | None:
+    """The same, or None for an empty field."""
+    return None if value is None or value == "" else read_number(value, label, low, high, is_whole)
+
+
+def read_seed(value: Any, label: str = "Seed") -> int:
+    """A whole number to count seeds from. Raises UserError."""
+    return int(read_number(value, label, 0, MAX_SEED - MOST_PICTURES, is_whole=True))
+
+
+def read_choice(value: Any, label: str, choices: tuple[str, ...]) -> str:
+    """One of some texts. Raises UserError for any other."""
+    if value not in choices:
+        raise UserError(f"{label} takes one of {', '.join(choices)}, not {shown(value)}")
+    return value
+
+
+def read_switch(value: Any, label: str) -> bool:
+    """On or off. Raises UserError for any other."""
+    if not isinstance(value, bool):
+        raise UserError(f"{label} is on or off, not {shown(value)}")
+    return value
+
+
+def read_file(value: Any, label: str) -> Any:
+    """The file of a picture, or None. It is opened where it is used."""
+    return value
+
+
+def split_lines(text: str) -> list[str]:
+    return [line.strip() for line in text.splitlines() if line.strip()]
+
+
+def parse_captions(text: str) -> list[str]:
+    """The captions in a text, one per line. Raises UserError if there are none."""
+    captions = [read_text(line, "a caption") for line in split_lines(text)]
+    if not captions:
+        raise UserError("no caption; write one per line")
+    return captions
