@@ -479,7 +479,7 @@ def test_the_page_is_used_by_keyboard_and_read_by_screen_readers(site, page):
 
 def test_the_page_fits_a_phone_and_a_desktop(page):
     width = "return document.documentElement.scrollWidth"
-    with page.phone():
+    with page.screen(390, 844):
         for value in ("mix", "vary", "draw"):
             choose(page, value)
             assert page.driver.execute_script(width) == 390

@@ -15,7 +15,7 @@ from unclip.page.markup import finished_picture, gif_link, png_link, row, sheet,
 from unclip.page.pictures import PickedFile, open_picked
 from unclip.page.shelf import OpenPipeline
 from unclip.page.values import parse_captions
-from unclip.page.watching import Finished, active_settings, expected_steps, watch
+from unclip.page.watching import Finished, Progress, active_settings, expected_steps, watch
 from unclip.picture_text import describe_picture
 
 FRAMES = 9
