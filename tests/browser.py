@@ -76,15 +76,18 @@ def fetch_axe(folder: Path) -> str:
 
 
 @contextmanager
-def served(log: Path, *arguments: str) -> Iterator[str]:
+def served(log: Path, *arguments: str, opening: str = "") -> Iterator[str]:
     """Serve the page, and yield its address; its output goes to a file.
 
     It computes with one thread, as the tests do, because the number of threads changes how sums are rounded.
+
+    Args:
+        opening: Python that the server runs first.
     """
     port = free_port()
     with log.open("w") as out:
         server = subprocess.Popen(
-            [sys.executable, "-c", GUARDED, "--port", str(port), "--device", "cpu", *arguments],
+            [sys.executable, "-c", opening + GUARDED, "--port", str(port), "--device", "cpu", *arguments],
             cwd=ROOT, stdout=out, stderr=subprocess.STDOUT, env=os.environ | {"OMP_NUM_THREADS": "1"},
         )  # fmt: skip
     try:
@@ -237,8 +240,12 @@ class Browser:
         """The text that the copy button puts on the clipboard."""
         permissions = {"permissions": ["clipboardReadWrite", "clipboardSanitizedWrite"]}
         self.driver.execute_cdp_cmd("Browser.grantPermissions", permissions)
-        self.wait(f"return [...document.querySelectorAll('summary')].filter({VISIBLE})[0]").click()
-        self.wait(f"return [...document.querySelectorAll('.copy')].filter({VISIBLE})[0]").click()
+        for selector in ("summary", ".copy"):
+            button = self.wait(
+                f"return [...document.querySelectorAll(arguments[0])].filter({VISIBLE})[0]", 20, selector
+            )
+            self.driver.execute_script("arguments[0].scrollIntoView({block: 'center'})", button)
+            button.click()
         read = "navigator.clipboard.readText().then(arguments[0], error => arguments[0](String(error)))"
         return self.driver.execute_async_script(read)
 
@@ -319,10 +326,8 @@ class Browser:
 
     def open_more(self) -> None:
         """Open the settings that are hidden at first."""
-        find = (
-            f"return [...document.querySelectorAll('button')].filter({VISIBLE}).find(b => b.innerText.trim() == 'More')"
-        )
-        self.wait(find, 5).click()
+        find = f"return [...document.querySelectorAll('button.label-wrap')].filter({VISIBLE})[0]"
+        self.driver.execute_script("arguments[0].click()", self.wait(find, 5))
 
     def send_to(self, tab: str) -> None:
         find = "return [...document.querySelectorAll('#toolbar button')].find(b => b.innerText.trim() == arguments[0])"

@@ -19,7 +19,7 @@ import pytest
 from conftest import ROOT, assert_one_error_line
 from PIL import Image
 
-from unclip import UserError
+from unclip import UserError, edit
 from unclip.cli.options import parse
 from unclip.cli.sample import SampleOptions
 from unclip.edit.commands import COMMANDS, command_types
@@ -165,6 +165,8 @@ TABS = {
 @pytest.mark.parametrize("name", TABS)
 def test_command_and_python_of_each_tab_draw_what_it_shows(name, opened, coat, tmp_path, monkeypatch):
     work, values = TABS[name]
+    monkeypatch.setitem(editing.INVERSION, "steps", 4)
+    monkeypatch.setitem(edit.DEFAULTS["inpaint"], "steps", 5)
     monkeypatch.chdir(tmp_path)
     shutil.copy(coat, "picture.png")
     shutil.copy(COMMITTED / "examples" / "ankle-boot.png", "second.png")

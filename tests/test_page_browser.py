@@ -16,6 +16,7 @@ from data.fashion_mnist_captions import attributes
 from unclip import UnCLIP, edit
 from unclip.store.index import write_index
 from unclip.store.manifest import read_manifest
+from unclip.store.stored_sampling import write_sampling
 
 if browser.MISSING:
     pytest.skip(
@@ -25,6 +26,13 @@ if browser.MISSING:
     )
 
 COMMITTED = ROOT / "checkpoints" / "fashion-mnist"
+FEW_STEPS = """
+from unclip.edit.defaults import PAINTING
+PAINTING["steps"] = 6
+from unclip.page.editing import INVERSION
+INVERSION["steps"] = 8
+"""
+"""Makes edits quick."""
 
 
 @pytest.fixture(scope="module")
@@ -33,15 +41,28 @@ def log(tmp_path_factory):
 
 
 @pytest.fixture(scope="module")
-def address(log, tmp_path_factory):
-    """The page with two pipelines: the committed one, and an older copy without examples."""
+def folder(tmp_path_factory):
+    """Two pipelines of few steps: the committed one, and an older copy without examples."""
     folder = tmp_path_factory.mktemp("checkpoints")
     shutil.copytree(COMMITTED, folder / "bare", ignore=shutil.ignore_patterns("examples", "captions.txt"))
     write_index(folder / "bare")
     shutil.copytree(COMMITTED, folder / "fashion-mnist")
     for path in folder.glob("fashion-mnist/*/config.json"):
         path.touch()
-    with browser.served(log, "--checkpoints", str(folder)) as address:
+    sampling = UnCLIP.from_pretrained(COMMITTED).sampling.override(steps=4, num_candidates=1, prior_steps=6)
+    for name in ("bare", "fashion-mnist"):
+        write_sampling(folder / name, sampling)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def pipe(folder):
+    return UnCLIP.from_pretrained(folder / "fashion-mnist")
+
+
+@pytest.fixture(scope="module")
+def address(log, folder):
+    with browser.served(log, "--checkpoints", str(folder), opening=FEW_STEPS) as address:
         yield address
 
 
@@ -91,11 +112,10 @@ def test_a_picture_is_drawn_at_load_large_and_in_view_on_each_screen(page):
             assert page.driver.execute_script("return document.documentElement.scrollHeight") > height
 
 
-def test_draw_ends_with_what_was_asked_for(page):
+def test_draw_ends_with_what_was_asked_for(page, pipe):
     page.fill(CAPTIONS, f"a dark coat{browser.NEW_LINE}a light coat")
     pictures = page.answered(lambda: page.press("Draw"))
     assert tones(pictures[:4]).max() < tones(pictures[4:]).min()
-    pipe = UnCLIP.from_pretrained(COMMITTED)
     expected = [pipe(caption, n=4, seed=0).images[..., 0] for caption in ("a dark coat", "a light coat")]
     np.testing.assert_array_equal(pictures, np.concatenate(expected))
 
@@ -105,7 +125,7 @@ def test_what_is_drawn_can_be_saved_and_copied_as_a_command(page):
     pictures = page.answered(lambda: page.press("Draw"))
     png, gif = (page.saved(f"a[download$='.{kind}']") for kind in ("png", "gif"))
     assert png.size == gif.size
-    assert gif.n_frames > 5
+    assert gif.n_frames == 5  # of each of the 4 steps, and the end
     with Image.open(io.BytesIO(page.downloaded("save"))) as saved:
         assert same(np.asarray(saved), pictures[0])
         assert saved.text["caption"] == "a bag"
@@ -174,7 +194,7 @@ def test_what_is_wrong_is_a_line_in_view_beside_the_button(page):
     assert page.driver.title == "unclip"
 
 
-def test_a_reload_loses_nothing_and_a_link_draws_the_same(page, address):
+def test_a_reload_loses_nothing_and_a_link_draws_the_same(page, address, pipe):
     page.fill(CAPTIONS, "a wide bag")
     page.fill("Seed", "41")
     page.fill("Pictures", "2")
@@ -183,14 +203,13 @@ def test_a_reload_loses_nothing_and_a_link_draws_the_same(page, address):
     page.driver.refresh()
     page.wait(f"return {browser.DONE}.length", 90)
     assert same(page.finished(), drawn)
-    assert "draw: a wide bag" in page.driver.execute_script("return document.getElementById('history').innerText")
+    page.wait("return document.getElementById('history').innerText.includes('draw: a wide bag')")
     page.open(f"{address}?tab=mix&prompt_1=a+bag&weight_1=1&prompt_2=&n=1&seed=7")
-    pipe = UnCLIP.from_pretrained(COMMITTED)
     assert same(page.finished(), edit.mix(pipe, {"a bag": 1}, n=1, seed=7).images[..., 0])
     page.driver.execute_script("sessionStorage.clear()")
 
 
-def test_a_result_can_be_sent_to_each_tab_that_takes_an_image(page):
+def test_a_result_can_be_sent_to_each_tab_that_takes_an_image(page, pipe):
     drawn = page.finished()
     page.driver.find_elements("css selector", ".pick")[1].click()
     for name in ("Inpaint", "Edit", "Blend", "Vary"):
@@ -198,7 +217,7 @@ def test_a_result_can_be_sent_to_each_tab_that_takes_an_image(page):
         page.send_to(name)
         page.wait(f"return document.querySelector('#tab-{name.lower()}')?.offsetParent", 20)
         page.wait(f"return {browser.DONE}.length", 60)
-    expected = edit.vary(UnCLIP.from_pretrained(COMMITTED), drawn[1], n=8).images[..., 0]
+    expected = edit.vary(pipe, drawn[1], n=8).images[..., 0]
     page.wait_until(lambda: same(page.finished(), expected))
     page.tab("Edit")
     assert page.element("Before").get_attribute("value") == "a sneaker"
@@ -257,7 +276,7 @@ def test_each_tab_is_filled_by_a_pipeline_without_examples(page):
         assert page.show(name), name
 
 
-def test_two_visitors_at_once_do_not_mix(page, address):
+def test_two_visitors_at_once_do_not_mix(page, address, pipe):
     """Each gets to the bit what it gets alone."""
     captions = ["a sneaker", "a dress"]
     tabs = [page.driver.current_window_handle]
@@ -270,7 +289,6 @@ def test_two_visitors_at_once_do_not_mix(page, address):
     for tab in tabs:
         page.driver.switch_to.window(tab)
         page.press("Draw")
-    pipe = UnCLIP.from_pretrained(COMMITTED)
     for tab, caption in zip(tabs, captions, strict=True):
         page.driver.switch_to.window(tab)
         expected = pipe([caption], n=4, seed=0).images[..., 0]

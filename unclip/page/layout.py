@@ -81,8 +81,8 @@ class Page:
 
     def connect(self, blocks: gr.Blocks, tabs: gr.Tabs) -> None:
         """Fill the page when it is opened, from its address, and when another pipeline is chosen."""
-        fields = [field for tab in self.tabs.values() for field in tab.fields.values()]
-        outputs = [self.chosen, tabs, *(field.component for field in fields if field.component)]
+        fields = [field for tab in self.tabs.values() for field in tab.filled_fields.values()]
+        outputs = [self.chosen, tabs, *(field.component for field in fields)]
         outputs += [component for component, _ in self.followers]
         outputs += [component for tab in self.tabs.values() for component in (tab.status, tab.result, tab.recipe)]
         address = "() => [document.getElementById('pipeline')?.querySelector('input')?.value ?? '', location.search]"
@@ -102,7 +102,7 @@ class Page:
             followers = [value(opened) for _, value in self.followers]
         except UserError as error:
             opened, problems = None, [str(error)]
-            tab_values = [[SKIP] * len(tab.fields) for tab in self.tabs.values()]
+            tab_values = [[SKIP] * len(tab.filled_fields) for tab in self.tabs.values()]
             followers = [SKIP] * len(self.followers)
         status = "".join(map(markup.problem, problems))
         tab = linked.get("tab", next(iter(self.tabs)))
@@ -146,13 +146,18 @@ class Tab:
         self.result = html(elem_classes="result")
         self.recipe = html()
 
+    @property
+    def filled_fields(self) -> dict[str, Field]:
+        """The fields that a pipeline or an address may fill: all but the brush's strokes."""
+        return {name: field for name, field in self.fields.items() if not isinstance(field.component, gr.ImageEditor)}
+
     def starting_values(self, opened: OpenPipeline, linked: dict[str, str], problems: list[str]) -> list[Any]:
         """Values of the fields: of the page's address if it names this tab, else of the pipeline."""
         linked = linked if linked.get("tab", next(iter(self.page.tabs))) == self.slug else {}
         values = []
-        for name, field in self.fields.items():
+        for name, field in self.filled_fields.items():
             value = field.default(opened) if field.default else SKIP
-            if name in linked and not isinstance(field.component, gr.ImageEditor):
+            if name in linked:
                 try:
                     value = self.linked_value(field, linked[name])
                 except UserError as error:
@@ -174,7 +179,7 @@ class Tab:
         if len(self.page.shelf.names) > 1:
             pairs["pipeline"] = pipeline
         for name, value in values.items():
-            if isinstance(self.fields[name].component, gr.ImageEditor) or value is None or value == "":
+            if name not in self.filled_fields or value is None or value == "":
                 continue
             is_image = isinstance(self.fields[name].component, gr.Image)
             pairs[name] = Path(value).parent.name if is_image else as_text(value)

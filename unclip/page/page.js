@@ -27,6 +27,7 @@ window.unclip = (() => {
 
   function filled() {
     isFilled = true;
+    showHistory();
     setTimeout(start, 50);
   }
 
@@ -184,6 +185,9 @@ window.unclip = (() => {
   function finished(slug) {
     const tab = document.getElementById(`tab-${slug}`);
     const link = tab?.querySelector(".again")?.getAttribute("href");
+    for (const drop of document.querySelectorAll(".upload-container[aria-label]")) {
+      drop.removeAttribute("aria-label"); // gradio's differs from the text that is seen
+    }
     if (isVisible(tab)) showPicked();
     if (!link || link === past()[0]?.link) return;
     if (isVisible(tab)) history.replaceState(null, "", link);
@@ -215,14 +219,6 @@ window.unclip = (() => {
       return entry;
     }));
   }
-
-  window.addEventListener("load", () => {
-    const wait = setInterval(() => {
-      if (!document.getElementById("history")) return;
-      clearInterval(wait);
-      showHistory();
-    }, 100);
-  });
 
   return {go, start, filled, finished, picked};
 })();

@@ -47,11 +47,14 @@ COLOURS = {
 class Blocks(gr.Blocks):
     """gradio's page, on which everything that goes wrong becomes one line."""
 
-    async def preprocess_data(self, block_fn, inputs, *arguments, **options):
+    async def preprocess_data(self, block_fn, inputs, state, *arguments, **options):
+        for block in block_fn.inputs:
+            if state is not None and block._id in state:  # for a visitor gradio makes some components anew
+                state[block._id].preprocess = block.preprocess
         try:
             if not all(path is None or is_within(path, upload_folder()) for path in paths_in(inputs)):
                 raise UserError("a file is not among those that were uploaded here; drop it on the page again")
-            return await super().preprocess_data(block_fn, inputs, *arguments, **options)
+            return await super().preprocess_data(block_fn, inputs, state, *arguments, **options)
         except Exception as error:
             if isinstance(error.__cause__, UserError):
                 raise error.__cause__ from None
