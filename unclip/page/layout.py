@@ -196,8 +196,9 @@ class Tab:
             yield from self.answer(str(request.session_hash), values)
 
         def press(request: gr.Request, label: str, *values: Any) -> Iterator[Any]:
-            if label == STOP:
-                self.page.turns.stop(str(request.session_hash))
+            if label == STOP and self.page.turns.stop(str(request.session_hash)):
+                yield self.shown(SKIP)  # the click that ends says so: nothing of it may come later
+            elif label == STOP:
                 yield self.shown(markup.notice("stopped"), button=self.name)
             else:
                 yield from self.answer(str(request.session_hash), values)
@@ -237,6 +238,7 @@ class Tab:
         values = {name: field.read(named[name]) for name, field in self.fields.items()}
         while not turn.wait(STOP_AFTER):
             if turn.is_over:
+                yield from self.leave(turn)
                 return
             yield self.shown(markup.notice("waiting until others have drawn"), STOP)
         opened = self.page.shelf.open(pipeline)
@@ -248,8 +250,7 @@ class Tab:
         button: Any = SKIP
         for event in self.work(opened, **settings):
             if turn.is_over:
-                if turn.successor and turn.successor.tab != self.slug:
-                    yield self.shown(markup.notice("stopped"), self.name)
+                yield from self.leave(turn)
                 return
             now = time.monotonic()
             if isinstance(event, Progress) and now - last_line < REFRESH:
@@ -264,6 +265,11 @@ class Tab:
         line = f"done in {time.monotonic() - began:.1f} s"
         recipe = markup.recipe(self.link(pipeline, named), *self.make_recipe(opened, **settings))
         yield self.shown(markup.notice(line, *notes), self.name, recipe=recipe)
+
+    def leave(self, turn: Turn) -> Iterator[Any]:
+        """Last words of a click that is over, unless another in the same tab replaces it."""
+        if not turn.successor or turn.successor.tab != self.slug:
+            yield self.shown(markup.notice("stopped"), self.name)
 
     def unknown_words(self, opened: OpenPipeline, values: dict[str, Any]) -> list[str]:
         """Lines about words of the captions that the training captions do not contain."""

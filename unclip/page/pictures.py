@@ -1,7 +1,9 @@
 """Open the image files that visitors upload, and serve them: images alone, of bounded size."""
 
 import io
+import os
 import re
+from contextlib import suppress
 from pathlib import Path
 
 from PIL import Image
@@ -80,7 +82,11 @@ def find_stored(name: str, folder: str) -> str:
 
 def trim(folder: Path, keep: set[str], most: int) -> None:
     """Delete the oldest files of a folder, except those to keep, until it holds at most `most` bytes."""
-    files = [(path.stat(), path) for path in folder.rglob("*") if path.is_file()]
+    files: list[tuple[os.stat_result, Path]] = []
+    for parent, _, names in os.walk(folder):
+        for name in names:
+            with suppress(FileNotFoundError):  # other uploads move their files meanwhile
+                files.append((Path(parent, name).stat(), Path(parent, name)))
     size = sum(status.st_size for status, _ in files)
     for status, path in sorted(files, key=lambda file: file[0].st_mtime):
         if size <= most:

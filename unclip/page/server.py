@@ -152,4 +152,6 @@ def build(shelf: Shelf) -> tuple[gr.Blocks, Page]:
         place_history()
         place_toolbar(page, tabs)
         page.connect(blocks, tabs)
+        for function in blocks.fns.values():
+            function.show_progress_on = [page.query]  # at each event gradio reads these, else all outputs
     return blocks.queue(default_concurrency_limit=8, api_open=False), page

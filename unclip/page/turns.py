@@ -74,10 +74,11 @@ class Turns:
             self.changed.notify_all()
         return turn
 
-    def stop(self, session: str) -> None:
-        """End a visitor's click."""
+    def stop(self, session: str) -> bool:
+        """End a visitor's click. Returns whether there was one."""
         with self.changed:
             former = self.latest.pop(session, None)
             if former in self.waiting:
                 self.waiting.remove(former)
             self.changed.notify_all()
+        return former is not None
