@@ -1,4 +1,7 @@
-"""Where we run: device, precision, and ranks. With sharding.py and heartbeat.py all that knows of torch.distributed."""
+"""Where we run: device, precision, and ranks.
+
+With sharding.py, sharded_state.py, roll_call.py and heartbeat.py all that knows of torch.distributed.
+"""
 
 import contextlib
 import ctypes
@@ -15,7 +18,7 @@ import torch.distributed as dist
 from torch import Tensor, nn
 from torch.distributed import _functional_collectives as collectives
 
-from stages import heartbeat
+from stages import heartbeat, roll_call
 from unclip.devices import Device, pick_device
 from unclip.errors import UserError
 
@@ -56,7 +59,9 @@ def start(wanted: Device) -> torch.device:
         torch.backends.cudnn.benchmark = True  # batches have one shape
     if "RANK" in os.environ and not dist.is_initialized():
         backend = "nccl" if device.type == "cuda" else "gloo"
-        dist.init_process_group(backend, timeout=timedelta(hours=2))  # the others wait while one downloads and embeds
+        patience = timedelta(hours=2)  # the others wait while one downloads and embeds
+        store, rank, ranks = roll_call.meet(patience)
+        dist.init_process_group(backend, timeout=patience, store=store, rank=rank, world_size=ranks)
         heartbeat.start()
     return device
 

@@ -368,6 +368,15 @@ def test_lock_is_given_back(tmp_path):
     assert process_is_alive(os.getpid())
 
 
+def test_child_that_outlives_the_holder_does_not_keep_the_lock(tmp_path):
+    """Such as a reader of a training that was killed, which notices that some seconds later."""
+    with only_writer(tmp_path):
+        child = forked(lambda: time.sleep(60), tmp_path / "log")
+    with only_writer(tmp_path):
+        child.kill(signal.SIGKILL)
+    child.wait()
+
+
 # --- a resume says what it does ---------------------------------------------------------------------------------------
 
 

@@ -12,6 +12,8 @@ from unclip.store.files import make_folder, member
 
 HOLDER = "process"
 """Begins the text of the file `lock`."""
+HANDLES: set[int] = set()
+"""Open files and folders that this process has locked."""
 
 
 @contextlib.contextmanager
@@ -29,9 +31,9 @@ def only_writer(folder: Path) -> Iterator[Callable[[], None]]:
         locked = os.open(folder, os.O_RDONLY)
         stack.callback(os.close, locked)
         with contextlib.suppress(OSError):
-            _lock(locked, folder)
+            _lock(locked, folder, stack)
         file = stack.enter_context(open(member(folder, "lock"), "a+", errors="replace"))
-        _lock(file.fileno(), folder)
+        _lock(file.fileno(), folder, stack)
         file.seek(0)
         if not (file.read(len(HOLDER)) or HOLDER).startswith(HOLDER):
             raise UserError(f"{folder / 'lock'} was not written by unclip; move it, or choose another --out")
@@ -42,7 +44,7 @@ def only_writer(folder: Path) -> Iterator[Callable[[], None]]:
         yield lambda: _check_held(folder, locked)
 
 
-def _lock(handle: int, folder: Path) -> None:
+def _lock(handle: int, folder: Path, stack: contextlib.ExitStack) -> None:
     """Lock an open file or folder. Raises UserError if another process has; OSError if the file system cannot."""
     import fcntl  # Windows has none; there nothing but training needs it
 
@@ -51,6 +53,21 @@ def _lock(handle: int, folder: Path) -> None:
     except BlockingIOError:
         holder = _read_holder(folder / "lock")
         raise UserError(f"{folder} is being written by {holder}; wait until it ends, or choose another --out") from None
+    HANDLES.add(handle)
+    stack.callback(HANDLES.discard, handle)
+
+
+def _give_back() -> None:
+    """Close what the parent of this process has locked: a child must not hold a lock longer than its parent."""
+    for handle in HANDLES:
+        nothing = os.open(os.devnull, os.O_RDONLY)
+        os.dup2(nothing, handle)  # an open file still, as the objects that own it in this process will close it
+        os.close(nothing)
+    HANDLES.clear()
+
+
+if hasattr(os, "register_at_fork"):  # Windows forks no process
+    os.register_at_fork(after_in_child=_give_back)
 
 
 def _check_held(folder: Path, locked: int) -> None:
