@@ -13,6 +13,7 @@ from tqdm import tqdm
 
 from stages import runtime
 from stages.curves.drawing import draw_curves, read_metrics
+from stages.sharding import own_share
 from stages.state import Progress, has_state
 from unclip.errors import UserError, quantity, reason
 from unclip.images import save_png
@@ -127,7 +128,9 @@ class Log:
             for name, value in figures.items():
                 if not math.isfinite(value):
                     raise UserError(self._diverged(name.replace("grad_norm", "gradient norm"), float(value), step))
-        if name := not_finite(tensors):
+        name = not_finite({name: own_share(tensor) for name, tensor in tensors.items()})
+        names = runtime.gather_values(name) if tensors else []
+        if name := next(filter(None, names), None):
             raise UserError(self._diverged(name, "not finite", last_step))
 
     def _diverged(self, term: str, value: float | str, step: int) -> str:

@@ -27,7 +27,7 @@ from stages.identity import check_same_run, record_run, run_checksum
 from stages.log import Log
 from stages.memory import compile_blocks, recompute
 from stages.optim import cosine_warmup, make_optimizers, update_ema
-from stages.state import Progress, load_state, save_state, state_tensors
+from stages.state import Progress, load_state, open_states
 from stages.streaming import StepStream
 from unclip.cli import signals
 from unclip.devices import Device
@@ -39,6 +39,7 @@ from unclip.store.index import check_free, write_index
 from unclip.store.lock import only_writer
 from unclip.store.manifest import Manifest, read_manifest
 from unclip.store.parts import finish_saving, save_changed_manifest, save_part
+from unclip.store.tensors import stream_tensors
 from unclip.tensor_batch import TensorBatch
 
 TRIAL_STEPS = 100
@@ -172,6 +173,8 @@ def train(
                 clean_up(folder)
                 check_free(pipeline, stage.name, list(files or {}))
             complete = check_same_run(folder, manifest)
+        if not all(runtime.gather_values((folder / "train").is_dir())):
+            raise UserError(f"not every rank sees the folder {folder}; choose an --out that all machines share")
         if complete and config.resume_with is not None:
             raise UserError(f"{folder} is trained to its last step, so --resume-with changes nothing; {TRAIN_ON}")
         if runtime.is_main():
@@ -213,10 +216,9 @@ def run_steps(
 
     Returns the manifest, which also says where the learning rate was changed.
     """
-    state = folder / "train" / "state.safetensors"
     model, average, objective = place(stage, config, device)
     optimizers = make_optimizers(model, config.lr, config.weight_decay, config.betas, config.muon_lr)
-    progress = load_state(state, model, average, optimizers)
+    progress = load_state(folder / "train" / "state.safetensors", model, average, optimizers)
     go_on(progress, config, run_checksum(manifest), folder)
     if runtime.is_main():
         record_run(folder, manifest)
@@ -227,6 +229,7 @@ def run_steps(
     if config.compile:
         compile_blocks(model)
     log = Log(folder / "train" / "metrics.jsonl", stage, config, progress, stream or f"{stage.size} examples")
+    states = open_states(folder / "train", is_sharded(config))
     model.train()
     place_in_run = (stage, config, progress.step, device)
     drawn = stream.batches(*place_in_run, progress.stream) if stream else batches(*place_in_run)
@@ -246,30 +249,37 @@ def run_steps(
             evaluated = last or progress.step % config.evaluate_every == 0
             saved = evaluated or stopping or progress.step % config.save_every == 0
             previewed = last or progress.step % config.preview_every == 0
-            if saved or previewed:
-                whole = sharding.made_whole(average, average)
             if saved:
                 progress.stream = runtime.gather_values(stream.state) if stream else []
                 log.average_over_ranks()
-                log.check_finite(tensors := state_tensors(sharding.made_whole(model, average), whole, optimizers))
+                log.check_finite(tensors := states.tensors(model, average, optimizers))
             if runtime.is_main() and (saved or previewed):
                 check_lock()
-                if previewed:
-                    log.save_preview(preview(stage, whole))
-                if evaluated:
-                    log.record_validation(validate(stage, whole, folder, manifest, progress))
-                if saved:
-                    save_state(state, tensors, progress)
+            if evaluated or previewed:
+                found = look_at(stage, average, log, previewed, evaluated)
+            if evaluated:
+                keep_best(stage, average, folder, replace(manifest, step=progress.step, figures=found), progress)
+                if runtime.is_main():
+                    log.record_validation(found)
+            if saved:
+                states.save(tensors, progress)
             if stopping:
+                states.finish()
                 log.close()
                 stop_here(f"{stage.name}: stopped by {{}} after step {progress.step}, which is saved", stopping)
+    states.finish()
     log.close()
     return manifest
 
 
+def is_sharded(config: TrainConfig) -> bool:
+    """Whether the ranks share the weights out. A lone rank has nobody to share with."""
+    return config.shard and runtime.world_size() > 1
+
+
 def place(stage: Stage, config: TrainConfig, device: torch.device) -> tuple[nn.Module, nn.Module, nn.Module]:
     """The model and its moving average, which starts as the model, on the device; and the objective, in its engine."""
-    shared = config.shard and runtime.world_size() > 1
+    shared = is_sharded(config)
     if not shared:
         stage.model.to(device, memory_format=torch.channels_last)  # convolutions are faster so
         stage.objective.to(device)
@@ -349,28 +359,41 @@ def backward(
     return total
 
 
-@torch.inference_mode()
-def preview(stage: Stage, average: nn.Module) -> Image.Image:
-    return stage.preview(average)
+def look_at(stage: Stage, average: nn.Module, log: Log, previewed: bool, evaluated: bool) -> dict[str, float]:
+    """Draw a preview, and take the validation figures. All ranks must call it; the main one gets the figures."""
+    whole = sharding.made_whole(average, wanted=runtime.is_main())
+    if not runtime.is_main():
+        return {}
+    with torch.inference_mode():
+        if previewed:
+            log.save_preview(stage.preview(whole))
+        return stage.evaluate(whole) if evaluated else {}
 
 
-@torch.inference_mode()
-def validate(
-    stage: Stage, average: nn.Module, folder: Path, manifest: Manifest, progress: Progress
-) -> dict[str, float]:
-    """Take the validation figures, and save the averaged weights if they are the best so far."""
-    figures = stage.evaluate(average)
+def keep_best(stage: Stage, average: nn.Module, folder: Path, manifest: Manifest, progress: Progress) -> None:
+    """Save the averaged weights if the manifest's figures are the best so far. All ranks must call it."""
+    is_best = runtime.is_main() and is_better(stage, manifest, progress.best)
+    if not runtime.gather_values(is_best or not (folder / "config.json").exists())[0]:
+        return
+    if runtime.is_main():
+        progress.best = manifest.figures[stage.best_is[0]]
+        save_part(folder, average, manifest, sharding.whole)
+    else:
+        for _ in stream_tensors(average.state_dict(), sharding.whole):
+            pass
+
+
+def is_better(stage: Stage, manifest: Manifest, best: float | None) -> bool:
+    """Whether the manifest's figures are better than the best so far. Raises UserError if they are no numbers."""
     key, direction = stage.best_is
-    if not math.isfinite(figures[key]):
+    figure = manifest.figures[key]
+    if not math.isfinite(figure):
         raise UserError(
-            f"{stage.name}: validation {key} is {figures[key]} at step {progress.step}, though all weights are finite; "
+            f"{stage.name}: validation {key} is {figure} at step {manifest.step}, though all weights are finite; "
             "train with other settings in another --out"
         )
     sign = 1 if direction == "highest" else -1
-    if progress.best is None or sign * figures[key] > sign * progress.best or not (folder / "config.json").exists():
-        progress.best = figures[key]
-        save_part(folder, average, replace(manifest, step=progress.step, figures=figures))
-    return figures
+    return best is None or sign * figure > sign * best
 
 
 def finish(folder: Path, manifest: Manifest) -> None:

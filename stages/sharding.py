@@ -1,7 +1,7 @@
 """Weights, their gradients, the optimiser's moments and the average, shared out among the ranks: FSDP2.
 
-A shared-out tensor is a DTensor: each rank holds some of its rows. Files, validation and Muon need whole tensors and
-gather them here; plain tensors pass through unchanged.
+A shared-out tensor is a DTensor: each rank holds some of its rows. Weights on disk, validation and Muon need whole
+tensors and gather them here; plain tensors pass through unchanged.
 """
 
 import copy
@@ -41,6 +41,11 @@ def whole(tensor: Any) -> Any:
     return tensor.full_tensor() if is_shared(tensor) else tensor
 
 
+def own_share(tensor: Tensor) -> Tensor:
+    """This rank's rows of a tensor that is shared out; any other as it is."""
+    return tensor.to_local() if is_shared(tensor) else tensor
+
+
 def alike(tensor: Tensor, other: Tensor) -> Tensor:
     """A whole tensor in the other's order in memory, or shared out as the other is."""
     if is_shared(other):
@@ -60,16 +65,20 @@ def share_out(average: nn.Module, model: nn.Module) -> None:
 
 
 @torch.no_grad()
-def made_whole(module: nn.Module, like: nn.Module) -> nn.Module:
-    """A copy of the plain module `like` with all of this one's weights; a module that is not shared out itself.
+def made_whole(module: nn.Module, wanted: bool = True) -> nn.Module:
+    """A copy of a module with all of its weights; a module that is not shared out itself. All ranks must call it.
 
-    All ranks must call it.
+    Args:
+        wanted: whether this rank needs the copy. If not, it holds one whole weight at a time, and returns the module.
     """
     weights = list(module.parameters())
     if not any(map(is_shared, weights)):
         return module
-    copied = copy.deepcopy(like)
-    replace_weights(copied, [whole(weight) for weight in weights])
+    gathered = [weight if wanted else None for weight in map(whole, weights)]
+    if not wanted:
+        return module
+    copied = copy.deepcopy(module)
+    replace_weights(copied, gathered)
     return copied
 
 

@@ -1,8 +1,14 @@
-"""Where a run goes on from: one of its last two states, or the weights of another pipeline."""
+"""Where a run goes on from: one of its last two states, or the weights of another pipeline.
+
+A state is one file, or a folder in which each rank has its part; see sharded_state.py.
+"""
 
 import contextlib
 import json
+import math
 import os
+import re
+import shutil
 from collections import defaultdict
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -12,12 +18,15 @@ import torch
 from torch import Tensor, nn
 
 from stages import runtime
-from stages.sharding import alike, fill, made_whole, whole
+from stages.sharding import alike, fill, made_whole
 from unclip.errors import UserError, reason
 from unclip.fields import check
 from unclip.store.files import partial_name, write_atomically
 from unclip.store.parts import load_part, load_weights
-from unclip.store.tensors import FAULTS, dump_sealed_tensors, load_sealed_tensors
+from unclip.store.tensors import FAULTS, dump_sealed_tensors, load_sealed_tensors, read_metadata
+
+SHARDED = re.compile(r"state-(\d+)")
+"""The name of a folder of parts, which holds its step."""
 
 
 @dataclass
@@ -41,22 +50,56 @@ class Progress:
     """Where each rank's stream of examples is, if they are streamed."""
 
 
-def state_tensors(model: nn.Module, average: nn.Module, optimizers: list[torch.optim.Optimizer]) -> dict[str, Tensor]:
-    """All tensors that a run goes on from, with those of the optimisers made whole. All ranks must call it."""
-    tensors = {f"model.{k}": v for k, v in model.state_dict().items()}
-    tensors |= {f"average.{k}": v for k, v in average.state_dict().items()}
+def optimizer_tensors(optimizers: list[torch.optim.Optimizer]) -> dict[str, Tensor]:
+    """All tensors of the optimisers that a run goes on from."""
+    tensors = {}
     for optimizer in optimizers:
         name = type(optimizer).__name__
         for i, moments in optimizer.state_dict()["state"].items():
-            tensors |= {f"{name}.{i}.{k}": whole(v) for k, v in moments.items()}
+            tensors |= {f"{name}.{i}.{k}": v for k, v in moments.items()}
     return tensors
+
+
+class WholeStates:
+    """Writes the states of a run whose ranks all hold the same, each as one file.
+
+    Args:
+        folder: where the states are.
+    """
+
+    def __init__(self, folder: Path):
+        self.path = folder / "state.safetensors"
+
+    def tensors(
+        self, model: nn.Module, average: nn.Module, optimizers: list[torch.optim.Optimizer]
+    ) -> dict[str, Tensor]:
+        """All tensors that the run goes on from."""
+        tensors = {f"model.{k}": v for k, v in model.state_dict().items()}
+        tensors |= {f"average.{k}": v for k, v in average.state_dict().items()}
+        return tensors | optimizer_tensors(optimizers)
+
+    def save(self, tensors: dict[str, Tensor], progress: Progress) -> None:
+        """Write a state."""
+        if runtime.is_main():
+            save_state(self.path, tensors, progress)
+            forget_older(self.path.parent)
+
+    def finish(self) -> None:
+        """Nothing is left to do."""
+
+
+def open_states(folder: Path, sharded: bool) -> Any:
+    """What writes the states of a run into a folder."""
+    if sharded:
+        from stages.sharded_state import ShardedStates
+
+        return ShardedStates(folder)
+    return WholeStates(folder)
 
 
 def save_state(path: Path, tensors: dict[str, Tensor], progress: Progress) -> None:
     """Write all that a run needs to go on, in one sealed file. The state before it is kept beside it."""
-    progress.threads = torch.get_num_threads()
-    progress.ranks = runtime.world_size()
-    content = dump_sealed_tensors(tensors, {"progress": json.dumps(vars(progress), default=float)})
+    content = dump_sealed_tensors(tensors, {"progress": json.dumps(progress_values(progress))})
     if path.exists():
         keep_previous_state(path)
     write_atomically(path, content)
@@ -77,22 +120,70 @@ def previous_state(path: Path) -> Path:
     return path.with_name("state-before.safetensors")
 
 
-def open_state(path: Path) -> tuple[dict[str, Tensor], Progress]:
-    """The last state, or the previous one, with a message, if it is damaged. Raises UserError if both are."""
+def progress_values(progress: Progress) -> dict[str, Any]:
+    """A run's progress as JSON holds it, with the threads and ranks of this process."""
+    progress.threads = torch.get_num_threads()
+    progress.ranks = runtime.world_size()
+    return json.loads(json.dumps(vars(progress), default=float))
+
+
+def sharded_path(folder: Path, step: int) -> Path:
+    """Where the parts of the state of a step are."""
+    return folder / f"state-{step:09d}"
+
+
+def saved_states(folder: Path) -> list[Path]:
+    """All states in a folder, those of later steps first."""
+    latest = folder / "state.safetensors"
+    steps = {latest: _step_of(latest)}
+    steps[previous_state(latest)] = min(_step_of(previous_state(latest)), steps[latest])
+    for path in folder.glob("state-*"):
+        if (name := SHARDED.fullmatch(path.name)) and path.is_dir() and not path.is_symlink():
+            steps[path] = int(name[1])
+    return [path for path in sorted(steps, key=lambda path: steps[path], reverse=True) if path.exists()]
+
+
+def _step_of(path: Path) -> float:
+    """The step of a state in one file; infinity if that cannot be read, so that whoever opens the state notices."""
+    try:
+        return parse_progress(json.loads(read_metadata(path)["progress"]), path).step
+    except (*FAULTS, OSError):
+        return math.inf
+
+
+def forget_older(folder: Path) -> None:
+    """Delete all states but the last two."""
+    for path in saved_states(folder)[2:]:
+        if path.is_dir():
+            shutil.rmtree(path.rename(partial_name(path)))  # under a name by which half of it is no state
+        else:
+            path.unlink()
+
+
+def open_state(path: Path) -> tuple[dict[str, Tensor] | Path, Progress]:
+    """The tensors of the last state, or the folder of its parts, and its progress. All ranks must call it.
+
+    A damaged one gives way to the one before it, with a message. Raises UserError if all are damaged.
+
+    Args:
+        path: where a state is if it is one file; folders of parts are beside it.
+    """
     damage = ""
-    for candidate in (path, previous_state(path)):
+    damaged = []
+    for candidate in runtime.gather_values(saved_states(path.parent))[0]:
         with contextlib.suppress(FileNotFoundError):
             try:
-                tensors, metadata = load_sealed_tensors(candidate)
-                progress = parse_progress(metadata["progress"], candidate)
+                state, progress = _open_one_state(candidate)
             except FAULTS as error:
                 damage = damage or reason(error)
+                damaged.append(candidate)
                 continue
             if damage:
                 runtime.print0(f"{damage}: going on from the one before, of step {progress.step}")
-                if runtime.is_main():  # so that the next save does not keep it in place of the good one
-                    path.replace(path.with_name("state-damaged.safetensors"))
-            return tensors, progress
+            if runtime.is_main():
+                for other in damaged:
+                    _set_aside(other)
+            return state, progress
     part = path.parents[1]
     advice = f"delete the folder {part} to train it anew"
     if (part / "config.json").exists():
@@ -101,28 +192,51 @@ def open_state(path: Path) -> tuple[dict[str, Tensor], Progress]:
     raise UserError(f"{damage}, and so is the one before; {advice}")
 
 
-def parse_progress(text: str, path: Path) -> Progress:
-    """The progress in a state's metadata. Raises an error of `FAULTS`, or UserError which names the path."""
-    values = json.loads(text)
+def _open_one_state(path: Path) -> tuple[dict[str, Tensor] | Path, Progress]:
+    """A state as `open_state` returns it. Raises an error of `FAULTS` if it is damaged."""
+    if path.is_dir():
+        from stages.sharded_state import open_parts  # a second, which other trainings need not wait
+
+        return path, open_parts(path)
+    tensors, metadata = load_sealed_tensors(path)
+    return tensors, parse_progress(json.loads(metadata["progress"]), path)
+
+
+def _set_aside(state: Path) -> None:
+    """Rename a damaged state, so that it does not count as one of the last two."""
+    place = state.with_name(f"state-damaged{state.suffix}")
+    if place.is_dir():
+        shutil.rmtree(place)
+    state.replace(place)
+
+
+def parse_progress(values: dict[str, Any], path: Path) -> Progress:
+    """The progress that a state holds. Raises an error of `FAULTS`, or UserError which names the path."""
     progress = Progress(**{name: values[name] for name in vars(Progress()) if name in values})
     check(progress, f"{path}: ")
     return progress
 
 
 def has_state(path: Path) -> bool:
-    return path.exists() or previous_state(path).exists()
+    """Whether there are states, in one file at `path` or in folders beside it."""
+    return bool(saved_states(path.parent))
 
 
 def load_state(path: Path, model: nn.Module, average: nn.Module, optimizers: list[torch.optim.Optimizer]) -> Progress:
     """Fill the models and the optimisers from a saved state, if there is one. Returns its progress.
 
-    Raises UserError if there are states but none is whole, or if it is that of another model.
+    All ranks must call it. Raises UserError if there are states but none is whole, or if it is that of another model.
     """
-    if not has_state(path):
+    if not any(runtime.gather_values(has_state(path))):
         return Progress()
-    tensors, progress = open_state(path)
+    state, progress = open_state(path)
     try:
-        fill_from_state(path, tensors, model, average, optimizers)
+        if isinstance(state, Path):
+            from stages.sharded_state import load_parts
+
+            load_parts(state, model, average, optimizers)
+        else:
+            fill_from_state(path, state, model, average, optimizers)
     except (*FAULTS, RuntimeError) as error:
         if isinstance(error, UserError):
             raise
@@ -143,7 +257,7 @@ def fill_from_state(
     for key, value in tensors.items():
         part, name = key.split(".", 1)
         parts[part][name] = value
-    plain = made_whole(average, average)
+    plain = made_whole(average)
     for module, name in ((model, "model"), (average, "average")):
         load_weights(plain, parts[name], path)
         fill(module, plain)

@@ -11,8 +11,8 @@ from pathlib import Path
 from typing import NamedTuple
 
 import torch
+from runs import read_state
 
-from stages.state import open_state
 from unclip.cli import run, signals
 from unclip.errors import UserError
 
@@ -108,14 +108,14 @@ def outcome(folder: Path, name: str = "line") -> dict:
     """All that a training leaves behind, but for times."""
     stage = folder / name
     lines = [json.loads(line) for line in (stage / "train" / "metrics.jsonl").read_text().splitlines()]
-    tensors, progress = open_state(stage / "train" / "state.safetensors")
+    tensors, progress = read_state(folder, name)
     found = {str(path.relative_to(folder)) for path in folder.rglob("*") if path.is_file()}
     return {
         "weights": (stage / "model.safetensors").read_bytes(),
         "config": (stage / "config.json").read_bytes(),
         "metrics": [{key: value for key, value in line.items() if key not in TIMES} for line in lines],
         "state": {key: value.numpy().tobytes() for key, value in tensors.items()},
-        "progress": vars(progress) | {"seconds": None},
+        "progress": progress | {"seconds": None},
         "files": sorted(name for name in found if "damaged" not in name),
     }
 

@@ -1,10 +1,12 @@
 """Break a training off, and compare two runs to the bit."""
 
 import json
+from pathlib import Path
 
 import torch
 from conftest import files_under
 
+from stages.state import open_state
 from unclip.store.sealed_json import read_json
 from unclip.store.tensors import load_tensors
 
@@ -15,6 +17,22 @@ def metrics(folder, name="line") -> list[dict]:
     lines = (folder / name / "train" / "metrics.jsonl").read_text().splitlines()
     timing = ("seconds", "images_per_second")
     return [{k: v for k, v in json.loads(line).items() if k not in timing} for line in lines]
+
+
+def read_state(folder, name="line") -> tuple[dict[str, torch.Tensor], dict]:
+    """The tensors of the last state, whole, and its progress."""
+    state, progress = open_state(folder / name / "train" / "state.safetensors")
+    if isinstance(state, Path):
+        from torch.distributed.checkpoint import load
+        from torch.distributed.checkpoint.hf_storage import HuggingFaceStorageReader
+
+        reader = HuggingFaceStorageReader(str(state))
+        described = reader.read_metadata().state_dict_metadata
+        state = {key: torch.empty(saved.size, dtype=saved.properties.dtype) for key, saved in described.items()}
+        load(state, storage_reader=reader, no_dist=True)
+        for key in [key for key in state if key.endswith(".logit_scale")]:  # files of whole states hold a scalar
+            state[key] = state[key].reshape(())
+    return state, vars(progress)
 
 
 def assert_same_run(one, other, name="line"):

@@ -20,7 +20,7 @@ from unclip.store.index import read_index, read_sampling, write_index
 from unclip.store.manifest import Manifest, check_lineage, read_manifest
 from unclip.store.parts import load_part, load_weights, save_part
 from unclip.store.sealed_json import read_json, read_record, write_json
-from unclip.store.tensors import dump_tensors, load_tensors
+from unclip.store.tensors import dump_tensors, load_tensors, stream_tensors
 
 
 @dataclass(frozen=True)
@@ -185,6 +185,18 @@ def test_tensors_and_metadata_round_trip(tmp_path):
     assert loaded.keys() == tensors.keys()
     for key, value in tensors.items():
         assert torch.equal(loaded[key], value)
+
+
+def test_tensors_that_are_streamed_make_the_same_file():
+    names = ("b.weight", "a", "scalar", "empty", "ü", "half", "double", "flags", "bytes", "numbers")
+    kinds = (torch.float32,) * 5 + (torch.bfloat16, torch.float64, torch.bool, torch.uint8, torch.int64)
+    shapes = ((2, 3), (5,), (), (0, 4), (1,), (3,), (2,), (3,), (7,), (2, 2))
+    tensors = {name: torch.ones(shape, dtype=kind) for name, shape, kind in zip(names, shapes, kinds, strict=True)}
+    tensors["b.weight"] = torch.randn(3, 2).T
+    gathered = []
+    content = b"".join(stream_tensors(tensors, lambda tensor: (gathered.append(tensor), tensor)[1]))
+    assert content == dump_tensors(tensors)
+    assert len(gathered) == len(tensors)
 
 
 @pytest.mark.parametrize("content", [b"", b"abc", b"\x08\0\0\0\0\0\0\0{}      junk", b"\xff" * 64])

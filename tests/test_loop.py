@@ -8,7 +8,7 @@ from conftest import ROOT, contents, files_under, run_python
 from runs import CPU, assert_same_run, break_off, metrics
 from toy import OFTEN_SAVED, SETTINGS, Line, LineStage, manifest, train
 
-from stages import loop, runtime
+from stages import loop, runtime, state
 from stages.clip import CLIPRun
 from stages.data_config import DataConfig
 from stages.identity import settings
@@ -178,7 +178,7 @@ def test_line_that_was_half_written_does_not_stop_a_resume(tmp_path):
 @pytest.mark.parametrize("call", [1, 2, 3])
 def test_interruption_before_the_state_is_saved_is_made_good(call, tmp_path, monkeypatch):
     train(tmp_path / "whole")
-    save, calls = loop.save_state, []
+    save, calls = state.save_state, []
 
     def interrupted(*arguments):
         calls.append(1)
@@ -186,7 +186,7 @@ def test_interruption_before_the_state_is_saved_is_made_good(call, tmp_path, mon
             raise KeyboardInterrupt
         save(*arguments)
 
-    monkeypatch.setattr(loop, "save_state", interrupted)
+    monkeypatch.setattr(state, "save_state", interrupted)
     with pytest.raises(KeyboardInterrupt):
         train(tmp_path / "broken")
     train(tmp_path / "broken")

@@ -11,14 +11,13 @@ import torch
 import torch.distributed as dist
 from PIL import Image
 from ranks import on_ranks
-from runs import CPU, break_off, metrics
+from runs import CPU, break_off, metrics, read_state
 from three_stages import clip_stage, decoder_stage, draw_of, make_inputs, prior_stage, seeded
 from toy import SETTINGS
 
 from stages import heartbeat, loop, runtime
 from stages.embed import embed_images
 from stages.inputs import Inputs
-from stages.state import open_state
 from unclip.clip import CLIP
 from unclip.store.manifest import Manifest
 from unclip.store.parts import load_part
@@ -152,7 +151,7 @@ def run(make, inputs, folder, stop=0, **options):
 
 
 def assert_same_training(one, other, name):
-    states = [open_state(folder / name / "train" / "state.safetensors")[0] for folder in (one, other)]
+    states = [read_state(folder, name)[0] for folder in (one, other)]
     assert_equal(*states, within=1e-9)
     assert {key.split(".")[0] for key in states[0]} == {"model", "average", "AdamW", "Muon"}
     for found, expected in zip(metrics(one, name), metrics(other, name), strict=True):
@@ -170,12 +169,13 @@ def test_shared_out_weights_are_trained_as_whole_ones(make, inputs, tmp_path):
 
 
 def test_run_goes_on_with_other_numbers_of_ranks(inputs, tmp_path):
-    """Alone, on two ranks, on two that share the weights out, and alone again."""
-    on = {"steps": 4}
+    """Alone, on two ranks, on two and then three that share the weights out, and alone again."""
+    on = {"steps": 5}
     run(clip_stage, inputs, tmp_path / "alone", **on)
     run(clip_stage, inputs, tmp_path / "moved", stop=2, **on)
     on_ranks(2, lambda: run(clip_stage, inputs, tmp_path / "moved", stop=2, **on))
     on_ranks(2, lambda: run(clip_stage, inputs, tmp_path / "moved", stop=2, shard=True, **on))
+    on_ranks(3, lambda: run(clip_stage, inputs, tmp_path / "moved", stop=2, shard=True, **on))
     run(clip_stage, inputs, tmp_path / "moved", **on)
     assert_same_training(tmp_path / "moved", tmp_path / "alone", "clip")
 

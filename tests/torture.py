@@ -14,6 +14,9 @@ ROOT = Path(__file__).resolve().parents[1]
 FAULTS = (
     ("killed (-9) before each change of a file", 66, "test_a_kill_before_any_change_of_a_file_loses_nothing"),
     ("killed (-9) at random moments", 100, "test_a_kill_at_any_moment_loses_nothing"),
+    ("a rank killed (-9) before each change of a file", 98, "test_kill_of_a_rank_before_any_change_of_a_file_loses"),
+    ("all ranks killed (-9) at random moments", 30, "test_kill_of_all_ranks_at_any_moment_loses_nothing"),
+    ("ranks killed (-9) and started again", 4, "started_again or come_back"),
     ("one bit flipped in a training's files", 150, "test_a_flipped_bit_is_refused_or_mended_and_never_used"),
     ("one bit flipped in a pipeline's files", 200, "test_any_flipped_bit_of_a_pipeline_is_refused"),
     ("SIGTERM, SIGINT, SIGHUP at random moments", 50, "test_signals_at_any_moment_of_a_training_lose_nothing"),

@@ -69,7 +69,7 @@ class CLIP(nn.Module):
 
 def _logit_scale_to_scalar(clip: CLIP, tensors: dict[str, Tensor], prefix: str, _) -> None:
     """Files hold the logit scale as a scalar, as those of other projects do."""
-    tensors[f"{prefix}logit_scale"] = tensors[f"{prefix}logit_scale"].reshape(())
+    tensors[f"{prefix}logit_scale"] = tensors[f"{prefix}logit_scale"].sum()  # FSDP's tensors cannot be reshaped
 
 
 def _logit_scale_to_vector(clip: CLIP, tensors: dict[str, Tensor], prefix: str, *_) -> None:

@@ -29,6 +29,17 @@ def xxh3(*parts: bytes | memoryview) -> str:
     return digest.hexdigest()
 
 
+def file_xxh3(path: Path) -> str:
+    """The XXH3 of a file, which need not fit in memory."""
+    import xxhash  # of training alone
+
+    digest = xxhash.xxh3_128()
+    with open(path, "rb") as file:
+        while chunk := file.read(2**20):
+            digest.update(chunk)
+    return digest.hexdigest()
+
+
 def file_sha256(path: Path) -> str:
     """The SHA-256 of a file, which need not fit in memory."""
     with open(path, "rb") as file:

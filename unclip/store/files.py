@@ -39,6 +39,18 @@ def write_atomically(
         durable: flush the file to the disk before its name, and then the folder, so that the old file or the new one
             survives a power cut. False leaves both out, for files that are easily made again.
     """
+    with partial_file(path, content, durable) as temporary:
+        os.replace(temporary, path)
+
+
+@contextlib.contextmanager
+def partial_file(
+    path: Path, content: bytes | str | Iterable[str | bytes | memoryview], durable: bool = True
+) -> Iterator[Path]:
+    """Write a whole file under a partial name beside `path`, and yield that name for the block to rename.
+
+    The arguments are those of `write_atomically`. Nothing is left if the write or the block fails.
+    """
     make_folder(path.parent)
     chunks = [content] if isinstance(content, (bytes, str)) else content
     temporary = partial_name(path)
@@ -49,7 +61,7 @@ def write_atomically(
             file.flush()
             if durable:
                 os.fsync(file.fileno())
-        os.replace(temporary, path)
+        yield temporary
         if durable:
             flush_folder(path.parent)
     except BaseException as error:

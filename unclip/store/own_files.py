@@ -46,7 +46,8 @@ def check_part_free(folder: Path) -> None:
     Until a training has recorded its settings, it has a lock and files that bear our marks.
     """
     train = folder / "train"
-    if (folder / "config.json").exists() or any(train.glob("state*.safetensors")):  # whoever reads them checks them
+    states = (*train.glob("state*.safetensors"), *train.glob("state-*/state.json"))
+    if (folder / "config.json").exists() or states:  # whoever reads them checks them
         return
     if (train / "run.json").exists():
         read_record(train / "run.json", MOVE)

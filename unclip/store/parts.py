@@ -1,5 +1,8 @@
 """The parts of a pipeline on disk: a model's weights and its manifest, written as one and opened for inference."""
 
+import hashlib
+import os
+from collections.abc import Iterator
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -12,25 +15,25 @@ from unclip.errors import UserError, reason
 from unclip.fields import from_dict
 from unclip.registry import model_class
 from unclip.store.checksums import abbreviated, sha256
-from unclip.store.files import member, write_atomically
+from unclip.store.files import member, partial_file
 from unclip.store.formats import FORMAT, upgrade_tensors
 from unclip.store.manifest import Manifest, read_manifest, write_manifest
 from unclip.store.own_files import MOVE, is_pending
-from unclip.store.tensors import dump_tensors, not_finite, parse_tensors
+from unclip.store.tensors import Gather, not_finite, parse_tensors, stream_tensors, unchanged
 
 WEIGHT_TYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 
 
-def save_part(folder: Path, model: nn.Module, manifest: Manifest) -> str:
+def save_part(folder: Path, model: nn.Module, manifest: Manifest, gather: Gather = unchanged) -> str:
     """Write a part's weights and its manifest. Returns the SHA-256 of the weights.
 
     Also puts that SHA-256 and the model's config into the manifest.
     """
     manifest.model = asdict(model.config)
-    return save_weights(folder, model.state_dict(), manifest)
+    return save_weights(folder, model.state_dict(), manifest, gather)
 
 
-def save_weights(folder: Path, tensors: dict[str, Tensor], manifest: Manifest) -> str:
+def save_weights(folder: Path, tensors: dict[str, Tensor], manifest: Manifest, gather: Gather = unchanged) -> str:
     """Write weights and the manifest that describes them. Returns the SHA-256 of the weights.
 
     The weights have a pending name until the manifest, whose rename decides, names them: a kill at any moment leaves
@@ -38,9 +41,16 @@ def save_weights(folder: Path, tensors: dict[str, Tensor], manifest: Manifest) -
     """
     if (folder / "model.safetensors").exists() and not (folder / "config.json").exists():
         raise UserError(f"{folder / 'model.safetensors'} is in the way: no manifest describes it; {MOVE}")
-    content = dump_tensors(tensors)
-    manifest.sha256 = sha256(content)
-    write_atomically(_pending_weights(folder, manifest.sha256), content)
+    digest = hashlib.sha256()
+
+    def hashed() -> Iterator[bytes | memoryview]:
+        for chunk in stream_tensors(tensors, gather):
+            digest.update(chunk)
+            yield chunk
+
+    with partial_file(folder / "model.safetensors", hashed()) as temporary:
+        manifest.sha256 = digest.hexdigest()
+        os.replace(temporary, _pending_weights(folder, manifest.sha256))
     write_manifest(folder, manifest)
     finish_saving(folder)
     return manifest.sha256

@@ -1,6 +1,7 @@
 """Tensors as safetensors: plain files, and sealed ones, whose header holds the checksum of the whole file."""
 
 import json
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -17,10 +18,41 @@ BLANK = "0" * 32
 FAULTS = (ValueError, LookupError, TypeError, AttributeError, ArithmeticError, RecursionError, SafetensorError)
 """Errors that reading a damaged file may raise."""
 
+Gather = Callable[[Tensor], Tensor]
+"""Makes a tensor whole, of which each process holds a share. All of them must call it."""
+
+
+def unchanged(tensor: Tensor) -> Tensor:
+    return tensor
+
 
 def dump_tensors(tensors: dict[str, Tensor], metadata: dict[str, str] | None = None) -> bytes:
     """The bytes of a safetensors file."""
     return safetensors.torch.save({k: v.detach().cpu().contiguous() for k, v in tensors.items()}, metadata)
+
+
+def stream_tensors(tensors: Mapping[str, Tensor], gather: Gather = unchanged) -> Iterator[bytes | memoryview]:
+    """The bytes that `dump_tensors` returns, in parts: the header, then each tensor, gathered when its turn comes."""
+    nothing = {name: torch.empty(0, dtype=tensor.dtype, device="cpu") for name, tensor in tensors.items()}
+    order = safetensors.torch.save(nothing)
+    header = json.loads(order[8:])  # as the package orders the tensors and names their types
+    end = 0
+    for name, entry in header.items():
+        begin = end
+        end += tensors[name].numel() * tensors[name].element_size()
+        entry |= {"shape": list(tensors[name].shape), "data_offsets": [begin, end]}
+    text = json.dumps(header, separators=(",", ":"), ensure_ascii=False).encode()
+    text += b" " * (-len(text) % 8)
+    yield len(text).to_bytes(8, "little") + text
+    for name in header:
+        values = gather(tensors[name]).detach().cpu().contiguous()
+        yield memoryview(values.reshape(-1).view(torch.uint8).numpy())
+
+
+def read_metadata(path: Path) -> dict[str, str]:
+    """The metadata of a safetensors file. Raises an error of `FAULTS` if its header is damaged."""
+    with safe_open(path, framework="pt") as file:
+        return file.metadata() or {}
 
 
 def parse_tensors(content: bytes, path: Path) -> dict[str, Tensor]:
