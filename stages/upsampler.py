@@ -32,7 +32,7 @@ from unclip.tensor_batch import TensorBatch
 from unclip.upsampler import DiffusionUpsampler, DiffusionUpsamplerConfig
 from unclip.upsampler.resizing import resize
 
-AUGMENTATION = (0.01, 1.0)
+AUGMENTATION = (0.01, 0.5)
 """Noise over signal on the small images in training: drawn evenly in the logarithm."""
 
 
@@ -44,7 +44,7 @@ class UpsamplerRun(FrozenCLIPRun):
     """Height and width of the random crops that it is trained on, as a share of the large image's."""
     blur: float = bounded(0.0, 0, 8)
     """Deviation of the Gaussian blur on half of the small images, in their pixels, as in the paper; 0 for none."""
-    log_sigma: tuple[float, float] | None = bounded((-0.8, 1.4), -10, 10)
+    log_sigma: tuple[float, float] | None = bounded((0.0, 1.8), -10, 10)
     """Mean and deviation of the logarithm of the noise over the signal in training; None for uniform times."""
     evaluate_on: int = bounded(100, 1, 10**7)
     """Validation images that the figures are taken on."""

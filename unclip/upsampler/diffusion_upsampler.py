@@ -23,7 +23,7 @@ from unclip.upsampler.tiles import in_tiles
 @dataclass(frozen=True)
 class DiffusionUpsamplerConfig:
     network: UpsamplerConfig = flattened(UpsamplerConfig())
-    diffusion: ProcessConfig = flattened(ProcessConfig(prediction="v"))
+    diffusion: ProcessConfig = flattened(ProcessConfig(prediction="x0"))
 
 
 class DiffusionUpsampler(nn.Module):

@@ -45,7 +45,7 @@ class UpsamplerConfig:
 
 
 class UpsamplerNetwork(nn.Module):
-    """A UNet over the noised large image and the enlarged small one."""
+    """A UNet over the noised large image and the enlarged small one, to which it adds what is missing."""
 
     def __init__(self, config: UpsamplerConfig):
         super().__init__()
@@ -62,7 +62,7 @@ class UpsamplerNetwork(nn.Module):
     def forward(
         self, x: Tensor, time: Tensor, enlarged: Tensor, augmentation: Tensor, embeddings: Tensor | None = None
     ) -> Tensor:
-        """Predict the output for noised large images x (B, C, H, W) at times (B,), for any H and W.
+        """Predict clean large images for noised ones x (B, C, H, W) at times (B,), for any H and W.
 
         Args:
             enlarged: the small images, noised and then enlarged to (B, C, H, W).
@@ -74,4 +74,5 @@ class UpsamplerNetwork(nn.Module):
         vector = vector + self.augmentation(timestep_embedding(augmentation, width).to(x.dtype))
         if self.to_vector is not None and self.scaler is not None and embeddings is not None:
             vector = vector + self.to_vector(self.scaler.scale(embeddings))
-        return self.unet(torch.cat([x, enlarged], dim=1), vector)  # (B, C, H, W)
+        details = self.unet(torch.cat([x, enlarged], dim=1), vector)  # (B, C, H, W), zero where an image is flat
+        return enlarged + details
