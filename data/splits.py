@@ -36,7 +36,7 @@ def split_in_name(name: str) -> str | None:
 
 
 def defined_splits(records: Sequence[Record]) -> set[str]:
-    """Those of validation and test that the source itself defines."""
+    """The splits, of validation and test, that the source itself defines."""
     return {record.split for record in records} & {"validation", "test"}
 
 

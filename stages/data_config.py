@@ -1,4 +1,4 @@
-"""Which data to train on."""
+"""The data to train on."""
 
 from dataclasses import dataclass, replace
 from pathlib import Path

@@ -80,7 +80,7 @@ class UpsamplerBatch(TensorBatch):
     noise: Tensor
     """(B, C, crop, crop)."""
     low_levels: NoiseLevels
-    """Of the noise on the small images."""
+    """The levels of the noise on the small images."""
     low_noise: Tensor
     """(B, C, h, w)."""
     blurred: Tensor

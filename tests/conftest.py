@@ -1,4 +1,4 @@
-"""What the tests share: made-up captioned images, a trained tiny pipeline, and ways to run the scripts."""
+"""All that the tests share: made-up captioned images, a trained tiny pipeline, and ways to run the scripts."""
 
 import fcntl
 import importlib
@@ -36,7 +36,7 @@ torch.ones(1, requires_grad=True).backward()  # after torch.export, the first ca
 
 @dataclass
 class Finished:
-    """What a script left behind."""
+    """A script's exit status and output."""
 
     code: int
     out: str
@@ -68,7 +68,7 @@ def run_program(*arguments, cwd: Path = ROOT, **variables: str) -> Finished:
 
 
 def assert_one_error_line(finished: Finished, *words: str) -> None:
-    """What bad input gives: exit status 1, and one line on standard error that holds all the words."""
+    """Check the answer to bad input: exit status 1, and one line on standard error that holds all the words."""
     assert finished.code == 1, finished
     assert finished.err.startswith("error: "), finished.err
     assert finished.err.count("\n") == 1, finished.err
@@ -157,7 +157,7 @@ def splits() -> dict[str, CaptionedImages]:
 
 @pytest.fixture
 def own_caches(tmp_path_factory, monkeypatch) -> None:
-    """What sources decode and report goes to a folder of this test's own."""
+    """Send what sources decode and report to a folder of this test's own."""
     monkeypatch.setattr(paths, "CACHE", tmp_path_factory.mktemp("cache"))
 
 

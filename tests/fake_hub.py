@@ -102,7 +102,7 @@ class Handler(BaseHTTPRequestHandler):
             self.answer(404, {})
 
     def files(self, name: str, revision: str) -> dict[str, bytes] | None:
-        """Of a branch, a tag, or a commit."""
+        """The files of a branch, a tag, or a commit."""
         revisions = self.server.repositories.get(name, {})
         return revisions.get(revision) or next((f for f in revisions.values() if commit(f) == revision), None)
 

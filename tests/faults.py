@@ -76,7 +76,7 @@ EVENTS = ("open", "os.rename", "os.remove", "os.link", "os.mkdir", "os.truncate"
 
 
 def die_at(point: int) -> Callable[[], None]:
-    """What makes this process end, as by kill -9, just before it changes a file for the point-th time."""
+    """Make this process end, as by kill -9, just before it changes a file for the point-th time."""
     count = 0
 
     def hook(event: str, arguments: tuple) -> None:

@@ -15,7 +15,7 @@ import torch.distributed.fsdp
 
 
 def on_ranks(count: int, work: Callable[[], Any]) -> list[Any]:
-    """What work() returns on each rank: anything that pickle takes. The processes are forked, which is quick."""
+    """Return what work() returns on each rank: anything that pickle takes. The processes are forked, which is quick."""
     with started(count, work) as (_, ends):
         return [end.recv() for end in ends]
 

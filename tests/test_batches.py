@@ -14,7 +14,7 @@ CPU = torch.device("cpu")
 
 @pytest.fixture
 def no_gpu_needed(monkeypatch):
-    """What is said to be for a GPU stays where it is."""
+    """A batch that is said to be for a GPU stays where it is."""
     monkeypatch.setattr(Points, "pin_memory", lambda self: self)
     monkeypatch.setattr(Points, "to", lambda self, device, non_blocking=False: self)
 

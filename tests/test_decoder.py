@@ -257,7 +257,7 @@ def test_every_step_shows_the_state_and_the_clipped_prediction():
 
 @pytest.mark.parametrize("sampler", ["ddpm", "dpmpp"])
 def test_noise_that_is_given_takes_the_place_of_that_of_the_seeds(sampler):
-    """What a noisy sampler adds on the way stays that of the seeds, so that the seeds' own noise changes nothing."""
+    """The noise that a sampler adds on the way stays that of the seeds, so the noise to start from changes nothing."""
     decoder, settings = random_decoder(), replace(THREE, sampler=sampler)
     rows = (embeddings(), captions(), SEEDS, settings)
     assert torch.equal(decoder.draw_images(*rows, noise=decoder.draw_noise(SEEDS)), decoder.draw_images(*rows))

@@ -216,7 +216,7 @@ def test_plain_attention_keeps_as_much_more_as_is_counted(preset, part, monkeypa
 
 
 class CudaAutocast(TorchFunctionMode):
-    """What autocast does on CUDA, by its lists of operations, on any device. Weights are cast once, as there."""
+    """Do what autocast does on CUDA, by its lists of operations, on any device. Weights are cast once, as there."""
 
     narrow = (F.linear, F.conv2d, torch.conv2d, F.conv_transpose2d, F.scaled_dot_product_attention, Tensor.matmul)
     wide = (F.layer_norm, F.group_norm, F.mse_loss, F.cross_entropy)

@@ -156,7 +156,7 @@ def test_a_training_pair_is_what_a_network_is_given_and_has_to_put_out(name, pre
 
 @pytest.mark.parametrize(("name", "prediction"), PREDICTIONS)
 def test_a_model_of_one_parameter_learns_the_best_denoiser_there_is(name, prediction):
-    """Of samples of N(0, s^2) at one level, x0 is best told as the gain alpha s^2 / (alpha^2 s^2 + sigma^2) times x.
+    """For samples of N(0, s^2) at one level, x0 is best told as the gain alpha s^2 / (alpha^2 s^2 + sigma^2) times x.
 
     Least squares on the training target, of a network that multiplies x by one number, finds just that.
     """

@@ -112,7 +112,7 @@ def test_without_the_gradient_through_the_gather_the_gradients_are_others(inputs
 
 
 def test_clip_in_parts_keeps_the_activations_of_one(inputs):
-    """What autograd keeps for the backward pass, in bytes."""
+    """The bytes that autograd keeps for the backward pass."""
 
     def kept(parts: int) -> int:
         """With no parts that of the loss alone."""

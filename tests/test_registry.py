@@ -70,7 +70,7 @@ class Flat(nn.Module):
 
 
 class Bigger(nn.Module):
-    """What a stage after the decoder could be."""
+    """A stage after the decoder."""
 
     config_class = EchoConfig
 

@@ -1,4 +1,4 @@
-"""What is written stays whole, whenever the process or the machine stops."""
+"""Written files stay whole, whenever the process or the machine stops."""
 
 import json
 import os

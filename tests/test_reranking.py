@@ -1,4 +1,4 @@
-"""Which candidate is kept, beside the same rule followed by hand for one caption at a time."""
+"""The candidate that is kept, beside the same rule followed by hand for one caption at a time."""
 
 import math
 

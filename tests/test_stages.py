@@ -281,7 +281,7 @@ class Drawn(torch.nn.Module):
 
 
 def test_distance_tells_collapse_from_success_where_the_gap_does_not():
-    """Of captions that say nearly all, there is next to no gap from the text embedding to the ceiling."""
+    """For captions that say nearly all, there is next to no gap from the text embedding to the ceiling."""
     count, data = 600, made_up_data(600, seed=0)
     data.captioner = ListedCaptions(list(PLAIN_CAPTIONS), data.labels[:, None], torch.ones(count, dtype=torch.long))
     text = torch.nn.functional.normalize(torch.randn(10, 32, generator=seeded(1)), dim=-1)

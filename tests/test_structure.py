@@ -29,7 +29,7 @@ def imports(tree: ast.AST) -> list[str]:
 
 
 def imports_on_import(tree: ast.AST) -> list[str]:
-    """What is imported when the module is: outside of functions."""
+    """Names that are imported with the module: outside of functions."""
     if isinstance(tree, (ast.FunctionDef, ast.AsyncFunctionDef, ast.Lambda)):
         return []
     own = imports(tree) if isinstance(tree, (ast.Import, ast.ImportFrom)) else []
@@ -44,7 +44,7 @@ def wrong_way(layer: str, tree: ast.AST) -> list[str]:
 
 
 def unpickling(tree: ast.AST) -> list[str]:
-    """What could run code hidden in a file."""
+    """Calls that could run code hidden in a file."""
     found = [name for name in imports(tree) if name.split(".")[0] in UNPICKLERS]
     for node in ast.walk(tree):
         if isinstance(node, ast.Attribute) and f"{ast.unparse(node.value)}.{node.attr}" in ("torch.load", "torch.save"):
@@ -246,7 +246,7 @@ sys.exit(f"imported {sorted(slow & sys.modules.keys())}" if slow & sys.modules.k
 
 
 def test_drawing_imports_neither_data_sets_nor_other_models_nor_the_compiler(tmp_path):
-    """What a first picture waits for: sympy and torch._dynamo alone would take longer than the rest."""
+    """Look at the modules that a first picture loads: sympy and torch._dynamo alone take longer than the rest."""
     finished = run_python("-c", DRAW, build(tmp_path / "pipeline"), tmp_path / "out")
     assert finished.code == 0, finished.err
     assert (tmp_path / "out" / "grid.png").is_file()

@@ -29,7 +29,7 @@ def nested(n: int) -> Nested:
 
 
 def captions(n: int = 4, length: int = 5) -> TextFeatures:
-    """Of 3 numbers a text embedding and 2 a token, and of growing length."""
+    """Captions of 3 numbers a text embedding and 2 a token, and of growing length."""
     generator = torch.Generator().manual_seed(n)
     text, encodings = torch.randn(n, 3, generator=generator), torch.randn(n, length, 2, generator=generator)
     mask = torch.arange(length) <= torch.arange(n)[:, None]

@@ -31,7 +31,7 @@ FAULTS = (
     ("files of one's own in the way", 154, "test_files_of_ones_own_outlive_a_training"),
     ("all other tests of reliability", 0, ""),
 )
-"""What is tried, how often, and the test of it, which fails for anything lost, silently wrong, or a traceback."""
+"""Each trial: how often, and its test, which fails for anything lost, silently wrong, or a traceback."""
 
 
 def main() -> None:

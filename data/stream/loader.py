@@ -32,7 +32,7 @@ GIVEN_UP = 100_000
 
 @dataclass(frozen=True)
 class StreamPlan:
-    """Which rows a stream holds, and how they become images."""
+    """The rows of a stream, and how they become images."""
 
     shards: list[Shard]
     split: str | None

@@ -155,7 +155,7 @@ class Evidence:
 
     @cached_property
     def drawn(self) -> Tensor:
-        """Which of the images the decoder draws anew (M,): some of different captions."""
+        """The rows (M,) of the images that the decoder draws anew: some of different captions."""
         first_of_each = torch.tensor([int((self.groups == group).nonzero()[0]) for group in self.groups.unique()])
         count = min(DRAWN, len(first_of_each))
         return first_of_each[torch.linspace(0, len(first_of_each) - 1, count).long()]

@@ -37,7 +37,7 @@ class LargeImages:
     """The real images at the size that an upsampler draws."""
 
     test: CaptionedImages
-    """Those that samples are compared with, in the order of the test images."""
+    """The images that samples are compared with, in the order of the test images."""
     train: CaptionedImages
 
 

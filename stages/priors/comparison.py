@@ -114,7 +114,7 @@ class Pairs:
 
 @dataclass
 class Comparison:
-    """What all rows share: the options, the data, and the real images that draws are compared with."""
+    """All that the rows share: the options, the data, and the real images that draws are compared with."""
 
     options: ComparisonOptions
     device: torch.device

@@ -74,7 +74,7 @@ def read_early_options(argv: Sequence[str] | None = None) -> EarlyOptions:
 
 
 def find_given(argv: Sequence[str] | None, names: Iterable[str]) -> list[str]:
-    """Those of some options that the arguments name, whatever their values."""
+    """Return the options that the arguments name, whatever their values."""
     values = find_options(argv, {name: [name] for name in names})
     return [name for name, value in values.items() if value is not None]
 

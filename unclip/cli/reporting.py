@@ -1,4 +1,4 @@
-"""Which of several processes reports an error, where torchrun runs a program as many ranks. Imports nothing heavy."""
+"""Choose the process that reports an error, where torchrun runs a program as many ranks. Imports nothing heavy."""
 
 import os
 

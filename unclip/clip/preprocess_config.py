@@ -12,8 +12,8 @@ OPENAI_MEAN, OPENAI_STD = (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26
 @dataclass(frozen=True)
 class PreprocessConfig:
     resize: Literal["stretch", "shortest", "longest"] = "stretch"
-    """Which side becomes `resize_to` pixels long. stretch: both. shortest: the shorter one, and the middle is cut out.
-    longest: the longer one, and the rest is filled with black."""
+    """The side that becomes `resize_to` pixels long. stretch: both. shortest: the shorter one, and the middle is cut
+    out. longest: the longer one, and the rest is filled with black."""
     resize_to: int = bounded(0, 0, 4096)
     """In pixels; 0 for the image tower's own size."""
     interpolation: Literal["bicubic", "bilinear"] = "bicubic"

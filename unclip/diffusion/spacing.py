@@ -1,4 +1,4 @@
-"""Which noise levels a sampler visits: from the noisiest down, the last one clean."""
+"""The noise levels that a sampler visits: from the noisiest down, the last one clean."""
 
 import torch
 

@@ -26,9 +26,9 @@ class Manifest:
     """The content of a part's config.json."""
 
     part: str
-    """Which part of a pipeline, or what else was trained, such as a classifier."""
+    """The part of a pipeline, or what else was trained, such as a classifier."""
     kind: str = ""
-    """Which kind of the part, of those in unclip/registry.py; "" for what is no part of a pipeline."""
+    """The part's kind, of those in unclip/registry.py; "" for what is no part of a pipeline."""
     model: dict[str, Any] = field(default_factory=dict)
     """The model's config."""
     parents: dict[str, str] = field(default_factory=dict)
