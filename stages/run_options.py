@@ -26,6 +26,11 @@ class PartRun:
     data: DataConfig = field(default_factory=DataConfig)
     train: TrainConfig = field(default_factory=TrainConfig)
 
+    @property
+    def image_scale(self) -> int:
+        """Height and width of the images to train on, over those that the pipeline's decoder draws."""
+        return 1
+
     def for_pipeline(self) -> Self:
         """The same options, completed by what the pipeline in `out` says. Raises UserError where they contradict it."""
         return self

@@ -56,14 +56,18 @@ class UpsamplerRun(FrozenCLIPRun):
         if self.log_sigma and self.log_sigma[1] <= 0:
             yield "log_sigma", "be a mean and a deviation above 0"
 
+    @property
+    def image_scale(self) -> int:
+        return self.model.network.factor
+
     def for_pipeline(self) -> Self:
         """Read the data at `factor` times the decoder's size, unless another size is asked for."""
         decoder = read_manifest(self.out / "decoder").model["network"]["image_size"]
-        size = self.model.network.factor * decoder
+        size = self.image_scale * decoder
         if self.data.size in (None, decoder, size):
             return replace(self, data=replace(self.data, size=size))
         raise UserError(
-            f"the decoder draws {decoder}x{decoder}, so with --model.factor {self.model.network.factor} the upsampler "
+            f"the decoder draws {decoder}x{decoder}, so with --model.factor {self.image_scale} the upsampler "
             f"is trained on images of {size}x{size}, not {self.data.size}; leave --data.size out"
         )
 
@@ -156,7 +160,7 @@ class UpsamplerStage:
             run.model.network,
             embed_dim=shapes.embed_dim,
             channels=shapes.channels,
-            low_size=max(1, shapes.image_size // run.model.network.factor),
+            low_size=max(1, shapes.image_size // run.image_scale),
         )
         return DiffusionUpsampler(replace(run.model, network=network))
 

@@ -529,7 +529,7 @@ def test_an_optional_part_has_a_column(monkeypatch):
     assert "python -m stages.train enlarger --preset quick" in report
 
 
-def test_the_fast_decoder_s_teacher_is_counted_and_the_upsampler_sees_crops():
+def test_the_fast_decoder_s_teacher_is_counted_and_the_upsampler_s_images_are_large():
     planned = plan_parts(options("tiny", also=("fast_decoder", "upsampler")))
     counted = {part: count_part(part, plan.run, plan.inputs) for part, plan in planned.items()}
     student = counted["fast_decoder"]
@@ -538,7 +538,10 @@ def test_the_fast_decoder_s_teacher_is_counted_and_the_upsampler_sees_crops():
     run = planned["fast_decoder"].run
     calls = run.points + run.levels  # of the network, forward: the student's, and the teacher's unguided ones
     assert student.operations > 0.8 * calls * counted["decoder"].operations
-    assert counted["upsampler"].operations > 0
+    assert counted["upsampler"].pixels == (2 * 28) ** 2, "the preset enlarges twice"
+    plans = [plan_parts(options("tiny", also=("upsampler",), size=size))["upsampler"] for size in (16, 32)]
+    small, large = (count_part("upsampler", plan.run, plan.inputs).operations for plan in plans)
+    assert large == pytest.approx(4 * small, rel=0.05)
 
 
 def test_an_unknown_optional_part_is_refused():

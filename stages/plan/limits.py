@@ -44,7 +44,7 @@ class Limit:
     def __str__(self) -> str:
         figures = f"{short(self.needed, self.unit)} of {short(self.available, self.unit)}"
         answer = self.answer if self.ratio > 1 else "holds"
-        return f"{self.ratio:9.3g} x  {self.part:<8} {self.what:<33} {figures:<22} {answer}"
+        return f"{self.ratio:9.3g} x  {self.part:<13} {self.what:<33} {figures:<22} {answer}"
 
 
 @dataclass(frozen=True)

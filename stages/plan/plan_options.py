@@ -71,7 +71,7 @@ class PlanOptions:
     mfu: float = bounded(0.0, 0, 1)
     """Share of the device's peak rate that training reaches; 0 for 0.7 on a CPU and 0.4 elsewhere."""
     size: int = bounded(0, 0, 1024)
-    """Height and width of the images, in colour; 0 for the preset's."""
+    """Height and width of the images that the decoder draws, in colour; 0 for the preset's."""
     tokens: int = bounded(0, 0, 4096)
     """Tokens of a caption; 0 for as many as the text tower reads."""
     epochs: float = bounded(0.0, 0, 10**6)

@@ -45,7 +45,7 @@ def plan_parts(options: PlanOptions) -> dict[str, PartPlan]:
 def image_shape(options: PlanOptions, run: PartRun) -> tuple[int, int]:
     """Height and width, and channels. Images of a size that is asked for are in colour."""
     size = options.size or run.data.size
-    return (size, 3) if size else (PRESET_SIZE, 1)
+    return (run.image_scale * (size or PRESET_SIZE), 3 if size else 1)
 
 
 def caption_tokens(options: PlanOptions, clip: CLIPConfig) -> int:
