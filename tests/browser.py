@@ -241,13 +241,15 @@ class Browser:
         permissions = {"permissions": ["clipboardReadWrite", "clipboardSanitizedWrite"]}
         self.driver.execute_cdp_cmd("Browser.grantPermissions", permissions)
         for selector in ("summary", ".copy"):
-            button = self.wait(
-                f"return [...document.querySelectorAll(arguments[0])].filter({VISIBLE})[0]", 20, selector
-            )
-            self.driver.execute_script("arguments[0].scrollIntoView({block: 'center'})", button)
-            button.click()
+            self.click(selector)
         read = "navigator.clipboard.readText().then(arguments[0], error => arguments[0](String(error)))"
         return self.driver.execute_async_script(read)
+
+    def click(self, selector: str) -> None:
+        """Click on a visible element, which may be off screen."""
+        found = self.wait(f"return [...document.querySelectorAll(arguments[0])].filter({VISIBLE})[0]", 20, selector)
+        self.driver.execute_script("arguments[0].scrollIntoView({block: 'center'})", found)
+        found.click()
 
     def slide(self, share: float) -> None:
         """Move the slider above some frames, from 0 to 1."""

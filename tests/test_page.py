@@ -2,6 +2,7 @@
 
 import asyncio
 import base64
+import inspect
 import io
 import re
 import shlex
@@ -106,7 +107,7 @@ def test_each_answer_tells_each_step_and_how_many_there_are(opened, coat):
         10: editing.vary(opened, coat, 2, 0, 0.0),
         62: editing.blend(opened, coat, coat),
         3: editing.mix(opened, "a bag", 1, "", 0, "", 0, n=1, seed=0, steps=3),
-        97: editing.inpaint(opened, coat, None, "the lower half", "a light coat", 1, 0),
+        97: editing.inpaint(opened, coat, "", "the lower half", "a light coat", 1, 0),
     }
     for total, shown in answers.items():
         told = [event for event in shown if isinstance(event, Progress)]
@@ -157,7 +158,7 @@ TABS = {
     "mix": (editing.mix, {**MIXED, "n": 2, "seed": 3}),
     "inpaint": (
         editing.inpaint,
-        {"image": "picture.png", "strokes": None, "part": "the lower half", "caption": "a coat", "n": 2, "seed": 3},
+        {"image": "picture.png", "strokes": "", "part": "the lower half", "caption": "a coat", "n": 2, "seed": 3},
     ),
     "look_inside": (drawing.look_inside, {"caption": "a bag", "seed": 3, "image": None}),
 }
@@ -212,7 +213,9 @@ def test_what_is_wrong_is_said_in_one_line(opened, coat):
         (editing.blend(opened, coat, None), "no image"),
         (editing.change(opened, coat, "", "a bag"), "two captions"),
         (editing.mix(opened, "a bag", 0, "", 1, "", 0, n=1, seed=0), "weight"),
-        (editing.inpaint(opened, None, None, "the lower half", "a bag", 1, 0), "no image"),
+        (editing.inpaint(opened, None, "", "the lower half", "a bag", 1, 0), "no image"),
+        (editing.inpaint(opened, coat, "x", "the lower half", "a bag", 1, 0), "no brush strokes"),
+        (editing.inpaint(opened, coat, "AAH/", "the lower half", "a bag", 1, 0), "image of another size"),
         (drawing.look_inside(opened, "", 0, None), "no caption"),
     ]
     for shown, words in wrong:
@@ -262,6 +265,33 @@ def test_what_is_wrong_is_one_line_beside_the_button_and_the_rest_stays_as_it_is
     assert tab.page.turns.latest == {}
 
 
+def test_each_button_takes_what_the_browser_sends(two_pipelines, tmp_path, monkeypatch):
+    """All fields of all tabs, through gradio, as they are when the page is opened."""
+    gradio = pytest.importorskip("gradio")
+    from gradio.state_holder import SessionState
+
+    from unclip.page.server import build
+
+    monkeypatch.setenv("GRADIO_TEMP_DIR", str(tmp_path / "uploads"))
+    blocks, page = build(Shelf(two_pipelines))
+    opened = page.shelf.open("whole")
+    for tab in page.tabs.values():
+        function = next(f for f in blocks.fns.values() if f.targets[0] == (tab.go._id, "click"))
+        sent: list = ["whole"]
+        for field, value in zip(tab.fields.values(), tab.starting_values(opened, {}, []), strict=True):
+            start = field.component.value if value == gradio.skip() else getattr(value, "value", value)
+            is_image = start and isinstance(field.component, gradio.Image)
+            sent.append({"path": start, "meta": {"_type": "gradio.FileData"}} if is_image else start)
+        sent += [True] if tab.lock else []
+        assert len(sent) == len(function.inputs)
+        values = asyncio.run(blocks.preprocess_data(function, sent, SessionState(blocks)))
+        bind = inspect.signature(tab.work).bind
+        monkeypatch.setattr(tab, "work", lambda *values, bind=bind, **named: [str(bind(*values, **named))])
+        monkeypatch.setattr(tab, "make_recipe", lambda *_, **__: ("", ""))
+        *_, (line, *_) = tab.answer("visitor", tuple(values))
+        assert "done" in line, (tab.name, line)
+
+
 def test_an_answer_tells_unknown_words_and_ends_with_a_link_and_a_recipe(tab):
     told = list(tab.answer("visitor", values_of(tab, caption="a green elephant", steps=2)))
     line, button, _, recipe, _ = told[-1]
@@ -298,9 +328,8 @@ def test_an_address_leads_to_no_file_but_those_that_were_uploaded(tab):
     own = tab.page.store_example(opened.example_images[0])
     for image in ("/etc/passwd", "..", "", "a" * 64, own, "%2e%2e", Path(own).parent.name):
         problems: list[str] = []
-        values = form.starting_values(opened, {"tab": "inpaint", "image": image, "strokes": own}, problems)
-        filled = dict(zip(form.filled_fields, values, strict=True))
-        assert "strokes" not in filled
+        values = form.starting_values(opened, {"tab": "inpaint", "image": image}, problems)
+        filled = dict(zip(form.fields, values, strict=True))
         assert (problems == []) == (image == Path(own).parent.name)
         assert Path(filled["image"]).is_relative_to(tab.page.folder)
 
@@ -393,38 +422,33 @@ def test_files_of_others_may_vanish_while_old_ones_are_deleted(tmp_path):
 # Where to paint
 
 
-def strokes(size, *places) -> Image.Image:
-    layer = np.zeros((size[1], size[0], 4), np.uint8)
-    for place in places:
-        layer[place] = 255
-    return Image.fromarray(layer)
-
-
-def test_brush_says_where_to_paint():
-    mask = editing.painting_mask(strokes((280, 280), np.s_[25:39, 270:]), "the upper half", 28)
-    assert mask.shape == (28, 28)
-    assert mask.sum() == 2
-    assert mask[2:4, 27].all()
+@pytest.mark.parametrize("size", [5, 28, 64])
+def test_brush_says_where_to_paint(size):
+    brushed = np.random.default_rng(0).random((size, size)) < 0.1
+    strokes = base64.b64encode(np.packbits(brushed).tobytes()).decode()
+    np.testing.assert_array_equal(editing.painting_mask(strokes, "the upper half", size), brushed)
 
 
 @pytest.mark.parametrize("part", editing.PARTS)
 def test_where_nothing_is_brushed_a_named_part_is_painted(part):
-    mask = editing.painting_mask(strokes((40, 20)), part, 28)
+    mask = editing.painting_mask("", part, 28)
+    np.testing.assert_array_equal(editing.painting_mask(base64.b64encode(bytes(98)).decode(), part, 28), mask)
     assert mask.mean() == (1 if part == "everything" else 0.5)
     assert mask[-1, 0] == (part in ("the lower half", "the left half", "everything"))
 
 
 def test_painting_keeps_what_is_outside(opened, coat):
-    html = last(editing.inpaint(opened, coat, None, "the lower half", "a light coat", 2, 0))
+    html = last(editing.inpaint(opened, coat, "", "the lower half", "a light coat", 2, 0))
     for picture in pictures(html):
         np.testing.assert_array_equal(picture[:14], pixels(coat)[:14])
         assert (picture[14:] != pixels(coat)[14:]).any()
 
 
-def test_canvas_has_room_for_a_brush(opened, coat, tmp_path):
-    large = np.asarray(editing.draw_canvas(opened, coat))
-    np.testing.assert_array_equal(large, pixels(coat).repeat(12, axis=0).repeat(12, axis=1))
-    assert editing.draw_canvas(opened, tmp_path / "no.png") is None
+def test_canvas_has_the_pixels_of_the_image(opened, coat, tmp_path):
+    html = editing.canvas(opened, coat, 'a"b')
+    np.testing.assert_array_equal(pictures(html)[0], pixels(coat))
+    assert '<canvas width="28" height="28" data-strokes="a&quot;b"' in html
+    assert editing.canvas(opened, tmp_path / "no.png", "") == ""
 
 
 @pytest.mark.parametrize("value", [0, 0.4, 7.2, 10**400, -5, None, "", float("inf"), float("nan"), True, "x", [1], {}])

@@ -188,7 +188,7 @@ def test_what_is_wrong_is_a_line_in_view_beside_the_button(page):
     page.fill(CAPTIONS, "<img src=x onerror=document.title='bad'> ${1+1} {{x}}" + " long" * 40)
     page.answered(lambda: page.press("Draw"))
     assert "is cut to" in page.wait("return document.querySelector('.toast-body')?.innerText")
-    heading = page.wait("return document.querySelector('.unclip h3')?.innerText")
+    heading = page.wait("return document.querySelector('.unclip h2')?.innerText")
     assert heading.startswith("<img src=x onerror=document.title='bad'> ${1+1} {{x}} long")
     assert "nearest: 'a" in page.status()  # the training captions have no such words
     assert page.driver.title == "unclip"
@@ -251,6 +251,11 @@ def test_inpaint_by_brush_and_by_name(page):
     [picture] = page.answered(lambda: page.press("Inpaint"))
     np.testing.assert_array_equal(picture[14:], coat[14:])
     assert (picture[:14] != coat[:14]).any()
+    page.open(page.driver.current_url)  # the strokes are in the link
+    assert same(page.finished(), [picture])
+    page.click(".clear")
+    [picture] = page.answered(lambda: page.press("Inpaint"))
+    np.testing.assert_array_equal(picture[:14], coat[:14])
 
 
 def test_nobody_is_shut_out(page, tmp_path):

@@ -181,8 +181,7 @@ def test_doors_of_the_page_lead_to_no_file_but_images(served):
         assert "root:" not in response.text
     for path in CLOSED:
         for method in ("GET", "POST"):
-            if (method, path) != ("POST", f"{API}/component_server"):
-                assert_refused(served.client.request(method, path), 404)
+            assert_refused(served.client.request(method, path), 404)
 
 
 def test_an_upload_is_shown_as_its_pixels_alone(served):
@@ -209,13 +208,6 @@ def test_doors_of_the_page_are_too_small_for_bombs(served, monkeypatch):
     stored = [os.path.join(folder, name) for folder, _, names in os.walk(served.folder) for name in names]
     assert sum(map(os.path.getsize, stored)) < 70_000
     assert_refused(served.join(served.function("Keep"), ["a" * doors.LARGEST_CALL]), 413)
-    editor = next(block["id"] for block in served.page.config["components"] if block["type"] == "imageeditor")
-    for index in ("1000000000", "x"):
-        blob = {"type": "layer", "index": index, "id": "a", "component_id": editor, "session_hash": "s"}
-        response = served.client.post(
-            f"{API}/component_server", data=blob | {"fn_name": "accept_blobs"}, files={"file": ("f", b"x")}
-        )
-        assert response.status_code == 200
 
 
 def drawing_of(caption: str, n: int = 1, steps: int | None = None) -> list:

@@ -129,7 +129,7 @@ def test_arguments_of_the_process_are_read_in_one_place(path):
     assert reads_arguments(parsed(path)) == (path == ROOT / "unclip" / "cli" / "options.py")
 
 
-OF_THE_PAGE = {f"page/{name}.py" for name in ("layout", "server", "strokes", "tabs", "toolbar")}
+OF_THE_PAGE = {f"page/{name}.py" for name in ("layout", "server", "tabs", "toolbar")}
 """Modules that are imported when the page is served."""
 
 

@@ -31,15 +31,14 @@ ROUTES = {
         r"/|/config|/theme\.css|/favicon\.ico|/manifest\.json|/(assets|static)/.+"
         r"|/gradio_api/(info|app_id|startup-events|queue/data|upload_progress|heartbeat/[\w-]{1,64}|file=.+)"
     ),
-    "POST": re.compile(r"/gradio_api/(queue/join|run/\w{1,64}|upload|component_server|cancel|reset)"),
+    "POST": re.compile(r"/gradio_api/(queue/join|run/\w{1,64}|upload|cancel|reset)"),
 }
 """All that the page in the browser asks for."""
 JOIN = re.compile(r"/gradio_api/(queue/join|run/\w+)")
 FILE = "/gradio_api/file="
 LARGEST_UPLOAD = 20 * 2**20
-LARGEST_STROKES = 2 * 2**20
 LARGEST_CALL = 2**19
-"""Bytes of a file, of strokes of the brush, and of the values of a click."""
+"""Bytes of a file, and of the values of a click."""
 LARGEST_SUM = 10 * LARGEST_UPLOAD
 """Bytes of all requests that are being received."""
 MOST_STORED = 25 * LARGEST_UPLOAD
@@ -198,9 +197,9 @@ class Doors:
 
     async def receive_and_pass_on(self, request: Request, scope: Message, receive: Receive, send: Send) -> None:
         """Receive a whole request before gradio does, and check what it says. Raises Refused."""
-        limits = {"/gradio_api/upload": LARGEST_UPLOAD, "/gradio_api/component_server": LARGEST_STROKES}
-        body = await self.receive_body(request, receive, limits.get(request.path, LARGEST_CALL))
-        if request.path == "/gradio_api/upload":
+        is_upload = request.path == "/gradio_api/upload"
+        body = await self.receive_body(request, receive, LARGEST_UPLOAD if is_upload else LARGEST_CALL)
+        if is_upload:
             await asyncio.to_thread(trim, Path(self.gate.folder), self.gate.kept(), MOST_STORED)
         if not JOIN.fullmatch(request.path):
             await self.app(scope, whole(body, receive), send)

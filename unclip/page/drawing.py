@@ -12,7 +12,7 @@ import numpy as np
 
 from unclip.errors import UserError
 from unclip.grids import captioned_grid
-from unclip.page.markup import finished_picture, gif_link, picture, png_link, row, sheet, table
+from unclip.page.markup import finished_picture, gif_link, links, picture, png_link, row, sheet, table
 from unclip.page.pictures import PickedFile, open_picked
 from unclip.page.shelf import OpenPipeline
 from unclip.page.values import parse_captions
@@ -61,7 +61,7 @@ def draw(opened: OpenPipeline, caption: str, n: int, seed: int, **settings: Any)
         yield sheet(*rows)
     frames = denoising_frames([caption for caption in captions for _ in range(n)], trajectory, n)
     text = describe_picture(pipe, captions, range(seed, seed + n), sampling)
-    yield sheet(*rows, png_link(captioned_grid(drawn), "grid", text), gif_link(frames, "denoising"))
+    yield sheet(*rows, links(png_link(captioned_grid(drawn), "grid", text), gif_link(frames, "denoising")))
 
 
 def check_cost(count: int, steps: int) -> None:
@@ -140,4 +140,4 @@ def finished_pictures(
 def seeds_sheet(name: str, images: np.ndarray, seeds: Sequence[int], text: dict[str, str], caption: str = "") -> str:
     """Pictures (n, H, W, C) with their seeds, and a link that saves them together."""
     grid = png_link(captioned_grid([(name, images)]), name, text | {"seed": str(list(seeds))})
-    return sheet(row("", finished_pictures(name, images, seeds, text, caption)), grid)
+    return sheet(row("", finished_pictures(name, images, seeds, text, caption)), links(grid))

@@ -1,17 +1,17 @@
 """Answer the buttons that edit images: plain functions of an opened pipeline and a visitor's values, see drawing.py."""
 
+import base64
 from collections.abc import Callable, Generator, Sequence
 from typing import Any
 
 import numpy as np
-from PIL import Image
 
 from unclip import edit
 from unclip.errors import UserError, shown
 from unclip.grids import captioned_grid
 from unclip.images import to_pil
 from unclip.page.drawing import Shown, check_cost, seeds_sheet
-from unclip.page.markup import finished_picture, gif_link, png_link, row, sheet, slider
+from unclip.page.markup import brush_canvas, finished_picture, gif_link, links, png_link, row, sheet, slider
 from unclip.page.pictures import PickedFile, open_picked
 from unclip.page.shelf import OpenPipeline
 from unclip.page.values import parse_captions
@@ -29,8 +29,8 @@ PAINTING_STEPS = 4 * edit.DEFAULTS["inpaint"]["steps"] - 3
 FURTHEST = 0.5
 """Largest amount of an edit. The paper goes no further, and at 1 nothing of the image is left."""
 AMOUNTS = tuple(np.linspace(0, FURTHEST, FRAMES).tolist())
-SIDE = 336
-"""Approximate width of the brush's canvas, in pixels."""
+LONGEST_STROKES = 200_000
+"""Letters of the brush's strokes."""
 LARGE = 280
 """Approximate height of the frames of an animation, in pixels."""
 PARTS = {
@@ -103,14 +103,12 @@ def summed_weights(prompts: Sequence[tuple[str, float]]) -> dict[str, float]:
     return weights
 
 
-def inpaint(
-    opened: OpenPipeline, image: PickedFile, strokes: PickedFile, part: str, caption: str, n: int, seed: int
-) -> Shown:
+def inpaint(opened: OpenPipeline, image: PickedFile, strokes: str, part: str, caption: str, n: int, seed: int) -> Shown:
     """Paint a part of an image: the part under the brush strokes, or else a named part."""
     prepared = edit.prepare_images(opened.pipe, open_picked(image))
     caption = parse_captions(caption)[0]
     text = describe_edit(opened, "inpaint", [caption], {})
-    mask = painting_mask(open_picked(strokes) if strokes else None, part, prepared.shape[1])
+    mask = painting_mask(strokes, part, prepared.shape[1])
     work = lambda: edit.inpaint(opened.pipe, prepared, mask, caption, n=n, seed=seed)  # noqa: E731
     painted = yield from progress_of(work, PAINTING_STEPS)
     yield seeds_sheet("inpainting", painted.images, painted.seeds, text, caption)
@@ -142,16 +140,22 @@ def frames_sheet(
     ]
     still = png_link(captioned_grid([(name, frames)]), name, text)
     animation = gif_link([to_pil(frame, LARGE) for frame in frames], name)
-    return sheet(slider(slider_label, list(frames), labels), row("", pictures, "film"), still, animation)
+    return sheet(slider(slider_label, list(frames), labels), row("", pictures, "film"), links(still, animation))
 
 
-def painting_mask(strokes: Image.Image | None, part: str, size: int) -> np.ndarray:
-    """Where to paint, bool (size, size): under the brush strokes, or the named part if there are none."""
-    if strokes:
-        opaque = strokes.convert("RGBA").getchannel("A")
-        brushed = np.asarray(opaque.resize((size, size), Image.Resampling.BOX)) > 0
-        if brushed.any():
-            return brushed
+def painting_mask(strokes: str, part: str, size: int) -> np.ndarray:
+    """Where to paint, bool (size, size): under the brush strokes, or the named part if there are none.
+
+    page.js packs the strokes as np.packbits does, row by row, in base64.
+    """
+    try:
+        brushed = np.unpackbits(np.frombuffer(base64.b64decode(strokes, validate=True), np.uint8))
+    except ValueError:
+        raise UserError("these are no brush strokes; brush again") from None
+    if brushed.any():
+        if len(brushed) != -(-(size**2) // 8) * 8:
+            raise UserError("the brush strokes are on an image of another size; brush again")
+        return brushed[: size**2].reshape(size, size).astype(bool)
     if part not in PARTS:
         raise UserError(f"there is no part {shown(part)}; choose from {', '.join(PARTS)}")
     quarters = np.zeros((2, 2), bool)
@@ -160,12 +164,12 @@ def painting_mask(strokes: Image.Image | None, part: str, size: int) -> np.ndarr
     return quarters[half][:, half]
 
 
-def draw_canvas(opened: OpenPipeline, image: PickedFile) -> Image.Image | None:
-    """The image as the decoder sees it, enlarged to leave room for a brush.
+def canvas(opened: OpenPipeline, image: PickedFile, strokes: str) -> str:
+    """The image as the decoder sees it, to be brushed over, with some strokes; or "" if it cannot be read.
 
-    Returns None for an image that cannot be read; the button then reports it.
+    The button then reports why.
     """
     try:
-        return to_pil(edit.prepare_images(opened.pipe, open_picked(image))[0], SIDE)
+        return sheet(brush_canvas(edit.prepare_images(opened.pipe, open_picked(image))[0], strokes))
     except UserError:
-        return None
+        return ""

@@ -81,7 +81,7 @@ class Page:
 
     def connect(self, blocks: gr.Blocks, tabs: gr.Tabs) -> None:
         """Fill the page when it is opened, from its address, and when another pipeline is chosen."""
-        fields = [field for tab in self.tabs.values() for field in tab.filled_fields.values()]
+        fields = [field for tab in self.tabs.values() for field in tab.fields.values()]
         outputs = [self.chosen, tabs, *(field.component for field in fields)]
         outputs += [component for component, _ in self.followers]
         outputs += [component for tab in self.tabs.values() for component in (tab.status, tab.result, tab.recipe)]
@@ -102,7 +102,7 @@ class Page:
             followers = [value(opened) for _, value in self.followers]
         except UserError as error:
             opened, problems = None, [str(error)]
-            tab_values = [[SKIP] * len(tab.filled_fields) for tab in self.tabs.values()]
+            tab_values = [[SKIP] * len(tab.fields) for tab in self.tabs.values()]
             followers = [SKIP] * len(self.followers)
         status = "".join(map(markup.problem, problems))
         tab = linked.get("tab", next(iter(self.tabs)))
@@ -129,7 +129,7 @@ class Tab:
 
     def add(self, name: str, component: Any, read: Callable[..., Any], default: Any = None, **options: Any) -> Any:
         """Add a field. Its value is read by `read(value, label)`, and `default(opened)` fills it. Returns it."""
-        if not isinstance(component, gr.Image | gr.ImageEditor):
+        if not isinstance(component, gr.Image):
             component.preprocess = lambda value: value  # read by the answer, which can report a problem
         self.fields[name] = Field(component, partial(read, label=component.label), default, **options)
         return component
@@ -146,16 +146,11 @@ class Tab:
         self.result = html(elem_classes="result")
         self.recipe = html()
 
-    @property
-    def filled_fields(self) -> dict[str, Field]:
-        """The fields that a pipeline or an address may fill: all but the brush's strokes."""
-        return {name: field for name, field in self.fields.items() if not isinstance(field.component, gr.ImageEditor)}
-
     def starting_values(self, opened: OpenPipeline, linked: dict[str, str], problems: list[str]) -> list[Any]:
         """Values of the fields: of the page's address if it names this tab, else of the pipeline."""
         linked = linked if linked.get("tab", next(iter(self.page.tabs))) == self.slug else {}
         values = []
-        for name, field in self.filled_fields.items():
+        for name, field in self.fields.items():
             value = field.default(opened) if field.default else SKIP
             if name in linked:
                 try:
@@ -179,7 +174,7 @@ class Tab:
         if len(self.page.shelf.names) > 1:
             pairs["pipeline"] = pipeline
         for name, value in values.items():
-            if name not in self.filled_fields or value is None or value == "":
+            if value is None or value == "":
                 continue
             is_image = isinstance(self.fields[name].component, gr.Image)
             pairs[name] = Path(value).parent.name if is_image else as_text(value)
@@ -204,10 +199,16 @@ class Tab:
                 yield from self.answer(str(request.session_hash), values)
 
         finished = f"() => unclip.finished('{self.slug}')"
-        asked = gr.on([self.go.click, *self.submits], answer, inputs, outputs, **DRAWING)
-        pressed = self.button.click(press, [self.button, *inputs], outputs, **DRAWING)
+        asked = gr.on([self.go.click, *self.submits], answer, inputs, outputs, js=self.with_strokes(1), **DRAWING)
+        pressed = self.button.click(press, [self.button, *inputs], outputs, js=self.with_strokes(2), **DRAWING)
         for event in (asked, pressed):
             event.then(None, js=finished, **QUIET)
+
+    def with_strokes(self, first: int) -> str | None:
+        """JavaScript that puts the brush's strokes among the values of a click, of which this is the first field's."""
+        if "strokes" not in self.fields:
+            return None
+        return f"(...values) => unclip.withStrokes(values, {first + list(self.fields).index('strokes')})"
 
     def shown(self, status: Any, button: Any = SKIP, result: Any = SKIP, recipe: Any = SKIP, seed: Any = SKIP) -> Any:
         """Values of the outputs."""

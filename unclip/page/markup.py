@@ -43,7 +43,7 @@ def figure(html: str, title: str) -> str:
 
 def row(heading: str, pictures: Sequence[str], kind: str = "row") -> str:
     """Pictures side by side under a heading; they wrap where the screen is narrow."""
-    title = f"<h3>{escape(heading)}</h3>" if heading else ""
+    title = f"<h2>{escape(heading)}</h2>" if heading else ""
     return f'<section>{title}<div class="{kind} of-{min(len(pictures), 4)}">{"".join(pictures)}</div></section>'
 
 
@@ -54,6 +54,18 @@ def slider(label: str, frames: Sequence[np.ndarray], labels: Sequence[str]) -> s
     return (
         f'<div class="flip">{large}<label>{escape(label)} '
         f'<input type="range" min="0" max="{len(frames) - 1}" value="{middle}"></label></div>'
+    )
+
+
+def brush_canvas(image: np.ndarray, strokes: str) -> str:
+    """An image, uint8 (H, W, C), under a canvas of the same pixels, which page.js paints; it holds some strokes."""
+    source = data_url(png_bytes(to_pil(image)), "image/png")
+    height, width = image.shape[:2]
+    return (
+        f'<p>Brush over the part to paint</p><div class="brush"><img src="{source}" alt="The image to paint in">'
+        f'<canvas width="{width}" height="{height}" data-strokes="{escape(strokes)}" role="img" '
+        'aria-label="The part to paint; by keyboard choose one below"></canvas></div>'
+        '<button type="button" class="small clear">Clear the strokes</button>'
     )
 
 
@@ -72,6 +84,11 @@ def png_link(picture: Image.Image, name: str, text: Mapping[str, str]) -> str:
 def gif_link(frames: Sequence[Image.Image], name: str) -> str:
     """A link that saves an animation."""
     return f'<a href="{data_url(gif_bytes(frames), "image/gif")}" download="{escape(name)}.gif">Save as GIF</a>'
+
+
+def links(*links: str) -> str:
+    """Links side by side."""
+    return f'<p class="links">{"".join(links)}</p>'
 
 
 def sheet(*parts: str) -> str:
@@ -107,7 +124,7 @@ def recipe(link: str, command: str, python: str) -> str:
     """A link that draws a result again, and the same as a command and as Python, each to copy."""
     texts = {"Command": command, "Python": python}
     boxes = "".join(
-        f'<h4>{name} <button type="button" class="copy">Copy</button></h4><pre tabindex="0">{escape(text)}</pre>'
+        f'<h3>{name} <button type="button" class="small copy">Copy</button></h3><pre tabindex="0">{escape(text)}</pre>'
         for name, text in texts.items()
     )
     again = f'<a class="again" href="{escape(link)}">Link to this result</a>'

@@ -109,12 +109,13 @@ def launch(shelf: Shelf, host: str, port: int, show: bool = False) -> tuple[gr.B
     theme = gr.themes.Default(font=("system-ui", "sans-serif"), font_mono=("ui-monospace", "monospace")).set(**COLOURS)
     blocks, page = build(shelf)
     gate = Gate(host, upload_folder(), set(blocks.fns), Line(blocks._queue), lambda: page.kept)
+    scripts = "".join(f"<script>{(HERE / name).read_text()}</script>" for name in ("page.js", "brush.js"))
     warnings.showwarning = show_warning  # type: ignore[assignment]
     warnings.filterwarnings("always", category=UserWarning, module="unclip")
     try:
         _, address, _ = blocks.launch(
             server_name=f"[{host}]" if ":" in host else host, server_port=port, theme=theme,
-            css=(HERE / "page.css").read_text(), head=f"<script>{(HERE / 'page.js').read_text()}</script>",
+            css=(HERE / "page.css").read_text(), head=scripts,
             footer_links=[], run_history=False, enable_monitoring=False, share=False, quiet=True, inline=False,
             ssr_mode=False, mcp_server=False, pwa=False, max_file_size=LARGEST_UPLOAD, state_session_capacity=SESSIONS,
             app_kwargs={"middleware": [Middleware(Doors, gate=gate)]}, prevent_thread_lock=True,

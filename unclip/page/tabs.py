@@ -10,10 +10,9 @@ from PIL import Image
 
 from unclip.errors import UserError, shown
 from unclip.page import drawing, editing, markup, recipes
-from unclip.page.layout import QUIET, Page, Tab
-from unclip.page.pictures import PickedFile, store
+from unclip.page.layout import QUIET, Page, Tab, html
+from unclip.page.pictures import PickedFile
 from unclip.page.shelf import OpenPipeline
-from unclip.page.strokes import keep_strokes
 from unclip.page.values import (
     LONGEST,
     MOST_PICTURES,
@@ -114,37 +113,32 @@ def mix_tab(page: Page) -> None:
 
 def inpaint_tab(page: Page) -> None:
     tab = Tab(page, "Inpaint", editing.inpaint, recipes.inpaint)
-    with gr.Row():
-        with gr.Column(scale=1, min_width=300):
+    with gr.Row(elem_classes="bar"):
+        caption = caption_field(tab, "caption", "Caption", "The whole image as it is to become.")
+        tab.submits.append(caption.submit)
+        tab.fields["caption"].default = partial(example_change, number=1)
+        tab.place_button()
+    tab.place_status()
+    with gr.Row(elem_classes="painting"):
+        with gr.Column(scale=3, min_width=300):
             image = image_field(tab, "image", "Image", 0)
-            painting = gr.ImageEditor(
-                label="Brush over the part to paint", format="png", sources=(), layers=False, transforms=(),
-                brush=gr.Brush(default_size=40, colors=["#ff5a36"], color_mode="fixed"), buttons=[],
-                canvas_size=(editing.SIDE, editing.SIDE),
-            )  # fmt: skip
-            keep_strokes(painting)
-            tab.add("strokes", painting, read_file)
+            canvas = html()
+            strokes = gr.Textbox(visible=False, label="Brush strokes")
+            tab.add("strokes", strokes, partial(read_text, longest=editing.LONGEST_STROKES), lambda opened: "")
             part = gr.Radio(list(editing.PARTS), value="the lower half", label="Without brush strokes, paint")
             tab.add("part", part, partial(read_choice, choices=tuple(editing.PARTS)))
-        with gr.Column(scale=2, min_width=300):
-            with gr.Row(elem_classes="bar"):
-                caption = caption_field(tab, "caption", "Caption", "The whole image as it is to become.")
-                tab.submits.append(caption.submit)
-                tab.fields["caption"].default = partial(example_change, number=1)
-                tab.place_button()
-            tab.place_status()
-            with gr.Row():
-                with gr.Column(scale=3):
-                    tab.place_results()
-                with gr.Column(scale=1, min_width=220):
-                    number_and_seed(tab, 4)
+        with gr.Column(scale=5, min_width=300):
+            tab.place_results()
+        with gr.Column(scale=2, min_width=220):
+            number_and_seed(tab, 4)
     tab.connect()
 
-    def show_canvas(name: str, file: PickedFile) -> str | None:
-        canvas = editing.draw_canvas(page.shelf.open(name), file)
-        return store(canvas, page.folder) if canvas else None
+    def show_canvas(name: str, file: PickedFile, strokes: Any) -> tuple[str, str]:
+        """A canvas, with the strokes of a link; another image begins without any."""
+        return editing.canvas(page.shelf.open(name), file, tab.fields["strokes"].read(strokes)), ""
 
-    image.change(show_canvas, [page.chosen, image], painting, **QUIET)
+    shown = image.change(show_canvas, [page.chosen, image, strokes], [canvas, strokes], **QUIET)
+    shown.then(None, js="() => unclip.prepareBrush()", **QUIET)
 
 
 def look_inside_tab(page: Page) -> None:
@@ -198,9 +192,9 @@ def seed_field(tab: Tab) -> None:
         seed = gr.Number(0, label="Seed", info="Picture i has seed + i; the same seed draws the same.", min_width=120)
         tab.add("seed", seed, read_seed)
     with gr.Row(elem_classes="seed"):
-        tab.lock = gr.Checkbox(True, label="Lock the seed", min_width=110)
+        tab.lock = gr.Checkbox(True, label="Lock seed", min_width=100)
         tab.lock.preprocess = lambda value: value
-        random = gr.Button("Random seed", size="sm", min_width=110)
+        random = gr.Button("Random", size="sm", min_width=80)
     random.click(lambda: secrets.randbelow(2**31), None, seed, queue=False, **QUIET)
 
 
