@@ -51,6 +51,8 @@ class Evidence:
         self.manifests = {
             part: read_manifest(folder / part) for part in PARTS if (folder / part / "config.json").is_file()
         }
+        trained = self.manifests.keys()
+        self.begun = [part for part in PARTS if part not in trained and (folder / part / "train").is_dir()]
         if not self.manifests:
             raise UserError(f"{folder} holds no trained part of a pipeline; name the folder of one")
 

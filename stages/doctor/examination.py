@@ -54,7 +54,8 @@ def gravity(rule: Rule, finding: Finding) -> float:
 
 
 def verdict_of(findings: dict[str, Finding]) -> str:
-    return next(iter(findings.values())).verdict if findings else "healthy"
+    """All verdicts of the findings, the gravest first."""
+    return ", ".join(dict.fromkeys(finding.verdict for finding in findings.values())) or "healthy"
 
 
 def describe(folder: Path) -> Iterator[str]:
@@ -71,6 +72,10 @@ def describe(folder: Path) -> Iterator[str]:
         for name, finding in findings.items():
             yield f"  not so: {name}. {finding.figure[0].upper()}{finding.figure[1:]}"
             yield f"  do: {finding.advice}"
+    for part in evidence.begun:
+        yield f"{part}: undertrained"
+        yield "  not so: the training has saved weights. It began, and ended before its first evaluation"
+        yield "  do: give its command again; if the loss was not a number, with a lower learning rate (--train.lr)"
     if missing:
         yield f"not looked at, as it is not here: {', '.join(NEEDS[need] for need in NEEDS if need in missing)}"
 
