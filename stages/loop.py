@@ -235,6 +235,7 @@ def run_steps(
     drawn = stream.batches(*place_in_run, progress.stream) if stream else batches(*place_in_run)
     with signals.postponed() as stop, contextlib.closing(drawn) as to_come:
         while progress.step < config.steps:
+            states.check()
             began = time.perf_counter()
             batch = next(to_come)
             figures = take_step(config, batch, objective, optimizers, progress, device)

@@ -57,6 +57,11 @@ class ShardedStates:
         self.writer = PartWriter(folder, temporary, progress_values(progress))
         self.writing = dcp.async_save(tensors, storage_writer=self.writer, process_group=self.ranks)
 
+    def check(self) -> None:
+        """Raise the error of the last state if it could not be written. Ranks may learn of that at different steps."""
+        if self.writing is not None and self.writing.done():
+            self.finish()
+
     def finish(self) -> None:
         """Wait until the last state is written whole. Raises the error, such as that of a full disk, if it is not."""
         if self.writing is None:

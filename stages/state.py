@@ -84,6 +84,9 @@ class WholeStates:
             save_state(self.path, tensors, progress)
             forget_older(self.path.parent)
 
+    def check(self) -> None:
+        """Nothing can have failed since."""
+
     def finish(self) -> None:
         """Nothing is left to do."""
 

@@ -1,12 +1,16 @@
 """Trainings from streams: of any kind of shard, broken off and gone on with, on ranks, with stored embeddings."""
 
+import os
 import shutil
+import signal
+import time
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
 import pytest
 import torch
+from faults import forked
 from ranks import on_ranks
 from runs import CPU, assert_same_run, break_off, metrics
 from shards_of_rows import rows_of, stream_of, write_shards, write_tar
@@ -78,6 +82,24 @@ def test_ranks_on_a_stream_train_as_one_process_on_the_same_rows(tmp_path):
     draw = StepDraw(torch.arange(6), batch_generator(SETTINGS.seed, 0), SETTINGS.seed, 0, streamed=together)
     assert (one + other) / 2 == pytest.approx(stage.objective(stage.batch(draw)).item(), abs=1e-6)
     assert len({row.name for row in every}) == 6
+
+
+def test_signal_that_reaches_the_readers_too_finishes_the_step_and_saves_it(tmp_path):
+    """As a terminal sends Ctrl-C, and torchrun SIGTERM, to all processes of a group."""
+    train = stream_of(write_shards(tmp_path / "x"), workers=1)
+    stage = clip_stage(train)
+    draw = stage.batch
+    stage.batch = lambda step: (time.sleep(0.2), draw(step))[1]
+
+    def work() -> None:
+        os.setpgrp()
+        train_clip(train, tmp_path / "run", stage)
+
+    child = forked(work, tmp_path / "log")
+    child.said("clip 2/8")
+    os.killpg(child.process, signal.SIGINT)
+    status, said = child.wait()
+    assert (status, "stopped by SIGINT after step" in said) == (130, True), said
 
 
 @pytest.fixture

@@ -7,6 +7,7 @@ no more than a block is read again when a training goes on.
 
 import io
 import json
+import os
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from itertools import islice
@@ -181,7 +182,12 @@ class StreamLoader:
 
             readers = Readers(self.plan, self.order, self.rank, list(self.positions), self.worker, self.size)
             loader = torch_data.DataLoader(
-                readers, batch_size=None, num_workers=self.plan.workers, collate_fn=_unchanged, prefetch_factor=None
+                readers,
+                batch_size=None,
+                num_workers=self.plan.workers,
+                collate_fn=_unchanged,
+                prefetch_factor=None,
+                worker_init_fn=_leave_group,
             )
             self.batches = filter(lambda batch: batch is not None, loader)
         try:
@@ -242,6 +248,11 @@ def decode_row(row: Row, size: int, channels: int, fit: Fit) -> np.ndarray | str
 
 def _decode(row: Row, plan: StreamPlan) -> np.ndarray | str | None:
     return None if row.image is None else decode_row(row, plan.size, plan.channels, plan.fit)
+
+
+def _leave_group(_: int) -> None:
+    """Let signals to a group of processes, as of a terminal or of torchrun, reach only the one that answers them."""
+    os.setpgrp()
 
 
 def _unchanged(batch: Any) -> Any:
