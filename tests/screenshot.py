@@ -16,7 +16,7 @@ CAPTIONS = "an ankle boot\na dark narrow dress\na light coat\na wide bag"
 
 def main(out: Path) -> None:
     with tempfile.TemporaryDirectory() as folder, served(Path(folder) / "log.txt") as address:
-        page = Browser(1280, 1560)
+        page = Browser(1280, 1160)
         try:
             page.open(address)
             page.fill("Captions, one per line", CAPTIONS.replace("\n", NEW_LINE))

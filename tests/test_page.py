@@ -280,6 +280,7 @@ def test_each_button_takes_what_the_browser_sends(two_pipelines, tmp_path, monke
         sent: list = ["whole"]
         for field, value in zip(tab.fields.values(), tab.starting_values(opened, {}, []), strict=True):
             start = field.component.value if value == gradio.skip() else getattr(value, "value", value)
+            assert start is not None or not isinstance(field.component, gradio.Number)  # the browser would make it 0
             is_image = start and isinstance(field.component, gradio.Image)
             sent.append({"path": start, "meta": {"_type": "gradio.FileData"}} if is_image else start)
         sent += [True] if tab.lock else []
@@ -305,7 +306,7 @@ def test_an_answer_tells_unknown_words_and_ends_with_a_link_and_a_recipe(tab):
     filled = dict(
         zip(tab.fields, tab.starting_values(tab.page.shelf.open("whole"), dict(parse_qsl(query[1:])), []), strict=True)
     )
-    assert (filled["caption"], filled["n"], filled["seed"], filled["steps"]) == ("a green elephant", 1, 0, 2)
+    assert (filled["caption"], filled["n"], filled["seed"], filled["steps"]) == ("a green elephant", 1, 0, "2")
 
 
 def test_what_an_address_names_wrongly_is_told(tab):
@@ -460,6 +461,14 @@ def test_number_out_of_range_is_refused_in_one_line(value):
             read(value)
     if value in (None, ""):
         assert read_optional_number(value, "Steps", 1, 9) is None
+    else:
+        with pytest.raises(UserError, match=r"Steps takes a whole number from 1 to 9, not "):
+            read_optional_number(str(value), "Steps", 1, 9, is_whole=True)
+
+
+@pytest.mark.parametrize(("text", "number"), [("3", 3), (" 3.0 ", 3), ("9", 9)])
+def test_a_text_may_hold_a_number(text, number):
+    assert read_optional_number(text, "Steps", 1, 9, is_whole=True) == number
 
 
 @pytest.mark.parametrize("value", [float("nan"), [], {}, [1], {"path": "x"}])

@@ -184,6 +184,7 @@ def number_and_seed(tab: Tab, number: int) -> None:
     with gr.Row():
         count = gr.Number(number, label="Pictures", info=f"Of each: 1 to {MOST_PICTURES}.", min_width=90)
         tab.add("n", count, partial(read_number, low=1, high=MOST_PICTURES, is_whole=True))
+        tab.submits.append(count.submit)
     seed_field(tab)
 
 
@@ -191,6 +192,7 @@ def seed_field(tab: Tab) -> None:
     with gr.Row(elem_classes="seed"):
         seed = gr.Number(0, label="Seed", info="Picture i has seed + i; the same seed draws the same.", min_width=120)
         tab.add("seed", seed, read_seed)
+        tab.submits.append(seed.submit)
     with gr.Row(elem_classes="seed"):
         tab.lock = gr.Checkbox(True, label="Lock seed", min_width=100)
         tab.lock.preprocess = lambda value: value
@@ -211,8 +213,10 @@ def more_settings(tab: Tab) -> None:
             ("guidance", "Guidance", 0, 10, False, "1 is none; more follows the caption closer"),
             ("num_candidates", "Candidates", 1, 16, True, "Drawn for each picture; the best is kept"),
         ):
-            number = gr.Number(None, label=label, info=f"{help_line}: {low} to {high}. Empty: {OWN}.")
+            info = f"{help_line}: {low} to {high}. Empty: {OWN}."
+            number = gr.Textbox(label=label, info=info, max_lines=1)  # gradio puts 0 into an empty Number
             tab.add(name, number, partial(read_optional_number, low=low, high=high, is_whole=is_whole))
+            tab.submits.append(number.submit)
         sampler = gr.Dropdown(list(SAMPLERS), value=OWN, label="Sampler", info="How the decoder takes its steps.")
         tab.add("sampler", sampler, partial(read_setting, choices=SAMPLERS))
         style = gr.Dropdown(list(STYLES), value="clear", label="Style", info="Faithful is as varied as the data.")

@@ -1,6 +1,7 @@
 """Read a visitor's values, which may be anything: a program can send what the page's fields would not."""
 
 import math
+from contextlib import suppress
 from typing import Any
 
 from unclip.errors import UserError, shown
@@ -33,8 +34,18 @@ def read_number(value: Any, label: str, low: float, high: float, is_whole: bool 
 
 
 def read_optional_number(value: Any, label: str, low: float, high: float, is_whole: bool = False) -> float | None:
-    """The same, or None for an empty field."""
-    return None if value is None or value == "" else read_number(value, label, low, high, is_whole)
+    """The same, or None for an empty field. A text field may hold the number."""
+    if value is None or value == "":
+        return None
+    return read_number(parse_number(value) if isinstance(value, str) else value, label, low, high, is_whole)
+
+
+def parse_number(text: str) -> Any:
+    """The number that a text holds; any other text as it is."""
+    for kind in (int, float):
+        with suppress(ValueError):
+            return kind(text)
+    return text
 
 
 def read_seed(value: Any, label: str = "Seed") -> int:
