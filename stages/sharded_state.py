@@ -42,6 +42,8 @@ class ShardedStates:
         self.ranks = dist.new_group(backend="gloo", timeout=timedelta(hours=2))  # the thread's that writes
         self.writing: Future | None = None
         self.writer: PartWriter | None = None
+        if runtime.is_main():
+            forget_older(folder)  # a kill may have left a third
 
     def tensors(
         self, model: nn.Module, average: nn.Module, optimizers: list[torch.optim.Optimizer]

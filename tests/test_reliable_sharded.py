@@ -93,7 +93,7 @@ def test_saving_a_state_makes_no_weight_whole(undisturbed, gathered):
 
 def test_kill_of_a_rank_before_any_change_of_a_file_loses_nothing(tmp_path, expected):
     """At every point at which a rank is about to change something on the disk, for one of them here."""
-    points = {0: range(1, 90), 1: range(1, 10)} if MANY else {0: (40,)}
+    points = {0: range(1, 90), 1: range(1, 10)} if MANY else {0: (84,)}
     for rank, point in [(rank, point) for rank, some in points.items() for point in some]:
         folder = tmp_path / f"{rank}-{point}"
 
