@@ -15,6 +15,7 @@ from torch import Tensor
 
 from data.shuffling import batch_generator, shuffled_rows
 from stages import runtime
+from stages.cuda_graph import is_recorded
 from unclip.tensor_batch import TensorBatch
 
 PREFETCH = 8
@@ -37,6 +38,8 @@ class StepDraw:
     ranks: int = 1
     streamed: Any = None
     """A data set of this step alone, whose examples `rows` counts; None where they are those of the stage's own."""
+    even: bool = False
+    """Whether batches are to have few shapes, as each of them is recorded by itself."""
 
     def examples(self, held: D) -> D:
         """The data set of which `rows` are numbers: the step's own, or else the one that the stage holds."""
@@ -45,6 +48,10 @@ class StepDraw:
     def share(self, values: T) -> T:
         """This rank's rows of values (B, ...)."""
         return values[self.rank :: self.ranks]
+
+    def rounded(self, size: int, unit: int) -> int:
+        """A size that varies from step to step; a multiple of `unit`, and no less, where few shapes are wanted."""
+        return -(-size // unit) * unit if self.even else size
 
     def normal(self, *shape: int) -> Tensor:
         """Standard-normal noise (b, *shape) for this rank's examples; a row depends on its place in the batch."""
@@ -80,17 +87,19 @@ def batches(stage, config, first: int, device: torch.device) -> Iterator[TensorB
         for step in steps:
             yield draw_batch(stage, config, step).to(device)
         return
+    even = is_recorded(config, device)
     with ThreadPoolExecutor(PREFETCH, "batches", torch.set_num_threads, (1,)) as threads:
         waiting = deque()
         for step in steps:
             while len(waiting) < PREFETCH and step + len(waiting) < config.steps:
                 later = step + len(waiting)
-                waiting.append(threads.submit(lambda at: draw_batch(stage, config, at).pin_memory(), later))
+                waiting.append(threads.submit(lambda at: draw_batch(stage, config, at, even).pin_memory(), later))
             yield waiting.popleft().result().to(device, non_blocking=True)
 
 
-def draw_batch(stage, config, step: int) -> TensorBatch:
-    """This rank's share of the batch of a step, on the CPU."""
+def draw_batch(stage, config, step: int, even: bool = False) -> TensorBatch:
+    """This rank's share of the batch of a step, on the CPU; `even` is of `StepDraw`."""
     rows = shuffled_rows(step, config.batch_size, stage.size, config.seed)
     generator = batch_generator(config.seed, step)
-    return stage.batch(StepDraw(rows, generator, config.seed, step, runtime.rank(), runtime.world_size()))
+    ranks = (runtime.rank(), runtime.world_size())
+    return stage.batch(StepDraw(rows, generator, config.seed, step, *ranks, even=even))

@@ -27,6 +27,8 @@ from unclip.grids import captioned_grid
 from unclip.tensor_batch import TensorBatch
 
 PHRASINGS = 4
+CAPTION_ROUNDINGS = 16
+"""Numbers of distinct captions that a batch may have where their number is rounded up."""
 
 
 @dataclass(frozen=True)
@@ -155,7 +157,7 @@ class CLIPStage:
             images = torch.where(flip[:, None, None, None], images.flip(-1), images)
         token_ids, caption_id = self._draw_captions(data, draw)
         patches = self._draw_patches(count, draw.generator)
-        per_rank = -(-len(token_ids) // draw.ranks)
+        per_rank = draw.rounded(-(-len(token_ids) // draw.ranks), unit=-(-count // CAPTION_ROUNDINGS))
         own_captions = torch.arange(draw.rank * per_rank, (draw.rank + 1) * per_rank).clamp(max=len(token_ids) - 1)
         return CLIPBatch(
             images=images,
@@ -176,7 +178,8 @@ class CLIPStage:
             encoded = self.tokenizer.encode(data.captions, context)[draw.share(drawn)]
             encoded = F.pad(encoded, (0, context - encoded.shape[1]), value=self.tokenizer.pad_id)
             token_ids, caption_id = runtime.gather_on_cpu(encoded).unique(dim=0, return_inverse=True)
-        return token_ids[:, : self.model.text.mask(token_ids).sum(dim=1).max()], caption_id
+        longest = int(self.model.text.mask(token_ids).sum(dim=1).max())
+        return token_ids[:, : draw.rounded(longest, unit=8)], caption_id
 
     def _draw_patches(self, count: int, generator: torch.Generator) -> Tensor | None:
         total = len(self.model.vision.positions) - 1

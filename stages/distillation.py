@@ -36,9 +36,9 @@ HUBER = 0.03
 
 
 def levels_at(places: Tensor, levels: list[Level], process: Process) -> NoiseLevels:
-    """The entries of a list of levels at places (B,)."""
-    columns = torch.tensor(levels, dtype=torch.float64, device=places.device)[places]  # (B, 3)
-    t, alpha, sigma = columns.float().unbind(dim=1)
+    """The entries of a list of levels at places (B, ...)."""
+    columns = torch.tensor(levels, dtype=torch.float64, device=places.device)[places]  # (B, ..., 3)
+    t, alpha, sigma = columns.float().unbind(dim=-1)
     return NoiseLevels(process.network_time(t), alpha, sigma)
 
 
@@ -72,6 +72,8 @@ class FastDecoderBatch(TensorBatch):
     """A lower level for each, where the method compares two."""
     places: Tensor | None = None
     """(B, K), the steps of the teacher's path at which the student answers, where the method follows one."""
+    levels: NoiseLevels | None = None
+    """(B, K), the noise levels of those steps."""
 
 
 class PathObjective(nn.Module):
@@ -92,7 +94,7 @@ class PathObjective(nn.Module):
         rows = torch.arange(len(images), device=places.device).repeat(count)
         condition = self.student.condition(images.embeddings, images.drop, images.text)
         condition = Condition(*(part[rows] for part in condition))
-        levels = levels_at(places, self.levels, self.student.process)
+        levels = batch.levels.map(lambda column: column.T.flatten())
         return saturated_huber(clean_images(self.student, noised[places, rows], levels, condition), ends[rows]).mean()
 
     @torch.no_grad()

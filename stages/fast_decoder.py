@@ -115,7 +115,9 @@ class FastDecoderStage:
         images = self.batches.draw(draw)
         count = len(draw.rows)
         if self.run.method == "path":
-            return FastDecoderBatch(images, places=draw.share(self._draw_places(count, draw.generator)))
+            places = draw.share(self._draw_places(count, draw.generator))
+            levels = levels_at(places, self.paths.levels, self.process)
+            return FastDecoderBatch(images, places=places, levels=levels)
         if self.run.method == "distillation":
             places = draw.share(torch.randint(self.run.levels, (count,), generator=draw.generator))
             upper, lower = (levels_at(place, self.paths.levels, self.process) for place in (places, places + 1))

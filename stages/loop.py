@@ -23,6 +23,7 @@ from torch import Tensor, nn
 
 from stages import runtime, sharding
 from stages.batches import StepDraw, batches
+from stages.cuda_graph import Gradients, recorded
 from stages.identity import check_same_run, record_run, run_checksum
 from stages.log import Log
 from stages.memory import compile_blocks, recompute
@@ -59,6 +60,8 @@ class TrainConfig:
     compile: bool = bounded(False, affects_weights=False)
     """Compile the blocks (torch.compile): a minute or more at the start, and steps that may be faster; the results are
     the same to rounding."""
+    cuda_graph: bool = bounded(True, affects_weights=False)
+    """On one GPU record the forward and backward pass, so that Python does not launch each kernel of each step."""
     accumulate: int = bounded(1, 1, 65_536, affects_weights=False)
     """Parts in which each rank takes its examples of a step, for less memory; the results are the same to rounding."""
     shard: bool = bounded(False, affects_weights=False)
@@ -231,6 +234,7 @@ def run_steps(
     log = Log(folder / "train" / "metrics.jsonl", stage, config, progress, stream or f"{stage.size} examples")
     states = open_states(folder / "train", is_sharded(config))
     model.train()
+    gradients = make_gradients(objective, config, device)
     place_in_run = (stage, config, progress.step, device)
     drawn = stream.batches(*place_in_run, progress.stream) if stream else batches(*place_in_run)
     with signals.postponed() as stop, contextlib.closing(drawn) as to_come:
@@ -238,7 +242,7 @@ def run_steps(
             states.check()
             began = time.perf_counter()
             batch = next(to_come)
-            figures = take_step(config, batch, objective, optimizers, progress, device)
+            figures = take_step(config, batch, objective, gradients, optimizers, progress)
             if log.is_due(progress.step + 1):
                 figures |= {name: sharding.whole(figure) for name, figure in stage.figures(batch).items()}
             update_ema(average, model, progress.step, config.ema)
@@ -327,14 +331,14 @@ def take_step(
     config: TrainConfig,
     batch: TensorBatch,
     objective: nn.Module,
+    gradients: Gradients,
     optimizers: list[torch.optim.Optimizer],
     progress: Progress,
-    device: torch.device,
 ) -> dict[str, float | Tensor]:
     """Take one optimiser step. Returns its loss, gradient norm and learning rate."""
     peak = peak_rate(config, progress)
     objective.zero_grad()
-    loss = backward(objective, batch.split(config.accumulate), device, config.precision)
+    loss = gradients(batch)
     norm = nn.utils.clip_grad_norm_(objective.parameters(), config.clip_grad)
     factor = cosine_warmup(progress.step, config.steps, config.warmup)
     for optimizer in optimizers:
@@ -343,6 +347,15 @@ def take_step(
         optimizer.step()
     figures = {"loss": loss, "grad_norm": norm.detach(), "lr": peak * factor}
     return {name: sharding.whole(figure) for name, figure in figures.items()}
+
+
+def make_gradients(objective: nn.Module, config: TrainConfig, device: torch.device) -> Gradients:
+    """The gradients of a batch's loss, in parts or as a CUDA graph where the options ask for it."""
+
+    def gradients(batch: TensorBatch) -> Tensor:
+        return backward(objective, batch.split(config.accumulate), device, config.precision)
+
+    return recorded(gradients, objective, config, device)
 
 
 def backward(

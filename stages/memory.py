@@ -9,7 +9,7 @@ from torch import nn
 from torch.utils.checkpoint import checkpoint
 
 from stages import runtime
-from unclip.decoder.unet import UNet, UNetLayer
+from unclip.decoder.unet import UNetLayer
 from unclip.errors import UserError
 from unclip.layers import Block
 
@@ -37,24 +37,23 @@ def check_fits(build: Callable[[], nn.Module], device: torch.device, shared: boo
 
 def recompute(model: nn.Module) -> None:
     """Let each block keep its input alone, and compute the rest again in the backward pass (Chen et al. 2016)."""
-    for block in recomputed_blocks(model):
+    for block in repeated_blocks(model):
         block.forward = partial(checkpoint, block.forward, use_reentrant=False, preserve_rng_state=False)
 
 
-def recomputed_blocks(model: nn.Module) -> list[nn.Module]:
-    """The blocks that `recompute` applies to."""
+def repeated_blocks(model: nn.Module) -> list[nn.Module]:
+    """The transformer's blocks and the UNet's layers, which do most of the work, and are recomputed or compiled."""
     return [module for module in model.modules() if isinstance(module, (Block, UNetLayer))]
 
 
 def compile_blocks(model: nn.Module, **options) -> None:
-    """Compile each transformer block and each UNet when it is first called, with these options of torch.compile.
+    """Compile each block when it is first called, with these options of torch.compile.
 
-    Blocks of one shape share what is compiled, so a tower costs little more than one of its blocks.
+    Blocks of one shape share what is compiled, so a network costs little more than one block of each shape.
     """
     torch._dynamo.config.recompile_limit = 64  # widths, lengths, with and without a mask or past: each its own code
-    for block in model.modules():
-        if isinstance(block, (Block, UNet)):
-            block.compile(**options)
+    for block in repeated_blocks(model):
+        block.compile(**options)
 
 
 def memory(device: torch.device) -> int:

@@ -13,6 +13,7 @@ from data.stream.rows import Row
 from data.stream.streamed_images import StreamedImages
 from stages import runtime
 from stages.batches import PREFETCH, StepDraw
+from stages.cuda_graph import is_recorded
 from unclip.errors import UserError, quantity
 from unclip.tensor_batch import TensorBatch
 
@@ -56,9 +57,10 @@ class StepStream:
             runtime.print0(line)
         self.state = loader.state_dict()
         ahead = PREFETCH if device.type == "cuda" else 1
+        even = is_recorded(config, device)
 
         def draw(step: int) -> tuple[TensorBatch, dict[str, Any]]:
-            batch = self._draw(stage, config, step, loader)
+            batch = self._draw(stage, config, step, loader, even)
             return (batch.pin_memory() if device.type == "cuda" else batch), loader.state_dict()
 
         try:
@@ -73,7 +75,7 @@ class StepStream:
             loader.close()
             self._tell_problems(at_end=True)
 
-    def _draw(self, stage: Any, config: Any, step: int, loader: Any) -> TensorBatch:
+    def _draw(self, stage: Any, config: Any, step: int, loader: Any, even: bool) -> TensorBatch:
         rank = runtime.rank()
         ranks = runtime.world_size()
         batch = next(loader)
@@ -82,7 +84,7 @@ class StepStream:
         images = self.embed(self.images.step_images(batch), batch.rows)
         places = torch.arange(config.batch_size) // ranks  # of which `share` gives every rank its own rows, in order
         generator = batch_generator(config.seed, step)
-        return stage.batch(StepDraw(places, generator, config.seed, step, rank, ranks, images))
+        return stage.batch(StepDraw(places, generator, config.seed, step, rank, ranks, images, even))
 
     def _tell_problems(self, at_end: bool = False) -> None:
         """Print how many rows could not be used, and why: whenever they have doubled, and at the end."""

@@ -39,7 +39,7 @@ def test_no_more_than_so_many_batches_are_drawn_ahead(no_gpu_needed):
 
 
 def test_an_error_in_a_thread_is_raised_where_its_batch_is_asked_for(no_gpu_needed, monkeypatch):
-    def broken(stage, config, step, draw=draw_batch):
+    def broken(stage, config, step, even, draw=draw_batch):
         if step == 2:
             raise ValueError("step 2")
         return draw(stage, config, step)

@@ -17,7 +17,7 @@ from torch.utils.flop_counter import FlopCounterMode, sdpa_flop_count
 
 from stages.batches import StepDraw
 from stages.inputs import CLIPInputs, Inputs
-from stages.memory import recomputed_blocks
+from stages.memory import repeated_blocks
 from stages.plan.pretended import PretendedDevice, Uninitialised
 from stages.run_options import PartRun
 from stages.train import PartStage
@@ -94,7 +94,7 @@ def count_part(
     stage.objective.to("meta")
     operations = count_operations(stage, batches[0].to("meta"))
     saved = [count_saved(stage, batch.to("meta"), device, dtype) for batch in batches]
-    blocks = recomputed_blocks(model)
+    blocks = repeated_blocks(model)
     block_sizes = [count_numbers(block.parameters()) for block in blocks]
     parameters = count_numbers(parameter for parameter in model.parameters() if parameter.requires_grad)
     growth = Growth.through([step.total for step in saved])
@@ -175,7 +175,7 @@ def watch_blocks(
         leave()
 
     hooks = []
-    for block in recomputed_blocks(model):
+    for block in repeated_blocks(model):
         hooks.append(block.register_forward_pre_hook(before, with_kwargs=True))
         hooks.append(block.register_forward_hook(after))
     try:

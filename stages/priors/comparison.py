@@ -262,6 +262,7 @@ def seconds_per_step(comparison: Comparison, row: Row) -> float:
     run, stage = build_stage(comparison, row, comparison.options.out, 0, 2 * TIMED_STEPS)
     config = run.train
     model, average, objective = loop.place(stage, config, comparison.device)
+    gradients = loop.make_gradients(objective, config, comparison.device)
     optimizers = make_optimizers(model, config.lr, config.weight_decay, config.betas, config.muon_lr)
     progress = Progress()
     began = 0.0
@@ -269,7 +270,7 @@ def seconds_per_step(comparison: Comparison, row: Row) -> float:
         if step == TIMED_STEPS:
             began = now(comparison.device)
         batch = draw_batch(stage, config, step).to(comparison.device)
-        loop.take_step(config, batch, objective, optimizers, progress, comparison.device)
+        loop.take_step(config, batch, objective, gradients, optimizers, progress)
         update_ema(average, model, step, config.ema)
     return (now(comparison.device) - began) / TIMED_STEPS
 

@@ -42,8 +42,8 @@ class Preprocess:
         if not isinstance(images, Tensor):
             return torch.cat([self(self.pil_to_pixels(image)[None]) for image in images])
         x = self.crop(self.resize(self.convert_channels(images))) / 255  # (B, channels, size, size) in 0 .. 1
-        mean = x.new_tensor(self.config.mean).view(1, -1, 1, 1)
-        std = x.new_tensor(self.config.std).view(1, -1, 1, 1)
+        mean = constants(self.config.mean, x).view(1, -1, 1, 1)
+        std = constants(self.config.std, x).view(1, -1, 1, 1)
         return (x - mean) / std
 
     def convert_channels(self, images: Tensor) -> Tensor:
@@ -51,7 +51,7 @@ class Preprocess:
         x = images.float()
         if x.shape[1] == self.channels:
             return x
-        weights = x.new_tensor(LUMINANCE) if x.shape[1] == 3 else x.new_ones(1)
+        weights = constants(LUMINANCE, x) if x.shape[1] == 3 else x.new_ones(1)
         return torch.einsum("bchw,c->bhw", x, weights)[:, None].expand(-1, self.channels, -1, -1)
 
     def pil_to_pixels(self, image: Image.Image) -> Tensor:
@@ -107,3 +107,11 @@ class Preprocess:
         height, width = x.shape[-2:]
         top, left = self.crop_corner(height, width)
         return F.pad(x, (-left, left + self.size - width, -top, top + self.size - height))  # negative padding cuts
+
+
+def constants(values: Sequence[float], like: Tensor) -> Tensor:
+    """Numbers (N,) where another tensor is, and of its type.
+
+    They are filled in there: a copy from the CPU would make it wait for the device.
+    """
+    return torch.cat([like.new_full((1,), value) for value in values])
