@@ -176,7 +176,7 @@ def test_quick_is_an_option_and_others_are_refused(monkeypatch):
         bench.main(["--slow"])
     seen = {}
     monkeypatch.setattr(bench, "run_bench", lambda out, shapes, rounds: seen.update(shapes=shapes, rounds=rounds))
-    monkeypatch.setattr(bench, "Inputs", lambda shapes: shapes)
+    monkeypatch.setattr(bench, "Inputs", lambda shapes, device: shapes)
     bench.main(["--quick"])
     assert seen["rounds"] == 3
     assert seen["shapes"].batch < Shapes().batch

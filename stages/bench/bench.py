@@ -3,6 +3,7 @@
     make bench                         # installs open_clip, diffusers and dalle2-pytorch in an environment of its own
     python -m stages.bench             # times those that are installed; names the others as missing
     python -m stages.bench --quick     # smaller batches and fewer rounds: three minutes on two cores
+    python -m stages.bench --device cuda
 
 Prints a table, and writes it to --out as bench.md and, with every round's seconds, as bench.json. All contenders are
 timed in turns in this process, each beside a product of large matrices, so a busy machine changes ratios and shares
@@ -15,6 +16,7 @@ import platform
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
+from typing import Literal
 
 import torch
 
@@ -22,7 +24,7 @@ from stages.bench.comparisons import Builder, Comparison, is_missing, make_compa
 from stages.bench.contender import Contender, measure_matrix_rate
 from stages.bench.table import Row, markdown, quartiles
 from stages.bench.workload import Inputs, Shapes
-from stages.runtime import keep_freed_memory, print0, seeded
+from stages.runtime import print0, seeded, start
 from unclip.cli.options import parse
 from unclip.store.files import write_atomically
 from unclip.store.sealed_json import write_json
@@ -32,6 +34,8 @@ from unclip.store.sealed_json import write_json
 class BenchOptions:
     quick: bool = False
     """Smaller batches, and three rounds instead of seven."""
+    device: Literal["cpu", "cuda"] = "cpu"
+    """Where to compute: on a GPU trainings do so in bfloat16 autocast."""
     out: Path = Path("outputs/bench")
     """Folder for bench.md and bench.json."""
 
@@ -43,12 +47,12 @@ def run_bench(out: Path, inputs: Inputs, rounds: int) -> str:
         for row in time_group(group, inputs, rounds):
             row.check_fairness()
             lines += row.figures()
-    matrix_rates = quartiles([measure_matrix_rate() / 1e9 for _ in range(rounds)])
+    matrix_rates = quartiles([measure_matrix_rate(inputs.device) / 1e9 for _ in range(rounds)])
     threads = torch.get_num_threads()
     report = {
         "threads": threads,
         "torch": torch.__version__,
-        "machine": platform.processor(),
+        "machine": torch.cuda.get_device_name() if inputs.device.type == "cuda" else platform.processor(),
         "gflops_of_a_matrix_product": matrix_rates,
         "shapes": asdict(inputs.shapes),
         "rows": lines,
@@ -56,7 +60,8 @@ def run_bench(out: Path, inputs: Inputs, rounds: int) -> str:
     table = markdown(lines)
     write_json(out / "bench.json", report)
     write_atomically(out / "bench.md", table)
-    return f"{table}\n{rounds} rounds, {threads} threads, float32; matrix product {matrix_rates[1]:.0f} GFLOP/s"
+    precision = "bfloat16 autocast" if inputs.device.type == "cuda" else "float32"
+    return f"{table}\n{rounds} rounds, {threads} threads, {precision}; matrix product {matrix_rates[1]:.0f} GFLOP/s"
 
 
 def time_group(group: list[Comparison], inputs: Inputs, rounds: int) -> list[Row]:
@@ -68,7 +73,7 @@ def time_group(group: list[Comparison], inputs: Inputs, rounds: int) -> list[Row
 
     def get_contender(builder: Builder) -> Contender:
         if builder not in contenders:
-            with seeded(0):
+            with seeded(0), inputs.device:  # builders make tensors on it
                 contenders[builder] = builder(inputs)
         return contenders[builder]
 
@@ -93,6 +98,6 @@ def time_group(group: list[Comparison], inputs: Inputs, rounds: int) -> list[Row
 
 def main(argv: Sequence[str] | None = None) -> None:
     options = parse(BenchOptions, __doc__, argv=argv)
-    keep_freed_memory()
+    device = start(options.device)
     shapes = replace(Shapes(), batch=32, decoder_batch=8, samples=4) if options.quick else Shapes()
-    print(run_bench(options.out, Inputs(shapes), rounds=3 if options.quick else 7))
+    print(run_bench(options.out, Inputs(shapes, device), rounds=3 if options.quick else 7))

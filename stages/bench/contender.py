@@ -14,11 +14,15 @@ from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
+from stages.bench.workload import CPU
 from stages.optim import make_optimizers, update_ema
+from stages.runtime import autocast
 from unclip.errors import UserError
 
 MATRIX_SIZE = 2048
 """Height and width of the matrices whose product gives the rate that all times are compared with."""
+GPU_MATRIX_SIZE = 8192
+"""The same on a GPU, where their numbers are bfloat16."""
 
 
 @dataclass(eq=False)
@@ -30,6 +34,7 @@ class Contender:
     images: int
     """Images per call."""
     parameters: int
+    device: torch.device = CPU
     resident_bytes: Callable[[], int] = lambda: 0
     """Return the bytes that stay allocated between calls."""
     fraction: float = 1.0
@@ -50,12 +55,12 @@ class Contender:
         with FlopCounterMode(display=False) as counter, sdpa_kernel(SDPBackend.MATH):
             self._call()
         self.operations = counter.get_total_flops() / self.images / self.fraction
-        self.peak_bytes = measure_peak_memory(self._call, self.resident_bytes)
+        self.peak_bytes = measure_peak_memory(self._call, self.resident_bytes, self.device)
 
     def time_round(self) -> None:
         """Time one call, after one matrix product."""
-        matrix_rate = measure_matrix_rate()
-        seconds = measure_seconds(self._call) / self.fraction
+        matrix_rate = measure_matrix_rate(self.device)
+        seconds = measure_seconds(self._call, self.device) / self.fraction
         self.seconds.append(seconds)
         self.matrix_shares.append(self.operations * self.images / seconds / matrix_rate)
 
@@ -81,13 +86,18 @@ class Contender:
 
 
 def training_contender(name: str, model: nn.Module, loss: Callable[[], Tensor], images: int) -> Contender:
-    """Return a contender that trains: loss, gradients, clipping, AdamW and moving average, equal for every model."""
+    """Return a contender that trains: loss, gradients, clipping, AdamW and moving average, equal for every model.
+
+    On a GPU the loss is computed under autocast to bfloat16, and Python launches every kernel.
+    """
+    device = next(model.parameters()).device
     average = copy.deepcopy(model).requires_grad_(False)
     [optimizer] = make_optimizers(model, lr=3e-4, weight_decay=0.05, betas=(0.9, 0.99))
 
     def step() -> Tensor:
         model.zero_grad()
-        value = loss()
+        with autocast(device, "auto" if device.type == "cuda" else "float32"):
+            value = loss()
         value.backward()
         nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         optimizer.step()
@@ -99,7 +109,7 @@ def training_contender(name: str, model: nn.Module, loss: Callable[[], Tensor], 
         tensors = (*model.parameters(), *average.parameters(), *model.buffers(), *moments)
         return sum(tensor.nbytes for tensor in tensors)
 
-    return Contender(name, step, images, count_parameters(model), resident_bytes)
+    return Contender(name, step, images, count_parameters(model), device, resident_bytes)
 
 
 def sampling_contender(
@@ -108,7 +118,8 @@ def sampling_contender(
     """Return a contender that samples, or does a fraction of that."""
     resident_bytes = sum(tensor.nbytes for model in models for tensor in (*model.parameters(), *model.buffers()))
     parameters = sum(map(count_parameters, models))
-    return Contender(name, torch.inference_mode()(sample), images, parameters, lambda: resident_bytes, fraction)
+    device = next(models[0].parameters()).device
+    return Contender(name, torch.inference_mode()(sample), images, parameters, device, lambda: resident_bytes, fraction)
 
 
 def count_parameters(model: nn.Module) -> int:
@@ -116,23 +127,44 @@ def count_parameters(model: nn.Module) -> int:
     return sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad)
 
 
-def measure_seconds(call: Callable[[], None]) -> float:
+def synchronize(device: torch.device) -> None:
+    """Wait until a GPU has computed all that it was given."""
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+
+
+def measure_seconds(call: Callable[[], object], device: torch.device = CPU) -> float:
+    synchronize(device)
     began = time.perf_counter()
     call()
+    synchronize(device)
     return time.perf_counter() - began
 
 
-def measure_matrix_rate() -> float:
-    """Measure the floating-point operations per second of a product of large float32 matrices."""
-    matrix = torch.ones(MATRIX_SIZE, MATRIX_SIZE)
-    return 2 * MATRIX_SIZE**3 / measure_seconds(lambda: matrix @ matrix)
+def measure_matrix_rate(device: torch.device = CPU) -> float:
+    """Measure the floating-point operations per second of a product of large matrices: in bfloat16 on a GPU."""
+    if device.type == "cpu":
+        size = MATRIX_SIZE
+        matrix = torch.ones(size, size)
+    else:
+        size = GPU_MATRIX_SIZE
+        matrix = torch.randn(size, size, device=device).bfloat16()
+        matrix @ matrix  # chooses the kernel
+    return 2 * size**3 / measure_seconds(lambda: matrix @ matrix, device)
 
 
-def measure_peak_memory(call: Callable[[], None], resident_bytes: Callable[[], int]) -> int | None:
+def measure_peak_memory(
+    call: Callable[[], None], resident_bytes: Callable[[], int], device: torch.device = CPU
+) -> int | None:
     """Return the bytes that stay between calls, plus the most that a call takes beside them.
 
-    None where the system is not Linux, which alone tells.
+    None for the CPU's memory where the system is not Linux, which alone tells.
     """
+    if device.type == "cuda":
+        before = torch.cuda.memory_allocated(device)
+        torch.cuda.reset_peak_memory_stats(device)
+        call()
+        return resident_bytes() + torch.cuda.max_memory_allocated(device) - before
     if sys.platform != "linux":
         return None
     ctypes.CDLL(None).malloc_trim(0)  # memory that earlier calls freed must not serve this one

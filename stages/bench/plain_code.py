@@ -86,9 +86,9 @@ def encode_text(clip: CLIP, token_ids: Tensor) -> TextFeatures:
     """Encode token ids (B, L)."""
     tower = clip.text
     x = tower.tokens(token_ids) + tower.positions[: token_ids.shape[1]]
-    x = tower.norm_final(run_blocks(tower.blocks, x, causal_mask(token_ids.shape[1])))
-    text = tower.projection(x[torch.arange(len(x)), tower.end_of_text(token_ids)])
-    empty = torch.zeros(len(token_ids), dtype=torch.bool)
+    x = tower.norm_final(run_blocks(tower.blocks, x, causal_mask(token_ids.shape[1], x.device)))
+    text = tower.projection(x[torch.arange(len(x), device=x.device), tower.end_of_text(token_ids)])
+    empty = torch.zeros(len(token_ids), dtype=torch.bool, device=x.device)
     return TextFeatures(F.normalize(text, dim=-1), x, tower.mask(token_ids), empty)
 
 
@@ -105,13 +105,13 @@ def predict_embeddings(prior: PriorTransformer, noised: Tensor, t: Tensor, capti
         ],
         dim=1,
     )
-    mask = F.pad(captions.mask, (0, 4), value=True)[:, None] & causal_mask(x.shape[1])
+    mask = F.pad(captions.mask, (0, 4), value=True)[:, None] & causal_mask(x.shape[1], x.device)
     return centre + prior.out(prior.norm_final(run_blocks(prior.blocks, x, mask))[:, -1])
 
 
 def predict_pixels(decoder: DecoderNetwork, x: Tensor, t: Tensor, embeddings: Tensor, captions: TextFeatures) -> Tensor:
     """Predict the decoder's output (B, C, H, W) for noised images x. The condition is computed anew in every call."""
-    image = decoder.image_condition(embeddings, torch.zeros(len(x), dtype=torch.bool))
+    image = decoder.image_condition(embeddings, torch.zeros(len(x), dtype=torch.bool, device=x.device))
     text = decoder.text_condition
     tokens = text.norm(run_blocks(text.blocks, text.project(captions.tokens), captions.mask[:, None]))
     time = decoder.time(timestep_embedding(t, decoder.config.unet.width))
@@ -135,7 +135,7 @@ def train_clip(inputs: Inputs) -> Contender:
     def loss() -> Tensor:
         image = encode_image(model, preprocess(inputs.pixels))
         text = encode_text(model, token_ids).embedding
-        return contrastive_loss(image, text, torch.arange(count), model.scale())
+        return contrastive_loss(image, text, torch.arange(count, device=text.device), model.scale())
 
     return training_contender("plain code", model, loss, count)
 
@@ -168,7 +168,9 @@ def train_decoder(inputs: Inputs) -> Contender:
     def loss() -> Tensor:
         with torch.no_grad():
             captions = encode_text(clip, token_ids)
-            predicted = predict_embeddings(prior.network, inputs.noise[:count], last_times(count), captions)
+            predicted = predict_embeddings(
+                prior.network, inputs.noise[:count], last_times(inputs.noise[:count]), captions
+            )
             embeddings = prior.scaler.unscale(predicted)
         noised, target = training_pair(PIXEL_DIFFUSION, to_float(batch.pixels), batch.noise, steps)
         return F.mse_loss(predict_pixels(model.network, noised, steps, embeddings, captions), target)
@@ -188,9 +190,11 @@ def sample(inputs: Inputs) -> Contender:
         x = inputs.pixel_noise[:count]
         for t in range(STEPS - 1, STEPS - 1 - TIMED_STEPS, -1):
             captions = encode_text(clip, token_ids)
-            predicted = predict_embeddings(prior.network, inputs.noise[:count], last_times(count), captions)
+            predicted = predict_embeddings(
+                prior.network, inputs.noise[:count], last_times(inputs.noise[:count]), captions
+            )
             embeddings = prior.scaler.unscale(predicted)
-            times = torch.full((count,), t)
+            times = torch.full((count,), t, device=x.device)
             conditional = predict_pixels(decoder.network, x, times, embeddings, captions)
             null = predict_pixels(decoder.network, x, times, torch.zeros_like(embeddings), captions)
             x0 = PIXEL_DIFFUSION.to_x0(torch.lerp(null, conditional, 2.5), x, t).clamp(-1, 1)
@@ -206,6 +210,6 @@ def training_pair(diffusion: GaussianDiffusion, x0: Tensor, noise: Tensor, t: Te
     return diffusion.add_noise(x0, noise, t), diffusion.target(x0, noise, t)
 
 
-def last_times(count: int) -> Tensor:
-    """Return the last time of the diffusion, (count,)."""
-    return torch.full((count,), STEPS - 1)
+def last_times(noise: Tensor) -> Tensor:
+    """Return the last time of the diffusion for each row of noise (B, ...)."""
+    return torch.full((len(noise),), STEPS - 1, device=noise.device)

@@ -10,6 +10,8 @@ from data.fashion_mnist_captions import CLASSES, Grammar, GrammarCaptions
 from data.shuffling import batch_generator
 from unclip.clip import TextFeatures, Tokenizer
 
+CPU = torch.device("cpu")
+
 
 @dataclass(frozen=True)
 class Shapes:
@@ -41,8 +43,9 @@ class Shapes:
 class Inputs:
     """Random pixels, embeddings and token features, and Fashion-MNIST's captions of random classes."""
 
-    def __init__(self, shapes: Shapes):
+    def __init__(self, shapes: Shapes, device: torch.device = CPU):
         self.shapes = shapes
+        self.device = device
         self.generator = batch_generator(0, 0)
         pixel_shape = (1, shapes.image_size, shapes.image_size)
         token_shape = (shapes.batch, shapes.context)
@@ -61,6 +64,9 @@ class Inputs:
         """Token ids (B, context): a caption of full length for each image, all different."""
         self.full_token_ids[:, -1] = self.end_id
         self.caption_rows, self.token_ids = self._fashion_mnist_captions()
+        for name, value in list(vars(self).items()):  # all were drawn on the CPU
+            if isinstance(value, Tensor):
+                setattr(self, name, value.to(device))
 
     @property
     def end_id(self) -> int:
@@ -75,8 +81,8 @@ class Inputs:
         return TextFeatures(
             embedding=self.text_embeddings[:count],
             tokens=self.tokens[:count, :tokens],
-            mask=torch.ones(count, tokens, dtype=torch.bool),
-            empty=torch.zeros(count, dtype=torch.bool),
+            mask=torch.ones(count, tokens, dtype=torch.bool, device=self.device),
+            empty=torch.zeros(count, dtype=torch.bool, device=self.device),
         )
 
     def _fashion_mnist_captions(self) -> tuple[Tensor, Tensor]:
