@@ -12,6 +12,7 @@ from data.fashion_mnist_captions import CLASSES, PLAIN_CAPTIONS
 from stages.evaluation.judge import Classifier, judge_images
 from unclip import UnCLIP
 from unclip.images import to_float
+from unclip.registry import PARTS
 from unclip.settings import DecoderSettings
 from unclip.store.checksums import sha256
 from unclip.store.index import write_index
@@ -97,7 +98,8 @@ def test_emoji_have_the_colour_that_their_name_says():
 @pytest.mark.parametrize("folder", [COMMITTED, EMOJI], ids=lambda folder: folder.name)
 def test_committed_pipelines_are_small_and_whole(folder):
     files = [path for path in folder.rglob("*") if path.is_file()]
-    assert sum(path.stat().st_size for path in files) < 20e6
+    optional = [part for part in PARTS if PARTS[part].optional and (folder / part).is_dir()]
+    assert sum(path.stat().st_size for path in files) < 20e6 + 8e6 * len(optional)
     assert all(read_manifest(folder / stage).complete for stage in REQUIRED)
     assert not list(folder.rglob("train"))
     card = (folder / "README.md").read_text(encoding="utf-8")

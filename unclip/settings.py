@@ -165,9 +165,9 @@ class UpsamplerSettings(PartSettings):
 
     upscale: Literal["all", "none"] = "all"
     """Enlarge all images, if the pipeline has an upsampler, or none."""
-    upscale_steps: int = bounded(4, 1, 10_000)
+    upscale_steps: int = bounded(2, 1, 10_000)
     """Upsampler steps per image."""
-    upscale_noise: float = bounded(0.1, 0.0, 10)
+    upscale_noise: float = bounded(0.03, 0.0, 10)
     """Noise over signal that is added to the small image. More hides the decoder's errors, and the image's details."""
     upscale_tile: int = bounded(1024, 16, 65_536)
     """Height and width of the tiles in which larger images are computed. They do not change the image."""

@@ -27,7 +27,7 @@ MOST_IMAGES = 400
 """The most images of a figure."""
 TOGETHER = 10
 """Images that are enlarged together."""
-NOISE = (0.01, 0.05, 0.1, 0.2, 0.4, 0.8)
+NOISE = (0.01, 0.03, 0.1, 0.2, 0.4)
 """Noise levels on the small images that are compared: the setting upscale_noise."""
 SHOWN = 8
 """Rows in the pictures."""
