@@ -74,7 +74,7 @@ class SharpUpsampler:
     def process_images(self, images, embeddings, text, seeds, settings):
         bicubic = resize(images, 32, 32).clamp(-1, 1)
         real = self.real[[seed % len(self.real) for seed in seeds]]
-        return bicubic + (real - bicubic) * (1 - settings.upscale_noise)
+        return bicubic + (real - bicubic) * (1 - 2 * settings.upscale_noise)
 
 
 class Data:
