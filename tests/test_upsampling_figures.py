@@ -96,7 +96,7 @@ def test_an_upsampler_is_measured_beside_bicubic_images_and_its_noise_is_swept()
     pipe = SimpleNamespace(
         image_parts={"upsampler": SharpUpsampler(real)},
         device=torch.device("cpu"),
-        sampling=SimpleNamespace(upsampler=UpsamplerSettings("none", upscale_noise=0.1)),
+        sampling=SimpleNamespace(upsampler=UpsamplerSettings("none", upscale_noise=0.05)),
     )
     context = SimpleNamespace(
         pipe=pipe,
