@@ -1,6 +1,7 @@
 """Shared by the trainings of all kinds of prior: options, the captions of a batch, validation by drawing, preview."""
 
 import math
+from abc import ABC, abstractmethod
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from typing import Any, ClassVar
@@ -38,7 +39,7 @@ class BasePriorRun(FrozenCLIPRun):
         yield from guidance_conflicts(self, "drop")
 
 
-class BasePriorStage:
+class BasePriorStage(ABC):
     """A prior's training but for its batches, its objective, and the statistics of the data that it stores.
 
     A subclass names the model's class, and defines `objective`, `batch` and `validation_loss`.
@@ -98,9 +99,9 @@ class BasePriorStage:
         weights = draw.examples(self.inputs.train).data.pair_weights
         return weights[draw.share(draw.rows)].masked_fill(text.empty, 1)
 
+    @abstractmethod
     def validation_loss(self, model: Any, rows: Tensor, caption_ids: Tensor, generator: torch.Generator) -> float:
         """The loss on validation images and a caption of each, of which nothing is dropped or hidden."""
-        raise NotImplementedError
 
     def evaluate(self, model: Any) -> dict[str, float]:
         """The loss on validation pairs, with the same random numbers at every call, and `pair_figures` of them.

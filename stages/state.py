@@ -92,7 +92,7 @@ class WholeStates:
 
 
 def open_states(folder: Path, sharded: bool) -> Any:
-    """What writes the states of a run into a folder."""
+    """Return the writer of the states of a run into a folder."""
     if sharded:
         from stages.sharded_state import ShardedStates
 

@@ -86,7 +86,7 @@ def linked(html: str, ending: str) -> Image.Image:
     return Image.open(io.BytesIO(base64.b64decode(content)))
 
 
-# What the buttons answer
+# The buttons' answers
 
 
 def test_draw_shows_every_step_and_ends_with_what_the_pipeline_draws(opened):
@@ -510,7 +510,7 @@ def ask(app, path: str, query: str = "", cookie: str = "") -> tuple[int, dict[st
     return sent[0]["status"], {name.decode(): value.decode() for name, value in sent[0]["headers"]}
 
 
-# What it looks like
+# Its looks
 
 
 def test_what_a_visitor_types_is_text_on_the_page(opened):

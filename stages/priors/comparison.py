@@ -119,7 +119,7 @@ class Comparison:
     options: ComparisonOptions
     device: torch.device
     folder: Path
-    """Of the pipeline."""
+    """The folder of the pipeline."""
     inputs: Inputs
     context: EvaluationContext
 

@@ -87,7 +87,7 @@ class Gate:
 
 @dataclass
 class Request:
-    """What a request says of itself."""
+    """A request for the page, and the address that it comes from."""
 
     method: str
     path: str

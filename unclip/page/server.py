@@ -75,7 +75,7 @@ class Blocks(gr.Blocks):
 
 
 def in_one_line(message: str) -> gr.Error:
-    """What shows a message on the page, without a traceback in the terminal."""
+    """Return an error that shows a message on the page, without a traceback in the terminal."""
     return gr.Error(escape(" ".join(message.split())), duration=None, print_exception=False)
 
 

@@ -1,7 +1,8 @@
 """The seven tabs: each places its fields, its button and its results."""
 
+import contextlib
 import secrets
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from typing import Any
 
@@ -30,6 +31,16 @@ SAMPLERS = (OWN, "dpmpp", "ddim", "ddpm")
 STYLES = ("clear", "faithful")
 
 
+@contextlib.contextmanager
+def beside_results(tab: Tab) -> Iterator[None]:
+    """Place the results, and a narrow column of settings beside them."""
+    with gr.Row():
+        with gr.Column(scale=4):
+            tab.place_results()
+        with gr.Column(scale=1, min_width=260):
+            yield
+
+
 def draw_tab(page: Page) -> None:
     tab = Tab(page, "Draw", drawing.draw, recipes.draw)
     with gr.Row(elem_classes="bar"):
@@ -38,12 +49,9 @@ def draw_tab(page: Page) -> None:
         tab.place_button()
     tab.place_status()
     chips(tab, caption, "Examples to draw", lambda opened: opened.examples.captions, caption_chip)
-    with gr.Row():
-        with gr.Column(scale=4):
-            tab.place_results()
-        with gr.Column(scale=1, min_width=260):
-            number_and_seed(tab, 4)
-            more_settings(tab)
+    with beside_results(tab):
+        number_and_seed(tab, 4)
+        more_settings(tab)
     tab.connect()
 
 
@@ -53,12 +61,9 @@ def vary_tab(page: Page) -> None:
         image_field(tab, "image", "Image", 0)
         tab.place_button()
     tab.place_status()
-    with gr.Row():
-        with gr.Column(scale=4):
-            tab.place_results()
-        with gr.Column(scale=1, min_width=260):
-            number_and_seed(tab, 8)
-            share(tab, "keep", "Keep", 0, "Share of the image's own noise: 0 varies most, 1 gives the image itself.")
+    with beside_results(tab):
+        number_and_seed(tab, 8)
+        share(tab, "keep", "Keep", 0, "Share of the image's own noise: 0 varies most, 1 gives the image itself.")
     tab.connect()
 
 
@@ -102,12 +107,9 @@ def mix_tab(page: Page) -> None:
                     page_default(tab, f"prompt_{i + 1}", i)
         tab.place_button()
     tab.place_status()
-    with gr.Row():
-        with gr.Column(scale=4):
-            tab.place_results()
-        with gr.Column(scale=1, min_width=260):
-            number_and_seed(tab, 8)
-            more_settings(tab)
+    with beside_results(tab):
+        number_and_seed(tab, 8)
+        more_settings(tab)
     tab.connect()
 
 
