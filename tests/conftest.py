@@ -8,6 +8,7 @@ import os
 import shutil
 import subprocess
 import sys
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -23,10 +24,13 @@ from data.splits import SPLITS
 from stages import log
 from unclip import UnCLIP
 from unclip.cli import run
+from unclip.page.shelf import OpenPipeline
 from unclip.registry import PARTS
+from unclip.store.index import write_index
 from unclip.store.sealed_json import read_record, write_record
 
 ROOT = Path(__file__).resolve().parents[1]
+COMMITTED = ROOT / "checkpoints" / "fashion-mnist"
 REQUIRED = [name for name, part in PARTS.items() if not part.optional]
 """The parts that every pipeline has."""
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # scripts beside each other do not wait in turns for the same cores
@@ -112,8 +116,9 @@ def made_up_data(count: int, seed: int, name: str = "made-up") -> FashionMNIST:
 
 
 SLOWEST = (
-    "test_page_browser", "test_plan", "test_walkthrough", "test_own_data", "test_demo", "test_lite", "test_web",
-    "test_reliable_ranks", "test_loop", "test_swap", "test_committed", "test_end_to_end", "test_reliable_training",
+    "test_page_browser", "test_plan", "test_plan_memory", "test_walkthrough", "test_own_data", "test_demo",
+    "test_lite", "test_web", "test_web_browser", "test_reliable_ranks", "test_loop", "test_swap", "test_committed",
+    "test_end_to_end", "test_reliable_training",
 )  # fmt: skip
 """Modules that begin first, so that no process waits at the end while the other is in a long one."""
 
@@ -167,32 +172,40 @@ def emoji_files() -> tuple[Path, Path]:
     return emoji.find_emoji_files()
 
 
-@pytest.fixture(scope="session")
-def trained(tmp_path_factory) -> TrainedPipeline:
-    """The three stages of preset tiny, trained once through the command line. Read only: copy before changing it.
+def build_once(tmp_path_factory: pytest.TempPathFactory, name: str, build: Callable[[Path], None]) -> Path:
+    """The folder that `build` fills. Read only: processes that share the tests share it.
 
-    Processes that share the tests share it: the first to ask for it trains it, while the others wait.
+    The first to ask for it builds it, while the others wait.
     """
     shared = tmp_path_factory.getbasetemp()
     if "PYTEST_XDIST_WORKER" in os.environ:
         shared = shared.parent
-    folder, times = shared / "trained" / "tiny", shared / "trained.json"
-    with open(shared / "trained.lock", "w") as lock:
+    folder = shared / name
+    finished = shared / f"{name}.finished"
+    with open(shared / f"{name}.lock", "w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
-        if not times.exists():
+        if not finished.exists():
             shutil.rmtree(folder, ignore_errors=True)  # of a process that failed
-            times.write_text(json.dumps(train_tiny(folder)))
-    return TrainedPipeline(folder, json.loads(times.read_text()))
+            build(folder)
+            finished.touch()
+    return folder
 
 
-def train_tiny(folder: Path) -> dict[str, float]:
-    """Train the three stages of preset tiny; returns the processor time of each."""
+@pytest.fixture(scope="session")
+def trained(tmp_path_factory) -> TrainedPipeline:
+    """The three stages of preset tiny, trained once through the command line. Read only: copy before changing it."""
+    folder = build_once(tmp_path_factory, "trained", train_tiny)
+    return TrainedPipeline(folder / "tiny", json.loads((folder / "seconds.json").read_text()))
+
+
+def train_tiny(folder: Path) -> None:
+    """Train the three stages of preset tiny, and write the processor time of each beside them."""
     seconds = {}
     for stage in ("clip", "prior", "decoder"):
-        finished = run_program(ROOT / f"train_{stage}.py", "--preset", "tiny", "--out", folder)
+        finished = run_program(ROOT / f"train_{stage}.py", "--preset", "tiny", "--out", folder / "tiny")
         assert finished.code == 0, finished.err
         seconds[stage] = finished.seconds
-    return seconds
+    (folder / "seconds.json").write_text(json.dumps(seconds))
 
 
 @pytest.fixture(scope="session")
@@ -205,6 +218,35 @@ def tiny(trained) -> UnCLIP:
 def copied(trained, tmp_path) -> Path:
     """A copy of the trained tiny pipeline that a test may damage."""
     return shutil.copytree(trained.folder, tmp_path / "pipeline", ignore=shutil.ignore_patterns("train"))
+
+
+@pytest.fixture(scope="session")
+def exported(tmp_path_factory) -> Path:
+    """A small pipeline that is exported to ONNX, beside its source. Read only."""
+    from exported_pipeline import export_small  # which needs ONNX
+
+    return build_once(tmp_path_factory, "exported", export_small) / "small"
+
+
+@pytest.fixture(scope="session")
+def opened() -> OpenPipeline:
+    """The committed pipeline, as the page opens it."""
+    return OpenPipeline.open(COMMITTED, "cpu")
+
+
+@pytest.fixture
+def coat() -> Path:
+    """A picture of the committed pipeline's data."""
+    return COMMITTED / "examples" / "coat.png"
+
+
+@pytest.fixture
+def two_pipelines(tmp_path) -> Path:
+    """A folder with the committed pipeline, and with a copy that lacks captions and examples."""
+    shutil.copytree(COMMITTED, tmp_path / "whole")
+    shutil.copytree(COMMITTED, tmp_path / "bare", ignore=shutil.ignore_patterns("examples", "captions.txt"))
+    write_index(tmp_path / "bare")
+    return tmp_path
 
 
 @pytest.fixture

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import safetensors.torch
 import torch
-from conftest import REQUIRED, ROOT
+from conftest import COMMITTED, REQUIRED, ROOT
 
 from data.fashion_mnist_captions import CLASSES, PLAIN_CAPTIONS
 from stages.evaluation.judge import Classifier, judge_images
@@ -20,7 +20,6 @@ from unclip.store.manifest import read_manifest
 from unclip.store.parts import load_part
 from unclip.store.sealed_json import read_record, write_record
 
-COMMITTED = ROOT / "checkpoints" / "fashion-mnist"
 EMOJI = ROOT / "checkpoints" / "emoji"
 COLOURS = {
     "red": (220, 40, 40), "orange": (250, 130, 0), "yellow": (255, 220, 50), "green": (80, 160, 60),

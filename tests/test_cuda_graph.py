@@ -5,8 +5,8 @@ from functools import cache, partial
 
 import pytest
 import torch
+from planned import draw, make_stage, options
 from runs import CPU, assert_same_run
-from test_plan import draw, make_stage, options
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 import torch
-from test_pipeline import BAG, DRESS, FEW, assert_same_images, differ
+from samples import BAG, DRESS, FEW, assert_same_images, differ
 
 from unclip.decoder.reranking import SEED_STEP
 

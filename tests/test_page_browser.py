@@ -9,7 +9,7 @@ import browser
 import numpy as np
 import pytest
 import torch
-from conftest import ROOT
+from conftest import COMMITTED
 from PIL import Image
 
 from data.fashion_mnist_captions import attributes
@@ -25,7 +25,6 @@ if browser.MISSING:
         allow_module_level=True,
     )
 
-COMMITTED = ROOT / "checkpoints" / "fashion-mnist"
 FEW_STEPS = """
 from unclip.edit.defaults import PAINTING
 PAINTING["steps"] = 4

@@ -14,7 +14,7 @@ import httpx
 import numpy as np
 import pytest
 from browser import free_port
-from conftest import ROOT
+from conftest import COMMITTED, ROOT
 from PIL import Image
 
 pytest.importorskip("gradio", reason="the page is not tested, as gradio is not installed")
@@ -24,7 +24,6 @@ from unclip.page import doors, drawing, line, turns
 from unclip.page.__main__ import set_environment
 from unclip.page.shelf import Shelf
 
-COMMITTED = ROOT / "checkpoints" / "fashion-mnist"
 API = "/gradio_api"
 HOSTS = (
     "evil.com", "evil.com:7860", "localhost.evil.com", "127.0.0.1.evil.com", "127.0.0.1:80@evil.com",

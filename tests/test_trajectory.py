@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 import torch
-from test_pipeline import BAG, DRESS, assert_same_images, differ
+from samples import BAG, DRESS, assert_same_images, differ
 
 from unclip.diffusion.spacing import karras_levels
 from unclip.images import to_uint8

@@ -1,4 +1,4 @@
-"""The page without a server: its modules against Python's, and its files; test_lite.py opens it in a browser."""
+"""The page without a server: its modules against Python's, and its files; test_web_browser.py opens it in a browser."""
 
 import gzip
 import json
