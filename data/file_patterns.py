@@ -17,7 +17,7 @@ def match_files(pattern: str) -> list[Path]:
     """The regular files that a pattern names, sorted; none for a path that exists, and for one without a wildcard."""
     if os.path.lexists(pattern) or not (glob.has_magic(pattern) or BRACES.search(pattern)):
         return []
-    names = {name for one in expand_braces(pattern) for name in glob.glob(one)}
+    names = {name for plain in expand_braces(pattern) for name in glob.glob(plain)}
     return sorted(path for path in map(Path, names) if is_regular_file(path))
 
 

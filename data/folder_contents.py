@@ -62,8 +62,8 @@ def _match_texts(images: list[Path], texts: list[Path], folder: Path) -> tuple[d
     by_stem = defaultdict(list)
     for text in texts:
         by_stem[text.with_suffix("")].append(text)
-    matched = {image: found for image in images if (found := by_stem[image.with_suffix("")] or by_stem[image])}
-    used = {text for found in matched.values() for text in found}
+    matched = {image: beside for image in images if (beside := by_stem[image.with_suffix("")] or by_stem[image])}
+    used = {text for of_image in matched.values() for text in of_image}
     others = [text for text in texts if text not in used]
     for text, image in _match_parallel_folders(images, texts, used.union(matched), folder):
         matched.setdefault(image, []).append(text)
@@ -96,10 +96,11 @@ def _match_parallel_folders(
         parts = relative[text]
         for depth in range(len(parts) - 1):
             if parts[: depth + 1] not in with_images:
-                above, below = parts[:depth], parts[depth + 1 :]
-                found = by_key.get((above, below), []) + by_key.get(((*above, *below), None), [])
-                if len(found) > 1:
-                    found = [image for image in found if relative[image][depth].lower().startswith("im")]
-                if len(found) == 1:
-                    yield text, found[0]
+                above = parts[:depth]
+                below = parts[depth + 1 :]
+                partners = by_key.get((above, below), []) + by_key.get(((*above, *below), None), [])
+                if len(partners) > 1:
+                    partners = [image for image in partners if relative[image][depth].lower().startswith("im")]
+                if len(partners) == 1:
+                    yield text, partners[0]
                     break

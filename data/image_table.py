@@ -139,8 +139,8 @@ def _find_by_end(images_by_name: dict[str, list[Path]], name: str) -> list[Path]
     for form in _forms(name):
         parts = PurePath(os.path.normpath(unicodedata.normalize("NFC", form))).parts
         images = images_by_name.get(parts[-1], []) if parts else []
-        if found := [image for image in images if image.parts[-len(parts) : -1] == parts[:-1]]:
-            return found
+        if matching := [image for image in images if image.parts[-len(parts) : -1] == parts[:-1]]:
+            return matching
     return []
 
 

@@ -45,8 +45,8 @@ def recorded(gradients: Gradients, objective: nn.Module, config: Any, device: to
     if is_recorded(config, device):
         return Recorder(gradients, list(objective.parameters()), CUDACapture())
     if device.type == "cuda" and config.cuda_graph:
-        found = " and ".join(name for name, hinders in hindrances(config).items() if hinders)
-        runtime.print0(f"steps are not recorded as CUDA graphs, because of {found}")
+        reasons = " and ".join(name for name, hinders in hindrances(config).items() if hinders)
+        runtime.print0(f"steps are not recorded as CUDA graphs, because of {reasons}")
     return gradients
 
 

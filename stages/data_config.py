@@ -30,10 +30,10 @@ class DataConfig(SourceConfig):
         Raises UserError if they should be, but are not on this machine.
         """
         same = compare_source(pipeline, self, _tell)
-        found = self.load(*splits)
+        loaded = self.load(*splits)
         if same:
-            compare_content(pipeline, found[0], _tell)
-        return found
+            compare_content(pipeline, loaded[0], _tell)
+        return loaded
 
 
 def inherit_data(presets: dict[str, Any], named: EarlyOptions) -> dict[str, Any]:

@@ -52,7 +52,8 @@ def check_same_run(folder: Path, manifest: Manifest) -> bool:
     for key, value in {"parents.start": None, **given_settings}.items():
         before = present_settings.get(key)
         if key == "parents.start":
-            before, value = _start_of(before), _start_of(given_settings.get(key))
+            before = _start_of(before)
+            value = _start_of(given_settings.get(key))
         if before != value:
             name = NAMES.get(key, key.removeprefix("training."))
             advice = ADVICE.get(name, "choose another --out, or delete {folder} to train it anew")
@@ -82,8 +83,8 @@ def nearest_preset(manifest: Manifest, flat_settings: dict[str, Any]) -> str | N
         return None
     differences = {}
     for name, preset in resolve(find_kind(manifest.part, manifest.kind).presets).items():
-        own = _flatten(json.loads(json.dumps({"model": asdict(preset.model), "training": settings(preset)})))
-        differences[name] = sum(flat_settings.get(key) != value for key, value in own.items())
+        of_preset = _flatten(json.loads(json.dumps({"model": asdict(preset.model), "training": settings(preset)})))
+        differences[name] = sum(flat_settings.get(key) != value for key, value in of_preset.items())
     return min(differences, key=lambda name: differences[name])
 
 

@@ -261,11 +261,11 @@ def run_steps(
             if runtime.is_main() and (saved or previewed):
                 check_lock()
             if evaluated or previewed:
-                found = look_at(stage, average, log, previewed, evaluated)
+                figures = look_at(stage, average, log, previewed, evaluated)
             if evaluated:
-                keep_best(stage, average, folder, replace(manifest, step=progress.step, figures=found), progress)
+                keep_best(stage, average, folder, replace(manifest, step=progress.step, figures=figures), progress)
                 if runtime.is_main():
-                    log.record_validation(found)
+                    log.record_validation(figures)
             if saved:
                 states.save(tensors, progress)
             if stopping:

@@ -32,7 +32,7 @@ class StepStream:
         self.images = images
         self.embed = embed
         self.problems: Counter[str] = Counter()
-        self.told = 0
+        self.reported = 0
         self.state: dict[str, Any] = {}
         """The state of this rank after the step whose batch was given last."""
 
@@ -89,8 +89,8 @@ class StepStream:
     def _tell_problems(self, at_end: bool = False) -> None:
         """Print how many rows could not be used, and why: whenever they have doubled, and at the end."""
         count = self.problems.total()
-        if count >= max(1, 2 * self.told) or (at_end and count > self.told):
+        if count >= max(1, 2 * self.reported) or (at_end and count > self.reported):
             reasons = "; ".join(f"{n} x {why}" for why, n in self.problems.most_common(5))
             rank = f"rank {runtime.rank()}: " if runtime.world_size() > 1 else ""
             print(f"{rank}{quantity(count, 'row')} of {self.images.name} cannot be used and are left out: {reasons}")
-            self.told = count
+            self.reported = count

@@ -45,8 +45,8 @@ def draw_bars(title: str, counts: Sequence[tuple[str, int]]) -> Image.Image:
     """Draw a bar for each count, with its label on the left and the number on the right."""
     font = label_font(title, TEXT_SIZE)
     fonts = [label_font(label, TEXT_SIZE) for label, _ in counts]
-    labels = [(wrap_text(label, 150, own) or [""])[0] for (label, _), own in zip(counts, fonts, strict=True)]
-    left = GAP + max(own.getlength(label) for label, own in zip(labels, fonts, strict=True)) + GAP
+    labels = [(wrap_text(label, 150, face) or [""])[0] for (label, _), face in zip(counts, fonts, strict=True)]
+    left = GAP + max(face.getlength(label) for label, face in zip(labels, fonts, strict=True)) + GAP
     width = int(max(left + BAR + 70, font.getlength(title) + 2 * GAP))
     picture = Image.new("RGB", (width, (len(counts) + 2) * (LINE + 3) + GAP), PAPER)
     draw = ImageDraw.Draw(picture)

@@ -120,7 +120,9 @@ class Readers(torch_data.IterableDataset):
                 pixels.append(torch.from_numpy(image))
             if len(rows) == self.size:
                 yield RowBatch(torch.stack(pixels), rows, position, problems)
-                rows, pixels, problems = [], [], []
+                rows = []
+                pixels = []
+                problems = []
             if len(problems) > GIVEN_UP:
                 name, why = problems[-1]
                 raise UserError(f"{GIVEN_UP} rows in a row cannot be used, the last is {name}: {why}; mend the shards")

@@ -90,7 +90,7 @@ def _list_addresses(source: str, problems: Problems) -> list[str]:
     if path.is_file():
         return [source]
     if is_remote(source):
-        return [found for address in expand_braces(source) for found in _match_remote(address)]
+        return [shard for address in expand_braces(source) for shard in _match_remote(address)]
     if files := match_files(source):
         return [str(file) for file in files]
     if path.exists() or source.count("/") != 1:
@@ -106,7 +106,7 @@ def _match_remote(address: str) -> list[str]:
 
     try:
         system, path = fsspec.url_to_fs(address)
-        return [system.unstrip_protocol(found) for found in sorted(system.glob(path))]
+        return [system.unstrip_protocol(match) for match in sorted(system.glob(path))]
     except Exception as error:  # networks and their libraries raise many kinds
         raise UserError(
             f"{address} cannot be listed ({reason(error)}); name its files, or check the network"

@@ -92,7 +92,8 @@ def no_grain(evidence: Evidence, part: str) -> Finding | None:
 
 
 def like_the_data(evidence: Evidence, part: str) -> Finding | None:
-    drawn, real = evidence.drawn_from_embeddings, evidence.real_images
+    drawn = evidence.drawn_from_embeddings
+    real = evidence.real_images
     if drawn.shape != real.shape:
         return None
     likeness = correlation(drawn, real).mean().item()

@@ -38,12 +38,12 @@ RULES = (
 
 def examine(evidence: Evidence, part: str, rules: tuple[Rule, ...] = RULES) -> dict[str, Finding]:
     """The findings on a part, or on the "data", by the names of their rules, the gravest first."""
-    found = {}
+    findings = {}
     for rule in rules:
         applies = part in rule.parts and all(evidence.has(need, part) for need in rule.needs)
         if applies and (finding := rule.judge(evidence, part)):
-            found[rule] = finding
-    return {rule.name: found[rule] for rule in sorted(found, key=lambda rule: gravity(rule, found[rule]))}
+            findings[rule] = finding
+    return {rule.name: findings[rule] for rule in sorted(findings, key=lambda rule: gravity(rule, findings[rule]))}
 
 
 def gravity(rule: Rule, finding: Finding) -> float:

@@ -254,7 +254,8 @@ ATTRIBUTE_MEASURES: dict[str, EditMeasure] = {
 def measure_edits(context: EditContext) -> tuple[list[Measurement], dict[str, np.ndarray]]:
     """Take all measures, and print them. Return measurements, and the images behind them by the measure's name."""
     measures = MEASURES | (ATTRIBUTE_MEASURES if has_attributes(context.data) else {})
-    measurements, arrays = [], {}
+    measurements = []
+    arrays = {}
     for name, measure in measures.items():
         rows, arrays[name] = measure(context)
         measurements += rows

@@ -51,7 +51,8 @@ def evaluate_edits(options: EditsOptions) -> dict[str, Any]:
     """
     device = pick_device(options.device)
     pipe = UnCLIP.from_pretrained(options.checkpoint, device)
-    test, validation, train = splits = options.data.load(options.split, "validation", "train", held_out=True)
+    splits = options.data.load(options.split, "validation", "train", held_out=True)
+    test, validation, train = splits
     if not all(data.classes and len(data.labels.unique()) == len(data.classes) for data in splits):
         raise UserError(f"{test.name} has no images of classes that a classifier could tell apart; choose other --data")
     classifier = trained_judge(train, validation, options.judge, device)

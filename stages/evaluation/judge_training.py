@@ -111,7 +111,8 @@ class JudgeStage:
         self.model = objective.model
         self.objective = objective
         self.draw_batch = draw_batch
-        self.data, self.held_out = data, held_out
+        self.data = data
+        self.held_out = held_out
         self.size = len(data)
 
     def batch(self, draw: StepDraw) -> TensorBatch:

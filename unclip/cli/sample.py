@@ -78,10 +78,10 @@ def main(argv: Sequence[str] | None = None, checkpoints: Path = Path("checkpoint
     named = read_early_options(argv)
     checkpoint = Path(named.checkpoint) if named.checkpoint else newest_pipeline(checkpoints)
     folder = find_pipeline(checkpoint)
-    own = read_sampling(folder)
-    options = parse(SampleOptions, __doc__, SampleOptions.of(own, named.style or "clear"), argv)
-    settings = given_settings(argv, options, own)
-    sampling = own.for_drawing(**settings)  # refuses what is out of range before anything slow is done
+    stored = read_sampling(folder)
+    options = parse(SampleOptions, __doc__, SampleOptions.of(stored, named.style or "clear"), argv)
+    settings = given_settings(argv, options, stored)
+    sampling = stored.for_drawing(**settings)  # refuses what is out of range before anything slow is done
     captions = read_captions(options)
     check_seeds(options.seed, options.n)
 

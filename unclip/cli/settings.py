@@ -42,13 +42,13 @@ def main(argv: Sequence[str] | None = None) -> None:
     if not index:
         raise UserError(f"{folder} holds no trained pipeline; name the folder of one")
     check_parts(given, index["parts"], "this pipeline lacks")
-    own = read_sampling(folder)
-    sampling = own.override(**given)
+    stored = read_sampling(folder)
+    sampling = stored.override(**given)
     if given:
         if is_hub_name(options.checkpoint):
             raise UserError(f"{options.checkpoint} is on the Hugging Face Hub; change the settings of a folder")
         write_sampling(folder, sampling)
-    before = SamplingOptions.of(own)
+    before = SamplingOptions.of(stored)
     after = SamplingOptions.of(sampling)
     for name in SAMPLING_OPTIONS:
         old, new = (format_value(getattr(settings, name)) for settings in (before, after))

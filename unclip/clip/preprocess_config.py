@@ -5,7 +5,8 @@ from typing import Literal
 
 from unclip.fields import bounded
 
-OPENAI_MEAN, OPENAI_STD = (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)
+OPENAI_MEAN = (0.48145466, 0.4578275, 0.40821073)
+OPENAI_STD = (0.26862954, 0.26130258, 0.27577711)
 """Mean and deviation of the images that OpenAI's CLIP was trained on."""
 
 

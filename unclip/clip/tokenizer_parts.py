@@ -41,7 +41,7 @@ def _flat_parts(part: Any) -> list[dict[str, Any]]:
         return []
     if isinstance(part, dict) and part.get("type") == "Sequence":
         inner: Any = next((part[name] for name in SEQUENCES if name in part), [])
-        return [flat for one in inner for flat in _flat_parts(one)]
+        return [flat for nested in inner for flat in _flat_parts(nested)]
     if not isinstance(part, dict) or not isinstance(part.get("type", ""), str):
         raise UserError(f"it has {shown(part)} in place of a part")
     return [part]

@@ -214,8 +214,8 @@ def inpaint(pipe: UnCLIP, options: InpaintOptions, settings: dict[str, Any]) -> 
 
 
 def image_to_image(pipe: UnCLIP, options: ImageToImageOptions, settings: dict[str, Any]) -> Drawn:
-    own = (options.caption, options.strength, options.n, options.seed, options.negative)
-    output = edit.image_to_image(pipe, options.images, *own, **settings)
+    arguments = (options.caption, options.strength, options.n, options.seed, options.negative)
+    output = edit.image_to_image(pipe, options.images, *arguments, **settings)
     return with_originals(pipe, options.images, per_image(output, options.n)), arrays_of(output)
 
 
@@ -297,8 +297,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     named = read_early_options(argv)
     checkpoint = Path(named.checkpoint) if named.checkpoint else newest_pipeline(Path("checkpoints"))
     folder = find_pipeline(checkpoint)
-    own = read_sampling(folder)
-    sampling = {name: own.override(**edit.DEFAULTS.get(name.replace("-", "_"), {})) for name in COMMANDS}
+    stored = read_sampling(folder)
+    sampling = {name: stored.override(**edit.DEFAULTS.get(name.replace("-", "_"), {})) for name in COMMANDS}
     options = parse(command_types(sampling, named.style or "clear"), __doc__, argv=argv)
     if getattr(options, "images", None) == ():
         raise UserError("no image; give the files of some, like: unclip edit vary shoe.png")
@@ -331,9 +331,9 @@ def picture_text(
 ) -> dict[str, str]:
     """Text for a command's picture: the settings that it draws with, and its own options."""
     general = {item.name for kind in (SamplingOptions, Options) for item in fields(kind)}
-    own = {item.name: getattr(options, item.name) for item in fields(options) if item.name not in general}
-    captions = [own[option] for option in ("caption", "before", "after") if own.get(option)]
-    captions += own.get("prompts", ())
-    seeds = range(own["seed"], own["seed"] + own.get("n", 1)) if "seed" in own else ()
+    special = {item.name: getattr(options, item.name) for item in fields(options) if item.name not in general}
+    captions = [special[option] for option in ("caption", "before", "after") if special.get(option)]
+    captions += special.get("prompts", ())
+    seeds = range(special["seed"], special["seed"] + special.get("n", 1)) if "seed" in special else ()
     drawn_with = sampling.for_drawing(**settings[0]) if settings else sampling
-    return describe_picture(pipe, captions, seeds, drawn_with, edit={"command": name, **own})
+    return describe_picture(pipe, captions, seeds, drawn_with, edit={"command": name, **special})

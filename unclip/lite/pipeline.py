@@ -233,10 +233,10 @@ class Lite:
         noise = RowNoise(seeds, UPSAMPLER_STREAM)
         level = part.process.level(part.process.distinct_times_at([settings.upscale_noise])[0])
         small = (level.alpha * images + level.sigma * noise(self.image_shape)).astype(np.float32)
-        told = np.full(len(images), level.network_time, dtype=np.float32)
+        noise_times = np.full(len(images), level.network_time, dtype=np.float32)
 
         def network(x: np.ndarray, times: np.ndarray) -> np.ndarray:
-            [output] = self.networks("upsampler_step", x, times, small, told, embeddings)
+            [output] = self.networks("upsampler_step", x, times, small, noise_times, embeddings)
             return output
 
         levels = part.process.karras_levels(settings.upscale_steps)

@@ -222,7 +222,8 @@ class Doors:
             except UserError as error:
                 raise Refused(429, str(error)) from None
             await self.app(scope, receive, send)
-        self.joined[session] = mark = object()
+        mark = object()
+        self.joined[session] = mark
         task = asyncio.create_task(self.forget_unless_heard(session, mark))
         self.tasks.add(task)  # the loop itself holds tasks weakly
         task.add_done_callback(self.tasks.discard)

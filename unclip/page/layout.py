@@ -101,7 +101,8 @@ class Page:
             tab_values = [tab.starting_values(opened, linked, problems) for tab in self.tabs.values()]
             followers = [value(opened) for _, value in self.followers]
         except UserError as error:
-            opened, problems = None, [str(error)]
+            opened = None
+            problems = [str(error)]
             tab_values = [[SKIP] * len(tab.fields) for tab in self.tabs.values()]
             followers = [SKIP] * len(self.followers)
         status = "".join(map(markup.problem, problems))
@@ -235,7 +236,8 @@ class Tab:
         named = dict(zip(self.fields, raw[1:], strict=False))
         seed: Any = SKIP
         if self.lock and raw[-1] is False:
-            seed = named["seed"] = secrets.randbelow(2**31)
+            seed = secrets.randbelow(2**31)
+            named["seed"] = seed
         values = {name: field.read(named[name]) for name, field in self.fields.items()}
         while not turn.wait(STOP_AFTER):
             if turn.is_over:
@@ -246,7 +248,8 @@ class Tab:
         notes = self.unknown_words(opened, values)
         yield self.shown(markup.notice("drawing", *notes), seed=seed)
         settings = given(values)
-        began = last_line = time.monotonic()
+        began = time.monotonic()
+        last_line = began
         recipe: Any = ""  # until all is drawn
         button: Any = SKIP
         for event in self.work(opened, **settings):

@@ -69,7 +69,8 @@ class Turns:
             former = self.latest.get(session)
             if former in self.waiting:
                 self.waiting.remove(former)
-            turn = self.latest[session] = Turn(self, session, tab)
+            turn = Turn(self, session, tab)
+            self.latest[session] = turn
             self.waiting.append(turn)
             self.changed.notify_all()
         return turn

@@ -68,8 +68,10 @@ def write_index(pipeline: Path, leave_out: str = "", files: Mapping[str, str | b
         return
     hashes = {f"{part}/config.json": file_sha256(pipeline / part / "config.json") for part in manifests}
     hashes |= {f"{part}/model.safetensors": manifest.sha256 for part, manifest in manifests.items()}
-    own = {name: digest for name, digest in listed.items() if "/" not in name}
-    hashes |= {name: digest for name, digest in own.items() if digest and present_sha256(pipeline, name) == digest}
+    top_level = {name: digest for name, digest in listed.items() if "/" not in name}
+    hashes |= {
+        name: digest for name, digest in top_level.items() if digest and present_sha256(pipeline, name) == digest
+    }
     index = {
         "format": FORMAT,
         "files": hashes | new | _examples(pipeline),

@@ -92,8 +92,8 @@ float16.
 
 def _optional_parts(manifests: dict[str, Manifest]) -> str:
     """A sentence on the optional parts; nothing if there are none."""
-    found = [words for part, words in OPTIONAL_PARTS.items() if part in manifests]
-    return f" It also has {' and '.join(found)}." if found else ""
+    present = [words for part, words in OPTIONAL_PARTS.items() if part in manifests]
+    return f" It also has {' and '.join(present)}." if present else ""
 
 
 def is_report_of(manifests: dict[str, Manifest], report: Any, path: Path) -> bool:

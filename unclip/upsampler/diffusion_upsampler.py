@@ -60,8 +60,8 @@ class DiffusionUpsampler(nn.Module):
         level = self.process.level(self.process.times_at(ratio).item())
         noised = add_noise(images, noise(images), level.alpha, level.sigma)
         enlarged = resize(noised, images.shape[-2] * factor, images.shape[-1] * factor)
-        told = self.process.network_time(level.t)
-        augmentation = torch.full((len(images),), told, dtype=torch.float32, device=images.device)
+        network_time = self.process.network_time(level.t)
+        augmentation = torch.full((len(images),), network_time, dtype=torch.float32, device=images.device)
         unet = self.config.network.unet
 
         def network(x: Tensor, time: Tensor) -> Tensor:

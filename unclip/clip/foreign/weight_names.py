@@ -3,7 +3,8 @@
 import torch
 from torch import Tensor
 
-HUGGING_FACE, OPEN_CLIP = 1, 2
+HUGGING_FACE = 1
+OPEN_CLIP = 2
 """Columns of `NAMES`."""
 #    ours                        Hugging Face                                         open_clip and OpenAI
 NAMES = (
