@@ -7,6 +7,7 @@ import pytest
 import safetensors.torch
 import torch
 from conftest import COMMITTED, REQUIRED, ROOT
+from torch.nn.functional import cross_entropy
 
 from data.fashion_mnist_captions import CLASSES, PLAIN_CAPTIONS
 from stages.evaluation.judge import Classifier, judge_images
@@ -27,12 +28,12 @@ COLOURS = {
 }  # fmt: skip
 
 
-def caption_accuracy(folder, n: int) -> float:
-    """The share of n samples per plain caption that the classifier takes for the class of the caption."""
+def caption_likelihood(folder, n: int) -> float:
+    """The mean log-probability that the classifier gives the captions' classes, over n samples per plain caption."""
     classifier, _ = load_part(ROOT / "tests" / "classifier", Classifier)
     drawn = UnCLIP.from_pretrained(folder)(list(PLAIN_CAPTIONS), n=n, seed=0)
-    predicted = judge_images(classifier, drawn.images)[0].argmax(dim=1).numpy()
-    return (predicted == np.arange(len(CLASSES)).repeat(n)).mean()
+    classes = torch.arange(len(CLASSES)).repeat_interleave(n)
+    return -cross_entropy(judge_images(classifier, drawn.images)[0], classes).item()
 
 
 def test_classifier_knows_the_real_images(splits):
@@ -42,7 +43,8 @@ def test_classifier_knows_the_real_images(splits):
 
 
 def test_samples_of_the_committed_weights_are_what_was_asked_for():
-    assert caption_accuracy(COMMITTED, n=5) >= 0.93
+    """The mean is -0.14. Without reranking in the prior it is -0.21, though 48 of the 50 samples have the right class."""
+    assert caption_likelihood(COMMITTED, n=5) > -0.18
 
 
 def test_inverted_images_are_drawn_again_from_the_noise_that_was_found():
@@ -60,7 +62,7 @@ def test_inverted_images_are_drawn_again_from_the_noise_that_was_found():
 
 
 @pytest.mark.parametrize("stage", REQUIRED)
-def test_accuracy_falls_if_the_weights_of_one_stage_are_shuffled(stage, tmp_path):
+def test_likelihood_falls_if_the_weights_of_one_stage_are_shuffled(stage, tmp_path):
     """So that the test above cannot pass on any weights: each stage carries the result."""
     folder = shutil.copytree(COMMITTED, tmp_path / "shuffled")
     path = folder / stage / "model.safetensors"
@@ -79,7 +81,7 @@ def test_accuracy_falls_if_the_weights_of_one_stage_are_shuffled(stage, tmp_path
             manifest["parents"]["clip"] = sha256(path.read_bytes())
         write_record(config, manifest)
     write_index(folder)
-    assert caption_accuracy(folder, n=2) < 0.5
+    assert caption_likelihood(folder, n=2) < -1
 
 
 def test_emoji_have_the_colour_that_their_name_says():
