@@ -43,7 +43,7 @@ def test_classifier_knows_the_real_images(splits):
 
 
 def test_samples_of_the_committed_weights_are_what_was_asked_for():
-    """The mean is -0.14. Without reranking in the prior it is -0.21, though 48 of the 50 samples have the right class."""
+    """The mean is -0.14. Without reranking in the prior it is -0.21, though 48 of 50 samples have the right class."""
     assert caption_likelihood(COMMITTED, n=5) > -0.18
 
 
