@@ -55,7 +55,8 @@ def inherit_source(pipeline: Path, plain: C, source: str | None) -> C:
     """The defaults of the data options of a program that works on a pipeline: those that it was trained with.
 
     Args:
-        plain: the defaults if the pipeline does not record its data.
+        plain: the defaults if the pipeline does not record its data. A size that it names stays: a decoder may draw
+            smaller images than its CLIP sees.
         source: the source that --data names. If it is not the pipeline's, only the options on the size and the number
             of images are taken from the pipeline; the others are those of `plain`.
     """
@@ -63,9 +64,11 @@ def inherit_source(pipeline: Path, plain: C, source: str | None) -> C:
     if recorded is None:
         return plain
     if source is None or _is_same_source(source, recorded.source):
-        return recorded
-    inherited = ("limit",) if has_fixed_shape(source) else ("limit", *SHAPE_OPTIONS)
-    return replace(plain, source=source, **{name: getattr(recorded, name) for name in inherited})
+        inherited = recorded
+    else:
+        names = ("limit",) if has_fixed_shape(source) else ("limit", *SHAPE_OPTIONS)
+        inherited = replace(plain, source=source, **{name: getattr(recorded, name) for name in names})
+    return inherited if has_fixed_shape(inherited.source) else replace(inherited, size=plain.size or inherited.size)
 
 
 def compare_source(pipeline: Path, config: SourceConfig, tell: Tell = print) -> bool:

@@ -24,7 +24,6 @@ from unclip.store.files import make_folder, remove_leftovers
 
 OPEN = 64
 """Shards whose embeddings are mapped into memory at once."""
-ADVICE = "embed the stream with: python -m stages.embed --out PIPELINE, or train with --data.embed online"
 
 
 class StoredEmbeddings:
@@ -43,6 +42,11 @@ class StoredEmbeddings:
         address = plan.shards[0].address
         self.folder = (paths.CACHE if is_remote(address) else Path(address).parent) / f"embeddings-{identity}"
 
+    @property
+    def advice(self) -> str:
+        command = f"python -m stages.embed --out PIPELINE --data.size {self.plan.size}"
+        return f"embed the stream with: {command}, or train with --data.embed online"
+
     def path(self, shard: Shard) -> Path:
         return self.folder / shard.name.replace("/", "--")
 
@@ -54,7 +58,7 @@ class StoredEmbeddings:
         """Raise UserError if shards are not embedded."""
         if missing := self.missing():
             count = quantity(len(missing), "shard")
-            raise UserError(f"{count} of {len(self.plan.shards)} have no embeddings in {self.folder}; {ADVICE}")
+            raise UserError(f"{count} of {len(self.plan.shards)} have no embeddings in {self.folder}; {self.advice}")
 
     def write(self, shard: Shard, embed: Callable[[CaptionedImages], EmbeddedImages]) -> int:
         """Embed the rows of a shard, and write them, whole or not at all. Returns how many could be used."""
@@ -97,7 +101,7 @@ class StoredEmbeddings:
             place = int(np.searchsorted(arrays["rows"], row.index))
             if place == len(arrays["rows"]) or arrays["rows"][place] != row.index:
                 raise UserError(
-                    f"{self.path(self.shards[row.shard])} lacks {row.name}; delete that folder, and {ADVICE}"
+                    f"{self.path(self.shards[row.shard])} lacks {row.name}; delete that folder, and {self.advice}"
                 )
             embeddings.append(torch.from_numpy(arrays["embeddings"][place]))
             ids = arrays["caption_ids"][slice(*arrays["caption_starts"][place : place + 2])]
@@ -116,10 +120,10 @@ class StoredEmbeddings:
             shard = self.shards[name]
             folder = self.path(shard)
             if damage := array_cache_damage(folder):
-                raise UserError(f"{folder} is damaged ({damage}); delete that folder, and {ADVICE}")
+                raise UserError(f"{folder} is damaged ({damage}); delete that folder, and {self.advice}")
             arrays, notes = map_array_cache(folder)
             if notes.get("shard") != fingerprint([shard], {}):
-                raise UserError(f"{folder} is of an earlier {shard.address}; delete that folder, and {ADVICE}")
+                raise UserError(f"{folder} is of an earlier {shard.address}; delete that folder, and {self.advice}")
             if len(self.opened) == OPEN:
                 self.opened.clear()
             self.opened[name] = arrays

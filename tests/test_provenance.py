@@ -3,9 +3,10 @@
 import json
 import shlex
 import shutil
+from dataclasses import replace
 
 import pytest
-from conftest import assert_one_error_line, edit
+from conftest import ROOT, assert_one_error_line, edit
 from foreign import huggingface_clip
 from own_images import picture, with_csv, with_jsonl
 from small_pipeline import build
@@ -17,6 +18,7 @@ from unclip.store.index import write_index
 from unclip.store.manifest import read_manifest
 
 pytestmark = pytest.mark.usefixtures("own_caches")
+EMOJI = ROOT / "checkpoints" / "emoji"
 FEW = ("--preset", "tiny", "--train.steps", 1)
 
 
@@ -140,6 +142,16 @@ def test_pipelines_without_a_note_are_read_as_before(tmp_path):
     assert read_provenance(copied, plain) is None
     assert inherit_source(copied, plain, None) == plain
     assert read_provenance(tmp_path / "nothing", plain) is None
+
+
+def test_a_size_that_a_preset_names_stays_beside_that_of_the_pipeline():
+    plain = SourceConfig(size=64)
+    assert inherit_source(EMOJI, SourceConfig(), None).size == 32
+    for source in (None, "emoji", "shapes"):
+        assert inherit_source(EMOJI, plain, source) == replace(inherit_source(EMOJI, SourceConfig(), source), size=64)
+    assert inherit_source(EMOJI, plain, "fashion-mnist").size == 64, "its own, which is refused as ever"
+    garments = EMOJI.with_name("fashion-mnist")
+    assert inherit_source(garments, plain, None) == inherit_source(garments, SourceConfig(), None)
 
 
 def test_inspection_of_a_source_or_of_a_pipeline_not_of_both_or_neither(script):
