@@ -144,7 +144,8 @@ def test_plan_of_the_papers_sizes_says_what_breaks_first(script):
     assert finished.code == 0, finished.err
     for words in ("986 M", "1.23 G", "3.33 G", "FSDP2, recomputed", "635000", "days", "What breaks first", "upsamplers",
                   "train_decoder.py --preset paper --train.shard", "table of the contrastive loss",
-                  "cache of embeddings on disk", "210 TB of 30.0 TB"):  # fmt: skip
+                  "cache of embeddings on disk", "210 TB of 30.0 TB", "shards of 256x256 JPEG files, 21.1 TB",
+                  "421 TB of 30.0 TB", "Cheaper: --data.embed online, as the disk does not hold"):  # fmt: skip
         assert words in finished.out
     seconds = 635_000 * 32_768 * cost("paper", "clip").training / (256 * 0.4 * 989e12)
     assert f"{seconds / 86_400:.2f} days" in next(line for line in finished.out.splitlines() if line.startswith("time"))

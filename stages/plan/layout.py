@@ -63,6 +63,11 @@ class Budget:
         """Examples per step on each device."""
         return self.batch_size // self.devices
 
+    @property
+    def rate(self) -> float:
+        """Operations per second of all devices together."""
+        return self.devices * self.device.peak * self.mfu
+
     def state(self, sharded: bool) -> float:
         """Bytes that a device holds of weights, their average, and moments, all in float32; for gradients see `memory`.
 
@@ -124,8 +129,7 @@ class Budget:
 
     def seconds(self, layout: Layout) -> float:
         """Seconds per step."""
-        rate = self.devices * self.device.peak * self.mfu
-        return self.operations(layout) * self.batch_size / rate
+        return self.operations(layout) * self.batch_size / self.rate
 
     def duration(self, layout: Layout) -> str:
         """The time of all steps, as text."""

@@ -12,7 +12,7 @@ RECORD = 1000
 
 DRAW = "more threads that draw"
 STREAM = "read shards as they come"
-CACHE = "keep it in fewer bytes"
+CACHE = "--data.stream --data.embed online"
 
 
 @dataclass(frozen=True)
@@ -49,7 +49,7 @@ class Limit:
 
 @dataclass(frozen=True)
 class Stored:
-    """Bytes of one captioned image that its first reader needs; 0 for a part that is not the first."""
+    """Bytes of one captioned image that its first reader, at that size, needs; 0 for a part that is not the first."""
 
     cache: float = 0.0
     """In the cache of embeddings."""

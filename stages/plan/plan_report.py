@@ -7,6 +7,7 @@ from stages.inputs import CLIPInputs, Inputs
 from stages.plan.counting import build_model, count_embedding, count_part
 from stages.plan.layout import Budget, Layout, layouts
 from stages.plan.limits import Limit, Stored, Surroundings, cache_bytes, find_limits
+from stages.plan.loading import Embeddings, Reading, row_bytes
 from stages.plan.machine import DEVICES, count, duration, short
 from stages.plan.plan_options import PlanOptions
 from stages.plan.synthetic import make_clip_inputs, make_inputs
@@ -37,14 +38,19 @@ def plan_parts(options: PlanOptions) -> dict[str, PartPlan]:
     parts = {"clip": PartPlan("clip", clip_run, clip_inputs)}
     clip: CLIPConfig = build_model("clip", clip_run, clip_inputs).config
     for part, run in runs.items():
-        inputs = make_inputs(clip, *image_shape(options, run), caption_tokens(options, clip))
+        shape = image_shape(options, run, drawn=runs["decoder"].data.size)
+        inputs = make_inputs(clip, *shape, caption_tokens(options, clip))
         parts[part] = PartPlan(part, run, inputs)
     return parts
 
 
-def image_shape(options: PlanOptions, run: PartRun) -> tuple[int, int]:
-    """Height and width, and channels. Images of a size that is asked for are in colour."""
-    size = options.size or run.data.size
+def image_shape(options: PlanOptions, run: PartRun, drawn: int | None = None) -> tuple[int, int]:
+    """Height and width, and channels. Images of a size that is asked for are in colour.
+
+    Args:
+        drawn: the size that the decoder's preset names, for a preset that names none.
+    """
+    size = options.size or run.data.size or drawn
     return (run.image_scale * (size or PRESET_SIZE), 3 if size else 1)
 
 
@@ -77,12 +83,15 @@ def make_budgets(options: PlanOptions, parts: dict[str, PartPlan]) -> dict[str, 
 
 
 def stored_bytes(parts: dict[str, PartPlan], tokens: int) -> dict[str, Stored]:
-    """Bytes to store of an image: CLIP is the first to need its tokens, and the next part its cached embeddings."""
-    stored = dict.fromkeys(parts, Stored())
+    """Bytes to store of an image: its tokens for CLIP, its cached embeddings for the first part that reads its size."""
     clip, *others = parts
     config = parts[others[0]].inputs.clip
-    stored[clip] = Stored(tokens=8 * config.text.context)
-    stored[others[0]] = Stored(cache=cache_bytes(config, tokens))
+    stored = {clip: Stored(tokens=8 * config.text.context)}
+    sizes = set()
+    for part in others:
+        size = parts[part].inputs.shapes.image_size
+        stored[part] = Stored() if size in sizes else Stored(cache=cache_bytes(config, tokens))
+        sizes.add(size)
     return stored
 
 
@@ -101,11 +110,18 @@ def plan(options: PlanOptions) -> str:
     limits = [limit for name in parts for limit in find_limits(budgets[name], stored[name], images, around)]
     limits.sort(key=lambda limit: limit.ratio, reverse=True)
     stages = list(budgets.values())
-    embedding = images * count_embedding(parts["clip"].run, parts["clip"].inputs)
+    embeddings = Embeddings(
+        images=images,
+        row=cache_bytes(parts["prior"].inputs.clip, tokens),
+        operations=count_embedding(parts["clip"].run, parts["clip"].inputs),
+        sets=sum(part.cache > 0 for part in stored.values()),
+    )
+    size = max(part.inputs.shapes.image_size for part in parts.values())
     sections = [
         heading(options, parts, images, tokens),
         table(stages, images),
-        advice(stages, options, embedding),
+        advice(stages, options, images * embeddings.operations),
+        streamed([Reading(budget, size) for budget in stages], embeddings, around.disk),
         verdict(limits),
     ]
     return "\n\n".join(sections)
@@ -147,6 +163,10 @@ def table(budgets: list[Budget], images: float) -> str:
     ]
     for name, layout in layouts(budgets[0].devices).items():
         rows.append((f"memory per device: {name}", [memory_cell(budget, layout) for budget in budgets]))
+    return columns(rows)
+
+
+def columns(rows: list[tuple[str, list[str]]]) -> str:
     return "\n".join(f"{name:<38}" + "".join(f"{cell:>22}" for cell in cells).rstrip() for name, cells in rows)
 
 
@@ -173,6 +193,35 @@ def advice(budgets: list[Budget], options: PlanOptions, embedding: float) -> str
     clip = budgets[0]
     seconds = embedding / (clip.device.peak * clip.mfu)
     lines.append(f"The cache of embeddings, before the prior, takes {duration(seconds)} of one device's time.")
+    return "\n".join(lines)
+
+
+def streamed(readings: list[Reading], embeddings: Embeddings, disk: float) -> str:
+    """The reading of a stream, a column for each part, and which embeddings are cheaper."""
+    first, *others = [reading.budget for reading in readings]
+    size = readings[0].size
+    read = [0.0, *(reading.rate * embeddings.row for reading in readings[1:])]
+    rows = [
+        ("", [reading.budget.name for reading in readings]),
+        ("rows per second", [short(reading.rate) for reading in readings]),
+        ("loader cores, in all", [f"{reading.cores:.3g}" for reading in readings]),
+        ("  --data.workers", [f"{reading.workers}" for reading in readings]),
+        ("network: shards", [short(reading.network, "B/s") for reading in readings]),
+        ("  stored embeddings", [short(number, "B/s") if number else "-" for number in read]),
+    ]
+    steps = sum(budget.steps * budget.seconds(budget.best() or Layout()) for budget in (first, *others))
+    stored = embeddings.stored_seconds(first)
+    online = embeddings.online_seconds(others)
+    choice, why = embeddings.cheaper(others, disk)
+    shards = short(embeddings.images * row_bytes(size), "B")
+    lines = [
+        f"Read by --data.stream, from shards of {size}x{size} JPEG files, {shards} in all:",
+        columns(rows),
+        f"--data.embed stored takes {short(embeddings.stored_bytes, 'B')} of {short(disk, 'B')} and "
+        f"{duration(stored)} beforehand, {duration(steps + stored)} in all; online takes {duration(online)} beside the "
+        f"steps, {duration(steps + online)} in all.",
+        f"Cheaper: --data.embed {choice}, as {why}.",
+    ]
     return "\n".join(lines)
 
 
