@@ -63,25 +63,49 @@ def test_tar_and_parquet_and_a_run_that_was_broken_off_give_the_same_training(tm
     assert len({line["loss"] for line in metrics(tmp_path / "whole", "clip") if "loss" in line}) > 1
 
 
-def test_ranks_on_a_stream_train_as_one_process_on_the_same_rows(tmp_path):
+class Replayed(StepStream):
+    """Steps on data sets in memory, one for each, in place of a stream's."""
+
+    def __init__(self, train, data_sets):
+        super().__init__(train)
+        self.data_sets = data_sets
+
+    def batches(self, stage, config, first, device, states):
+        for step, data_set in enumerate(self.data_sets):
+            generator = batch_generator(config.seed, step)
+            rows = torch.arange(config.batch_size)
+            yield stage.batch(StepDraw(rows, generator, config.seed, step, streamed=data_set))
+
+
+def test_ranks_on_a_stream_train_as_one_process_on_the_same_rows_in_memory(tmp_path):
+    """The losses of all steps, in float64."""
     train = stream_of(write_shards(tmp_path / "x"))
-    stage = clip_stage(train)
-    stage.model.double()
+    settings = replace(SETTINGS, steps=4)
 
-    def first_loss():
+    def losses_on(stream, out):
+        stage = clip_stage(train)
+        stage.model.double()
+        losses = []
+        stage.objective.register_forward_hook(lambda _, __, loss: losses.append(loss.item()))
+        loop.train(stage, settings, CPU, out, Manifest("clip"), stream=stream)
+        return losses[: settings.steps]
+
+    def on_rank():
         stream = StepStream(train)
-        rows = []
-        stream.embed = lambda images, own: (rows.append((images.images.numpy(), own)), images)[1]
-        batch = next(stream.batches(stage, SETTINGS, 0, CPU, []))
-        return stage.objective(batch).item(), rows[0]
+        seen = []
+        stream.embed = lambda images, rows: (seen.append((images.images.numpy(), rows)), images)[1]
+        return losses_on(stream, tmp_path / "two"), seen
 
-    (one, (images, rows)), (other, (more_images, more_rows)) = on_ranks(2, first_loss)
-    pixels = torch.stack([torch.from_numpy(images), torch.from_numpy(more_images)], dim=1).flatten(0, 1)
-    every = [row for pair in zip(rows, more_rows, strict=True) for row in pair]
-    together = build_data_set("both", pixels, [Record(row.name, None, row.captions) for row in every])
-    draw = StepDraw(torch.arange(6), batch_generator(SETTINGS.seed, 0), SETTINGS.seed, 0, streamed=together)
-    assert (one + other) / 2 == pytest.approx(stage.objective(stage.batch(draw)).item(), abs=1e-6)
-    assert len({row.name for row in every}) == 6
+    (one, seen), (other, more) = on_ranks(2, on_rank)
+    data_sets = []
+    for (images, rows), (more_images, more_rows) in zip(seen[:4], more[:4], strict=True):
+        pixels = torch.stack([torch.from_numpy(images), torch.from_numpy(more_images)], dim=1).flatten(0, 1)
+        every = [row for pair in zip(rows, more_rows, strict=True) for row in pair]
+        assert len({row.name for row in every}) == 6
+        data_sets.append(build_data_set("both", pixels, [Record(row.name, None, row.captions) for row in every]))
+    alone = losses_on(Replayed(train, data_sets), tmp_path / "one")
+    assert [sum(pair) / 2 for pair in zip(one, other, strict=True)] == pytest.approx(alone, abs=1e-6)
+    assert len(set(alone)) == 4
 
 
 def test_signal_that_reaches_the_readers_too_finishes_the_step_and_saves_it(tmp_path):
@@ -105,12 +129,26 @@ def test_signal_that_reaches_the_readers_too_finishes_the_step_and_saves_it(tmp_
 @pytest.fixture
 def streamed_pipeline(script, tmp_path):
     """A pipeline whose CLIP was trained for a few steps on a stream."""
-    folder = write_shards(tmp_path / "x", rows=100)
-    options = ("--data.stream", "--data.workers", 0, "--train.batch-size", 8, "--train.steps", 2, "--vocab-size", 300)
-    finished = script("train_clip", "--preset", "tiny", "--data", folder, "--out", tmp_path / "run", *options)
+    finished = script("train_clip", *streamed_training(tmp_path))
     assert finished.code == 0, finished.err
     assert "a stream of 4 shards" in finished.err
     return tmp_path / "run"
+
+
+def streamed_training(folder: Path) -> tuple:
+    """Options of a CLIP's training on a stream."""
+    source = folder / "x"
+    if not source.exists():
+        write_shards(source, rows=100)
+    small = ("--data.workers", 0, "--train.batch-size", 8, "--train.steps", 2, "--vocab-size", 300)
+    return ("--preset", "tiny", "--data", source, "--data.stream", "--out", folder / "run", *small)
+
+
+def test_the_command_that_began_a_training_is_taken_again(streamed_pipeline, script, tmp_path):
+    """A flag that the pipeline records is given once more."""
+    finished = script("train_clip", *streamed_training(tmp_path))
+    assert finished.code == 0, finished.err
+    assert "is trained already" in finished.err
 
 
 def test_all_parts_train_from_a_stream_by_their_scripts(streamed_pipeline, script):

@@ -149,10 +149,13 @@ def _default_of(item: Field, config: Any) -> Any:
 def parse(kind: type[C], description: str, default: C | None = None, argv: Sequence[str] | None = None) -> C:
     """Read a config dataclass from arguments (default: the command line's); --help documents each field.
 
+    With a `default`, which may be that of a pipeline, a flag can be given as --flag and --no-flag, whichever is the
+    default: the command that began a training also goes on with it.
+
     Raises UserError, in one line that names the nearest right option, for an unknown or an ill-typed one.
     """
     output = io.StringIO()
-    options = {} if default is None else {"default": default}
+    options: dict[str, Any] = {"config": (tyro.conf.FlagCreatePairsOff,)} if default is None else {"default": default}
     try:
         with contextlib.redirect_stderr(output):
             config = tyro.cli(
@@ -160,7 +163,6 @@ def parse(kind: type[C], description: str, default: C | None = None, argv: Seque
                 prog=PROGRAM.get(),
                 description=description,
                 args=command_line(argv),
-                config=(tyro.conf.FlagCreatePairsOff,),
                 registry=REGISTRY,
                 **options,
             )
