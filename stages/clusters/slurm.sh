@@ -23,5 +23,7 @@ srun torchrun $machines --rdzv-id "$SLURM_JOB_ID-embed" --max-restarts 3 \
     -m stages.embed --out $out
 srun torchrun $machines --rdzv-id "$SLURM_JOB_ID-prior" --max-restarts 3 \
     train_prior.py --preset paper --train.shard --out $out
+srun torchrun $machines --rdzv-id "$SLURM_JOB_ID-embed-small" --max-restarts 3 \
+    -m stages.embed --data.size 64 --out $out  # as the decoder sees them
 srun torchrun $machines --rdzv-id "$SLURM_JOB_ID-decoder" --max-restarts 3 \
     train_decoder.py --preset paper --train.shard --out $out
