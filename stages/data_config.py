@@ -13,6 +13,7 @@ from stages.runtime import is_main, main_first
 from unclip.cli.options import EarlyOptions
 from unclip.errors import printable
 from unclip.store.hub import find_pipeline
+from unclip.store.manifest import read_manifest
 
 
 @dataclass(frozen=True)
@@ -36,10 +37,11 @@ class DataConfig(SourceConfig):
         return loaded
 
 
-def inherit_data(presets: dict[str, Any], named: EarlyOptions) -> dict[str, Any]:
+def inherit_data(part: str, presets: dict[str, Any], named: EarlyOptions) -> dict[str, Any]:
     """A trainer's presets, with the data of the pipeline that the command line names by --clip, --out or --init-from.
 
     Args:
+        part: the part to train. If it is in --out, this training goes on, with the size that it was begun with.
         presets: name -> the config of a training.
         named: these options and --data, as the command line gives them.
     """
@@ -50,7 +52,10 @@ def inherit_data(presets: dict[str, Any], named: EarlyOptions) -> dict[str, Any]
     if named.init_from:
         pipelines.append(find_pipeline(named.init_from))
     pipeline = next((path for path in pipelines if read_provenance(path, preset.data)), out)
-    return {name: replace(run, data=inherit_source(pipeline, run.data, named.data)) for name, run in presets.items()}
+    data = {name: inherit_source(pipeline, run.data, named.data) for name, run in presets.items()}
+    if (out / part / "config.json").is_file() and (begun := read_manifest(out / part).training.get("data")):
+        data = {name: replace(config, size=begun.get("size")) for name, config in data.items()}
+    return {name: replace(run, data=data[name]) for name, run in presets.items()}
 
 
 def _tell(line: str) -> None:

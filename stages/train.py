@@ -48,7 +48,7 @@ def train_from_command_line(part: str, description: str, argv: Sequence[str] | N
     """Train a part by the options of the command line, and print its validation figures."""
     named = read_early_options(argv)
     presets = resolve(find_kind(part, named.kind or default_kind(part)).presets)
-    run = parse_run(inherit_data(presets, named), description, argv)
+    run = parse_run(inherit_data(part, presets, named), description, argv)
     manifest = train_part(part, run)
     if runtime.is_main():
         figures = ", ".join(f"{name} {value:.4g}" for name, value in manifest.figures.items())
