@@ -16,13 +16,12 @@ PRESETS = {
             steps=1000, batch_size=16, lr=3e-4, warmup=50, evaluate_every=250, preview_every=500, ema=0.99
         ),
     ),
-    # 2 epochs of the 51,374 training images
     "small": FastDecoderRun(
         preset="small",
-        method="distillation",
-        levels=12,
+        levels=10,
+        points=8,
         train=TrainConfig(
-            steps=3_200, batch_size=32, lr=3e-4, warmup=100, evaluate_every=400, preview_every=800, ema=0.995
+            steps=1_200, batch_size=16, lr=3e-4, warmup=20, evaluate_every=200, preview_every=400, ema=0.99
         ),
     ),
     "base": FastDecoderRun(

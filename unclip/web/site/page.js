@@ -152,7 +152,7 @@ async function draw() {
   }
 }
 
-/** What the form asks for: labels of the pictures, and a function that draws them. Null if it cannot be drawn. */
+/** Labels of the pictures that the form asks for, and a function that draws them; null if it cannot be drawn. */
 async function prepare(n, seed) {
   const caption = find("caption").value;
   const labelled = (text) => Array.from({ length: n }, (_, i) => ({ caption: text, seed: seed + BigInt(i) }));
