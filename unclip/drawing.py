@@ -13,6 +13,8 @@ from unclip.devices import precision_of, wide
 from unclip.diffusion.process import Level
 from unclip.errors import UserError
 from unclip.images import to_uint8
+from unclip.interfaces import HasReranker
+from unclip.redrawing import Drawn, redraw_failed
 from unclip.settings import Sampling
 from unclip.trajectory import Moment, StopDrawing
 
@@ -31,6 +33,8 @@ class Conditions(NamedTuple):
     seeds: list[int]
     noise: Tensor | None = None
     """(N, C, H, W) to start from, one candidate each; None for that of the seeds."""
+    from_prior: bool = False
+    """Whether the prior drew the embeddings for the captions, and may draw others."""
 
 
 def drawing_part(pipe: "UnCLIP", sampling: Sampling) -> tuple[Any, Any]:
@@ -46,42 +50,79 @@ def check_guided(text: TextFeatures, *settings: Any) -> None:
         raise UserError("negative is what guidance leads away from, and there is none; add guidance=3")
 
 
+class Batch(NamedTuple):
+    """Images that were drawn at once, and what they were drawn from."""
+
+    images: Tensor
+    """(B, C, H, W) in [-1, 1]."""
+    noise: Tensor
+    """(B, C, H, W)."""
+    embeddings: Tensor | None
+    """(B, D)."""
+
+
 def draw_arrays(
     pipe: "UnCLIP", conditions: Conditions, sampling: Sampling, on_step: OnStep | None
-) -> tuple[np.ndarray, Tensor]:
-    """Draw images uint8 (N, H, W, C). Returns also the noise (N, C, H, W) that they were drawn from."""
+) -> tuple[np.ndarray, Tensor, Tensor | None]:
+    """Draw images uint8 (N, H, W, C). Returns also the noise (N, C, H, W) and embeddings (N, D) that they came from."""
     drawn = draw_batches(pipe, conditions, sampling, on_step)
-    images, noise = zip(*((as_array(batch), start) for batch, start in drawn), strict=True)
-    return np.concatenate(images), torch.cat(noise)
+    images, noise, embeddings = zip(*((as_array(batch.images), *batch[1:]) for batch in drawn), strict=True)
+    return np.concatenate(images), torch.cat(noise), None if conditions.embeddings is None else torch.cat(embeddings)
 
 
 def draw_batches(
     pipe: "UnCLIP", conditions: Conditions, sampling: Sampling, on_step: OnStep | None = None
-) -> Iterator[tuple[Tensor, Tensor]]:
-    """Yield the images (B, C, H, W) in [-1, 1] of each batch and their noise, until on_step raises `StopDrawing`."""
-    embeddings, text, seeds, noise = conditions
+) -> Iterator[Batch]:
+    """Yield batches of images, until on_step raises `StopDrawing`; the last one's are then as they were predicted."""
+    embeddings, text, seeds, noise, from_prior = conditions
     decoder, settings = drawing_part(pipe, sampling)
     is_stopped = False
     reranks = noise is None and embeddings is not None and settings.num_candidates > 1
+    redraws = from_prior and sampling.prior.redraws > 0 and isinstance(pipe.prior, HasReranker)
     size = max(1, sampling.batch_size // (settings.num_candidates if reranks else 1))  # candidates are one batch
     for part in batches(len(seeds), size):
         part_embeddings = None if embeddings is None else embeddings[part].to(pipe.device)
         part_text = text[part]
         part_seeds = seeds[part]
-        if reranks:
-            drawing = (part_embeddings, part_text, part_seeds, settings, sampling.batch_size)
-            drawn, part_seeds = draw_closest_images(decoder, lambda images: encode_drawn(pipe, images), *drawing)
+        if redraws:
+            drawn, part_embeddings, part_seeds = draw_passing(pipe, part_embeddings, part_text, part_seeds, sampling)
+        elif reranks:
+            drawn, _, part_seeds = draw_closest(pipe, part_embeddings, part_text, part_seeds, sampling)
         start = decoder.draw_noise(part_seeds) if noise is None else noise[part]
-        if not reranks or on_step:  # a watched image is drawn once more, now that it is known which is kept
+        if on_step or not (redraws or reranks):  # a watched image is drawn once more, when it is known which is kept
             tell = on_step and as_moments(on_step, range(len(seeds))[part], settings.steps)
             try:
                 drawn = decoder.draw_images(part_embeddings, part_text, part_seeds, settings, start, tell)
             except StopDrawing as stop:
                 drawn = stop.predicted
                 is_stopped = True
-        yield process_images(pipe, drawn, part_embeddings, part_text, part_seeds, sampling), start
+        images = process_images(pipe, drawn, part_embeddings, part_text, part_seeds, sampling)
+        yield Batch(images, start, part_embeddings)
         if is_stopped:
             return
+
+
+def draw_closest(pipe: "UnCLIP", embeddings: Tensor, text: TextFeatures, seeds: list[int], sampling: Sampling) -> Drawn:
+    """Draw images (B, C, H, W) as the settings say: of several candidates those closest to their embeddings."""
+    decoder, settings = drawing_part(pipe, sampling)
+    if settings.num_candidates == 1:
+        return Drawn(decoder.draw_images(embeddings, text, seeds, settings), embeddings, seeds)
+    drawing = (embeddings, text, seeds, settings, sampling.batch_size)
+    images, seeds = draw_closest_images(decoder, lambda images: encode_drawn(pipe, images), *drawing)
+    return Drawn(images, embeddings, seeds)
+
+
+def draw_passing(pipe: "UnCLIP", embeddings: Tensor, text: TextFeatures, seeds: list[int], sampling: Sampling) -> Drawn:
+    """Draw images (B, C, H, W), those anew that CLIP takes for another class than their captions'."""
+
+    def draw(text: TextFeatures, seeds: list[int]) -> Drawn:
+        return draw_closest(pipe, pipe.draw_embeddings(text, seeds, sampling), text, seeds, sampling)
+
+    def judge(images: Tensor, text: TextFeatures) -> Tensor:
+        return pipe.prior.reranker.image_probabilities(encode_drawn(pipe, images), text.embedding, text.empty)
+
+    first = draw_closest(pipe, embeddings, text, seeds, sampling)
+    return redraw_failed(first, text, seeds, sampling.prior, draw, judge)
 
 
 def process_images(

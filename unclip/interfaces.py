@@ -1,7 +1,7 @@
 """Interfaces of a pipeline's parts. A new kind fulfils one of these protocols and has a row in `unclip.registry`."""
 
 from collections.abc import Sequence
-from typing import Any, ClassVar, Protocol, runtime_checkable
+from typing import TYPE_CHECKING, Any, ClassVar, Protocol, runtime_checkable
 
 from torch import Tensor
 
@@ -10,6 +10,9 @@ from unclip.diffusion.guidance import OnStep
 from unclip.diffusion.process import Process
 from unclip.diffusion.samplers import Denoise
 from unclip.settings import DecoderSettings, PriorSettings
+
+if TYPE_CHECKING:
+    from unclip.prior.reranking import Reranker
 
 
 class PartModel(Protocol):
@@ -40,6 +43,13 @@ class MapsText(Protocol):
 
     def map_text(self, text: Tensor) -> Tensor:
         """Image embeddings (N, D), not of unit norm, predicted from text embeddings (N, D) by a linear map."""
+
+
+@runtime_checkable
+class HasReranker(Protocol):
+    """A prior that knows the captions of the classes, so that images of another class can be drawn anew."""
+
+    reranker: "Reranker"
 
 
 class Decoder(PartModel, Protocol):

@@ -218,9 +218,10 @@ class UnCLIP:
         text = self.encode_captions(captions, negatives)
         check_guided(text, sampling.prior, drawing_part(self, sampling)[1])
         embeddings = self.draw_embeddings(text, seeds, sampling)
-        images, noise = draw_arrays(self, Conditions(embeddings, text, seeds), sampling, on_step)
+        conditions = Conditions(embeddings, text, seeds, from_prior=True)
+        images, noise, embeddings = draw_arrays(self, conditions, sampling, on_step)
         drawn = slice(len(images))
-        return Output(images, captions[drawn], seeds[drawn], embeddings[drawn], noise, sampling, self.origin)
+        return Output(images, captions[drawn], seeds[drawn], embeddings, noise, sampling, self.origin)
 
     @inference()
     def encode_captions(self, captions: Captions, negative: Captions | None = None) -> TextFeatures:
@@ -300,7 +301,8 @@ class UnCLIP:
         sampling = self._sampling(settings)
         conditions = self._conditions(embeddings, captions, seed, noise, negative)
         check_guided(conditions.text, drawing_part(self, sampling)[1])
-        return draw_arrays(self, conditions, sampling, on_step)
+        images, found_noise, _ = draw_arrays(self, conditions, sampling, on_step)
+        return images, found_noise
 
     def decode_tensor(
         self,
@@ -318,7 +320,7 @@ class UnCLIP:
         with gradients():
             given = self._conditions(embeddings, captions, seed, noise, None)
             start = self.decoder.draw_noise(given.seeds) if noise is None else given.noise
-            return torch.cat([images for images, _ in draw_batches(self, given._replace(noise=start), sampling)])
+            return torch.cat([batch.images for batch in draw_batches(self, given._replace(noise=start), sampling)])
 
     def _conditions(
         self,

@@ -101,6 +101,11 @@ class PriorSettings(PartSettings):
     """For the caption of a class, reranking keeps the first candidate to which CLIP gives at least this probability
     among the captions of all classes, or the most probable one if none reaches it. For any other caption it keeps the
     most probable one; without classes, the one closest to the text."""
+    redraws: int = bounded(0, 0, 255)
+    """Times that an image of a class's caption is drawn anew, from another embedding, while CLIP gives the image itself
+    less than image_threshold among the captions of all classes. If none reaches it, the most probable one is kept."""
+    image_threshold: float = bounded(0.5, 0, 1)
+    """See redraws."""
     temperature: float = bounded(1.0, 0.01, 10, few_read=True)
     """Temperature of an autoregressive prior: less than 1 makes likely embeddings likelier. Other kinds take 1 only."""
     top_share: float = bounded(1.0, 0.001, 1, few_read=True)
@@ -259,18 +264,16 @@ def plain(value: Any) -> Any:
 
 STYLES: dict[str, dict[str, Any]] = {
     "clear": {},
-    "faithful": dict.fromkeys(
-        (
-            "fast_num_candidates",
-            "guidance",
-            "num_candidates",
-            "prior_guidance",
-            "prior_num_candidates",
-            "prior_temperature",
-            "prior_top_share",
-        ),
-        1,
-    ),
+    "faithful": {
+        "fast_num_candidates": 1,
+        "guidance": 1,
+        "num_candidates": 1,
+        "prior_guidance": 1,
+        "prior_num_candidates": 1,
+        "prior_redraws": 0,
+        "prior_temperature": 1,
+        "prior_top_share": 1,
+    },
 }
 """Named settings over the pipeline's own: clear changes nothing; faithful neither guides nor reranks, so that samples
 are as varied as the images that the model has learned, and a Frechet distance measures what it has learned."""

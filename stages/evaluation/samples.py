@@ -47,7 +47,8 @@ def draw_samples(
     if driver == "true embedding":
         embeddings = true_embeddings
     elif driver == "prior":
-        embeddings = pipe.embed(captions, 1, seeds, **settings).cpu()
+        drawn = pipe(captions, 1, seeds, **settings)
+        return Samples(resize_images(drawn.images, image_size), drawn.embeddings.cpu())
     elif driver == "text embedding":
         embeddings = pipe.encode_text(captions).cpu()
     elif driver == "nothing":

@@ -44,17 +44,37 @@ class Reranker(nn.Module):
         Args:
             threshold: least probability at which a candidate for a class's own caption is kept.
         """
-        cosines = torch.einsum("nkd,nd->nk", candidates, text)
         if not len(self.class_embeddings):
-            return cosines.argmax(dim=1)
+            return torch.einsum("nkd,nd->nk", candidates, text).argmax(dim=1)
+        log_odds, is_class_caption = self.log_odds(candidates, text)
+        passes = (log_odds.sigmoid() >= threshold) & is_class_caption[:, None]
+        return torch.where(passes.any(dim=1), passes.int().argmax(dim=1), log_odds.argmax(dim=1))
+
+    def log_odds(self, candidates: Tensor, text: Tensor) -> tuple[Tensor, Tensor]:
+        """The log odds (N, K) that CLIP gives each candidate's caption, and whether it is a class's own caption (N,).
+
+        Arguments as for `forward`, where the data has classes.
+        """
+        cosines = torch.einsum("nkd,nd->nk", candidates, text)
         text_to_class = text @ self.class_embeddings.T  # (N, R)
         nearest = text_to_class >= text_to_class.amax(dim=1, keepdim=True) - 1e-4  # all of equal captions
         same_meaning = nearest & (text_to_class > SAME_MEANING)
         competitors = (candidates @ self.class_embeddings.T).masked_fill(same_meaning[:, None], -torch.inf)  # (N, K, R)
         log_odds = self.logit_scale * cosines - (self.logit_scale * competitors).logsumexp(dim=2)  # (N, K)
-        is_class_caption = same_meaning.any(dim=1, keepdim=True)
-        passes = (log_odds.sigmoid() >= threshold) & is_class_caption
-        return torch.where(passes.any(dim=1), passes.int().argmax(dim=1), log_odds.argmax(dim=1))
+        return log_odds, same_meaning.any(dim=1)
+
+    def image_probabilities(self, embeddings: Tensor, text: Tensor, empty: Tensor) -> Tensor:
+        """CLIP's probabilities (N,) that images show their captions' classes; 1 for a caption that is no class's own.
+
+        Args:
+            embeddings: the images' unit embeddings (N, D).
+            text, empty: see `keep`.
+        """
+        if not len(self.class_embeddings):
+            return text.new_ones(len(text))
+        with without_autocast():
+            log_odds, is_class_caption = self.log_odds(embeddings[:, None], text)
+        return torch.where(is_class_caption & ~empty, log_odds[:, 0].sigmoid(), 1.0)
 
     def keep(self, candidates: Tensor, text: Tensor, empty: Tensor, threshold: float) -> Tensor:
         """Keep one candidate (N, D) for each caption; for an empty one, which has no text embedding, the first.
