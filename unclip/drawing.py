@@ -14,6 +14,7 @@ from unclip.diffusion.process import Level
 from unclip.errors import UserError
 from unclip.images import to_uint8
 from unclip.interfaces import HasReranker
+from unclip.prior.reranking import Reranker
 from unclip.redrawing import Drawn, redraw_failed
 from unclip.settings import Sampling
 from unclip.trajectory import Moment, StopDrawing
@@ -78,18 +79,20 @@ def draw_batches(
     decoder, settings = drawing_part(pipe, sampling)
     is_stopped = False
     reranks = noise is None and embeddings is not None and settings.num_candidates > 1
-    redraws = from_prior and sampling.prior.redraws > 0 and isinstance(pipe.prior, HasReranker)
+    redraws = from_prior and sampling.prior.redraws > 0
+    reranker = pipe.prior.reranker if redraws and isinstance(pipe.prior, HasReranker) else None
     size = max(1, sampling.batch_size // (settings.num_candidates if reranks else 1))  # candidates are one batch
     for part in batches(len(seeds), size):
         part_embeddings = None if embeddings is None else embeddings[part].to(pipe.device)
         part_text = text[part]
         part_seeds = seeds[part]
-        if redraws:
-            drawn, part_embeddings, part_seeds = draw_passing(pipe, part_embeddings, part_text, part_seeds, sampling)
+        if reranker:
+            first = (part_embeddings, part_text, part_seeds)
+            drawn, part_embeddings, part_seeds = draw_passing(pipe, reranker, *first, sampling)
         elif reranks:
             drawn, _, part_seeds = draw_closest(pipe, part_embeddings, part_text, part_seeds, sampling)
         start = decoder.draw_noise(part_seeds) if noise is None else noise[part]
-        if on_step or not (redraws or reranks):  # a watched image is drawn once more, when it is known which is kept
+        if on_step or not (reranker or reranks):  # a watched image is drawn once more, when it is known which is kept
             tell = on_step and as_moments(on_step, range(len(seeds))[part], settings.steps)
             try:
                 drawn = decoder.draw_images(part_embeddings, part_text, part_seeds, settings, start, tell)
@@ -112,14 +115,16 @@ def draw_closest(pipe: "UnCLIP", embeddings: Tensor, text: TextFeatures, seeds: 
     return Drawn(images, embeddings, seeds)
 
 
-def draw_passing(pipe: "UnCLIP", embeddings: Tensor, text: TextFeatures, seeds: list[int], sampling: Sampling) -> Drawn:
+def draw_passing(
+    pipe: "UnCLIP", reranker: Reranker, embeddings: Tensor, text: TextFeatures, seeds: list[int], sampling: Sampling
+) -> Drawn:
     """Draw images (B, C, H, W), those anew that CLIP takes for another class than their captions'."""
 
     def draw(text: TextFeatures, seeds: list[int]) -> Drawn:
         return draw_closest(pipe, pipe.draw_embeddings(text, seeds, sampling), text, seeds, sampling)
 
     def judge(images: Tensor, text: TextFeatures) -> Tensor:
-        return pipe.prior.reranker.image_probabilities(encode_drawn(pipe, images), text.embedding, text.empty)
+        return reranker.image_probabilities(encode_drawn(pipe, images), text.embedding, text.empty)
 
     first = draw_closest(pipe, embeddings, text, seeds, sampling)
     return redraw_failed(first, text, seeds, sampling.prior, draw, judge)

@@ -49,13 +49,12 @@ def sweep_settings(context: EvaluationContext) -> Section | None:
     _, real_features = judge_images(judge, validation.images)
     rows = []
     for prior_settings in prior_combinations():
-        embeddings = pipe.embed(captions, 1, seeds, **prior_settings)
         for decoder_settings in fast_combinations() if context.draws_fast else decoder_combinations():
-            images = pipe.decode(embeddings, captions, seeds, **decoder_settings)
+            settings = prior_settings | decoder_settings
+            images = pipe(captions, 1, seeds, **settings).images
             scores, features = judge_images(judge, resize_images(images, validation.image_size))
             accuracy = share_with_interval(scores.argmax(dim=1) == labels)
             frechet = frechet_distance(features, real_features)
-            settings = prior_settings | decoder_settings
             rows.append({**settings, "caption_accuracy": accuracy, "frechet": frechet})
             print(f"{settings}: accuracy {accuracy['value']:.3f}, Frechet {frechet:.3f}", flush=True)
     return Section(sort_by_ranks(rows))
