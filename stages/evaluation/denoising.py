@@ -11,7 +11,8 @@ def draw_denoising(context: EvaluationContext) -> Section | None:
     """Draw the picture; None for a decoder that has no steps to watch."""
     captions = context.captions[:CAPTIONS]
     trajectory = Trajectory()
-    context.pipe(captions, seed=context.seed, on_step=trajectory)
+    settings = {"fast_steps": 0} if context.draws_fast else {}  # few calls have no ten moments
+    context.pipe(captions, seed=context.seed, on_step=trajectory, **settings)
     if not trajectory.batches:
         return None
     return Section(pictures={"strip": denoising_strip(captions, trajectory, 1)})
