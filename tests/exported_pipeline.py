@@ -9,6 +9,8 @@ import small_pipeline
 from unclip import UnCLIP
 from unclip.decoder.consistency_decoder import ConsistencyDecoder
 from unclip.onnx.export import export_onnx
+from unclip.prior import DiffusionPrior
+from unclip.prior.reranking import Reranker
 from unclip.registry import PARTS, default_kind
 from unclip.store.checksums import file_sha256
 from unclip.store.sealed_json import read_record, write_record
@@ -57,6 +59,14 @@ def with_parts(pipe, **parts):
     """A pipeline with other parts."""
     return UnCLIP(pipe.clip, pipe.tokenizer, pipe.preprocess, sampling=pipe.sampling,
                   **{name: part for name, part in (pipe.parts | parts).items() if name != "clip"})  # fmt: skip
+
+
+def with_classes(pipe, captions, logit_scale):
+    """The pipeline with a prior that knows these captions of classes."""
+    prior = converted(pipe.prior, DiffusionPrior)
+    prior.reranker = Reranker(pipe.clip.config.embed_dim, len(captions))
+    prior.reranker.fit(pipe.encode_text(captions), logit_scale)
+    return with_parts(pipe, prior=prior)
 
 
 def altered(exported, folder, alter, **files):

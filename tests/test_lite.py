@@ -11,7 +11,7 @@ import onnxruntime
 import pytest
 import torch
 from conftest import run_python
-from exported_pipeline import CAPTIONS, KINDS, altered, converted, open_source, with_parts
+from exported_pipeline import CAPTIONS, KINDS, altered, converted, open_source, with_classes, with_parts
 from networks import randomise
 from onnx import TensorProto
 
@@ -79,6 +79,25 @@ def assert_equal_pictures(lite, pipe, **settings):
     assert (difference <= 1).mean() >= 0.999
     assert len(np.unique(ours.images)) > 50
     assert (ours.seeds, ours.captions) == (theirs.seeds, theirs.captions)
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"prior_redraws": 3, "prior_image_threshold": 0.22},  # some pass at once, and others later
+        {"prior_redraws": 2, "prior_image_threshold": 0.999, "fast_num_candidates": 2, "prior_guidance": 2.0},
+    ],
+)
+def test_images_are_drawn_anew_as_by_the_pipeline(exported, pipe, tmp_path, settings):
+    pipe = with_classes(pipe, [CAPTIONS[0], CAPTIONS[3]], logit_scale=30.0)
+    prior = describe(pipe, KINDS)["prior"]
+    lite = Lite(altered(exported, tmp_path / "classes", lambda description: description.update(prior=prior)))
+    assert_equal_pictures(lite, pipe, **settings)
+    once = lite(CAPTIONS, n=3, seed=5, **settings | {"prior_redraws": 0})
+    anew = lite(CAPTIONS, n=3, seed=5, batch_size=5, **settings)
+    is_changed = (abs(once.embeddings - anew.embeddings) > 1e-3).any(axis=1)
+    assert 0 < is_changed.sum() < 9
+    assert not is_changed[6:9].any()  # of the empty caption
 
 
 def test_a_prior_in_one_pass_draws_the_pipeline_s_picture(exported, pipe, tmp_path):

@@ -11,7 +11,7 @@ from unclip.diffusion.process import StraightPath, VariancePreserving
 from unclip.diffusion.spacing import SPACINGS
 from unclip.lite.levels import Process
 from unclip.lite.noise import RowNoise
-from unclip.lite.reranking import choose_candidates
+from unclip.lite.reranking import choose_candidates, image_probabilities
 from unclip.lite.samplers import SAMPLERS
 from unclip.prior.reranking import Reranker
 from unclip.settings import FastDecoderSettings
@@ -79,3 +79,7 @@ def test_candidates_are_chosen_as_the_pipeline_chooses(classes, threshold):
     expected = reranker(candidates, text, threshold)
     ours = choose_candidates(candidates.numpy(), text.numpy(), text[:classes].numpy(), 9.0, threshold)
     assert ours.tolist() == expected.tolist()
+    empty = torch.arange(40) == 7
+    expected = reranker.image_probabilities(candidates[:, 0], text, empty)
+    inputs = (candidates[:, 0].numpy(), text.numpy(), empty.numpy(), text[:classes].numpy(), 9.0)
+    np.testing.assert_allclose(image_probabilities(*inputs), expected.numpy(), rtol=1e-4)

@@ -21,10 +21,11 @@ from unclip.diffusion.process import VariancePreserving
 from unclip.errors import UserError
 from unclip.lite.levels import Process
 from unclip.lite.noise import RowNoise
-from unclip.lite.reranking import choose_candidates
+from unclip.lite.redrawing import Drawn, redraw_failed
+from unclip.lite.reranking import choose_candidates, image_probabilities
 from unclip.lite.samplers import SAMPLERS
 from unclip.pixels import read_pixels
-from unclip.settings import FastDecoderSettings
+from unclip.settings import MAX_SEED, FastDecoderSettings, PriorSettings
 from unclip.web.export import PAGE, RUNTIME, export_web
 
 NODE = shutil.which("node")
@@ -129,8 +130,36 @@ def reranking_fixtures() -> list[dict]:
                 "scale": 9.0,
                 "threshold": threshold,
                 "chosen": np.where(empty, 0, chosen).tolist(),
+                "probabilities": image_probabilities(candidates[:, 0], text, np.array(empty) > 0, own, 9.0).tolist(),
             }
             fixtures.append(fixture)
+    return fixtures
+
+
+def redrawing_fixtures() -> list[dict]:
+    """Noise in place of images, of which those pass that are close to what is in place of their captions."""
+    seeds = [0, 5, 2**45 + 1, MAX_SEED - 2, MAX_SEED]
+    captions = np.linspace(-1, 1, len(seeds), dtype=np.float32)[:, None]
+
+    def draw(text, seeds):
+        noise = RowNoise(seeds, 1)((16,))
+        return Drawn(noise, noise[:, :4].copy(), np.array(seeds))
+
+    fixtures = []
+    for redraws, threshold in ((0, 0.5), (3, 0.5), (3, 1.0)):
+        settings = PriorSettings(redraws=redraws, image_threshold=threshold)
+        kept = redraw_failed(captions, seeds, settings, draw, lambda images, text: np.exp(-abs(images - text)[:, 0]))
+        fixture = {
+            "seeds": [str(seed) for seed in seeds],
+            "captions": captions.ravel().tolist(),
+            "redraws": redraws,
+            "threshold": threshold,
+            "images": kept.images.ravel().tolist(),
+            "embeddings": kept.embeddings.ravel().tolist(),
+            "kept": [str(seed) for seed in kept.seeds],
+        }
+        fixtures.append(fixture)
+    assert len({tuple(fixture["kept"]) for fixture in fixtures}) == 3
     return fixtures
 
 
@@ -143,6 +172,7 @@ def test_modules_compute_what_python_does(tmp_path):
         "samplers": sampler_fixtures(processes[0]["table"]),
         "tokenizers": [tokenizer_fixtures(SOURCE), tokenizer_fixtures(clip_tokenizer(tmp_path))],
         "reranking": reranking_fixtures(),
+        "redrawing": redrawing_fixtures(),
         "resizing": resizing_fixtures(),
     }
     (tmp_path / "fixtures.json").write_text(json.dumps(fixtures))
@@ -152,7 +182,7 @@ def test_modules_compute_what_python_does(tmp_path):
     command = [NODE, "--test", str(ROOT / "tests" / "web" / "modules.test.mjs")]
     finished = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=100)
     assert finished.returncode == 0, finished.stdout
-    assert "tests 10" in finished.stdout
+    assert "tests 12" in finished.stdout
 
 
 def test_the_page_asks_no_other_host():

@@ -23,11 +23,14 @@ def pipe(exported):
 
 @pytest.fixture(scope="module")
 def plain(exported, tmp_path_factory):
-    """The same pipeline without optional parts, guided and with two candidates."""
+    """The same pipeline without optional parts, guided, with two candidates, and with classes: it draws images anew."""
+    classes = Lite(exported).encode_text(["a bag", "a dark wide coat"])
 
     def alter(description):
         del description["fast_decoder"], description["upsampler"]
         description["weights"] = {name: file for name, file in description["weights"].items() if file[0] not in "fu"}
+        description["prior"] |= {"class_embeddings": classes.tolist(), "logit_scale": 30.0}
+        description["sampling"]["prior"] |= {"redraws": 2, "image_threshold": 0.999}
         description["sampling"]["decoder"] |= {"guidance": 2.0, "num_candidates": 2, "steps": 3}
 
     return altered(exported, tmp_path_factory.mktemp("plain") / "plain", alter)
@@ -113,7 +116,9 @@ def test_the_page_draws_python_s_pictures(exported, plain, page):
     wait_for(page, "Ready.")
     driver.execute_script("document.getElementById('caption').value = 'a dark wide coat'")
     driver.find_element("id", "draw").click()
-    assert_alike(drawn(page), Lite(plain)("a dark wide coat", n=3, seed=7).images)
+    expected = Lite(plain)("a dark wide coat", n=3, seed=7)
+    assert (expected.embeddings != Lite(plain)("a dark wide coat", n=3, seed=7, prior_redraws=0).embeddings).any()
+    assert_alike(drawn(page), expected.images)
     assert "pipeline=plain" in driver.current_url
 
 

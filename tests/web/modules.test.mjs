@@ -10,10 +10,12 @@ const { RowNoise } = await import(`${site}/noise.js`);
 const { Process } = await import(`${site}/levels.js`);
 const { SAMPLERS, x0FromOutput } = await import(`${site}/samplers.js`);
 const { Tokenizer } = await import(`${site}/tokenizer.js`);
-const { chooseCandidates } = await import(`${site}/reranking.js`);
+const { chooseCandidates, imageProbabilities } = await import(`${site}/reranking.js`);
+const { redrawFailed } = await import(`${site}/redrawing.js`);
+const { Pipeline } = await import(`${site}/pipeline.js`);
 const { placeInSquare } = await import(`${site}/pictures.js`);
 const { resize } = await import(`${site}/resizing.js`);
-const { tensor } = await import(`${site}/tensors.js`);
+const { normalise, tensor } = await import(`${site}/tensors.js`);
 
 function close(found, expected, tolerance) {
   assert.equal(found.length, expected.length);
@@ -58,12 +60,71 @@ test("captions are tokenised as Python does", () => {
 });
 
 test("candidates are chosen as Python does", () => {
-  for (const { candidates, dims, text, empty, classes, scale, threshold, chosen } of fixtures.reranking) {
+  for (const { candidates, dims, text, empty, classes, scale, threshold, chosen, probabilities } of fixtures.reranking) {
     const count = empty.length;
     const features = { embedding: tensor(Float32Array.from(text), [count, dims[1]]), empty: tensor(empty, [count], "bool") };
     const found = chooseCandidates(tensor(Float32Array.from(candidates), dims), features, { count, classes, scale, threshold });
     assert.deepEqual(found, chosen);
+    const first = tensor(Float32Array.from(candidates.slice(0, count * dims[1])), [count, dims[1]]);
+    close(imageProbabilities(first, features, { classes, scale }), probabilities, 1e-5);
   }
+});
+
+test("pictures are drawn anew as Python does", async () => {
+  const draw = async (text, seeds) => {
+    const images = new RowNoise(seeds, 1).draw(16);
+    const embeddings = tensor(images.filter((_, i) => i % 16 < 4), [seeds.length, 4]);
+    return { images, embeddings, seeds };
+  };
+  const judge = async (images, { embedding }) =>
+    Array.from(embedding.data, (caption, i) => Math.exp(-Math.abs(images[16 * i] - caption)));
+  for (const { seeds, captions, redraws, threshold, images, embeddings, kept } of fixtures.redrawing) {
+    const text = { embedding: tensor(Float32Array.from(captions), [seeds.length, 1]) };
+    const found = await redrawFailed(text, seeds.map(BigInt), { redraws, threshold }, draw, judge);
+    assert.deepEqual(found.seeds.map(String), kept);
+    close([...found.images], images, 2e-6);
+    close([...found.embeddings.data], embeddings, 2e-6);
+  }
+});
+
+test("pictures that are drawn anew from captions do not replace finished ones while they are drawn", async () => {
+  const axis = (k) => Array.from({ length: 16 }, (_, i) => (i === k ? 1 : 0));
+  const zeros = (rows) => tensor(new Float32Array(16 * rows), [rows, 16]);
+  const networks = {
+    text: () => [tensor(Float32Array.from(axis(0)), [1, 16]), zeros(1), zeros(1)],
+    prior_prefix: ([{ dims }]) => [zeros(dims[0])],
+    prior_step: ([noise]) => [noise],
+    decoder_condition: () => [],
+    decoder_step: ([x]) => [x],
+    image: ([{ data, dims }]) => [normalise(tensor(data.map((value) => value - 127.5), [dims[0], 16]))],
+  };
+  const prior = { kind: "one_pass", mean: Array(16).fill(0), std: Array(16).fill(1), class_embeddings: [axis(0), axis(1)] };
+  const description = {
+    image_shape: [1, 4, 4],
+    sampling: {
+      prior: { guidance: 1, num_candidates: 1, threshold: 1, redraws: 2, image_threshold: 1 },
+      decoder: { steps: 2, spacing: "even", sampler: "dpmpp", guidance: 1, num_candidates: 1 },
+      fast_decoder: { steps: 0 },
+    },
+    prior: { ...prior, logit_scale: 1 },
+    decoder: { prediction: "x0", alphas_cumprod: fixtures.processes[0].table },
+  };
+  const tokenizer = { context: 1, encode: () => ({ ids: [0] }) };
+  const run = async (name, inputs) => networks[name](inputs);
+  const pipeline = new Pipeline(description, tokenizer, { run, has: (name) => name in networks });
+  assert.ok(pipeline.needed.includes("image"));
+  const shown = [];
+  const onStep = async ({ pixels }) => shown.push([...pixels]);
+  const { pixels } = await pipeline.draw("a bag", { n: 2, seed: 3, onStep });
+  assert.equal(shown.length, 6);
+  const first = shown[1];
+  assert.deepEqual(shown[2], first);
+  assert.deepEqual(shown[3], first);
+  assert.deepEqual(shown[4], shown[5]);
+  assert.notDeepEqual([...pixels], first);
+  description.sampling.prior.redraws = 0;
+  assert.ok(!pipeline.needed.includes("image"));
+  assert.deepEqual([...(await pipeline.draw("a bag", { n: 2, seed: 3 })).pixels], first);
 });
 
 test("pictures are resized as Pillow does", () => {

@@ -16,11 +16,10 @@ from unclip.lite.description import DESCRIPTION, read_description
 from unclip.lite.levels import CLEAN, Level, Process
 from unclip.lite.networks import Networks
 from unclip.lite.noise import DECODER_STREAM, PRIOR_STREAM, UPSAMPLER_STREAM, RowNoise
-from unclip.lite.reranking import choose_candidates
+from unclip.lite.redrawing import Drawn, later_seeds, redraw_failed
+from unclip.lite.reranking import choose_candidates, image_probabilities
 from unclip.lite.samplers import SAMPLERS, Denoise, consistency, dpmpp, x0_from_output
 from unclip.settings import (
-    MAX_SEED,
-    SEED_STEP,
     DecoderSettings,
     FastDecoderSettings,
     PriorSettings,
@@ -91,6 +90,7 @@ class Lite:
         self.mean, self.std, self.classes = (
             np.array(statistics[name], dtype=np.float32) for name in ("mean", "std", "class_embeddings")
         )
+        self.logit_scale: float = statistics["logit_scale"]
         self.image_shape: tuple[int, ...] = tuple(self.description["image_shape"])
 
     def __call__(
@@ -109,8 +109,9 @@ class Lite:
         images = []
         for start in range(0, len(texts), sampling.batch_size):
             rows = slice(start, start + sampling.batch_size)
-            embeddings.append(self.draw_embeddings(features[rows], seeds[rows], sampling.prior))
-            images.append(self.draw_images(embeddings[-1], features[rows], seeds[rows], sampling))
+            drawn = self._draw_passing(features[rows], seeds[rows], sampling)
+            embeddings.append(drawn.embeddings)
+            images.append(self._finish(drawn, sampling))
         return LiteOutput(np.concatenate(images), texts, seeds, np.concatenate(embeddings))
 
     def encode_text(self, captions: Sequence[str]) -> np.ndarray:
@@ -161,14 +162,29 @@ class Lite:
         else:
             scaled = dpmpp(denoise, noise, self.parts["prior"].process.spaced_levels(settings.spacing, settings.steps))
         candidates = normalise(scaled * self.std + self.mean).reshape(settings.num_candidates, count, -1).swapaxes(0, 1)
-        scale = self.description["prior"]["logit_scale"]
-        chosen = choose_candidates(candidates, text.embedding, self.classes, scale, settings.threshold)
+        chosen = choose_candidates(candidates, text.embedding, self.classes, self.logit_scale, settings.threshold)
         return candidates[np.arange(count), np.where(text.empty, 0, chosen)]
 
     def draw_images(
         self, embeddings: np.ndarray, text: Features, seeds: Sequence[int], sampling: Sampling
     ) -> np.ndarray:
         """Draw uint8 images (N, H, W, C) from embeddings (N, D) and N captions: of several candidates the closest."""
+        return self._finish(self._draw_closest(embeddings, text, seeds, sampling), sampling)
+
+    def _draw_passing(self, text: Features, seeds: Sequence[int], sampling: Sampling) -> Drawn:
+        """Draw an image of each of N captions; see `unclip.drawing.draw_passing`."""
+
+        def draw(text: Features, seeds: Sequence[int]) -> Drawn:
+            return self._draw_closest(self.draw_embeddings(text, seeds, sampling.prior), text, seeds, sampling)
+
+        def judge(images: np.ndarray, text: Features) -> np.ndarray:
+            embeddings = self.encode_image(as_uint8(images))
+            return image_probabilities(embeddings, text.embedding, text.empty, self.classes, self.logit_scale)
+
+        return redraw_failed(text, seeds, sampling.prior, draw, judge)
+
+    def _draw_closest(self, embeddings: np.ndarray, text: Features, seeds: Sequence[int], sampling: Sampling) -> Drawn:
+        """Draw images from embeddings (N, D) and N captions: of several candidates the closest."""
         fast = sampling.fast_decoder
         draw: Any = partial(self._draw_with_decoder, settings=sampling.decoder)
         num_candidates = sampling.decoder.num_candidates
@@ -179,15 +195,20 @@ class Lite:
         cosines = []
         candidate_seeds = []
         for i in range(num_candidates):
-            candidate_seeds.append([(seed + i * SEED_STEP) % (MAX_SEED + 1) for seed in seeds])
+            candidate_seeds.append(later_seeds(seeds, i))
             candidates.append(draw(embeddings, text, candidate_seeds[-1]))
             if num_candidates > 1:
                 cosines.append((self.encode_image(as_uint8(candidates[-1])) * embeddings).sum(axis=1))
-        best = np.stack(cosines).argmax(axis=0) if cosines else np.zeros(len(seeds), dtype=int)
-        images = np.stack(candidates)[best, np.arange(len(seeds))]
+        rows = np.arange(len(seeds))
+        best = np.stack(cosines).argmax(axis=0) if cosines else np.zeros_like(rows)
+        kept_seeds = np.array(candidate_seeds, dtype=np.int64)[best, rows]
+        return Drawn(np.stack(candidates)[best, rows], embeddings, kept_seeds)
+
+    def _finish(self, drawn: Drawn, sampling: Sampling) -> np.ndarray:
+        """The images as uint8 (N, H, W, C), enlarged where there is an upsampler."""
+        images = drawn.images
         if "upsampler" in self.parts and sampling.upsampler.upscale != "none":
-            kept = [candidate_seeds[candidate][row] for row, candidate in enumerate(best)]
-            images = self._enlarge(images, embeddings, kept, sampling.upsampler)
+            images = self._enlarge(images, drawn.embeddings, drawn.seeds.tolist(), sampling.upsampler)
         return as_uint8(images)
 
     def _draw_with_decoder(

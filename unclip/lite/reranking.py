@@ -16,15 +16,42 @@ def choose_candidates(
         logit_scale: CLIP's factor on cosines.
         threshold: least probability at which a candidate for a class's own caption is kept.
     """
-    cosines = np.einsum("nkd,nd->nk", candidates, text)
     if not len(classes):
-        return cosines.argmax(axis=1)
+        return np.einsum("nkd,nd->nk", candidates, text).argmax(axis=1)
+    log_odds, is_class_caption = caption_log_odds(candidates, text, classes, logit_scale)
+    passes = (sigmoid(log_odds) >= threshold) & is_class_caption[:, None]
+    return np.where(passes.any(axis=1), passes.argmax(axis=1), log_odds.argmax(axis=1))
+
+
+def image_probabilities(
+    embeddings: np.ndarray, text: np.ndarray, empty: np.ndarray, classes: np.ndarray, logit_scale: float
+) -> np.ndarray:
+    """CLIP's probabilities (N,) that images show their captions' classes; 1 for a caption that is no class's own.
+
+    Args:
+        embeddings: the images' unit embeddings (N, D).
+        empty: (N,), True for empty captions.
+    """
+    if not len(classes):
+        return np.ones(len(text), np.float32)
+    log_odds, is_class_caption = caption_log_odds(embeddings[:, None], text, classes, logit_scale)
+    return np.where(is_class_caption & ~empty, sigmoid(log_odds[:, 0]), np.float32(1))
+
+
+def caption_log_odds(
+    candidates: np.ndarray, text: np.ndarray, classes: np.ndarray, logit_scale: float
+) -> tuple[np.ndarray, np.ndarray]:
+    """The log odds (N, K) that CLIP gives each candidate's caption, and whether it is a class's own caption (N,)."""
+    cosines = np.einsum("nkd,nd->nk", candidates, text)
     text_to_class = text @ classes.T  # (N, R)
     nearest = text_to_class >= text_to_class.max(axis=1, keepdims=True) - 1e-4
     same_meaning = nearest & (text_to_class > SAME_MEANING)
     competitors = np.where(same_meaning[:, None], -np.inf, logit_scale * (candidates @ classes.T))  # (N, K, R)
     highest = competitors.max(axis=2, keepdims=True)
     log_sum = highest[..., 0] + np.log(np.exp(competitors - highest).sum(axis=2))
-    log_odds = logit_scale * cosines - log_sum  # (N, K)
-    passes = (1 / (1 + np.exp(-log_odds)) >= threshold) & same_meaning.any(axis=1, keepdims=True)
-    return np.where(passes.any(axis=1), passes.argmax(axis=1), log_odds.argmax(axis=1))
+    return logit_scale * cosines - log_sum, same_meaning.any(axis=1)
+
+
+def sigmoid(x: np.ndarray) -> np.ndarray:
+    with np.errstate(over="ignore"):  # an infinite exponential stands for a probability of 0
+        return 1 / (1 + np.exp(-x))

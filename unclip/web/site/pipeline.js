@@ -2,11 +2,11 @@
 
 import { CLEAN, Process } from "./levels.js";
 import { DECODER_STREAM, PRIOR_STREAM, RowNoise, UPSAMPLER_STREAM } from "./noise.js";
-import { chooseCandidates } from "./reranking.js";
+import { keepBetter, laterSeed, redrawFailed } from "./redrawing.js";
+import { chooseCandidates, imageProbabilities } from "./reranking.js";
 import { consistency, dpmpp, SAMPLERS, x0FromOutput } from "./samplers.js";
-import { concat, normalise, pick, tensor } from "./tensors.js";
+import { concat, normalise, pick, pickEach, tensor } from "./tensors.js";
 
-const SEED_STEP = 2n ** 40n;
 const PURE_NOISE = { ...CLEAN, told: 1000 }; // at which a one-pass prior is called
 const MOST_FAST_STEPS = 16;
 
@@ -31,9 +31,17 @@ export class Pipeline {
    * signal: an AbortSignal. Returns {pixels: Uint8ClampedArray of n pictures, shape of each, embeddings}.
    */
   async draw(caption, { n = 1, seed = 0, ...options } = {}) {
+    const { class_embeddings: classes, logit_scale: scale } = this.description.prior;
+    const settings = { redraws: this.redraws, threshold: this.description.sampling.prior.image_threshold };
+    const drawPart = async (text, seeds, kept) => {
+      // pictures that are drawn anew are not shown: they would replace finished ones by noise
+      const onStep = (moment) => options.onStep?.(kept ? { ...moment, pixels: toPixels(kept.images) } : moment);
+      const embeddings = await this.drawEmbeddings(text, seeds, options.signal);
+      return this.drawClosest(embeddings, text, seeds, { ...options, onStep });
+    };
+    const judge = async (images, text) => imageProbabilities(await this.embed(images), text, { classes, scale });
     const text = await this.encodeCaptions(Array(n).fill(caption));
-    const seeds = seedsFrom(seed, n);
-    return this.drawImages(await this.drawEmbeddings(text, seeds, options.signal), text, seeds, options);
+    return this.finish(await redrawFailed(text, seedsFrom(seed, n), settings, drawPart, judge), options);
   }
 
   /** Pictures of embeddings that the prior draws for two captions, mixed: share 0 is the first, 1 the second. */
@@ -77,10 +85,15 @@ export class Pipeline {
 
   /** The networks that drawing from captions needs. */
   get needed() {
-    const reranks = this.description.sampling[this.drawer].num_candidates > 1;
+    const judges = this.description.sampling[this.drawer].num_candidates > 1 || this.redraws > 0;
     const enlarges = this.enlarges ? ["upsampler_step"] : [];
     const names = ["text", "prior_prefix", "prior_step", `${this.drawer}_condition`, `${this.drawer}_step`, ...enlarges];
-    return reranks ? [...names, "image"] : names;
+    return judges ? [...names, "image"] : names;
+  }
+
+  /** How often a picture may be drawn anew: never without classes. */
+  get redraws() {
+    return this.description.prior.class_embeddings.length ? this.description.sampling.prior.redraws : 0;
   }
 
   /** Whether the upsampler enlarges what is drawn. */
@@ -94,8 +107,7 @@ export class Pipeline {
     const dims = [distinct.length, this.tokenizer.context];
     const [embedding, tokens, mask] = await this.networks.run("text", [tensor(BigInt64Array.from(ids, BigInt), dims, "int64")]);
     const empty = tensor(Uint8Array.from(distinct, (caption) => (caption.trim() ? 0 : 1)), [distinct.length], "bool");
-    const rows = captions.map((caption) => distinct.indexOf(caption));
-    return { embedding: pick(embedding, rows), tokens: pick(tokens, rows), mask: pick(mask, rows), empty: pick(empty, rows) };
+    return pickEach({ embedding, tokens, mask, empty }, captions.map((caption) => distinct.indexOf(caption)));
   }
 
   /** One unit image embedding (N, D) for each of N captions. threshold: where it is not the pipeline's own. */
@@ -135,29 +147,44 @@ export class Pipeline {
     return pick(candidates, chosen.map((candidate, row) => candidate * count + row));
   }
 
-  /** N pictures, as `draw` returns them; of several candidates those that CLIP embeds closest. */
-  async drawImages(embeddings, text, seeds, { steps, onStep, signal } = {}) {
+  /** N pictures of given embeddings, as `draw` returns them. */
+  async drawImages(embeddings, text, seeds, options) {
+    return this.finish(await this.drawClosest(embeddings, text, seeds, options), options);
+  }
+
+  /** Images (N, C, H, W) in -1 .. 1, their embeddings and seeds; of several candidates those that CLIP embeds closest. */
+  async drawClosest(embeddings, text, seeds, { steps, onStep, signal }) {
     const own = { ...this.description.sampling[this.drawer] };
     own.steps = steps ?? own.steps;
     let best = null;
     for (let i = 0; i < own.num_candidates; i++) {
-      const candidateSeeds = seeds.map((seed) => (seed + BigInt(i) * SEED_STEP) % 2n ** 63n);
+      const candidateSeeds = seeds.map((seed) => laterSeed(seed, i));
       const show = ({ step, x0 }) => {
         const soFar = { step: i * own.steps + step, steps: own.num_candidates * own.steps, shape: this.imageShape };
         // later candidates are not shown: they would replace finished pictures by noise
         return onStep?.({ ...soFar, pixels: i ? toPixels(best.images) : toPixels(x0) });
       };
-      const images = await this.decode(own, embeddings, text, candidateSeeds, { show, signal });
-      if (own.num_candidates === 1) {
-        best = { images, seeds: candidateSeeds };
-        break;
-      }
-      const pixels = tensor(Float32Array.from(toPixels(images)), [seeds.length, ...this.imageShape]);
-      const [found] = await this.networks.run("image", [pixels]);
-      best = keepCloser(best, { images, seeds: candidateSeeds, closeness: cosines(found, embeddings) });
+      const drawn = { embeddings, seeds: candidateSeeds };
+      drawn.images = await this.decode(own, embeddings, text, candidateSeeds, { show, signal });
+      if (own.num_candidates > 1) drawn.scores = cosines(await this.embed(drawn.images), embeddings);
+      if (best) keepBetter(best, drawn, [...seeds.keys()]);
+      else best = drawn;
     }
-    if (!this.enlarges) return { pixels: toPixels(best.images), shape: this.imageShape, embeddings };
-    return { ...(await this.enlarge(best.images, embeddings, best.seeds, { onStep, signal })), embeddings };
+    return best;
+  }
+
+  /** CLIP's unit embeddings (N, D) of images (N, C, H, W) in -1 .. 1, rounded to whole grey levels. */
+  async embed(images) {
+    const pixels = Float32Array.from(toPixels(images));
+    const count = pixels.length / this.imageShape.reduce((a, b) => a * b);
+    const [embeddings] = await this.networks.run("image", [tensor(pixels, [count, ...this.imageShape])]);
+    return embeddings;
+  }
+
+  /** Drawn images as pictures, as `draw` returns them, enlarged where there is an upsampler. */
+  async finish({ images, embeddings, seeds }, options) {
+    if (!this.enlarges) return { pixels: toPixels(images), shape: this.imageShape, embeddings };
+    return { ...(await this.enlarge(images, embeddings, seeds, options)), embeddings };
   }
 
   /** Images (N, C, H, W) in -1 .. 1 of embeddings and captions. */
@@ -250,13 +277,9 @@ function times(level, rows) {
 function withNulls(text) {
   const count = text.empty.dims[0];
   const twice = Array.from({ length: 2 * count }, (_, i) => i % count);
-  const empty = Uint8Array.from({ length: 2 * count }, (_, i) => (i < count ? text.empty.data[i] : 1));
-  return {
-    embedding: pick(text.embedding, twice),
-    tokens: pick(text.tokens, twice),
-    mask: pick(text.mask, twice),
-    empty: tensor(empty, [2 * count], "bool"),
-  };
+  const features = pickEach(text, twice);
+  features.empty.data.fill(1, count);
+  return features;
 }
 
 /** Classifier-free guidance: the first half of the rows is conditional, the second half is not. */
@@ -279,17 +302,4 @@ function cosines(a, b) {
   const sums = new Float64Array(a.dims[0]);
   a.data.forEach((value, i) => (sums[Math.floor(i / dim)] += value * b.data[i]));
   return sums;
-}
-
-/** Row by row, the images and seeds whose closeness is higher. */
-function keepCloser(best, drawn) {
-  if (!best) return drawn;
-  const size = drawn.images.length / drawn.seeds.length;
-  drawn.closeness.forEach((cosine, row) => {
-    if (cosine <= best.closeness[row]) return;
-    best.closeness[row] = cosine;
-    best.seeds[row] = drawn.seeds[row];
-    best.images.set(drawn.images.subarray(row * size, (row + 1) * size), row * size);
-  });
-  return best;
 }

@@ -8,25 +8,49 @@ const SAME_MEANING = 0.95; // cosine from which a caption means the same as the 
  * Returns the number of the candidate for each caption; 0 for an empty one.
  */
 export function chooseCandidates(candidates, text, { count, classes, scale, threshold }) {
-  const dim = candidates.dims[1];
   const number = candidates.dims[0] / count;
-  const captionRow = (row) => text.embedding.data.subarray(row * dim, (row + 1) * dim);
-  const candidateRow = (k, row) => candidates.data.subarray((k * count + row) * dim, (k * count + row + 1) * dim);
   return Array.from({ length: count }, (_, row) => {
     if (text.empty.data[row]) return 0;
-    const caption = captionRow(row);
-    const own = Array.from({ length: number }, (_, k) => dot(candidateRow(k, row), caption));
-    if (!classes.length) return indexOfLargest(own);
-    const toClasses = classes.map((embedding) => dot(caption, embedding));
-    const highest = Math.max(...toClasses);
-    const isSame = toClasses.map((cosine) => cosine >= highest - 1e-4 && cosine > SAME_MEANING);
-    const logOdds = own.map((cosine, k) => {
-      const others = classes.filter((_, c) => !isSame[c]).map((embedding) => scale * dot(candidateRow(k, row), embedding));
-      return scale * cosine - logSumExp(others);
-    });
-    const passing = isSame.some(Boolean) ? logOdds.findIndex((odds) => 1 / (1 + Math.exp(-odds)) >= threshold) : -1;
+    const caption = rowOf(text.embedding, row);
+    const own = Array.from({ length: number }, (_, k) => rowOf(candidates, k * count + row));
+    if (!classes.length) return indexOfLargest(own.map((candidate) => dot(candidate, caption)));
+    const { logOdds, isClassCaption } = captionLogOdds(own, caption, classes, scale);
+    const passing = isClassCaption ? logOdds.findIndex((odds) => sigmoid(odds) >= threshold) : -1;
     return passing >= 0 ? passing : indexOfLargest(logOdds);
   });
+}
+
+/**
+ * CLIP's probabilities that pictures show their captions' classes; 1 for a caption that is no class's own.
+ * embeddings: the pictures' unit embeddings (N, D); text, classes, scale: as above.
+ */
+export function imageProbabilities(embeddings, text, { classes, scale }) {
+  return Array.from(text.empty.data, (empty, row) => {
+    if (empty || !classes.length) return 1;
+    const caption = rowOf(text.embedding, row);
+    const { logOdds, isClassCaption } = captionLogOdds([rowOf(embeddings, row)], caption, classes, scale);
+    return isClassCaption ? sigmoid(logOdds[0]) : 1;
+  });
+}
+
+/** The log odds that CLIP gives a caption for each candidate, and whether it is a class's own caption. */
+function captionLogOdds(candidates, caption, classes, scale) {
+  const toClasses = classes.map((embedding) => dot(caption, embedding));
+  const highest = Math.max(...toClasses);
+  const isSame = toClasses.map((cosine) => cosine >= highest - 1e-4 && cosine > SAME_MEANING);
+  const others = classes.filter((_, c) => !isSame[c]);
+  const logOdds = candidates.map(
+    (candidate) => scale * dot(candidate, caption) - logSumExp(others.map((embedding) => scale * dot(candidate, embedding))),
+  );
+  return { logOdds, isClassCaption: isSame.some(Boolean) };
+}
+
+function rowOf({ data, dims }, row) {
+  return data.subarray(row * dims[1], (row + 1) * dims[1]);
+}
+
+function sigmoid(x) {
+  return 1 / (1 + Math.exp(-x));
 }
 
 function dot(a, b) {

@@ -12,6 +12,11 @@ export function pick({ data, dims, type }, rows) {
   return tensor(picked, [rows.length, ...dims.slice(1)], type);
 }
 
+/** The rows with these numbers of each tensor of an object, such as a caption's features. */
+export function pickEach(tensors, rows) {
+  return Object.fromEntries(Object.entries(tensors).map(([name, values]) => [name, pick(values, rows)]));
+}
+
 export function concat(first, second) {
   const both = new Float32Array(first.length + second.length);
   both.set(first);
