@@ -206,7 +206,7 @@ BLACK = np.zeros((28, 28), np.uint8)
         (lambda p: edit.inpaint(p, BLACK, BLACK == 0, "a", fast_steps=1), "inpaint with a caption does not draw with"),
         (lambda p: edit.probe(p, BLACK, prior_steps=3), "the prior, which probe does not draw with"),
         (lambda p: edit.mix(p, {"a bag": 1}, upscale_steps=3), "the upsampler, which this pipeline lacks"),
-        (lambda p: p("a bag", fast_steps=2), "the fast_decoder, which this pipeline lacks"),
+        (lambda p: p("a bag", upscale_steps=3), "the upsampler, which this pipeline lacks"),
     ],
 )  # fmt: skip
 def test_what_cannot_be_used_is_refused_in_one_line(call, words, pipe):

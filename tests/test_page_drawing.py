@@ -33,10 +33,10 @@ def test_draw_shows_every_step_and_ends_with_what_the_pipeline_draws(opened):
 
 
 def test_each_answer_tells_each_step_and_how_many_there_are(opened, coat):
-    """With two candidates, as here, a watched picture is drawn a second time."""
+    """With two candidates, as here, a watched picture is drawn a second time; one that is drawn anew is not counted."""
     answers = {
-        2 * 2 * 3: drawing.draw(opened, "a bag\na coat", 2, 0, steps=3),
-        10: editing.vary(opened, coat, 2, 0, 0.0),
+        2 * 2 * 3: drawing.draw(opened, "a bag\na coat", 2, 0, steps=3, prior_redraws=0),
+        2: editing.vary(opened, coat, 2, 0, 0.0),
         62: editing.blend(opened, coat, coat),
         3: editing.mix(opened, "a bag", 1, "", 0, "", 0, n=1, seed=0, steps=3),
         97: editing.inpaint(opened, coat, "", "the lower half", "a light coat", 1, 0),
@@ -44,6 +44,13 @@ def test_each_answer_tells_each_step_and_how_many_there_are(opened, coat):
     for total, shown in answers.items():
         told = [event for event in shown if isinstance(event, Progress)]
         assert told == [Progress(i + 1, total) for i in range(total)], total
+
+
+def test_pictures_that_are_drawn_anew_do_not_bring_progress_beyond_its_end(opened):
+    shown = drawing.draw(opened, "a bag\na coat", 2, 0, fast_steps=1, prior_redraws=2, prior_image_threshold=1.0)
+    told = [event for event in shown if isinstance(event, Progress)]
+    assert [event.done for event in told] == [1, 2, 2, 2, 3, 4, 4, 4]
+    assert all(event.total == 4 for event in told)
 
 
 def test_a_fast_decoder_draws_unless_a_setting_of_the_decoder_is_given(opened):

@@ -48,7 +48,8 @@ def draw(opened: OpenPipeline, caption: str, n: int, seed: int, **settings: Any)
     for i, caption in enumerate(captions):
         for event in watch(lambda tell: pipe(caption, n=n, seed=seed, on_step=tell, **settings), per_caption):  # noqa: B023
             if isinstance(event, Progress):
-                yield Progress(i * per_caption + event.done, len(captions) * per_caption)
+                done = min(event.done, per_caption)  # nobody knows how many are drawn anew
+                yield Progress(i * per_caption + done, len(captions) * per_caption)
             elif isinstance(event, Moment):
                 trajectory(event)
                 if event.step % stride == 0:

@@ -50,11 +50,15 @@ def tell_step(*_: Any) -> None:
 
 
 def expected_steps(pipe: UnCLIP, sampling: Sampling, n: int, is_watched: bool = False) -> int:
-    """Steps that the decoder takes to draw n images; a watched image of several candidates is drawn once more."""
+    """Steps that the decoder takes to draw n images, those that are drawn anew left out.
+
+    A watched image that was chosen, of several candidates or after redrawing, is drawn once more.
+    """
     settings = active_settings(pipe, sampling)
     candidates = settings.num_candidates
     batches = -(-n // max(1, sampling.batch_size // candidates))
-    return settings.steps * batches * (2 if is_watched and candidates > 1 else 1)
+    is_chosen = candidates > 1 or sampling.prior.redraws > 0
+    return settings.steps * batches * (2 if is_watched and is_chosen else 1)
 
 
 def active_settings(pipe: UnCLIP, sampling: Sampling) -> Any:
