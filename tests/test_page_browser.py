@@ -127,7 +127,7 @@ def test_what_is_drawn_can_be_saved_and_copied_as_a_command(page):
     pictures = page.answered(lambda: page.press("Draw"))
     png, gif = (page.saved(f"a[download$='.{kind}']") for kind in ("png", "gif"))
     assert png.size == gif.size
-    assert gif.n_frames == 5  # of each of the 4 steps, and the end
+    assert gif.n_frames == 3  # of each of the 2 steps, and the end
     with Image.open(io.BytesIO(page.downloaded("save"))) as saved:
         assert same(np.asarray(saved), pictures[0])
         assert saved.text["caption"] == "a bag"

@@ -112,7 +112,7 @@ test("pictures that are drawn anew from captions do not replace finished ones wh
   const tokenizer = { context: 1, encode: () => ({ ids: [0] }) };
   const run = async (name, inputs) => networks[name](inputs);
   const pipeline = new Pipeline(description, tokenizer, { run, has: (name) => name in networks });
-  assert.ok(pipeline.needed.includes("image"));
+  assert.ok(pipeline.neededLater.includes("image"));
   const shown = [];
   const onStep = async ({ pixels }) => shown.push([...pixels]);
   const { pixels } = await pipeline.draw("a bag", { n: 2, seed: 3, onStep });
@@ -123,7 +123,7 @@ test("pictures that are drawn anew from captions do not replace finished ones wh
   assert.deepEqual(shown[4], shown[5]);
   assert.notDeepEqual([...pixels], first);
   description.sampling.prior.redraws = 0;
-  assert.ok(!pipeline.needed.includes("image"));
+  assert.ok(!pipeline.neededLater.includes("image"));
   assert.deepEqual([...(await pipeline.draw("a bag", { n: 2, seed: 3 })).pixels], first);
 });
 

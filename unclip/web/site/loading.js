@@ -39,6 +39,7 @@ export async function openPipeline(site, entry, onProgress) {
   ort.env.wasm.numThreads = 1;
   ort.env.wasm.wasmBinary ??= await download(site.runtime);
   for (const name of pipeline.needed) await networks.open(name);
+  for (const name of pipeline.neededLater) networks.open(name).catch(() => {}); // opened again where it is used
   fetched.clear();
   return pipeline;
 }

@@ -62,7 +62,8 @@ async function choose(entry) {
   say("Loading ...");
   showProgress(0);
   opened[entry.name] ??= openPipeline(site, entry, ({ loaded, total }) => {
-    if (isChosen(entry)) showProgress(loaded / total, `${megabytes(loaded)} of ${megabytes(total)} MB`);
+    const waits = !pipeline || running; // not for what is opened meanwhile
+    if (isChosen(entry) && waits) showProgress(loaded / total, `${megabytes(loaded)} of ${megabytes(total)} MB`);
   });
   try {
     const open = await opened[entry.name];

@@ -83,12 +83,15 @@ export class Pipeline {
     return this.drawer === "fast_decoder" ? MOST_FAST_STEPS : (this.processes.decoder.table?.length ?? 1000);
   }
 
-  /** The networks that drawing from captions needs. */
+  /** The networks that drawing from captions begins with. */
   get needed() {
+    return ["text", "prior_prefix", "prior_step", `${this.drawer}_condition`, `${this.drawer}_step`];
+  }
+
+  /** The networks that come after: they may still be opened while the first pictures are denoised. */
+  get neededLater() {
     const judges = this.description.sampling[this.drawer].num_candidates > 1 || this.redraws > 0;
-    const enlarges = this.enlarges ? ["upsampler_step"] : [];
-    const names = ["text", "prior_prefix", "prior_step", `${this.drawer}_condition`, `${this.drawer}_step`, ...enlarges];
-    return judges ? [...names, "image"] : names;
+    return [...(judges ? ["image"] : []), ...(this.enlarges ? ["upsampler_step"] : [])];
   }
 
   /** How often a picture may be drawn anew: never without classes. */
