@@ -35,6 +35,8 @@ MADE_UP = (8, 512)
 """Shards, and rows of each, where no source is named."""
 SAMPLE = 30
 """Rows of the sample, which is not measured."""
+TICK = 1 / os.sysconf("SC_CLK_TCK") if hasattr(os, "sysconf") else 0.01
+"""Seconds in which Linux counts processor time."""
 
 
 @dataclass(frozen=True)
@@ -68,7 +70,7 @@ class Process:
         pages = int((folder / "statm").read_text().split()[1])
         fields = (folder / "stat").read_text().rpartition(")")[2].split()
         ticks = int(fields[11]) + int(fields[12])  # in programs and in the system
-        return cls(pages * os.sysconf("SC_PAGE_SIZE"), ticks / os.sysconf("SC_CLK_TCK"))
+        return cls(pages * os.sysconf("SC_PAGE_SIZE"), ticks * TICK)
 
 
 @dataclass(frozen=True)
@@ -98,7 +100,7 @@ def measure(loader: StreamLoader, rows: int) -> Iterator[Measured]:
         rank, *workers = map(Process.read, processes)
         seconds = sum(process.seconds for process in (rank, *workers)) - before
         largest = max((worker.memory for worker in workers), default=0)
-        yield Measured(taken, taken / wall, taken / max(seconds, 1e-9), rank.memory, largest)
+        yield Measured(taken, taken / wall, taken / max(seconds, TICK), rank.memory, largest)
 
 
 def main(argv: Sequence[str] | None = None) -> None:
