@@ -51,7 +51,7 @@ def test_each_command_writes_a_picture_and_its_arrays(arguments, shape, script, 
         (("inpaint", SHOE), "--mask"),
         (("mix", "--prompts", "a bag", "--weights", 1, 2), "2 weights cannot go with 1 prompt"),
         (("corrupt", SHOE, "--steps", 5), "--steps"),
-        (("vary", SHOE, "--upscale-steps", 2), "upscale_steps is a setting of the upsampler, which this pipeline lacks"),
+        (("vary", SHOE, "--upscale-steps", 2), "a setting of the upsampler, which this pipeline lacks"),
         (("inpaint", SHOE, "--mask", BOOT, "--prior-steps", 12), "the prior, which inpaint does not draw with"),
     ],
 )
