@@ -21,6 +21,8 @@ class Networks:
         self.folder = folder
         self.options = onnxruntime.SessionOptions()
         self.options.intra_op_num_threads = threads
+        # The threads of a network that waits would take the cores from the next one: half the speed with few steps.
+        self.options.add_session_config_entry("session.intra_op.allow_spinning", "0")
         self.open_session = onnxruntime.InferenceSession
         self.sessions: dict[str, object] = {}
 
