@@ -5,7 +5,7 @@ import pytest
 import torch
 from samples import BAG, DRESS, FEW, assert_same_images, differ
 
-from unclip.decoder.reranking import SEED_STEP
+from unclip.settings import SEED_STEP
 
 
 def test_the_candidate_is_kept_whose_embedding_is_the_closest(tiny):

@@ -7,9 +7,8 @@ from hypothesis import strategies as st
 from samples import BAG, DRESS, FEW, assert_same_images, differ
 
 from unclip.clip import TextFeatures
-from unclip.decoder.reranking import SEED_STEP
 from unclip.redrawing import Drawn, redraw_failed
-from unclip.settings import PriorSettings, Sampling
+from unclip.settings import SEED_STEP, PriorSettings, Sampling
 
 PICKY = {"prior_redraws": 3, "prior_image_threshold": 0.7, "prior_num_candidates": 1, **FEW}
 

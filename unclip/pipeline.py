@@ -301,8 +301,8 @@ class UnCLIP:
         sampling = self._sampling(settings)
         conditions = self._conditions(embeddings, captions, seed, noise, negative)
         check_guided(conditions.text, drawing_part(self, sampling)[1])
-        images, found_noise, _ = draw_arrays(self, conditions, sampling, on_step)
-        return images, found_noise
+        images, start, _ = draw_arrays(self, conditions, sampling, on_step)
+        return images, start
 
     def decode_tensor(
         self,

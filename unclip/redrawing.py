@@ -10,7 +10,7 @@ from typing import NamedTuple
 from torch import Tensor
 
 from unclip.clip.text_features import TextFeatures
-from unclip.settings import MAX_SEED, SEED_STEP, PriorSettings
+from unclip.settings import PriorSettings, later_seeds
 
 
 class Drawn(NamedTuple):
@@ -35,7 +35,7 @@ def redraw_failed(
 
     Args:
         text: their captions.
-        seeds: their own seeds; attempt i has the seed that lies i * SEED_STEP above.
+        seeds: their own seeds, of which those of later attempts follow.
         settings: how often at most, and the least probability.
         draw: draw(text, seeds) draws other images, from other embeddings.
         judge: judge(images, text) tells the probability that CLIP gives to each image's caption.
@@ -48,13 +48,13 @@ def redraw_failed(
         rows = (probabilities < settings.image_threshold).nonzero().flatten()
         if not len(rows):
             break
-        again = draw(text[rows], [(seeds[row] + attempt * SEED_STEP) % (MAX_SEED + 1) for row in rows.tolist()])
-        found = judge(again.images, text[rows])
-        is_better = found > probabilities[rows]
+        again = draw(text[rows], later_seeds([seeds[row] for row in rows.tolist()], attempt))
+        new_probabilities = judge(again.images, text[rows])
+        is_better = new_probabilities > probabilities[rows]
         better = rows[is_better]
         images[better] = again.images[is_better]
         embeddings[better] = again.embeddings[is_better]
-        probabilities[better] = found[is_better]
+        probabilities[better] = new_probabilities[is_better]
         for i in is_better.nonzero().flatten().tolist():
             kept_seeds[rows[i]] = again.seeds[i]
     return Drawn(images, embeddings, kept_seeds)

@@ -46,6 +46,11 @@ def seed_list(seed: int | Sequence[int], n: int) -> list[int]:
     return seeds
 
 
+def later_seeds(seeds: Sequence[int], i: int) -> list[int]:
+    """The seeds of the samples' i-th further candidates or attempts; for i = 0 their own."""
+    return [(seed + i * SEED_STEP) % (MAX_SEED + 1) for seed in seeds]
+
+
 def is_single(seed: Any) -> bool:
     """Whether a seed is one number, of any library, and not several."""
     return not hasattr(seed, "__iter__") or isinstance(seed, str) or getattr(seed, "ndim", 1) == 0

@@ -13,9 +13,9 @@ RATE_256 = 480.0
 PIXEL_SECONDS = (1 / RATE_256 - 1 / RATE_64) / (256**2 - 64**2)
 ROW_SECONDS = 1 / RATE_64 - 64**2 * PIXEL_SECONDS
 PIXEL_BYTES = 0.45
-"""Of a JPEG file of quality 95."""
+"""Bytes per pixel of a JPEG file of quality 95."""
 ROW_BYTES = 3000
-"""Of a row beside the pixels: the head of its file, its caption, and what a .tar adds."""
+"""Bytes of a row beside its pixels: the head of its file, its caption, and what a .tar adds."""
 
 
 def row_seconds(size: int) -> float:

@@ -7,7 +7,7 @@ from torch import Tensor
 
 from unclip.clip.text_features import TextFeatures
 from unclip.interfaces import Decoder
-from unclip.settings import MAX_SEED, SEED_STEP, DecoderSettings
+from unclip.settings import DecoderSettings, later_seeds
 
 
 def draw_closest_images(
@@ -33,7 +33,7 @@ def draw_closest_images(
     """
     count = len(seeds)
     num_candidates = settings.num_candidates
-    seeds = [(seed + i * SEED_STEP) % (MAX_SEED + 1) for i in range(num_candidates) for seed in seeds]
+    seeds = [seed for i in range(num_candidates) for seed in later_seeds(seeds, i)]
     rows = torch.arange(count, device=embeddings.device).repeat(num_candidates)
     images = []
     cosines = []

@@ -16,7 +16,7 @@ from unclip.lite.description import DESCRIPTION, read_description
 from unclip.lite.levels import CLEAN, Level, Process
 from unclip.lite.networks import Networks
 from unclip.lite.noise import DECODER_STREAM, PRIOR_STREAM, UPSAMPLER_STREAM, RowNoise
-from unclip.lite.redrawing import Drawn, later_seeds, redraw_failed
+from unclip.lite.redrawing import Drawn, redraw_failed
 from unclip.lite.reranking import choose_candidates, image_probabilities
 from unclip.lite.samplers import SAMPLERS, Denoise, consistency, dpmpp, x0_from_output
 from unclip.settings import (
@@ -25,6 +25,7 @@ from unclip.settings import (
     PriorSettings,
     Sampling,
     UpsamplerSettings,
+    later_seeds,
     seed_list,
 )
 

@@ -6,7 +6,7 @@ from typing import NamedTuple
 import numpy as np
 
 from unclip.lite.captions import Features
-from unclip.settings import MAX_SEED, SEED_STEP, PriorSettings
+from unclip.settings import PriorSettings, later_seeds
 
 
 class Drawn(NamedTuple):
@@ -30,7 +30,7 @@ def redraw_failed(
     """Draw an image of each of N captions, and those anew that CLIP does not take for what their captions say.
 
     Args:
-        seeds: attempt i of an image has the seed that lies i * SEED_STEP above its own.
+        seeds: their own seeds, of which those of later attempts follow.
         settings: how often at most, and the least probability.
         draw: draw(text, seeds) draws embeddings and images.
         judge: judge(images, text) tells the probability that CLIP gives to each image's caption.
@@ -44,13 +44,8 @@ def redraw_failed(
         if not len(rows):
             break
         again = draw(text[rows], later_seeds([seeds[row] for row in rows.tolist()], attempt))
-        found = judge(again.images, text[rows])
-        is_better = found > probabilities[rows]
-        for values, others in zip((*kept, probabilities), (*again, found), strict=True):
+        new_probabilities = judge(again.images, text[rows])
+        is_better = new_probabilities > probabilities[rows]
+        for values, others in zip((*kept, probabilities), (*again, new_probabilities), strict=True):
             values[rows[is_better]] = others[is_better]
     return kept
-
-
-def later_seeds(seeds: Sequence[int], i: int) -> list[int]:
-    """The seeds of the i-th candidates or attempts after the samples' first."""
-    return [(seed + i * SEED_STEP) % (MAX_SEED + 1) for seed in seeds]
