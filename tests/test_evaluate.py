@@ -22,8 +22,9 @@ from stages.evaluation.metrics import frechet_distance, mean_with_interval, shar
 from stages.evaluation.reference import Reference
 from stages.evaluation.report import OTHER_DATA, markdown, number, percent, table
 from stages.evaluation.samples import DRIVERS, resize_images
-from stages.evaluation.section import Section
+from stages.evaluation.section import Evaluator, Section
 from unclip import UnCLIP
+from unclip.errors import UserError
 from unclip.registry import PARTS, Part
 from unclip.store.manifest import read_manifest
 
@@ -61,7 +62,7 @@ def done(trained, tmp_path_factory):
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(sweep, "PRIOR_GRID", SMALL_PRIOR_GRID)
         patch.setattr(sweep, "DECODER_GRID", SMALL_DECODER_GRID)
-        patch.setitem(evaluation.SECTIONS, "brightness", measure_brightness)
+        patch.setitem(evaluation.EVALUATORS, "brightness", Evaluator(measure_brightness))
         return out, evaluate(replace(SETTINGS, checkpoint=trained.folder, out=out))
 
 
@@ -298,12 +299,14 @@ def test_tables_and_numbers_of_the_report():
 def test_the_words_are_those_of_the_data(done):
     report = json.loads(json.dumps(done[1])) | {"judge": "matcher"}
     del report["held_out"], report["clip"]["attributes"]
+    for figures in report["error_budget"].values():
+        figures.pop("attributes", None)
     report["prior"]["cosines"][0]["gap_closed"] |= {"value": None, "low": None, "high": None, "n": 0}
     text = markdown(report, [])
     assert "its own caption is the nearest of all 10 that were asked for" in text
     assert "| zero-shot by caption |" in text
     assert "So few images" not in text
-    for word in ("class", "plain", "phrasing", "attribute", "never shown"):
+    for word in ("class", "plain", "phrasing", "attribute", "never seen"):
         assert word in markdown(done[1], []), word
         assert word not in text, f"{word}: not of this data"
     assert [line.split(" | ")[-1] for line in text.splitlines() if line.startswith("| 1 | 1.0 |")] == ["- |"]
@@ -358,13 +361,36 @@ def test_any_kinds_of_parts_can_be_evaluated(done, tiny, trained, monkeypatch):
     real = evaluation.load_real_images(SETTINGS)
     clip_sha256 = read_manifest(trained.folder / "clip").sha256
     context = evaluation.prepare_context(pipe, clip_sha256, real, replace(SETTINGS, sweep=0), {})
-    sections = evaluation.run_evaluators(context, {})
-    without = ("denoising", "standard_networks", "few_calls", "upsampling", "sweep")
-    assert list(sections) == [name for name in evaluation.SECTIONS if name not in without]
+    sections, left_out = evaluation.run_evaluators(context, (), {})
+    assert list(left_out) == ["standard_networks", "few_calls", "upsampling", "sweep"]
+    assert list(sections) == [name for name in evaluation.EVALUATORS if name not in left_out]
+    assert sections["denoising"] == Section()
     assert pipe(["a bag"]).images.shape == (1, 56, 56, 1)
     assert sections["error_budget"].arrays["prior: images"].shape == (SETTINGS.samples, 28, 28, 1)
     budget = sections["error_budget"].figures
     assert budget["prior"]["frechet"] == budget["text embedding"]["frechet"]
+
+
+def test_only_the_named_evaluators_run_beside_the_floors(done, trained, tmp_path):
+    whole = done[1]
+    named = replace(SETTINGS, checkpoint=trained.folder, out=tmp_path, only=("held_out", "denoising"))
+    report = evaluate(named)
+    assert [name for name in report if name in evaluation.EVALUATORS] == ["reference", "held_out"]
+    assert report["reference"] == whole["reference"]
+    assert report["held_out"] == whole["held_out"]
+    text = (tmp_path / "evaluation.md").read_text()
+    for left_out in ("Weakest", "Error budget", "Prior", "CLIP", "Left out"):
+        assert left_out not in text
+    with pytest.raises(UserError, match=r"^--only few_calls needs a fast decoder$"):
+        evaluate(replace(named, only=("few_calls",)))
+    with pytest.raises(UserError, match=r"^--only fid: no such evaluator; there are reference, clip, prior, error_bud"):
+        replace(named, only=("fid",))
+
+
+def test_the_report_says_what_was_left_out_and_what_it_needs(done):
+    out, report = done
+    assert report["left_out"]["few_calls"] == "a fast decoder"
+    assert "upsampling (needs an upsampler)" in (out / "evaluation.md").read_text()
 
 
 def test_images_of_another_size_are_resized_before_they_are_compared():

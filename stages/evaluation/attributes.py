@@ -64,13 +64,8 @@ def measure_seen_attributes(context: EvaluationContext, driver: str, n: int) -> 
     return measure_obedience(f"{driver}: attributes", images, requests, words, context.reference)
 
 
-def measure_held_out(context: EvaluationContext) -> Section | None:
-    """Measure obedience to the pairs of class and attribute that no training caption or image shows.
-
-    None for data without attributes.
-    """
-    if not has_attributes(context.reference.data):
-        return None
+def measure_held_out(context: EvaluationContext) -> Section:
+    """Measure obedience to the pairs of class and attribute that no training caption or image shows."""
     n = max(2, context.sample_count // 20)
     requests = [request for request in attribute_captions() if request.held_out]
     captions = [request.caption for request in requests]

@@ -19,7 +19,7 @@ from stages.evaluation.attributes import has_attributes, measure_held_out
 from stages.evaluation.clip_figures import measure_clip
 from stages.evaluation.denoising import draw_denoising
 from stages.evaluation.error_budget import measure_error_budget, stage_losses
-from stages.evaluation.few_calls import measure_few_calls
+from stages.evaluation.few_calls import has_fast_decoder, measure_few_calls
 from stages.evaluation.judge import Matcher
 from stages.evaluation.judge_training import trained_judge
 from stages.evaluation.memorisation import measure_memorisation
@@ -28,7 +28,11 @@ from stages.evaluation.real_images import measure_real_images
 from stages.evaluation.reference import Reference
 from stages.evaluation.report import markdown
 from stages.evaluation.section import EvaluationContext, Evaluator, LargeImages, Section
-from stages.evaluation.standard_networks import check_inception, measure_with_standard_networks
+from stages.evaluation.standard_networks import (
+    check_inception,
+    has_standard_network,
+    measure_with_standard_networks,
+)
 from stages.evaluation.sweep import sweep_settings
 from stages.evaluation.upsampling import measure_upsampling
 from stages.loop import TrainConfig
@@ -51,20 +55,24 @@ JUDGE = TrainConfig(
 )
 JUDGE_EPOCHS = 250
 """The most epochs of a judge: after these it learns no more from the images."""
-SECTIONS: dict[str, Evaluator] = {
-    "reference": measure_real_images,
-    "clip": measure_clip,
-    "prior": measure_prior,
-    "error_budget": measure_error_budget,
-    "held_out": measure_held_out,
-    "memorisation": measure_memorisation,
-    "denoising": draw_denoising,
-    "standard_networks": measure_with_standard_networks,
-    "few_calls": measure_few_calls,
-    "upsampling": measure_upsampling,
-    "sweep": sweep_settings,
+EVALUATORS = {
+    "reference": Evaluator(measure_real_images),
+    "clip": Evaluator(measure_clip),
+    "prior": Evaluator(measure_prior),
+    "error_budget": Evaluator(measure_error_budget),
+    "held_out": Evaluator(
+        measure_held_out, "images with measured attributes", lambda context: has_attributes(context.reference.data)
+    ),
+    "memorisation": Evaluator(measure_memorisation),
+    "denoising": Evaluator(draw_denoising),
+    "standard_networks": Evaluator(measure_with_standard_networks, "--inception or --clip-score", has_standard_network),
+    "few_calls": Evaluator(measure_few_calls, "a fast decoder", has_fast_decoder),
+    "upsampling": Evaluator(measure_upsampling, "an upsampler", lambda context: context.large is not None),
+    "sweep": Evaluator(sweep_settings, "--sweep", lambda context: context.sweep_samples > 0),
 }
 """All evaluators, in the order in which they run. evaluation.json holds their figures under these names."""
+ALWAYS = "reference"
+"""The evaluator with the floors, which the report of any other reads."""
 
 
 @dataclass(frozen=True)
@@ -75,6 +83,8 @@ class EvaluateOptions:
     """Images drawn for each figure; 10000 for exact ones."""
     seed: int = bounded(0, 0, 2**62)
     """Sample i of each figure uses seed + i."""
+    only: tuple[str, ...] = ()
+    """Names of the evaluators to run (default: all that can), such as error_budget or few_calls."""
     sweep: int = bounded(0, 0, 10**6)
     """Images drawn for each setting of the sweep over guidance, steps and samplers; 0 for no sweep."""
     out: Path | None = None
@@ -96,6 +106,9 @@ class EvaluateOptions:
     def __post_init__(self):
         if self.sweep and self.sweep < 20:
             raise UserError(f"--sweep must be 0 or at least 20, not {self.sweep}")
+        for name in self.only:
+            if name not in EVALUATORS:
+                raise UserError(f"--only {name}: no such evaluator; there are {', '.join(EVALUATORS)}")
         check_seeds(self.seed, self.samples)
 
 
@@ -129,7 +142,7 @@ def evaluate(options: EvaluateOptions) -> dict[str, Any]:
     real = load_real_images(options)
     seconds: dict[str, float] = {}
     context = prepare_context(pipe, manifests["clip"].sha256, real, options, seconds)
-    sections = run_evaluators(context, seconds)
+    sections, left_out = run_evaluators(context, options.only, seconds)
     figures = {name: section.figures for name, section in sections.items() if section.figures}
     # Training leaves out fashion-mnist's images of held-out pairs.
     trained_on = options.data.load("train")[0] if has_attributes(real.train) else real.train
@@ -146,10 +159,12 @@ def evaluate(options: EvaluateOptions) -> dict[str, Any]:
         "seed": options.seed,
         "sampling": asdict(options.sampling),
         "hardware": f"{device}, {threads}, {platform.machine()}, torch {torch.__version__}",
+        "left_out": left_out,
         **figures,
-        "lost": stage_losses(figures["error_budget"], figures["reference"]["floor"]["frechet"]),
         "seconds": seconds,
     }
+    if "error_budget" in figures:
+        report["lost"] = stage_losses(figures["error_budget"], figures["reference"]["floor"]["frechet"])
     out = options.out or Path("outputs") / "evaluation" / report["checkpoint"]
     write_report(report, sections.values(), out)
     return report
@@ -222,16 +237,25 @@ def suited_to(config: TrainConfig, images: int) -> TrainConfig:
     return replace(config, steps=steps, **intervals)
 
 
-def run_evaluators(context: EvaluationContext, seconds: dict[str, float]) -> dict[str, Section]:
-    """Run all evaluators. Return the sections by name, and add to `seconds` how long each took."""
+def run_evaluators(
+    context: EvaluationContext, only: Collection[str], seconds: dict[str, float]
+) -> tuple[dict[str, Section], dict[str, str]]:
+    """Run the evaluators named in `only`; without names all that can run.
+
+    Return the sections by name, and what each evaluator needs that was left out for lack of it. Add to `seconds` how
+    long each took. Raises UserError if a named one cannot run.
+    """
+    left_out = {name: item.needs for name, item in EVALUATORS.items() if not item.can_run(context)}
+    for name in only:
+        if name in left_out:
+            raise UserError(f"--only {name} needs {left_out[name]}")
     sections = {}
-    for name, evaluator in SECTIONS.items():
-        began = time.perf_counter()
-        section = evaluator(context)
-        if section is not None:
-            sections[name] = section
+    for name, evaluator in EVALUATORS.items():
+        if name not in left_out and (name in (*only, ALWAYS) or not only):
+            began = time.perf_counter()
+            sections[name] = evaluator.run(context)
             print_time(name, began, seconds)
-    return sections
+    return sections, {} if only else left_out
 
 
 def print_time(name: str, began: float, seconds: dict[str, float]) -> None:

@@ -14,10 +14,12 @@ from stages.evaluation.section import EvaluationContext, Section
 CALLS = (1, 2, 4)
 
 
-def measure_few_calls(context: EvaluationContext) -> Section | None:
-    """Measure images that are decoded from true embeddings, one candidate each; None without a fast decoder."""
-    if context.pipe.fast_decoder is None:
-        return None
+def has_fast_decoder(context: EvaluationContext) -> bool:
+    return context.pipe.fast_decoder is not None
+
+
+def measure_few_calls(context: EvaluationContext) -> Section:
+    """Measure images that are decoded from true embeddings, one candidate each."""
     settings: dict[str, dict[str, Any]] = {
         f"{calls} network calls": {"fast_steps": calls, "fast_num_candidates": 1} for calls in CALLS
     }

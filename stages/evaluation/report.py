@@ -31,7 +31,7 @@ Not every stage was trained on just the training images of this data set: some m
 FORMATTED = ("reference", "clip", "prior", "error_budget", "held_out", "memorisation", "few_calls", "sweep")
 """Sections that this file formats. Those of any other evaluator are written as a plain table."""
 NOT_SECTIONS = ("checkpoint", "stages", "data", "same_training_data", "judge", "samples", "seed", "sampling",
-                "hardware", "lost", "seconds")  # fmt: skip
+                "hardware", "left_out", "lost", "seconds")  # fmt: skip
 
 
 def markdown(report: dict[str, Any], pictures: list[str]) -> str:
@@ -40,10 +40,19 @@ def markdown(report: dict[str, Any], pictures: list[str]) -> str:
     `pictures` are the names of the pictures beside it, without .png.
     """
     unit = "class" if report["judge"] == "classifier" else "caption"
-    sections = [_head(report), _clip(report["clip"], unit), _prior(report["prior"], unit), _end_to_end(report, unit)]
+    sections = [_head(report)]
+    if "clip" in report:
+        sections.append(_clip(report["clip"], unit))
+    if "prior" in report:
+        sections.append(_prior(report["prior"], unit))
+    if "error_budget" in report:
+        sections += [_end_to_end(report, unit), _error_budget(report)]
+        if "attributes" in report["error_budget"]["prior"]:
+            sections.append(_attributes(report["error_budget"]["prior"]["attributes"], "seen in training"))
     if "held_out" in report:
-        sections.append(_attributes(report["error_budget"]["prior"]["attributes"], report["held_out"]))
-    sections += [_error_budget(report), _memorisation(report["memorisation"])]
+        sections.append(_attributes(report["held_out"], "never seen together in training"))
+    if "memorisation" in report:
+        sections.append(_memorisation(report["memorisation"]))
     if "few_calls" in report:
         sections.append(_few_calls(report["few_calls"]))
     if "sweep" in report:
@@ -91,13 +100,19 @@ def _head(report: dict[str, Any]) -> str:
     stages = ", ".join(
         f"{name} `{stage['sha256'][:12]}` (step {stage['step']})" for name, stage in report["stages"].items()
     )
-    lost = report["lost"]
+    weakest = ""
+    if "lost" in report:
+        by_accuracy = report["lost"]["weakest_by_accuracy"]
+        by_frechet = report["lost"]["weakest_by_frechet"]
+        weakest = f"**Weakest stage by accuracy: {by_accuracy}; by Fréchet distance: {by_frechet}.**"
+    left_out = ", ".join(f"{name} (needs {needs})" for name, needs in report["left_out"].items())
     return f"""# Evaluation of {report["checkpoint"]}
 
 {stages}. Data: {report["data"]["name"]}. {report["samples"]} samples from seed {report["seed"]}; {sampling}.
 Ran on {report["hardware"]}. In brackets or after ±: 95% intervals, over the samples; the training was run once.
+{f"Left out: {left_out}." if left_out else ""}
 
-**Weakest stage by accuracy: {lost["weakest_by_accuracy"]}; by Fréchet distance: {lost["weakest_by_frechet"]}.**
+{weakest}
 {"" if report["same_training_data"] else OTHER_DATA}"""
 
 
@@ -186,22 +201,20 @@ are samples for the rest. Distances are to the features of {test_images} test im
 {table(confusion_heads, confusion) if len(by_class) <= MAX_TABLE_CLASSES else ""}"""
 
 
-def _attributes(seen: dict[str, Any], held_out: dict[str, Any]) -> str:
-    seen_rows, held_out_rows = (
-        [[name, percent(figure["obeyed"]), percent(figure["class"])] for name, figure in figures.items()]
-        for figures in (seen, held_out)
-    )
-    return f"""Attributes: samples that obey the rule of `data/fashion_mnist_captions.py`, and those of the right class.
+def _attributes(figures: dict[str, Any], which: str) -> str:
+    rows = [[name, percent(figure["obeyed"]), percent(figure["class"])] for name, figure in figures.items()]
+    return f"""## Attributes {which}
 
-{table(["asked", "obeyed", "class"], seen_rows)}
-{table(["asked, never shown in training", "obeyed", "class"], held_out_rows)}"""
+Samples that obey the rule of `data/fashion_mnist_captions.py`, and those of the right class.
+
+{table(["asked", "obeyed", "class"], rows)}"""
 
 
 def _error_budget(report: dict[str, Any]) -> str:
     floor = report["reference"]["floor"]["frechet"]
     lost = report["lost"]
     heads = ["driven by", "caption accuracy", "Fréchet (over the floor)", "precision", "recall"]
-    has_attributes = "held_out" in report
+    has_attributes = "attributes" in report["error_budget"]["prior"]
     rows = []
     for driver, figures in report["error_budget"].items():
         accuracy = percent(figures["caption_accuracy"])

@@ -1,10 +1,10 @@
 """The interface of an evaluator: what it is given, and what it returns."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 from PIL import Image
@@ -98,13 +98,18 @@ class EvaluationContext:
         return draw_samples(self.pipe, driver, captions, n, self.seed, size, true_embeddings, **settings)
 
 
-class Evaluator(Protocol):
+@dataclass(frozen=True)
+class Evaluator:
     """Measures one aspect of a pipeline.
 
-    To add one, write such a function in a file of its own, and a row in `stages.evaluation.evaluate.SECTIONS`. Its
+    To add one, write its function in a file of its own, and a row in `stages.evaluation.evaluate.EVALUATORS`. Its
     figures then stand in evaluation.json under the row's name, and in evaluation.md as a plain table unless
     `stages.evaluation.report` formats them.
     """
 
-    def __call__(self, context: EvaluationContext, /) -> Section | None:
-        """Return the results, or None if there is nothing to measure on this data or with these options."""
+    run: Callable[[EvaluationContext], Section]
+    """Returns the results."""
+    needs: str = ""
+    """What it needs beyond a pipeline and captioned images, in words."""
+    can_run: Callable[[EvaluationContext], bool] = lambda context: True
+    """Whether that is there."""

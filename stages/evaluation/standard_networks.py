@@ -23,11 +23,13 @@ INCEPTION_FILE = "weights-inception-2015-12-05-6726825d.pth"
 RESIZE = "299x299, as TensorFlow 1 resizes (torch-fidelity)"
 
 
-def measure_with_standard_networks(context: EvaluationContext) -> Section | None:
-    """Compare the pipeline's samples with the test images; None without the files that the options name."""
-    samples = context.pipeline_samples.images if context.inception or context.clip_score else None
-    if samples is None:
-        return None
+def has_standard_network(context: EvaluationContext) -> bool:
+    return bool(context.inception or context.clip_score)
+
+
+def measure_with_standard_networks(context: EvaluationContext) -> Section:
+    """Compare the pipeline's samples with the test images by the networks whose files the options name."""
+    samples = context.pipeline_samples.images
     real = context.reference.data.images
     counts = {"samples": len(samples), "reference": f"{len(real)} images of {context.reference.data.name}"}
     figures: dict[str, Any] = {}

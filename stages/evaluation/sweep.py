@@ -32,13 +32,11 @@ FAST_GRID = {
 """Compared in place of the decoder's settings if a fast decoder draws."""
 
 
-def sweep_settings(context: EvaluationContext) -> Section | None:
+def sweep_settings(context: EvaluationContext) -> Section:
     """Measure caption accuracy and Frechet distance for all combinations of the grids; the best comes first.
 
     Samples are compared with the validation images: to choose by the test images would flatter them.
     """
-    if not context.sweep_samples:
-        return None
     pipe = context.pipe
     judge = context.reference.judge
     validation = context.embedded_drivers.data
