@@ -219,6 +219,15 @@ def test_nothing_is_wrong_with_healthy_evidence(evidence):
         assert examine(evidence, part) == {}
 
 
+def test_a_loss_that_wavers_does_not_jump(evidence):
+    """A part that is trained on gains less than its loss wavers from line to line."""
+    wavering = [0.020, 0.016, 0.019, 0.023, 0.017, 0.021, 0.018, 0.016]
+    evidence.lines["decoder"] = [{"step": i, "loss": loss} for i, loss in enumerate(wavering)]
+    assert "the loss does not jump" not in examine(evidence, "decoder")
+    evidence.lines["decoder"][-1]["loss"] = 0.05
+    assert examine(evidence, "decoder")["the loss does not jump"].figure.startswith("at step 7 the loss jumps by")
+
+
 def test_the_gravest_illness_is_named_first(evidence):
     manifest("prior", complete=False)(evidence)
     manifest("prior", parents={"clip": "another"})(evidence)
