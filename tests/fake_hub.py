@@ -8,8 +8,12 @@ import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+
+from huggingface_hub import constants
 
 TOKEN = "hf_of_the_tests"
+NAME = r"(?:models/)?((?:datasets/)?[^/]+/[^/]+)"
 
 
 class FakeHub(ThreadingHTTPServer):
@@ -20,6 +24,7 @@ class FakeHub(ThreadingHTTPServer):
     def __init__(self):
         super().__init__(("127.0.0.1", 0), Handler)
         self.repositories: dict[str, dict[str, dict[str, bytes]]] = {}
+        """Models by name, and data sets by datasets/name: {revision: {path: content}}."""
         self.given: list[str] = []
         """Paths of the files that were fetched."""
         self.silent = threading.Event()
@@ -44,6 +49,16 @@ def served() -> Iterator[FakeHub]:
             thread.join()
 
 
+def use(hub: FakeHub, monkeypatch, cache: Path) -> None:
+    """Let huggingface_hub ask this Hub in place of its own, with the token, and keep files in a cache of the test's."""
+    template = constants.HUGGINGFACE_CO_URL_TEMPLATE.split("/", 3)[3]
+    monkeypatch.setattr(constants, "ENDPOINT", hub.url)
+    monkeypatch.setattr(constants, "HUGGINGFACE_CO_URL_TEMPLATE", f"{hub.url}/{template}")
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(cache))
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
+    monkeypatch.setenv("HF_TOKEN", TOKEN)
+
+
 def commit(files: dict[str, bytes]) -> str:
     return hashlib.sha1(b"".join(name.encode() + content for name, content in sorted(files.items()))).hexdigest()
 
@@ -59,11 +74,11 @@ class Handler(BaseHTTPRequestHandler):
         if self.server.silent.is_set():
             self.server.over.wait(30)
             self.close_connection = True
-        elif found := re.fullmatch(r"/api/models/([^/]+/[^/]+)/(revision|tree)/([^?/]+)(\?.*)?", self.path):
+        elif found := re.fullmatch(rf"/api/{NAME}/(revision|tree)/([^?/]+)([?/].*)?", self.path):
             self.describe(*found.group(1, 2, 3))
-        elif found := re.fullmatch(r"/api/models/([^/]+/[^/]+)", self.path):
+        elif found := re.fullmatch(rf"/api/{NAME}", self.path):
             self.describe(found[1], "revision", "main")
-        elif found := re.fullmatch(r"/([^/]+/[^/]+)/resolve/([^/]+)/(.+)", self.path):
+        elif found := re.fullmatch(r"/((?:datasets/)?[^/]+/[^/]+)/resolve/([^/]+)/(.+)", self.path):
             self.give(*found.groups())
         else:
             self.answer(404, {})

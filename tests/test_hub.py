@@ -7,7 +7,7 @@ import time
 import numpy as np
 import pytest
 from conftest import ROOT, assert_one_error_line, contents, run_python
-from fake_hub import TOKEN, served
+from fake_hub import served, use
 from huggingface_hub import constants
 from small_pipeline import CAPTIONS, build
 
@@ -41,13 +41,8 @@ def online(small, tmp_path, monkeypatch):
             "a.py": b"",
         }
         online.repositories[NAME] = {"main": contents(small) | others}
-        monkeypatch.setattr(constants, "ENDPOINT", online.url)
-        template = constants.HUGGINGFACE_CO_URL_TEMPLATE.split("/", 3)[3]
-        monkeypatch.setattr(constants, "HUGGINGFACE_CO_URL_TEMPLATE", f"{online.url}/{template}")
-        monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "cache"))
-        monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
+        use(online, monkeypatch, tmp_path / "cache")
         monkeypatch.setattr(hub, "PATIENCE", 0.5)
-        monkeypatch.setenv("HF_TOKEN", TOKEN)
         monkeypatch.chdir(tmp_path)
         yield online
 

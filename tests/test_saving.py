@@ -4,8 +4,7 @@ import numpy as np
 import pytest
 import torch
 from conftest import contents
-from fake_hub import TOKEN, served
-from huggingface_hub import constants
+from fake_hub import served, use
 from small_pipeline import CAPTIONS, build
 
 from unclip import UnCLIP, UserError
@@ -116,13 +115,8 @@ def test_nothing_is_replaced_and_lost_sources_are_named(folder, tmp_path):
 
 def test_a_changed_pipeline_is_pushed_to_the_hub_and_opens_from_there(folder, tmp_path, monkeypatch):
     with served() as online:
-        monkeypatch.setattr(constants, "ENDPOINT", online.url)
-        template = constants.HUGGINGFACE_CO_URL_TEMPLATE.split("/", 3)[3]
-        monkeypatch.setattr(constants, "HUGGINGFACE_CO_URL_TEMPLATE", f"{online.url}/{template}")
-        monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "cache"))
-        monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
+        use(online, monkeypatch, tmp_path / "cache")
         monkeypatch.setattr(hub, "PATIENCE", 0.5)
-        monkeypatch.setenv("HF_TOKEN", TOKEN)
         pipe = UnCLIP.from_pretrained(folder)
         change(pipe.prior)
         assert pipe.push_to_hub("somebody/mine").endswith("somebody/mine")

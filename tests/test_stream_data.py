@@ -5,8 +5,10 @@ import json
 import threading
 from pathlib import Path
 
+import fake_hub
 import pytest
 import torch
+from conftest import contents
 from shards_of_rows import WRITERS, names_in, stream_of, taken, write_shards
 
 from data.problems import Problems
@@ -210,6 +212,19 @@ def test_shards_behind_a_server_that_breaks_off_give_the_same_batches(server, tm
     assert taken(stream_of(f"{server}/x/{{0000..0001}}.tar"), 3) == taken(stream_of(folder), 3)
     with pytest.raises(UserError, match=r"x/0002\.tar cannot be read \(HTTP Error 404"):
         stream_of(f"{server}/x/{{0000..0002}}.tar")
+
+
+def test_a_data_set_of_the_hub_gives_the_same_batches(tmp_path, monkeypatch):
+    folder = write_shards(tmp_path / "x", shards=2, rows=150)
+    with fake_hub.served() as hub:
+        fake_hub.use(hub, monkeypatch, tmp_path / "cache")
+        files = contents(folder) | {"README.md": b"about them"}
+        hub.repositories["datasets/somebody/rows"] = {"main": files}
+        for source in ("somebody/rows", "hf://datasets/somebody/rows/{0000..0001}.tar"):
+            assert taken(stream_of(source), 3) == taken(stream_of(folder), 3)
+        assert set(hub.given) == {"0000.tar", "0001.tar"}
+        with pytest.raises(UserError, match=r"^hf://datasets/somebody/others/\*\* cannot be listed \("):
+            stream_of("somebody/others")
 
 
 def test_a_stream_takes_no_more_memory_than_its_sample_and_its_buffer(tmp_path, monkeypatch):

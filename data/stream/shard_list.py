@@ -53,12 +53,12 @@ def list_shards(config: SourceConfig, problems: Problems) -> ShardList:
             f"{source} names no shards; --data.stream reads {', '.join(SUFFIXES)}: a file, a folder, a pattern, "
             "addresses (https://, s3://, hf://), a .txt with one of these per line, or owner/name on the Hub"
         )
+    addresses = [address for address in addresses if _suffix(address) == suffix]
     root = f"{source.rstrip('/')}/" if os.path.isdir(source) else _common_folder(addresses)
     shards = {}
     for address in addresses:
-        if _suffix(address) == suffix:
-            shard = Shard(address.removeprefix(root)[: -len(suffix)], address)
-            shards[f"{shard.name}{suffix}"] = shard
+        shard = Shard(address.removeprefix(root)[: -len(suffix)], address)
+        shards[f"{shard.name}{suffix}"] = shard
     return _by_split(shards, config.split, source, problems)
 
 
