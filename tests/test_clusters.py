@@ -2,14 +2,33 @@
 
 import re
 import shutil
+import signal
 import subprocess
+import sys
+import threading
+import time
 
 import pytest
+import torch
 import yaml
 from conftest import ROOT
 from test_documentation import parse_all, shell_commands
 
+from stages.clusters.rehearsal import LAYERS, WIDTHS, RehearsalOptions, kill_rank, list_programs
+from stages.plan.pretended import Uninitialised
+from stages.run_options import Shapes
+from unclip.cli.options import parse_run
+from unclip.registry import default_kind, find_kind, resolve
+
 CLUSTERS = ROOT / "stages" / "clusters"
+LAUNCHER = """
+import subprocess, sys
+ranks = [subprocess.Popen(["sleep", "20"]) for _ in range(2)]
+print("started", flush=True)
+status = ranks[1].wait()
+ranks[0].kill()
+sys.exit(-status)
+"""
 LAUNCHER_OPTIONS = re.compile(r"--(nnodes|nproc-per-node|rdzv-\w+|max-restarts)")
 
 
@@ -73,4 +92,36 @@ def test_our_programs_take_the_options_of_the_launch_files():
     programs = [program for program, _ in commands]
     of_slurm = ["train_clip.py", "stages.embed", "train_prior.py", "stages.embed", "train_decoder.py"]
     assert programs == [*of_slurm, "train_clip.py"]
+    rehearsed = [arguments_of_torchrun([*program.words]) for program in list_programs(RehearsalOptions())]
+    assert [program for program, _ in rehearsed] == [*of_slurm, "stages.train"]
+    commands += rehearsed
     assert parse_all([list(command) for command in commands], None) == [""] * len(commands)
+
+
+def test_rehearsal_has_the_widths_of_the_paper_over_a_hundred_and_its_depths():
+    shapes = Shapes(image_size=256, channels=3, vocab_size=1024, embed_dim=16, text_width=16, context=77)
+    for part, widths in WIDTHS.items():
+        row = find_kind(part, default_kind(part))
+        paper = resolve(row.presets)["paper"]
+        words = [str(word) for pair in ({"--preset": "paper"} | widths | LAYERS[part]).items() for word in pair]
+        run = parse_run({"paper": paper}, "", words)
+        sizes = {}
+        for name, own in (("paper", paper), ("rehearsed", run)):
+            with torch.device("meta"), Uninitialised():
+                model = resolve(row.stage).build_model(own, shapes)
+            sizes[name] = len(list(model.modules())), sum(weight.numel() for weight in model.parameters())
+        assert sizes["paper"][0] == sizes["rehearsed"][0]
+        assert sizes["paper"][1] > 100 * sizes["rehearsed"][1]
+
+
+def test_rehearsal_kills_a_rank_of_a_training_that_has_a_state(tmp_path):
+    launcher = subprocess.Popen([sys.executable, "-c", LAUNCHER], stdout=subprocess.PIPE)
+    launcher.stdout.readline()
+    killer = threading.Thread(target=kill_rank, args=(launcher, tmp_path))
+    killer.start()
+    (tmp_path / "state.safetensors").touch()  # no state of this kind
+    time.sleep(0.2)
+    assert killer.is_alive()
+    (tmp_path / "state-000000002").mkdir()
+    killer.join(10)
+    assert launcher.wait(10) == signal.SIGKILL, "as its second child has ended"

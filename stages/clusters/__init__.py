@@ -1,0 +1,1 @@
+"""Several machines: examples of launch files, and a rehearsal on one."""
