@@ -57,7 +57,7 @@ ODD = (
 """Values that no field of the page sends."""
 CLICKS = (
     ("Captions, one per line", "Steps"), ("Keep",), ("First image", "Second image"), ("Before", "After"),
-    ("Prompt 1", "Steps"), ("Without brush strokes, paint",), ("An image of it, for its true embedding (optional)",),
+    ("Prompt 1", "Steps"), ("Without brush strokes, paint",), ("Real image (optional)",),
     ("Examples",), ("Sent picture",),
 )  # fmt: skip
 """Labels that tell the clicks of the tabs apart."""

@@ -156,7 +156,7 @@ def look_inside_tab(page: Page) -> None:
             tab.place_results()
         with gr.Column(scale=1, min_width=260):
             seed_field(tab)
-            image_field(tab, "image", "An image of it, for its true embedding (optional)", None)
+            image_field(tab, "image", "Real image (optional)", None)
     tab.connect()
 
 
