@@ -8,7 +8,7 @@ The decoder is its teacher, and stays in the pipeline for edits. stages/distilla
 import copy
 import math
 from collections.abc import Iterator
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, replace
 from functools import cached_property
 
 import torch
@@ -66,10 +66,10 @@ class FastDecoderRun(FrozenCLIPRun):
     def conflicts(self) -> Iterator[tuple[str, str]]:
         if self.log_sigma[1] <= 0:
             yield "log_sigma", "be a mean and a deviation above 0"
-        for item in fields(self):
-            method = READ_BY.get(item.name, self.method)
-            if method != self.method and getattr(self, item.name) != item.default:
-                yield item.name, f"be left out, as the method {self.method} does not read it (only {method} does)"
+        preset = resolve(find_kind("fast_decoder", self.kind).presets)[self.preset]
+        for name, method in READ_BY.items():
+            if method != self.method and getattr(self, name) != getattr(preset, name):
+                yield name, f"be left out, as the method {self.method} does not read it (only {method} does)"
 
 
 FURTHER_CALLS = (0.1, 4.0)

@@ -4,6 +4,7 @@ import copy
 import json
 import math
 import shutil
+from dataclasses import replace
 from types import SimpleNamespace
 
 import numpy as np
@@ -13,6 +14,7 @@ from conftest import ROOT, made_up_data
 from networks import randomise
 from three_stages import seeded
 
+from configs.fast_decoder import PRESETS
 from stages import train
 from stages.decoder import DecoderBatch
 from stages.distillation import HUBER, ConsistencyObjective, levels_at, saturated_huber
@@ -210,6 +212,12 @@ def test_it_needs_a_decoder(trained, tmp_path):
     shutil.rmtree(tmp_path / "none" / "decoder")
     with pytest.raises(UserError, match="has no trained decoder; train it with"):
         train_fast_decoder(tmp_path / "none")
+
+
+@pytest.mark.parametrize("preset", PRESETS.values(), ids=PRESETS)
+@pytest.mark.parametrize("method", ["path", "distillation", "tuning"])
+def test_every_preset_takes_every_method(preset, method):
+    check(replace(preset, method=method), spell=as_option)
 
 
 @pytest.mark.parametrize(
