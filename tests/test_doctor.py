@@ -228,6 +228,12 @@ def test_a_loss_that_wavers_does_not_jump(evidence):
     assert examine(evidence, "decoder")["the loss does not jump"].figure.startswith("at step 7 the loss jumps by")
 
 
+@pytest.mark.parametrize("losses", [[2.3, 1.2, 0.9, 0.8, 2.2, 2.2, 2.2, 2.2], [2.3, 1.5, 1.0, 2.2, 2.2, 2.2]])
+def test_a_jump_after_a_steep_fall_is_seen(losses, evidence):
+    evidence.lines["decoder"] = [{"step": i, "loss": loss} for i, loss in enumerate(losses)]
+    assert examine(evidence, "decoder")["the loss does not jump"].verdict == "diverged"
+
+
 def test_the_gravest_illness_is_named_first(evidence):
     manifest("prior", complete=False)(evidence)
     manifest("prior", parents={"clip": "another"})(evidence)

@@ -1,5 +1,6 @@
 """Rules on the log and the options of a training: they hold for every part."""
 
+from itertools import pairwise
 from statistics import median
 
 from stages.doctor.evidence import Evidence
@@ -16,9 +17,9 @@ shapes, after 60 steps, has 0.75."""
 SPIKE = 0.3
 """A jump of the loss by this share of what the training had gained. Lines of the log are means over many steps, which
 vary by a few percent."""
-WAVER = 6
-"""A jump is also this many times as large as what the loss wavered before, from line to line. A part that is trained on
-may gain less than its loss wavers."""
+WAVER = 3
+"""A jump must also exceed this many times the median rise from line to line before it: in further training the loss may
+vary more than it falls."""
 RISE = 1.15
 """Growth of the validation loss over its best value. Its batches and noise are the same each time, so that it has no
 noise of its own; 15% is beyond the waver of a rate that is still high."""
@@ -69,15 +70,16 @@ def spikes(evidence: Evidence, part: str) -> Finding | None:
     if len(values) < 6:
         return None
     gained = values[0] - min(values)
-    wavers = [abs(values[i] - (values[i - 1] + values[i + 1]) / 2) for i in range(1, len(values) - 1)]
     for i in range(3, len(values)):
+        rises = [second - first for first, second in pairwise(values[:i]) if second > first]
+        usual = WAVER * median(rises) if rises else 0.0
         jump = values[i] - median(values[max(0, i - 3) : i])
-        if gained > 0 and jump > max(SPIKE * gained, WAVER * median(wavers[: i - 2]), 0.1 * values[i]):
+        if gained > 0 and jump > max(SPIKE * gained, usual, 0.1 * values[i]):
             step = [line["step"] for line in evidence.log(part) if "loss" in line][i]
             return Finding(
                 "diverged",
                 f"at step {step} the loss jumps by {jump / gained:.0%} of all that was gained (healthy: below "
-                f"{SPIKE:.0%})",
+                f"{SPIKE:.0%}, or what it varies by)",
                 "train with half the learning rate, or a longer --train.warmup",
             )
     return None
