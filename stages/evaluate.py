@@ -4,6 +4,7 @@
     python -m stages.evaluate --checkpoint checkpoints/run --samples 10000
     python -m stages.evaluate --checkpoint checkpoints/run --sweep 200  # also compares settings of sampling
     python -m stages.evaluate --checkpoint checkpoints/emoji --split validation
+    python -m stages.evaluate --only error_budget few_calls             # these alone, and the floors
 
 Prints a report, and writes it to --out as evaluation.json, as evaluation.md with pictures, and as evaluation.npz with
 every image behind the figures. On two CPU cores 1,000 samples of preset quick take four minutes. The first time takes

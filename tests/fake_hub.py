@@ -49,7 +49,7 @@ def served() -> Iterator[FakeHub]:
             thread.join()
 
 
-def use(hub: FakeHub, monkeypatch, cache: Path) -> None:
+def point_to(hub: FakeHub, monkeypatch, cache: Path) -> None:
     """Let huggingface_hub ask this Hub in place of its own, with the token, and keep files in a cache of the test's."""
     template = constants.HUGGINGFACE_CO_URL_TEMPLATE.split("/", 3)[3]
     monkeypatch.setattr(constants, "ENDPOINT", hub.url)

@@ -5,8 +5,6 @@ import shutil
 import signal
 import subprocess
 import sys
-import threading
-import time
 
 import pytest
 import torch
@@ -98,30 +96,29 @@ def test_our_programs_take_the_options_of_the_launch_files():
     assert parse_all([list(command) for command in commands], None) == [""] * len(commands)
 
 
-def test_rehearsal_has_the_widths_of_the_paper_over_a_hundred_and_its_depths():
+def test_rehearsal_has_less_than_a_thousandth_of_the_paper_s_weights_in_as_many_layers():
     shapes = Shapes(image_size=256, channels=3, vocab_size=1024, embed_dim=16, text_width=16, context=77)
     for part, widths in WIDTHS.items():
-        row = find_kind(part, default_kind(part))
-        paper = resolve(row.presets)["paper"]
+        kind = find_kind(part, default_kind(part))
+        paper = resolve(kind.presets)["paper"]
         words = [str(word) for pair in ({"--preset": "paper"} | widths | LAYERS[part]).items() for word in pair]
-        run = parse_run({"paper": paper}, "", words)
-        sizes = {}
-        for name, own in (("paper", paper), ("rehearsed", run)):
+        modules = []
+        weights = []
+        for run in (paper, parse_run({"paper": paper}, "", words)):
             with torch.device("meta"), Uninitialised():
-                model = resolve(row.stage).build_model(own, shapes)
-            sizes[name] = len(list(model.modules())), sum(weight.numel() for weight in model.parameters())
-        assert sizes["paper"][0] == sizes["rehearsed"][0]
-        assert sizes["paper"][1] > 100 * sizes["rehearsed"][1]
+                model = resolve(kind.stage).build_model(run, shapes)
+            modules.append(len(list(model.modules())))
+            weights.append(sum(weight.numel() for weight in model.parameters()))
+        assert modules[0] == modules[1]
+        assert weights[0] > 1000 * weights[1], part
 
 
 def test_rehearsal_kills_a_rank_of_a_training_that_has_a_state(tmp_path):
     launcher = subprocess.Popen([sys.executable, "-c", LAUNCHER], stdout=subprocess.PIPE)
     launcher.stdout.readline()
-    killer = threading.Thread(target=kill_rank, args=(launcher, tmp_path))
-    killer.start()
     (tmp_path / "state.safetensors").touch()  # no state of this kind
-    time.sleep(0.2)
-    assert killer.is_alive()
+    assert not kill_rank(launcher, tmp_path)
     (tmp_path / "state-000000002").mkdir()
-    killer.join(10)
+    assert kill_rank(launcher, tmp_path)
     assert launcher.wait(10) == signal.SIGKILL, "as its second child has ended"
+    assert not kill_rank(launcher, tmp_path), "as it has ended"

@@ -361,10 +361,10 @@ def test_any_kinds_of_parts_can_be_evaluated(done, tiny, trained, monkeypatch):
     real = evaluation.load_real_images(SETTINGS)
     clip_sha256 = read_manifest(trained.folder / "clip").sha256
     context = evaluation.prepare_context(pipe, clip_sha256, real, replace(SETTINGS, sweep=0), {})
-    sections, left_out = evaluation.run_evaluators(context, (), {})
-    assert list(left_out) == ["standard_networks", "few_calls", "upsampling", "sweep"]
-    assert list(sections) == [name for name in evaluation.EVALUATORS if name not in left_out]
-    assert sections["denoising"] == Section()
+    names, left_out = evaluation.choose_evaluators(pipe, real.test, replace(SETTINGS, sweep=0))
+    assert list(left_out) == ["denoising", "standard_networks", "few_calls", "upsampling", "sweep"]
+    assert names == [name for name in evaluation.EVALUATORS if name not in left_out]
+    sections = evaluation.run_evaluators(context, names, {})
     assert pipe(["a bag"]).images.shape == (1, 56, 56, 1)
     assert sections["error_budget"].arrays["prior: images"].shape == (SETTINGS.samples, 28, 28, 1)
     budget = sections["error_budget"].figures
@@ -373,7 +373,7 @@ def test_any_kinds_of_parts_can_be_evaluated(done, tiny, trained, monkeypatch):
 
 def test_only_the_named_evaluators_run_beside_the_floors(done, trained, tmp_path):
     whole = done[1]
-    named = replace(SETTINGS, checkpoint=trained.folder, out=tmp_path, only=("held_out", "denoising"))
+    named = replace(SETTINGS, checkpoint=trained.folder, out=tmp_path, only=("held_out", "denoising"), sweep=0)
     report = evaluate(named)
     assert [name for name in report if name in evaluation.EVALUATORS] == ["reference", "held_out"]
     assert report["reference"] == whole["reference"]
@@ -381,8 +381,12 @@ def test_only_the_named_evaluators_run_beside_the_floors(done, trained, tmp_path
     text = (tmp_path / "evaluation.md").read_text()
     for left_out in ("Weakest", "Error budget", "Prior", "CLIP", "Left out"):
         assert left_out not in text
-    with pytest.raises(UserError, match=r"^--only few_calls needs a fast decoder$"):
+    assert "Only held_out, denoising and the floors." in text
+    assert f"| training images (the floor) | {whole['reference']['floor']['frechet']:.3f} |" in text
+    with pytest.raises(UserError, match=r"^--only few_calls needs a fast decoder, which .* lacks$"):
         evaluate(replace(named, only=("few_calls",)))
+    with pytest.raises(UserError, match=r"^--sweep is read by sweep alone; add sweep to --only$"):
+        replace(named, sweep=20)
     with pytest.raises(UserError, match=r"^--only fid: no such evaluator; there are reference, clip, prior, error_bud"):
         replace(named, only=("fid",))
 

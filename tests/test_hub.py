@@ -7,7 +7,7 @@ import time
 import numpy as np
 import pytest
 from conftest import ROOT, assert_one_error_line, contents, run_python
-from fake_hub import served, use
+from fake_hub import point_to, served
 from huggingface_hub import constants
 from small_pipeline import CAPTIONS, build
 
@@ -41,7 +41,7 @@ def online(small, tmp_path, monkeypatch):
             "a.py": b"",
         }
         online.repositories[NAME] = {"main": contents(small) | others}
-        use(online, monkeypatch, tmp_path / "cache")
+        point_to(online, monkeypatch, tmp_path / "cache")
         monkeypatch.setattr(hub, "PATIENCE", 0.5)
         monkeypatch.chdir(tmp_path)
         yield online

@@ -133,7 +133,11 @@ def test_evaluation_joins_the_card_of_its_own_weights_alone(tmp_path, capsys):
 def test_what_is_no_whole_report_is_refused_before_anything_is_written(tmp_path):
     folder = build(tmp_path / "own")
     parts = {part: {"sha256": read_manifest(folder / part).sha256} for part in REQUIRED}
-    for report in ([], {}, {"stages": []}, {"stages": parts}, {"stages": parts, "samples": 4, "data": "x"}):
+    share = {"value": 0.5, "low": 0.25, "high": 0.75, "n": 4}
+    drawn = {"caption_accuracy": share, "precision": share, "recall": share, "frechet": 1.25}
+    whole = {"stages": parts, "samples": 4, "data": {"name": "x"}, "clip": {"zero_shot": share}}
+    partial = whole | {"error_budget": {"prior": drawn}, "only": ["clip", "error_budget"]}
+    for report in ([], {}, {"stages": []}, {"stages": parts}, {"stages": parts, "samples": 4, "data": "x"}, partial):
         write_json(tmp_path / "report" / "evaluation.json", report)
         with pytest.raises(UserError, match=r"evaluation.json is not a whole report of this version; make it again"):
             publish(folder, tmp_path / "out", "out", evaluation=tmp_path / "report")

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 from conftest import contents
-from fake_hub import served, use
+from fake_hub import point_to, served
 from small_pipeline import CAPTIONS, build
 
 from unclip import UnCLIP, UserError
@@ -115,7 +115,7 @@ def test_nothing_is_replaced_and_lost_sources_are_named(folder, tmp_path):
 
 def test_a_changed_pipeline_is_pushed_to_the_hub_and_opens_from_there(folder, tmp_path, monkeypatch):
     with served() as online:
-        use(online, monkeypatch, tmp_path / "cache")
+        point_to(online, monkeypatch, tmp_path / "cache")
         monkeypatch.setattr(hub, "PATIENCE", 0.5)
         pipe = UnCLIP.from_pretrained(folder)
         change(pipe.prior)

@@ -215,14 +215,16 @@ def test_shards_behind_a_server_that_breaks_off_give_the_same_batches(server, tm
 
 
 def test_a_data_set_of_the_hub_gives_the_same_batches(tmp_path, monkeypatch):
-    folder = write_shards(tmp_path / "x", shards=2, rows=150)
+    (tmp_path / "x").mkdir()
+    folder = write_shards(tmp_path / "x" / "data", shards=2, rows=150)
     with fake_hub.served() as hub:
-        fake_hub.use(hub, monkeypatch, tmp_path / "cache")
-        files = contents(folder) | {"README.md": b"about them"}
+        fake_hub.point_to(hub, monkeypatch, tmp_path / "cache")
+        files = contents(tmp_path / "x") | {"README.md": b"about them"}
         hub.repositories["datasets/somebody/rows"] = {"main": files}
-        for source in ("somebody/rows", "hf://datasets/somebody/rows/{0000..0001}.tar"):
-            assert taken(stream_of(source), 3) == taken(stream_of(folder), 3)
-        assert set(hub.given) == {"0000.tar", "0001.tar"}
+        assert taken(stream_of("somebody/rows"), 3) == taken(stream_of(tmp_path / "x"), 3)
+        addresses = "hf://datasets/somebody/rows/data/{0000..0001}.tar"
+        assert taken(stream_of(addresses), 3) == taken(stream_of(folder), 3)
+        assert set(hub.given) == {"data/0000.tar", "data/0001.tar"}
         with pytest.raises(UserError, match=r"^hf://datasets/somebody/others/\*\* cannot be listed \("):
             stream_of("somebody/others")
 

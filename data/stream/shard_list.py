@@ -3,7 +3,6 @@
 import glob
 import hashlib
 import json
-import os
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path, PurePosixPath
@@ -20,6 +19,7 @@ from unclip.errors import UserError, reason
 
 SUFFIXES = (".tar", ".parquet", ".arrow")
 """How the names of shards end; where there are several kinds, the first is read."""
+HUB = "hf://datasets/"
 START = 512
 """First bytes of each shard that enter the fingerprint."""
 PROBES = 32
@@ -30,7 +30,8 @@ class Shard(NamedTuple):
     """A file of rows."""
 
     name: str
-    """Its path below the source, without a suffix: the first half of its rows' keys."""
+    """Its path below the folder, data set of the Hub, or else the common folder of all shards, without a suffix: the
+    first half of its rows' keys."""
     address: str
     """A path, or an address with a protocol."""
 
@@ -54,7 +55,8 @@ def list_shards(config: SourceConfig, problems: Problems) -> ShardList:
             "addresses (https://, s3://, hf://), a .txt with one of these per line, or owner/name on the Hub"
         )
     addresses = [address for address in addresses if _suffix(address) == suffix]
-    root = f"{source.rstrip('/')}/" if os.path.isdir(source) else _common_folder(addresses)
+    roots = (f"{Path(source)}/", f"{HUB}{source}/", _common_folder(addresses))
+    root = next(root for root in roots if all(address.startswith(root) for address in addresses))
     shards = {}
     for address in addresses:
         shard = Shard(address.removeprefix(root)[: -len(suffix)], address)
@@ -95,7 +97,7 @@ def _list_addresses(source: str, problems: Problems) -> list[str]:
         return [str(file) for file in files]
     if path.exists() or source.count("/") != 1:
         raise UserError(f"there is no data set {source!r} to stream; see --data.stream in data/stream/README.md")
-    return _match_remote(f"hf://datasets/{source}/**")
+    return _match_remote(f"{HUB}{source}/**")
 
 
 def _match_remote(address: str) -> list[str]:

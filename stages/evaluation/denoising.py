@@ -8,11 +8,9 @@ CAPTIONS = 3
 
 
 def draw_denoising(context: EvaluationContext) -> Section:
-    """Draw the picture; none of a decoder that has no steps to watch."""
+    """Draw the picture."""
     captions = context.captions[:CAPTIONS]
     trajectory = Trajectory()
     settings = {"fast_steps": 0} if context.draws_fast else {}  # few calls have no ten moments
     context.pipe(captions, seed=context.seed, on_step=trajectory, **settings)
-    if not trajectory.batches:
-        return Section()
     return Section(pictures={"strip": denoising_strip(captions, trajectory, 1)})

@@ -19,7 +19,7 @@ from stages.evaluation.attributes import has_attributes, measure_held_out
 from stages.evaluation.clip_figures import measure_clip
 from stages.evaluation.denoising import draw_denoising
 from stages.evaluation.error_budget import measure_error_budget, stage_losses
-from stages.evaluation.few_calls import has_fast_decoder, measure_few_calls
+from stages.evaluation.few_calls import measure_few_calls
 from stages.evaluation.judge import Matcher
 from stages.evaluation.judge_training import trained_judge
 from stages.evaluation.memorisation import measure_memorisation
@@ -28,15 +28,12 @@ from stages.evaluation.real_images import measure_real_images
 from stages.evaluation.reference import Reference
 from stages.evaluation.report import markdown
 from stages.evaluation.section import EvaluationContext, Evaluator, LargeImages, Section
-from stages.evaluation.standard_networks import (
-    check_inception,
-    has_standard_network,
-    measure_with_standard_networks,
-)
+from stages.evaluation.standard_networks import check_inception, measure_with_standard_networks
 from stages.evaluation.sweep import sweep_settings
 from stages.evaluation.upsampling import measure_upsampling
 from stages.loop import TrainConfig
 from unclip import UnCLIP
+from unclip.decoder import DiffusionDecoder
 from unclip.devices import pick_device
 from unclip.errors import UserError, quantity
 from unclip.fields import bounded
@@ -61,18 +58,32 @@ EVALUATORS = {
     "prior": Evaluator(measure_prior),
     "error_budget": Evaluator(measure_error_budget),
     "held_out": Evaluator(
-        measure_held_out, "images with measured attributes", lambda context: has_attributes(context.reference.data)
+        measure_held_out, "images with measured attributes", lambda pipe, test, options: has_attributes(test)
     ),
     "memorisation": Evaluator(measure_memorisation),
-    "denoising": Evaluator(draw_denoising),
-    "standard_networks": Evaluator(measure_with_standard_networks, "--inception or --clip-score", has_standard_network),
-    "few_calls": Evaluator(measure_few_calls, "a fast decoder", has_fast_decoder),
-    "upsampling": Evaluator(measure_upsampling, "an upsampler", lambda context: context.large is not None),
-    "sweep": Evaluator(sweep_settings, "--sweep", lambda context: context.sweep_samples > 0),
+    "denoising": Evaluator(
+        draw_denoising,
+        "a decoder that denoises in steps",
+        lambda pipe, test, options: isinstance(pipe.decoder, DiffusionDecoder),
+    ),
+    "standard_networks": Evaluator(
+        measure_with_standard_networks,
+        "--inception or --clip-score",
+        lambda pipe, test, options: bool(options.inception or options.clip_score),
+    ),
+    "few_calls": Evaluator(
+        measure_few_calls, "a fast decoder", lambda pipe, test, options: pipe.fast_decoder is not None
+    ),
+    "upsampling": Evaluator(
+        measure_upsampling, "an upsampler", lambda pipe, test, options: find_upsampler(pipe) is not None
+    ),
+    "sweep": Evaluator(sweep_settings, "--sweep", lambda pipe, test, options: options.sweep > 0),
 }
 """All evaluators, in the order in which they run. evaluation.json holds their figures under these names."""
 ALWAYS = "reference"
-"""The evaluator with the floors, which the report of any other reads."""
+"""It always runs: reports compare with its floors."""
+ASKED_BY = {"sweep": "sweep", "inception": "standard_networks", "clip_score": "standard_networks"}
+"""Options that one evaluator alone reads."""
 
 
 @dataclass(frozen=True)
@@ -88,7 +99,7 @@ class EvaluateOptions:
     sweep: int = bounded(0, 0, 10**6)
     """Images drawn for each setting of the sweep over guidance, steps and samplers; 0 for no sweep."""
     out: Path | None = None
-    """Folder for the report (default: outputs/evaluation/NAME)."""
+    """Folder for the report (default: outputs/evaluation/NAME; with --only, the evaluators' names follow)."""
     device: Device = "auto"
     """Where to draw: auto takes a GPU if there is one."""
     split: Literal["test", "validation"] = "test"
@@ -109,6 +120,9 @@ class EvaluateOptions:
         for name in self.only:
             if name not in EVALUATORS:
                 raise UserError(f"--only {name}: no such evaluator; there are {', '.join(EVALUATORS)}")
+        for option, name in ASKED_BY.items():
+            if self.only and getattr(self, option) and name not in self.only:
+                raise UserError(f"--{option.replace('_', '-')} is read by {name} alone; add {name} to --only")
         check_seeds(self.seed, self.samples)
 
 
@@ -126,7 +140,7 @@ class RealImages:
 def evaluate(options: EvaluateOptions) -> dict[str, Any]:
     """Measure a pipeline and write the report. Return the contents of evaluation.json.
 
-    Raises UserError if the pipeline is missing, damaged or unfinished.
+    Raises UserError if the pipeline is missing, damaged or unfinished, or lacks what an evaluator needs that is named.
     """
     device = pick_device(options.device)
     if options.inception:
@@ -140,9 +154,10 @@ def evaluate(options: EvaluateOptions) -> dict[str, Any]:
     pipe.sampling = pipe.sampling.for_drawing(**settings)
     compare_source(folder, options.data)
     real = load_real_images(options)
+    names, left_out = choose_evaluators(pipe, real.test, options)
     seconds: dict[str, float] = {}
     context = prepare_context(pipe, manifests["clip"].sha256, real, options, seconds)
-    sections, left_out = run_evaluators(context, options.only, seconds)
+    sections = run_evaluators(context, names, seconds)
     figures = {name: section.figures for name, section in sections.items() if section.figures}
     # Training leaves out fashion-mnist's images of held-out pairs.
     trained_on = options.data.load("train")[0] if has_attributes(real.train) else real.train
@@ -159,13 +174,14 @@ def evaluate(options: EvaluateOptions) -> dict[str, Any]:
         "seed": options.seed,
         "sampling": asdict(options.sampling),
         "hardware": f"{device}, {threads}, {platform.machine()}, torch {torch.__version__}",
+        "only": list(options.only),
         "left_out": left_out,
         **figures,
         "seconds": seconds,
     }
     if "error_budget" in figures:
         report["lost"] = stage_losses(figures["error_budget"], figures["reference"]["floor"]["frechet"])
-    out = options.out or Path("outputs") / "evaluation" / report["checkpoint"]
+    out = options.out or Path("outputs") / "evaluation" / "-".join([report["checkpoint"], *options.only])
     write_report(report, sections.values(), out)
     return report
 
@@ -220,11 +236,17 @@ def prepare_context(
 
 def load_large_images(pipe: UnCLIP, real: RealImages, options: EvaluateOptions) -> LargeImages | None:
     """Load the real images at the size that the pipeline's upsampler draws; None if it has none."""
-    upsampler = pipe.image_parts.get("upsampler")
-    if not isinstance(upsampler, DiffusionUpsampler):
+    upsampler = find_upsampler(pipe)
+    if upsampler is None:
         return None
     size = upsampler.config.network.factor * real.test.image_size
     return LargeImages(*replace(options.data, size=size).load(options.split, "train", held_out=True))
+
+
+def find_upsampler(pipe: UnCLIP) -> DiffusionUpsampler | None:
+    """The pipeline's upsampler, if it has one that diffuses."""
+    upsampler = pipe.image_parts.get("upsampler")
+    return upsampler if isinstance(upsampler, DiffusionUpsampler) else None
 
 
 def suited_to(config: TrainConfig, images: int) -> TrainConfig:
@@ -237,25 +259,30 @@ def suited_to(config: TrainConfig, images: int) -> TrainConfig:
     return replace(config, steps=steps, **intervals)
 
 
-def run_evaluators(
-    context: EvaluationContext, only: Collection[str], seconds: dict[str, float]
-) -> tuple[dict[str, Section], dict[str, str]]:
-    """Run the evaluators named in `only`; without names all that can run.
+def choose_evaluators(
+    pipe: UnCLIP, test: CaptionedImages, options: EvaluateOptions
+) -> tuple[list[str], dict[str, str]]:
+    """Return the evaluators that --only names; without it all that can run, and the needs of those that cannot.
 
-    Return the sections by name, and what each evaluator needs that was left out for lack of it. Add to `seconds` how
-    long each took. Raises UserError if a named one cannot run.
+    Raises UserError if a named one cannot run.
     """
-    left_out = {name: item.needs for name, item in EVALUATORS.items() if not item.can_run(context)}
-    for name in only:
+    left_out = {name: item.needs for name, item in EVALUATORS.items() if not item.can_run(pipe, test, options)}
+    if not options.only:
+        return [name for name in EVALUATORS if name not in left_out], left_out
+    for name in options.only:
         if name in left_out:
-            raise UserError(f"--only {name} needs {left_out[name]}")
+            raise UserError(f"--only {name} needs {left_out[name]}, which {options.checkpoint} or the command lacks")
+    return [name for name in EVALUATORS if name in (ALWAYS, *options.only)], {}
+
+
+def run_evaluators(context: EvaluationContext, names: list[str], seconds: dict[str, float]) -> dict[str, Section]:
+    """Run these evaluators. Return their sections by name, and add to `seconds` how long each took."""
     sections = {}
-    for name, evaluator in EVALUATORS.items():
-        if name not in left_out and (name in (*only, ALWAYS) or not only):
-            began = time.perf_counter()
-            sections[name] = evaluator.run(context)
-            print_time(name, began, seconds)
-    return sections, {} if only else left_out
+    for name in names:
+        began = time.perf_counter()
+        sections[name] = EVALUATORS[name].run(context)
+        print_time(name, began, seconds)
+    return sections
 
 
 def print_time(name: str, began: float, seconds: dict[str, float]) -> None:

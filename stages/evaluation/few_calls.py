@@ -14,10 +14,6 @@ from stages.evaluation.section import EvaluationContext, Section
 CALLS = (1, 2, 4)
 
 
-def has_fast_decoder(context: EvaluationContext) -> bool:
-    return context.pipe.fast_decoder is not None
-
-
 def measure_few_calls(context: EvaluationContext) -> Section:
     """Measure images that are decoded from true embeddings, one candidate each."""
     settings: dict[str, dict[str, Any]] = {

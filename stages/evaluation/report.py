@@ -31,7 +31,7 @@ Not every stage was trained on just the training images of this data set: some m
 FORMATTED = ("reference", "clip", "prior", "error_budget", "held_out", "memorisation", "few_calls", "sweep")
 """Sections that this file formats. Those of any other evaluator are written as a plain table."""
 NOT_SECTIONS = ("checkpoint", "stages", "data", "same_training_data", "judge", "samples", "seed", "sampling",
-                "hardware", "left_out", "lost", "seconds")  # fmt: skip
+                "hardware", "only", "left_out", "lost", "seconds")  # fmt: skip
 
 
 def markdown(report: dict[str, Any], pictures: list[str]) -> str:
@@ -45,7 +45,9 @@ def markdown(report: dict[str, Any], pictures: list[str]) -> str:
         sections.append(_clip(report["clip"], unit))
     if "prior" in report:
         sections.append(_prior(report["prior"], unit))
-    if "error_budget" in report:
+    if "error_budget" not in report:
+        sections.append(_real_images(report["reference"]))
+    else:
         sections += [_end_to_end(report, unit), _error_budget(report)]
         if "attributes" in report["error_budget"]["prior"]:
             sections.append(_attributes(report["error_budget"]["prior"]["attributes"], "seen in training"))
@@ -106,11 +108,12 @@ def _head(report: dict[str, Any]) -> str:
         by_frechet = report["lost"]["weakest_by_frechet"]
         weakest = f"**Weakest stage by accuracy: {by_accuracy}; by Fréchet distance: {by_frechet}.**"
     left_out = ", ".join(f"{name} (needs {needs})" for name, needs in report["left_out"].items())
+    only = ", ".join(report["only"])
     return f"""# Evaluation of {report["checkpoint"]}
 
 {stages}. Data: {report["data"]["name"]}. {report["samples"]} samples from seed {report["seed"]}; {sampling}.
 Ran on {report["hardware"]}. In brackets or after ±: 95% intervals, over the samples; the training was run once.
-{f"Left out: {left_out}." if left_out else ""}
+{f"Left out: {left_out}." if left_out else ""}{f"Only {only} and the floors." if only else ""}
 
 {weakest}
 {"" if report["same_training_data"] else OTHER_DATA}"""
@@ -170,6 +173,18 @@ and captions that say little favour what is average.
 """
 
 
+def _real_images(reference: dict[str, Any]) -> str:
+    rows = [
+        [name, f"{column['frechet']:.3f}", percent(column["precision"]), percent(column["recall"])]
+        for name, column in (("training images (the floor)", reference["floor"]), ("noise", reference["noise"]))
+    ]
+    return f"""## Real images
+
+The judge recognises {percent(reference["classifier_accuracy"])} of {reference["test_images"]} test images.
+
+{table(["compared with them", "Fréchet distance", "precision", "recall"], rows)}"""
+
+
 def _end_to_end(report: dict[str, Any], unit: str) -> str:
     reference = report["reference"]
     figures = report["error_budget"]["prior"]
@@ -196,7 +211,6 @@ def _end_to_end(report: dict[str, Any], unit: str) -> str:
 Real images: test images for the accuracy, as many training images{" of each class" if unit == "class" else ""} as there
 are samples for the rest. Distances are to the features of {test_images} test images; precision and recall to
 {min(test_images, figures["n"])} of them. {"So few images say little." if test_images < FEW_TEST_IMAGES else ""}
-{"" if "standard_networks" in report else "FID is taken with --inception FILE."}
 
 {table(confusion_heads, confusion) if len(by_class) <= MAX_TABLE_CLASSES else ""}"""
 

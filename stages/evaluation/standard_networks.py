@@ -23,10 +23,6 @@ INCEPTION_FILE = "weights-inception-2015-12-05-6726825d.pth"
 RESIZE = "299x299, as TensorFlow 1 resizes (torch-fidelity)"
 
 
-def has_standard_network(context: EvaluationContext) -> bool:
-    return bool(context.inception or context.clip_score)
-
-
 def measure_with_standard_networks(context: EvaluationContext) -> Section:
     """Compare the pipeline's samples with the test images by the networks whose files the options name."""
     samples = context.pipeline_samples.images

@@ -103,7 +103,9 @@ def is_report_of(manifests: dict[str, Manifest], report: Any, path: Path) -> boo
         if evaluated != {name: manifest.sha256 for name, manifest in manifests.items()}:
             return False
         _figures({}, report)
-        return True
+        if not report.get("only"):
+            return True
+        raise LookupError("a report of some evaluators alone")
     except (LookupError, TypeError, ValueError, AttributeError):
         raise UserError(
             f"{path} is not a whole report of this version; make it again with: python -m stages.evaluate --checkpoint "
