@@ -58,7 +58,7 @@ EVALUATORS = {
     "prior": Evaluator(measure_prior),
     "error_budget": Evaluator(measure_error_budget),
     "held_out": Evaluator(
-        measure_held_out, "images with measured attributes", lambda pipe, test, options: has_attributes(test)
+        measure_held_out, "the images of Fashion-MNIST", lambda pipe, test, options: has_attributes(test)
     ),
     "memorisation": Evaluator(measure_memorisation),
     "denoising": Evaluator(
