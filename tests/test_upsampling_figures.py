@@ -123,10 +123,6 @@ def test_an_upsampler_is_measured_beside_bicubic_images_and_its_noise_is_swept()
     assert math.isfinite(figures["seconds per image"])
 
 
-def test_there_is_nothing_to_measure_without_an_upsampler():
-    assert measure_upsampling(SimpleNamespace(large=None)) is None
-
-
 def test_lanczos_is_pillow_s_and_keeps_grey_images():
     small = torch.randint(256, (2, 1, 8, 8), dtype=torch.uint8, generator=seeded())
     assert lanczos(small, 32).shape == (2, 1, 32, 32)
