@@ -14,7 +14,7 @@ from data.fashion_mnist_captions import CLASSES, PLAIN_CAPTIONS, attribute_capti
 from stages.evaluation import evaluate as evaluation
 from stages.evaluation import sweep
 from stages.evaluation.error_budget import stage_losses
-from stages.evaluation.evaluate import JUDGE, EvaluateOptions, evaluate, nan_to_none, suited_to
+from stages.evaluation.evaluate import EvaluateOptions, evaluate, nan_to_none
 from stages.evaluation.judge import Classifier, JudgeConfig, judge_images
 from stages.evaluation.judge_training import trained_judge
 from stages.evaluation.memorisation import compare_with_training_images
@@ -417,35 +417,6 @@ def test_markdown_names_the_weakest_stage_and_the_protocol(done):
     assert "sampler dpmpp" in text
 
 
-def test_classifier_learns_what_images_show_and_is_trained_once(tmp_path, monkeypatch):
-    train, held_out = made_up_data(400, 0), made_up_data(100, 1)
-    config = replace(SETTINGS.judge, steps=60, lr=1e-2, evaluate_every=60)
-    device = torch.device("cpu")
-    first = trained_judge(train, held_out, config, device, tmp_path)
-    accuracy = (judge_images(first, held_out.images)[0].argmax(dim=1) == held_out.labels).float().mean()
-    assert accuracy > 0.9  # chance is 0.1
-    weights = {path: path.stat().st_mtime_ns for path in tmp_path.rglob("model.safetensors")}
-    again = trained_judge(train, held_out, config, device, tmp_path)
-    assert torch.equal(judge_images(again, held_out.images)[0], judge_images(first, held_out.images)[0])
-    assert {path: path.stat().st_mtime_ns for path in tmp_path.rglob("model.safetensors")} == weights
-    trained_judge(train, held_out, replace(config, seed=1), device, tmp_path)
-    assert len(list(tmp_path.rglob("model.safetensors"))) == 2
-    monkeypatch.setattr("stages.evaluation.judge_training.FORMAT", -1)  # as of a version that reads other files
-    trained_judge(train, held_out, config, device, tmp_path)
-    assert len(list(tmp_path.rglob("model.safetensors"))) == 3
-
-
-def test_classifier_takes_colour_and_gives_the_features_of_its_last_layer():
-    model = Classifier(JudgeConfig(classes=4, channels=3, width=8)).eval()
-    images = torch.randint(0, 256, (7, 3, 32, 32), dtype=torch.uint8)
-    logits, features = judge_images(model, images, batch_size=3)
-    assert logits.shape == (7, 4)
-    assert features.shape == (7, 32)
-    with torch.inference_mode():
-        torch.testing.assert_close(logits, model.head(features))
-    torch.testing.assert_close(judge_images(model, images.permute(0, 2, 3, 1).numpy())[0], logits)
-
-
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
@@ -457,12 +428,3 @@ def test_classifier_takes_colour_and_gives_the_features_of_its_last_layer():
 )
 def test_bad_input_gets_one_line(arguments, words, script):
     assert_one_error_line(script("stages.evaluate", *arguments), *words)
-
-
-@pytest.mark.parametrize(("images", "steps"), [(60, 235), (10, 40), (60_000, 4800), (2000, 4800)])
-def test_the_judge_trains_as_long_as_its_data_has_something_to_teach(images, steps):
-    suited = suited_to(JUDGE, images)
-    assert suited.steps == steps
-    assert suited.warmup / steps == pytest.approx(JUDGE.warmup / JUDGE.steps, abs=0.02)
-    assert 1 <= suited.evaluate_every <= steps
-    assert (suited == JUDGE) == (steps == JUDGE.steps)

@@ -110,6 +110,6 @@ class Evaluator:
     run: Callable[[EvaluationContext], Section]
     """Measure, and return the results."""
     needs: str = ""
-    """What it needs beyond a pipeline and captioned images, in words."""
+    """Its needs beyond a pipeline and captioned images, in words."""
     can_run: Callable[[UnCLIP, CaptionedImages, Any], bool] = lambda pipe, test, options: True
     """Whether the pipeline, the test images and the options of the evaluation meet the need."""
