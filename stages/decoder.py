@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from stages.batches import StepDraw
 from stages.embed import EmbeddedImages
 from stages.inputs import Inputs
-from stages.run_options import FrozenCLIPRun, Shapes, guidance_conflicts
+from stages.run_options import FrozenCLIPRun, Shapes, guidance_conflicts, noise_level_conflicts
 from unclip.clip import TextFeatures
 from unclip.decoder import DiffusionDecoder, DiffusionDecoderConfig
 from unclip.diffusion.prediction import min_snr_weight, noised_pair
@@ -50,8 +50,7 @@ class DecoderRun(FrozenCLIPRun):
     """Options by which both nulls are learned."""
 
     def conflicts(self) -> Iterator[tuple[str, str]]:
-        if self.log_sigma and self.log_sigma[1] <= 0:
-            yield "log_sigma", "be a mean and a deviation above 0"
+        yield from noise_level_conflicts(self)
         yield from guidance_conflicts(self, *self.drops)
 
 

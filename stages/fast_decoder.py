@@ -27,7 +27,7 @@ from stages.distillation import (
     saturated_huber,
 )
 from stages.inputs import Inputs
-from stages.run_options import FrozenCLIPRun, Shapes
+from stages.run_options import FrozenCLIPRun, Shapes, noise_level_conflicts
 from unclip.decoder import DiffusionDecoderConfig
 from unclip.decoder.consistency_decoder import ConsistencyDecoder
 from unclip.diffusion.process import NoiseLevels, Process
@@ -64,8 +64,7 @@ class FastDecoderRun(FrozenCLIPRun):
     """How the trained decoder is sampled; noted in the pipeline's model_index.json."""
 
     def conflicts(self) -> Iterator[tuple[str, str]]:
-        if self.log_sigma[1] <= 0:
-            yield "log_sigma", "be a mean and a deviation above 0"
+        yield from noise_level_conflicts(self)
         preset = resolve(find_kind("fast_decoder", self.kind).presets)[self.preset]
         for name, method in READ_BY.items():
             if method != self.method and getattr(self, name) != getattr(preset, name):

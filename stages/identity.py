@@ -47,8 +47,8 @@ def check_same_run(folder: Path, manifest: Manifest) -> bool:
         present = read_record(record, "delete it, and give the same command again: it goes on from the saved state")
     else:  # the run saved nothing, or has a state alone, which names its run too
         return False
-    present_settings = _flatten(present)
-    given_settings = _flatten(run_settings(manifest))
+    present_settings = flatten(present)
+    given_settings = flatten(run_settings(manifest))
     for key, value in {"parents.start": None, **given_settings}.items():
         before = present_settings.get(key)
         if key == "parents.start":
@@ -77,13 +77,13 @@ def nearest_preset(manifest: Manifest, flat_settings: dict[str, Any]) -> str | N
 
     Args:
         manifest: its part and its kind are the run's.
-        flat_settings: the settings of the run, as `_flatten` returns them.
+        flat_settings: the settings of the run, as `flatten` returns them.
     """
     if manifest.part not in PARTS:
         return None
     differences = {}
     for name, preset in resolve(find_kind(manifest.part, manifest.kind).presets).items():
-        of_preset = _flatten(json.loads(json.dumps({"model": asdict(preset.model), "training": settings(preset)})))
+        of_preset = flatten(json.loads(json.dumps({"model": asdict(preset.model), "training": settings(preset)})))
         differences[name] = sum(flat_settings.get(key) != value for key, value in of_preset.items())
     return min(differences, key=lambda name: differences[name])
 
@@ -108,9 +108,9 @@ ADVICE = {
 """Advice about a run with another value, where there is something better than a new folder."""
 
 
-def _flatten(tree: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+def flatten(tree: dict[str, Any], prefix: str = "") -> dict[str, Any]:
     """{"training": {"lr": 1}} -> {"training.lr": 1}."""
     flat = {}
     for key, value in tree.items():
-        flat |= _flatten(value, f"{prefix}{key}.") if isinstance(value, dict) else {prefix + key: value}
+        flat |= flatten(value, f"{prefix}{key}.") if isinstance(value, dict) else {prefix + key: value}
     return flat

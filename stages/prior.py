@@ -1,5 +1,6 @@
 """Train the diffusion prior: captions -> the frozen CLIP's image embeddings."""
 
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from typing import ClassVar
 
@@ -9,6 +10,7 @@ from torch import Tensor, nn
 from stages.batches import StepDraw
 from stages.inputs import Inputs
 from stages.prior_base import BasePriorRun, BasePriorStage, weighted_error
+from stages.run_options import noise_level_conflicts
 from unclip.clip import TextFeatures
 from unclip.diffusion.prediction import training_target
 from unclip.diffusion.process import NoiseLevels
@@ -21,7 +23,13 @@ from unclip.tensor_batch import TensorBatch
 class PriorRun(BasePriorRun):
     kind: str = bounded("diffusion", affects_weights=False)
     """Kind of the prior, of those in unclip/registry.py."""
+    log_sigma: tuple[float, float] | None = bounded(None, -10, 10)
+    """Mean and deviation of the logarithm of the noise over the signal in training; None for uniform times."""
     model: DiffusionPriorConfig = bounded(DiffusionPriorConfig(), affects_weights=False)
+
+    def conflicts(self) -> Iterator[tuple[str, str]]:
+        yield from super().conflicts()
+        yield from noise_level_conflicts(self)
 
 
 @dataclass(frozen=True)
@@ -69,7 +77,7 @@ class PriorStage(BasePriorStage):
 
     def batch(self, draw: StepDraw) -> PriorBatch:
         caption_ids = self.draw_captions(draw)
-        levels = draw.share(self.process.draw_levels(len(draw.rows), draw.generator))
+        levels = draw.share(self.process.draw_levels(len(draw.rows), draw.generator, self.run.log_sigma))
         text = self.read_captions(caption_ids, draw)
         embeddings = draw.examples(self.inputs.train).embeddings[draw.share(draw.rows)]
         noise = draw.normal(embeddings.shape[1])
@@ -89,7 +97,7 @@ class PriorStage(BasePriorStage):
         batch = PriorBatch(
             embeddings=embeddings,
             text=images.text_features(caption_ids),
-            levels=self.process.draw_levels(len(rows), generator),
+            levels=self.process.draw_levels(len(rows), generator, self.run.log_sigma),
             noise=torch.randn(embeddings.shape, generator=generator),
             weights=images.data.pair_weights[rows],
         )

@@ -58,6 +58,12 @@ def guidance_conflicts(run: Any, *drops: str) -> Iterator[tuple[str, str]]:
                 yield drop, "be above 0 for guidance, which compares with draws without it (or --sampling.guidance 1)"
 
 
+def noise_level_conflicts(run: Any) -> Iterator[tuple[str, str]]:
+    """Conflicts of a run that draws noise levels from a log-normal distribution."""
+    if run.log_sigma and run.log_sigma[1] <= 0:
+        yield "log_sigma", "be a mean and a deviation above 0"
+
+
 @dataclass(frozen=True)
 class Shapes:
     """Sizes that a model takes from the data and from the frozen CLIP. The defaults stand for unknown ones."""

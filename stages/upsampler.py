@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from stages.batches import StepDraw
 from stages.inputs import Inputs
-from stages.run_options import FrozenCLIPRun, Shapes
+from stages.run_options import FrozenCLIPRun, Shapes, noise_level_conflicts
 from unclip.diffusion.prediction import add_noise, noised_pair
 from unclip.diffusion.process import NoiseLevels, Process
 from unclip.errors import UserError
@@ -53,8 +53,7 @@ class UpsamplerRun(FrozenCLIPRun):
     model: DiffusionUpsamplerConfig = bounded(DiffusionUpsamplerConfig(), affects_weights=False)
 
     def conflicts(self) -> Iterator[tuple[str, str]]:
-        if self.log_sigma and self.log_sigma[1] <= 0:
-            yield "log_sigma", "be a mean and a deviation above 0"
+        yield from noise_level_conflicts(self)
 
     @property
     def image_scale(self) -> int:

@@ -1,7 +1,7 @@
 """The comparison of priors: its measures, its table, and that it goes on where it was interrupted."""
 
 import math
-from dataclasses import replace
+from dataclasses import asdict, replace
 from types import SimpleNamespace
 
 import pytest
@@ -13,10 +13,12 @@ from three_stages import decoder_stage, make_inputs
 
 from data.dataset import ListedCaptions
 from stages import loop
+from stages.identity import flatten
 from stages.prior_base import BasePriorStage
 from stages.priors import comparison
-from stages.priors.comparison import ROWS, Comparison, ComparisonOptions, Pairs, build_stage, compare_priors
+from stages.priors.comparison import Comparison, ComparisonOptions, Pairs, build_stage, compare_priors
 from stages.priors.embedding_measures import energy_distance, measure_draws
+from stages.priors.rows import ABLATIONS, ROWS
 from stages.priors.table import cell, tables
 from unclip.decoder.text_decoder import TextDecoder
 from unclip.prior.principal_components import PrincipalComponents
@@ -95,6 +97,15 @@ def test_pairs_are_chosen_so_that_all_of_them_are_equally_likely(inputs):
     assert 4 <= (rows % 2 == 0).sum() <= 16
 
 
+CHANGED = {
+    "velocity": {"model.diffusion.prediction"},
+    "log_normal": {"log_sigma"},
+    "whole_captions": {"hide_tokens"},
+    "no_regression": set(),
+    "larger": {"model.network.width", "model.network.layers", "model.network.heads"},
+}
+
+
 @pytest.fixture
 def options(inputs, tmp_path, monkeypatch) -> ComparisonOptions:
     """Two rows of tiny trainings, on made-up data and without images."""
@@ -119,6 +130,23 @@ def test_a_comparison_trains_and_measures_every_row_once(options, monkeypatch, c
     assert (options.out / "priors.md").read_text() == text
     monkeypatch.setattr(loop, "train", lambda *_: pytest.fail("trained again"))
     assert compare_priors(options) == text
+
+
+def test_each_ablation_changes_one_thing_of_the_diffusion_prior(inputs, options):
+    context = SimpleNamespace(pipe=SimpleNamespace(decoder=None))
+    shared = Comparison(options, CPU, options.out, inputs, context)
+
+    def built(row):
+        run, stage = build_stage(shared, row, options.out / "new", 0, 10)
+        return flatten(asdict(run)), stage.model.network.regression.weight
+
+    plain, fitted = built(ROWS["diffusion"])
+    assert fitted.any()
+    for name, row in ABLATIONS.items():
+        changed, weight = built(row)
+        different = {option for option in plain if changed[option] != plain[option]}
+        assert {name: different} == {name: CHANGED[name]}
+        assert torch.equal(weight, torch.zeros_like(weight) if name == "no_regression" else fitted)
 
 
 def test_the_decoder_on_text_goes_on_from_the_pipeline_s_decoder(inputs, options):

@@ -26,7 +26,7 @@ from stages.loop import TrainConfig
 from stages.optim import make_optimizers, update_ema
 from stages.prior_figures import PHRASINGS
 from stages.priors.embedding_measures import measure_draws
-from stages.priors.rows import ROWS, VARIANTS, Row
+from stages.priors.rows import ALL_ROWS, ROWS, VARIANTS, Row
 from stages.priors.table import tables
 from stages.state import Progress, start_from
 from unclip import UnCLIP
@@ -50,7 +50,10 @@ BATCH = 500
 """Embeddings drawn at once."""
 ALIKE = PriorSettings(steps=20, spacing="karras", num_candidates=1)
 """How all priors are drawn from: neither guided nor reranked."""
-RowName = Literal["diffusion", "straight", "mlp", "one_pass", "autoregressive", "text_embedding", "text_decoder"]
+RowName = Literal[
+    "diffusion", "straight", "mlp", "one_pass", "autoregressive", "text_embedding", "text_decoder",
+    "velocity", "log_normal", "whole_captions", "no_regression", "larger",
+]  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -58,7 +61,7 @@ class ComparisonOptions:
     checkpoint: Path = ROOT / "checkpoints" / "fashion-mnist"
     """Pipeline whose CLIP the priors are trained on, and whose decoder draws for all of them."""
     rows: tuple[RowName, ...] = tuple(ROWS)  # type: ignore[assignment]
-    """Rows of the table to train and measure."""
+    """Rows of the table to train and measure; by default the kinds, without the ablations."""
     preset: str = "quick"
     """Size and learning rates of every prior. Their sizes are about equal; their steps follow from --seconds."""
     seconds: float = bounded(180.0, 0.1, 10**7)
@@ -163,9 +166,9 @@ class Comparison:
 
 def compare_priors(options: ComparisonOptions) -> str:
     """Train and measure all rows for one seed after the other. Returns the tables, and writes them to priors.md."""
-    unknown = set(options.rows) - set(ROWS)
+    unknown = set(options.rows) - set(ALL_ROWS)
     if unknown:
-        raise UserError(f"there is no row {min(unknown)!r}; choose from {', '.join(ROWS)}")
+        raise UserError(f"there is no row {min(unknown)!r}; choose from {', '.join(ALL_ROWS)}")
     comparison = prepare(options)
     measure_floor(comparison)
     for seed in range(options.seeds):
@@ -207,7 +210,7 @@ def preset_of(part: str, kind: str, options: ComparisonOptions) -> Any:
 
 def train_row(comparison: Comparison, name: str, seed: int) -> Any:
     """The trained model of a row, read from its folder if it is there."""
-    row = ROWS[name]
+    row = ALL_ROWS[name]
     out = comparison.options.out / f"{name}-{seed}"
     if not (out / row.part / "config.json").exists() or not is_complete(out / row.part):
         steps = steps_of(comparison, name)
@@ -240,6 +243,7 @@ def build_stage(comparison: Comparison, row: Row, out: Path, seed: int, steps: i
         model = stage_class.build_model(run, comparison.inputs.shapes)
     stage = stage_class(run, model, comparison.inputs, comparison.device)
     stage.fit_buffers()
+    row.refit(model)
     if row.part == "decoder":
         scaler = {name: value.clone() for name, value in model.state_dict().items() if ".scaler." in name}
         start_from(model, comparison.folder, row.part)
@@ -253,7 +257,7 @@ def steps_of(comparison: Comparison, name: str) -> int:
     known: dict[str, int] = read_json(path) if path.exists() else {}
     key = f"{name}, {comparison.options.preset}, {comparison.options.seconds:g} s"
     if key not in known:
-        known[key] = max(10, round(comparison.options.seconds / seconds_per_step(comparison, ROWS[name])))
+        known[key] = max(10, round(comparison.options.seconds / seconds_per_step(comparison, ALL_ROWS[name])))
         write_json(path, known)
     return known[key]
 
@@ -292,7 +296,7 @@ def figures_path(options: ComparisonOptions, name: str) -> Path:
 
 def measure_row(comparison: Comparison, name: str, seed: int) -> None:
     """Train a row, and write its figures, unless they are there. Without a training there is one seed only."""
-    row = ROWS[name]
+    row = ALL_ROWS[name]
     path = figures_path(comparison.options, f"{name}-{seed}")
     if path.exists() or (seed and not row.part):
         return

@@ -4,6 +4,8 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Any
 
+from torch import nn
+
 from unclip.diffusion.process import ProcessConfig
 
 
@@ -16,11 +18,34 @@ class Row:
     kind: str = ""
     change: Callable[[Any], Any] = lambda run: run
     """Changes the options of a preset."""
+    refit: Callable[[Any], None] = lambda model: None
+    """Changes what was fitted to the data before the training."""
 
 
 def on_straight_path(run: Any) -> Any:
     process = ProcessConfig(process="straight", prediction="velocity")
     return replace(run, model=replace(run.model, diffusion=process))
+
+
+def with_velocity(run: Any) -> Any:
+    return replace(run, model=replace(run.model, diffusion=replace(run.model.diffusion, prediction="v")))
+
+
+def with_log_normal_levels(run: Any) -> Any:
+    return replace(run, log_sigma=(-0.8, 1.4))  # the decoder's
+
+
+def without_hidden_tokens(run: Any) -> Any:
+    return replace(run, hide_tokens=False)
+
+
+def larger(run: Any) -> Any:
+    return replace(run, model=replace(run.model, network=replace(run.model.network, width=192, layers=6, heads=6)))
+
+
+def without_regression(model: Any) -> None:
+    nn.init.zeros_(model.network.regression.weight)
+    nn.init.zeros_(model.network.regression.bias)
 
 
 ROWS = {
@@ -32,6 +57,16 @@ ROWS = {
     "text_embedding": Row("text embedding as it is", ""),
     "text_decoder": Row("decoder trained on text embeddings", "decoder", "text"),
 }
+
+ABLATIONS = {
+    "velocity": Row("diffusion, predicting v", "prior", "diffusion", with_velocity),
+    "log_normal": Row("diffusion, log-normal noise levels", "prior", "diffusion", with_log_normal_levels),
+    "whole_captions": Row("diffusion, no hidden tokens", "prior", "diffusion", without_hidden_tokens),
+    "no_regression": Row("diffusion, no linear prediction", "prior", "diffusion", refit=without_regression),
+    "larger": Row("diffusion, a larger network", "prior", "diffusion", larger),
+}
+"""Rows in which one thing is changed in the diffusion prior."""
+ALL_ROWS = ROWS | ABLATIONS
 
 VARIANTS: dict[str, dict[str, float]] = {
     "bucket means": {},

@@ -6,7 +6,7 @@ from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from stages.priors.rows import ROWS, VARIANTS
+from stages.priors.rows import ALL_ROWS, VARIANTS
 
 STUDENT = (math.nan, 12.706, 4.303, 3.182, 2.776, 2.571, 2.447, 2.365, 2.306, 2.262)
 """The 97.5% quantile of Student's distribution for 0, 1, 2, ... degrees of freedom."""
@@ -45,7 +45,7 @@ def tables(figures: Mapping[str, Figures]) -> str:
     for name, values in figures.items():
         row = re.sub(r"-\d+$", "", name)
         by_row[row].append(values)
-    labels = {"real": "real training images"} | {name: row.label for name, row in ROWS.items()}
+    labels = {"real": "real training images"} | {name: row.label for name, row in ALL_ROWS.items()}
     variants = {f"variant {name}": name for name in VARIANTS}
     sections = [
         "Draws in CLIP's space, beside real test embeddings:",
