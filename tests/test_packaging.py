@@ -15,13 +15,13 @@ import numpy as np
 import pytest
 import yaml
 from conftest import ROOT, assert_one_error_line, run_program
+from exported_pipeline import open_source
 from own_images import with_parquet
 
 import unclip
 from unclip.cli.run import FOR_TRAINING, call
 from unclip.fonts import label_font
 from unclip.lite.distribution import needed_files, write_project
-from unclip.onnx.export import export_onnx
 
 PIPELINE = ROOT / "tests" / "pipelines" / "format-4"
 BUILD = "import sys, setuptools.build_meta as backend; print(getattr(backend, sys.argv[1])(sys.argv[2]))"
@@ -156,13 +156,6 @@ print(json.dumps(Lite(sys.argv[1])("a bag", n=10, steps=2, prior_steps=2).images
 """
 
 
-@pytest.fixture(scope="module")
-def exported(tmp_path_factory) -> Path:
-    folder = tmp_path_factory.mktemp("exported") / "onnx"
-    export_onnx(PIPELINE, folder)
-    return folder
-
-
 def test_the_light_wheel_shares_no_file_with_the_other(light_wheel):
     with zipfile.ZipFile(light_wheel) as archive:
         names = {name for name in archive.namelist() if ".dist-info/" not in name}
@@ -186,7 +179,7 @@ def test_the_light_wheel_draws_without_pytorch_and_without_the_other(light_wheel
     packages = light_environment(tmp_path / "venv", light_wheel, "--no-deps", "--no-index")
     (packages / "others.pth").write_text(sysconfig.get_path("purelib"))
     drawn = run_light(tmp_path / "venv", exported)
-    expected = unclip.UnCLIP.from_pretrained(PIPELINE)("a bag", n=10, steps=2, prior_steps=2).images
+    expected = open_source(exported)("a bag", n=10, steps=2, prior_steps=2).images
     assert (np.abs(drawn - expected) <= 1).mean() > 0.999
 
 
@@ -200,7 +193,7 @@ def run_light(environment: Path, exported: Path) -> np.ndarray:
 @pytest.mark.skipif("TORTURE" not in os.environ, reason="fetches 60 MB; run it with TORTURE=1")
 def test_the_light_environment_is_small(light_wheel, exported, tmp_path):
     packages = light_environment(tmp_path / "venv", light_wheel)
-    assert run_light(tmp_path / "venv", exported).shape == (10, 28, 28, 1)
+    assert len(run_light(tmp_path / "venv", exported)) == 10
     assert not (packages / "torch").exists()
     assert sum(path.stat().st_size for path in packages.rglob("*") if path.is_file()) < 150e6
 
