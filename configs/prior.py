@@ -1,10 +1,15 @@
 """Presets of the prior."""
 
+from dataclasses import replace
+
 from stages.data_config import DataConfig
 from stages.loop import TrainConfig
 from stages.prior import PriorRun
 from unclip.prior import DiffusionPriorConfig, PriorConfig
 from unclip.settings import PriorSettings
+
+JUDGED_BY_IMAGE = PriorSettings(spacing="karras", threshold=0.5, redraws=3, image_threshold=0.5)
+"""Doubtful images are drawn anew: varies more than to be strict with embeddings, for as many right images."""
 
 PRESETS = {
     "tiny": PriorRun(
@@ -16,6 +21,7 @@ PRESETS = {
     ),
     "quick": PriorRun(
         evaluate_on=500,
+        sampling=JUDGED_BY_IMAGE,
         model=DiffusionPriorConfig(PriorConfig(width=128, layers=4, heads=4)),
         train=TrainConfig(
             steps=600, batch_size=64, lr=1e-3, muon_lr=4e-3, warmup=60, evaluate_every=300, preview_every=600, ema=0.99
@@ -23,7 +29,7 @@ PRESETS = {
     ),
     "small": PriorRun(
         preset="small",
-        sampling=PriorSettings(spacing="karras", num_candidates=2),
+        sampling=replace(JUDGED_BY_IMAGE, num_candidates=2),
         model=DiffusionPriorConfig(PriorConfig(width=128, layers=6, heads=4)),
         # 2 epochs of the 51,374 training images
         train=TrainConfig(

@@ -5,7 +5,9 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from samples import BAG, DRESS, FEW, assert_same_images, differ
+from small_pipeline import build
 
+from unclip import UnCLIP, drawing
 from unclip.clip import TextFeatures
 from unclip.redrawing import Drawn, redraw_failed
 from unclip.settings import SEED_STEP, PriorSettings, Sampling
@@ -71,6 +73,13 @@ def test_a_redrawn_image_depends_on_its_own_sample_alone_and_is_watched(tiny):
 @pytest.mark.parametrize("caption", ["a dark bag with a pattern", ""])
 def test_a_caption_that_is_no_class_of_its_own_is_drawn_once(caption, tiny):
     assert_same_images(tiny(caption, n=4, **PICKY).images, tiny(caption, n=4, **PICKY | {"prior_redraws": 0}).images)
+
+
+def test_without_classes_no_image_is_judged(tmp_path, monkeypatch):
+    pipe = UnCLIP.from_pretrained(build(tmp_path / "pipeline"))
+    once = pipe("a bag", **PICKY | {"prior_redraws": 0})
+    monkeypatch.setattr(drawing, "encode_drawn", lambda *_: pytest.fail("an image was embedded"))
+    assert_same_images(pipe("a bag", **PICKY).images, once.images)
 
 
 def test_given_embeddings_are_never_replaced(tiny):

@@ -13,7 +13,7 @@ from unclip.devices import precision_of, wide
 from unclip.diffusion.process import Level
 from unclip.errors import UserError
 from unclip.images import to_uint8
-from unclip.interfaces import HasReranker
+from unclip.interfaces import HasReranker, Prior
 from unclip.prior.reranking import Reranker
 from unclip.redrawing import Drawn, redraw_failed
 from unclip.settings import Sampling
@@ -79,8 +79,7 @@ def draw_batches(
     decoder, settings = drawing_part(pipe, sampling)
     is_stopped = False
     reranks = noise is None and embeddings is not None and settings.num_candidates > 1
-    redraws = from_prior and sampling.prior.redraws > 0
-    reranker = pipe.prior.reranker if redraws and isinstance(pipe.prior, HasReranker) else None
+    reranker = image_judge(pipe.prior) if from_prior and sampling.prior.redraws else None
     size = max(1, sampling.batch_size // (settings.num_candidates if reranks else 1))  # candidates are one batch
     for part in batches(len(seeds), size):
         part_embeddings = None if embeddings is None else embeddings[part].to(pipe.device)
@@ -103,6 +102,13 @@ def draw_batches(
         yield Batch(images, start, part_embeddings)
         if is_stopped:
             return
+
+
+def image_judge(prior: Prior) -> Reranker | None:
+    """The prior's reranker, which tells whether images show their captions' classes; None without classes."""
+    if isinstance(prior, HasReranker) and len(prior.reranker.class_embeddings):
+        return prior.reranker
+    return None
 
 
 def draw_closest(pipe: "UnCLIP", embeddings: Tensor, text: TextFeatures, seeds: list[int], sampling: Sampling) -> Drawn:

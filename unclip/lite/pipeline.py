@@ -2,7 +2,7 @@
 
 import warnings
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -182,7 +182,8 @@ class Lite:
             embeddings = self.encode_image(as_uint8(images))
             return image_probabilities(embeddings, text.embedding, text.empty, self.classes, self.logit_scale)
 
-        return redraw_failed(text, seeds, sampling.prior, draw, judge)
+        settings = sampling.prior if len(self.classes) else replace(sampling.prior, redraws=0)
+        return redraw_failed(text, seeds, settings, draw, judge)
 
     def _draw_closest(self, embeddings: np.ndarray, text: Features, seeds: Sequence[int], sampling: Sampling) -> Drawn:
         """Draw images from embeddings (N, D) and N captions: of several candidates the closest."""
