@@ -8,7 +8,7 @@ from stages.prior import PriorRun
 from unclip.prior import DiffusionPriorConfig, PriorConfig
 from unclip.settings import PriorSettings
 
-JUDGED_BY_IMAGE = PriorSettings(spacing="karras", threshold=0.5, redraws=3, image_threshold=0.5)
+JUDGED_BY_IMAGE = PriorSettings(spacing="karras", threshold=0.5, redraws=3, image_threshold=0.6)
 """Doubtful images are drawn anew: varies more than to be strict with embeddings, for as many right images."""
 
 PRESETS = {
