@@ -98,6 +98,7 @@ def test_pairs_are_chosen_so_that_all_of_them_are_equally_likely(inputs):
 
 
 CHANGED = {
+    "straight_x0": {"model.diffusion.process"},
     "velocity": {"model.diffusion.prediction"},
     "log_normal": {"log_sigma"},
     "whole_captions": {"hide_tokens"},

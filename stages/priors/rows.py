@@ -2,10 +2,12 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any
 
 from torch import nn
 
+from unclip.diffusion.prediction import Prediction
 from unclip.diffusion.process import ProcessConfig
 
 
@@ -22,8 +24,8 @@ class Row:
     """Changes what was fitted to the data before the training."""
 
 
-def on_straight_path(run: Any) -> Any:
-    process = ProcessConfig(process="straight", prediction="velocity")
+def on_straight_path(run: Any, prediction: Prediction = "velocity") -> Any:
+    process = ProcessConfig(process="straight", prediction=prediction)
     return replace(run, model=replace(run.model, diffusion=process))
 
 
@@ -59,6 +61,7 @@ ROWS = {
 }
 
 ABLATIONS = {
+    "straight_x0": Row("straight, predicting x0", "prior", "diffusion", partial(on_straight_path, prediction="x0")),
     "velocity": Row("diffusion, predicting v", "prior", "diffusion", with_velocity),
     "log_normal": Row("diffusion, log-normal noise levels", "prior", "diffusion", with_log_normal_levels),
     "whole_captions": Row("diffusion, no hidden tokens", "prior", "diffusion", without_hidden_tokens),
