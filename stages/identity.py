@@ -47,8 +47,8 @@ def check_same_run(folder: Path, manifest: Manifest) -> bool:
         present = read_record(record, "delete it, and give the same command again: it goes on from the saved state")
     else:  # the run saved nothing, or has a state alone, which names its run too
         return False
-    present_settings = flatten(present)
-    given_settings = flatten(run_settings(manifest))
+    present_settings = flatten_settings(present)
+    given_settings = flatten_settings(run_settings(manifest))
     for key, value in {"parents.start": None, **given_settings}.items():
         before = present_settings.get(key)
         if key == "parents.start":
@@ -83,7 +83,8 @@ def nearest_preset(manifest: Manifest, flat_settings: dict[str, Any]) -> str | N
         return None
     differences = {}
     for name, preset in resolve(find_kind(manifest.part, manifest.kind).presets).items():
-        of_preset = flatten(json.loads(json.dumps({"model": asdict(preset.model), "training": settings(preset)})))
+        values = {"model": asdict(preset.model), "training": settings(preset)}
+        of_preset = flatten_settings(json.loads(json.dumps(values)))
         differences[name] = sum(flat_settings.get(key) != value for key, value in of_preset.items())
     return min(differences, key=lambda name: differences[name])
 
@@ -108,9 +109,9 @@ ADVICE = {
 """Advice about a run with another value, where there is something better than a new folder."""
 
 
-def flatten(tree: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+def flatten_settings(tree: dict[str, Any], prefix: str = "") -> dict[str, Any]:
     """{"training": {"lr": 1}} -> {"training.lr": 1}."""
     flat = {}
     for key, value in tree.items():
-        flat |= flatten(value, f"{prefix}{key}.") if isinstance(value, dict) else {prefix + key: value}
+        flat |= flatten_settings(value, f"{prefix}{key}.") if isinstance(value, dict) else {prefix + key: value}
     return flat

@@ -100,6 +100,13 @@ def test_images_are_drawn_anew_as_by_the_pipeline(exported, pipe, tmp_path, sett
     assert not is_changed[6:9].any()  # of the empty caption
 
 
+def test_without_classes_no_image_is_judged(exported, monkeypatch):
+    lite = Lite(exported)
+    once = lite(CAPTIONS[0], n=2, seed=5)
+    monkeypatch.setattr(Lite, "encode_image", lambda *_: pytest.fail("an image was embedded"))
+    np.testing.assert_array_equal(lite(CAPTIONS[0], n=2, seed=5, prior_redraws=3).images, once.images)
+
+
 def test_a_prior_in_one_pass_draws_the_pipeline_s_picture(exported, pipe, tmp_path):
     prior = converted(pipe.prior, OnePassPrior, OnePassPriorConfig(pipe.prior.config.network))
 

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 from conftest import COMMITTED, ROOT
 from page_answers import last, linked, pictures, sheets
+from small_pipeline import build
 
 from unclip import UserError, edit
 from unclip.cli.options import parse
@@ -51,6 +52,12 @@ def test_pictures_that_are_drawn_anew_do_not_bring_progress_beyond_its_end(opene
     told = [event for event in shown if isinstance(event, Progress)]
     assert [event.done for event in told] == [1, 2, 2, 2, 3, 4, 4, 4]
     assert all(event.total == 4 for event in told)
+
+
+def test_without_classes_no_second_drawing_is_expected(tmp_path):
+    pipe = UnCLIP.from_pretrained(build(tmp_path / "pipeline"))
+    sampling = pipe.sampling.override(prior_redraws=3, num_candidates=1, steps=2)
+    assert watching.expected_steps(pipe, sampling, 4, is_watched=True) == 2
 
 
 def test_a_fast_decoder_draws_unless_a_setting_of_the_decoder_is_given(opened):

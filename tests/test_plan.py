@@ -45,6 +45,9 @@ VIT_L_14 = CLIPConfig(
     text=TextConfig(49_408, context=77, width=768, layers=12, heads=12, activation="quick_gelu"),
 )
 
+H100 = ("cuda", torch.bfloat16)
+"""A device's type, and in which type it computes."""
+
 
 # --- parameters -------------------------------------------------------------------------------------------------------
 
@@ -56,13 +59,13 @@ def test_parameters_are_those_of_the_model(preset, part):
     stage_class = resolve(find_kind(part, planned.run.kind).stage)
     with torch.device("meta"):
         model = stage_class.build_model(planned.run, planned.inputs.shapes)
-    counted = cost(preset, part)
+    counted = cost(preset, part, *H100) if preset == "paper" else cost(preset, part)
     assert counted.parameters == sum(p.numel() for p in model.parameters())
     assert counted.untrained == sum(b.numel() for b in model.buffers())
 
 
 def test_paper_has_the_papers_sizes():
-    sizes = {part: cost("paper", part).parameters for part in REQUIRED}
+    sizes = {part: cost("paper", part, *H100).parameters for part in REQUIRED}
     assert [short(sizes[part]) for part in ("clip", "prior", "decoder")] == ["986 M", "1.23 G", "3.33 G"]
     assert round(sizes["prior"] / 1e9) == 1
     assert sizes["decoder"] == pytest.approx(3.5e9, rel=0.06)
@@ -138,8 +141,8 @@ def test_cache_takes_what_its_files_take(tmp_path):
 
 
 def test_plan_of_the_papers_sizes_says_what_breaks_first(script, monkeypatch):
-    """By costs that other tests have counted, in float32."""
-    monkeypatch.setattr(plan_report, "count_part", lambda part, *_: cost("paper", part))
+    """By costs that other tests have counted."""
+    monkeypatch.setattr(plan_report, "count_part", lambda part, _, __, *device: cost("paper", part, *device))
     finished = script(
         "stages.plan.__main__", "--preset", "paper", "--images", "650M", "--gpus", 256, "--device", "h100"
     )
@@ -149,7 +152,7 @@ def test_plan_of_the_papers_sizes_says_what_breaks_first(script, monkeypatch):
                   "cache of embeddings on disk", "210 TB of 30.0 TB", "shards of 256x256 JPEG files, 21.1 TB",
                   "421 TB of 30.0 TB", "Cheaper: --data.embed online, as the disk does not hold"):  # fmt: skip
         assert words in finished.out
-    seconds = 635_000 * 32_768 * cost("paper", "clip").training / (256 * 0.4 * 989e12)
+    seconds = 635_000 * 32_768 * cost("paper", "clip", *H100).training / (256 * 0.4 * 989e12)
     assert f"{seconds / 86_400:.2f} days" in next(line for line in finished.out.splitlines() if line.startswith("time"))
 
 

@@ -3,6 +3,7 @@
 import math
 from dataclasses import asdict, replace
 from types import SimpleNamespace
+from typing import get_args
 
 import pytest
 import torch
@@ -13,12 +14,12 @@ from three_stages import decoder_stage, make_inputs
 
 from data.dataset import ListedCaptions
 from stages import loop
-from stages.identity import flatten
+from stages.identity import flatten_settings
 from stages.prior_base import BasePriorStage
 from stages.priors import comparison
 from stages.priors.comparison import Comparison, ComparisonOptions, Pairs, build_stage, compare_priors
 from stages.priors.embedding_measures import energy_distance, measure_draws
-from stages.priors.rows import ABLATIONS, ROWS
+from stages.priors.rows import ABLATIONS, ALL_ROWS, ROWS
 from stages.priors.table import cell, tables
 from unclip.decoder.text_decoder import TextDecoder
 from unclip.prior.principal_components import PrincipalComponents
@@ -99,7 +100,7 @@ def test_pairs_are_chosen_so_that_all_of_them_are_equally_likely(inputs):
 
 CHANGED = {
     "straight_x0": {"model.diffusion.process"},
-    "velocity": {"model.diffusion.prediction"},
+    "v": {"model.diffusion.prediction"},
     "log_normal": {"log_sigma"},
     "whole_captions": {"hide_tokens"},
     "no_regression": set(),
@@ -133,13 +134,17 @@ def test_a_comparison_trains_and_measures_every_row_once(options, monkeypatch, c
     assert compare_priors(options) == text
 
 
+def test_the_command_line_names_every_row():
+    assert get_args(comparison.RowName) == tuple(ALL_ROWS)
+
+
 def test_each_ablation_changes_one_thing_of_the_diffusion_prior(inputs, options):
     context = SimpleNamespace(pipe=SimpleNamespace(decoder=None))
     shared = Comparison(options, CPU, options.out, inputs, context)
 
     def built(row):
         run, stage = build_stage(shared, row, options.out / "new", 0, 10)
-        return flatten(asdict(run)), stage.model.network.regression.weight
+        return flatten_settings(asdict(run)), stage.model.network.regression.weight
 
     plain, fitted = built(ROWS["diffusion"])
     assert fitted.any()

@@ -19,6 +19,7 @@ from data.fashion_mnist_captions import PLAIN_CAPTIONS
 from stages.clip import AugmentConfig, CLIPRun, CLIPStage, fitting_patch
 from stages.decoder import DecoderObjective, DecoderRun
 from stages.embed import EmbeddedImages
+from stages.fast_decoder import FastDecoderRun
 from stages.inputs import Inputs, check_captions_differ, check_images_differ
 from stages.prior import PriorRun
 from stages.prior_base import hide_tokens
@@ -27,6 +28,7 @@ from stages.run_options import PartRun, Shapes
 from stages.state import start_from
 from stages.text_decoder import TextDecoderRun
 from stages.train import start_from_pipeline
+from stages.upsampler import UpsamplerRun
 from unclip.clip import CLIP, Preprocess, TextFeatures, VisionConfig
 from unclip.clip.vision import VisionTransformer
 from unclip.diffusion.prediction import min_snr_weight
@@ -184,9 +186,19 @@ def test_decoder_reports_its_loss_beside_that_of_answering_zeros(min_snr, inputs
 
 
 @pytest.mark.parametrize("deviation", [0.0, -0.8])
-def test_noise_levels_without_a_deviation_are_refused(deviation):
+@pytest.mark.parametrize("run_class", [PriorRun, DecoderRun, FastDecoderRun, UpsamplerRun])
+def test_noise_levels_without_a_deviation_are_refused(run_class, deviation):
     with pytest.raises(UserError, match="--log-sigma must be a mean and a deviation above 0, not "):
-        check(DecoderRun(log_sigma=(1.4, deviation)), spell=as_option)
+        check(run_class(log_sigma=(1.4, deviation)), spell=as_option)
+
+
+@pytest.mark.parametrize("make", [prior_stage, decoder_stage])
+def test_noise_levels_are_drawn_log_normal_about_their_mean(make, inputs):
+    stage = make(inputs)
+    stage.run = replace(stage.run, log_sigma=(-3.0, 0.1))
+    levels = stage.batch(draw_of(16)).levels
+    ratios = (levels.sigma / levels.alpha).log()
+    assert ((ratios > -3.5) & (ratios < -2.5)).all()
 
 
 @pytest.mark.parametrize("part", ["prior", "decoder"])

@@ -16,7 +16,7 @@ from unclip.images import to_uint8
 from unclip.interfaces import HasReranker, Prior
 from unclip.prior.reranking import Reranker
 from unclip.redrawing import Drawn, redraw_failed
-from unclip.settings import Sampling
+from unclip.settings import PriorSettings, Sampling
 from unclip.trajectory import Moment, StopDrawing
 
 if TYPE_CHECKING:
@@ -79,7 +79,7 @@ def draw_batches(
     decoder, settings = drawing_part(pipe, sampling)
     is_stopped = False
     reranks = noise is None and embeddings is not None and settings.num_candidates > 1
-    reranker = image_judge(pipe.prior) if from_prior and sampling.prior.redraws else None
+    reranker = image_reranker(pipe.prior, sampling.prior) if from_prior else None
     size = max(1, sampling.batch_size // (settings.num_candidates if reranks else 1))  # candidates are one batch
     for part in batches(len(seeds), size):
         part_embeddings = None if embeddings is None else embeddings[part].to(pipe.device)
@@ -104,9 +104,9 @@ def draw_batches(
             return
 
 
-def image_judge(prior: Prior) -> Reranker | None:
-    """The prior's reranker, which tells whether images show their captions' classes; None without classes."""
-    if isinstance(prior, HasReranker) and len(prior.reranker.class_embeddings):
+def image_reranker(prior: Prior, settings: PriorSettings) -> Reranker | None:
+    """The reranker that tells which images are drawn anew; None without classes, or if none is to be drawn anew."""
+    if settings.redraws and isinstance(prior, HasReranker) and len(prior.reranker.class_embeddings):
         return prior.reranker
     return None
 

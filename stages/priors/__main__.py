@@ -3,7 +3,7 @@
     python -m stages.priors                                             # the committed pipeline's CLIP and decoder
     python -m stages.priors --checkpoint checkpoints/run --seconds 60 --seeds 1 --samples 200
     python -m stages.priors --rows diffusion autoregressive             # some of the rows
-    python -m stages.priors --rows diffusion velocity larger            # ... ablations: see stages/priors/rows.py
+    python -m stages.priors --rows diffusion v larger                   # ablations: one thing changed in the prior
 
 Writes every training and its figures into --out, and the tables to priors.md there. The same command goes on where it
 was interrupted. unclip/prior/README.md explains the figures.

@@ -52,7 +52,7 @@ ALIKE = PriorSettings(steps=20, spacing="karras", num_candidates=1)
 """How all priors are drawn from: neither guided nor reranked."""
 RowName = Literal[
     "diffusion", "straight", "mlp", "one_pass", "autoregressive", "text_embedding", "text_decoder",
-    "straight_x0", "velocity", "log_normal", "whole_captions", "no_regression", "larger",
+    "straight_x0", "v", "log_normal", "whole_captions", "no_regression", "larger",
 ]  # fmt: skip
 
 
@@ -243,7 +243,7 @@ def build_stage(comparison: Comparison, row: Row, out: Path, seed: int, steps: i
         model = stage_class.build_model(run, comparison.inputs.shapes)
     stage = stage_class(run, model, comparison.inputs, comparison.device)
     stage.fit_buffers()
-    row.refit(model)
+    row.after_fit(model)
     if row.part == "decoder":
         scaler = {name: value.clone() for name, value in model.state_dict().items() if ".scaler." in name}
         start_from(model, comparison.folder, row.part)

@@ -7,6 +7,7 @@ from typing import Any
 
 from torch import nn
 
+from stages.decoder import DecoderRun
 from unclip.diffusion.prediction import Prediction
 from unclip.diffusion.process import ProcessConfig
 
@@ -20,8 +21,8 @@ class Row:
     kind: str = ""
     change: Callable[[Any], Any] = lambda run: run
     """Changes the options of a preset."""
-    refit: Callable[[Any], None] = lambda model: None
-    """Changes what was fitted to the data before the training."""
+    after_fit: Callable[[Any], None] = lambda model: None
+    """Changes the model once its statistics are fitted to the data, before it is trained."""
 
 
 def on_straight_path(run: Any, prediction: Prediction = "velocity") -> Any:
@@ -29,20 +30,22 @@ def on_straight_path(run: Any, prediction: Prediction = "velocity") -> Any:
     return replace(run, model=replace(run.model, diffusion=process))
 
 
-def with_velocity(run: Any) -> Any:
+def predicting_v(run: Any) -> Any:
     return replace(run, model=replace(run.model, diffusion=replace(run.model.diffusion, prediction="v")))
 
 
 def with_log_normal_levels(run: Any) -> Any:
-    return replace(run, log_sigma=(-0.8, 1.4))  # the decoder's
+    return replace(run, log_sigma=DecoderRun.log_sigma)
 
 
 def without_hidden_tokens(run: Any) -> Any:
     return replace(run, hide_tokens=False)
 
 
-def larger(run: Any) -> Any:
-    return replace(run, model=replace(run.model, network=replace(run.model.network, width=192, layers=6, heads=6)))
+def with_larger_network(run: Any) -> Any:
+    network = run.model.network
+    sizes = {name: 3 * getattr(network, name) // 2 for name in ("width", "layers", "heads")}
+    return replace(run, model=replace(run.model, network=replace(network, **sizes)))
 
 
 def without_regression(model: Any) -> None:
@@ -62,11 +65,11 @@ ROWS = {
 
 ABLATIONS = {
     "straight_x0": Row("straight, predicting x0", "prior", "diffusion", partial(on_straight_path, prediction="x0")),
-    "velocity": Row("diffusion, predicting v", "prior", "diffusion", with_velocity),
+    "v": Row("diffusion, predicting v", "prior", "diffusion", predicting_v),
     "log_normal": Row("diffusion, log-normal noise levels", "prior", "diffusion", with_log_normal_levels),
     "whole_captions": Row("diffusion, no hidden tokens", "prior", "diffusion", without_hidden_tokens),
-    "no_regression": Row("diffusion, no linear prediction", "prior", "diffusion", refit=without_regression),
-    "larger": Row("diffusion, a larger network", "prior", "diffusion", larger),
+    "no_regression": Row("diffusion, no linear prediction", "prior", "diffusion", after_fit=without_regression),
+    "larger": Row("diffusion, a larger network", "prior", "diffusion", with_larger_network),
 }
 """Rows in which one thing is changed in the diffusion prior."""
 ALL_ROWS = ROWS | ABLATIONS

@@ -11,8 +11,8 @@ Writes one PNG per image as they are drawn, then grid.png, of at most 64 caption
 samples.json into --out. Each PNG holds its caption, seed, settings and pipeline as text. Ctrl-C ends the drawing, and
 keeps and lists the images drawn so far. Image i of a caption depends on the caption, the settings and --seed + i alone.
 Settings that are not given come from the pipeline (model_index.json), else from the library; --help shows them, those
-of another pipeline with --checkpoint DIR. On two CPU cores ten images take about half a second, after some seconds of
-loading.
+of another pipeline with --checkpoint DIR. On two CPU cores ten images take about a quarter of a second, after some
+seconds of loading.
 """
 
 import json

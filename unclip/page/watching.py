@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
+from unclip.drawing import image_reranker
 from unclip.pipeline import UnCLIP
 from unclip.settings import Sampling
 
@@ -57,7 +58,7 @@ def expected_steps(pipe: UnCLIP, sampling: Sampling, n: int, is_watched: bool = 
     settings = active_settings(pipe, sampling)
     candidates = settings.num_candidates
     batches = -(-n // max(1, sampling.batch_size // candidates))
-    is_chosen = candidates > 1 or sampling.prior.redraws > 0
+    is_chosen = candidates > 1 or image_reranker(pipe.prior, sampling.prior) is not None
     return settings.steps * batches * (2 if is_watched and is_chosen else 1)
 
 
