@@ -194,9 +194,7 @@ def test_noise_levels_without_a_deviation_are_refused(run_class, deviation):
 
 @pytest.mark.parametrize("make", [prior_stage, decoder_stage])
 def test_noise_levels_are_drawn_log_normal_about_their_mean(make, inputs):
-    stage = make(inputs)
-    stage.run = replace(stage.run, log_sigma=(-3.0, 0.1))
-    levels = stage.batch(draw_of(16)).levels
+    levels = make(inputs, log_sigma=(-3.0, 0.1)).batch(draw_of(16)).levels
     ratios = (levels.sigma / levels.alpha).log()
     assert ((ratios > -3.5) & (ratios < -2.5)).all()
 
