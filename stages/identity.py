@@ -77,7 +77,7 @@ def nearest_preset(manifest: Manifest, flat_settings: dict[str, Any]) -> str | N
 
     Args:
         manifest: its part and its kind are the run's.
-        flat_settings: the settings of the run, as `flatten` returns them.
+        flat_settings: the settings of the run, as `flatten_settings` returns them.
     """
     if manifest.part not in PARTS:
         return None
