@@ -12,6 +12,7 @@ from stages import runtime
 from unclip.decoder.unet import UNetLayer
 from unclip.errors import UserError
 from unclip.layers import Block
+from unclip.store.parts import WithoutInitialWeights
 
 WIDTHS = {"embed_dim": 64, "text_width": 64}
 """Stand for what the data or the frozen CLIP will tell."""
@@ -24,7 +25,7 @@ def check_fits(build: Callable[[], nn.Module], device: torch.device, shared: boo
 
     Where the weights are `shared` out, each rank holds a part of them.
     """
-    with torch.device("meta"):
+    with torch.device("meta"), WithoutInitialWeights():
         count = sum(parameter.numel() for parameter in build().parameters())
     needed = 4 * COPIES * count / (runtime.world_size() if shared else 1)
     available = memory(device)

@@ -116,11 +116,14 @@ def made_up_data(count: int, seed: int, name: str = "made-up") -> FashionMNIST:
 
 
 SLOWEST = (
-    "test_page_browser", "test_plan", "test_plan_memory", "test_walkthrough", "test_own_data", "test_demo",
-    "test_lite", "test_web", "test_web_browser", "test_reliable_ranks", "test_loop", "test_swap", "test_committed",
+    "test_page_browser", "test_lite", "test_plan", "test_plan_memory", "test_web_browser", "test_web", "test_own_data",
+    "test_demo", "test_walkthrough", "test_reliable_ranks", "test_loop", "test_swap", "test_committed",
     "test_end_to_end", "test_reliable_training",
 )  # fmt: skip
-"""Modules that begin first, so that no process waits at the end while the other is in a long one."""
+"""Modules that begin first, so that no process waits at the end while the other is in a long one.
+
+Those that share what takes long to build begin at different times, so that none waits for it.
+"""
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

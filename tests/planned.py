@@ -32,8 +32,13 @@ def budget(preset: str, part: str, **others) -> Budget:
     return make_budgets(chosen, {part: plan_parts(chosen)[part]})[part]
 
 
-@cache
 def cost(preset: str, part: str, device: str = "cpu", dtype: torch.dtype = torch.float32) -> PartCost:
+    return counted(preset, part, device, dtype)
+
+
+@cache
+def counted(preset: str, part: str, device: str, dtype: torch.dtype) -> PartCost:
+    """Keeps what is counted under one key, however `cost` was called."""
     planned = plan_parts(options(preset))[part]
     return count_part(part, planned.run, planned.inputs, device, dtype)
 

@@ -13,10 +13,10 @@ from conftest import ROOT
 from test_documentation import parse_all, shell_commands
 
 from stages.clusters.rehearsal import LAYERS, WIDTHS, RehearsalOptions, kill_rank, list_programs
-from stages.plan.pretended import Uninitialised
 from stages.run_options import Shapes
 from unclip.cli.options import parse_run
 from unclip.registry import default_kind, find_kind, resolve
+from unclip.store.parts import WithoutInitialWeights
 
 CLUSTERS = ROOT / "stages" / "clusters"
 LAUNCHER = """
@@ -105,7 +105,7 @@ def test_rehearsal_has_less_than_a_thousandth_of_the_paper_s_weights_in_as_many_
         modules = []
         weights = []
         for run in (paper, parse_run({"paper": paper}, "", words)):
-            with torch.device("meta"), Uninitialised():
+            with torch.device("meta"), WithoutInitialWeights():
                 model = resolve(kind.stage).build_model(run, shapes)
             modules.append(len(list(model.modules())))
             weights.append(sum(weight.numel() for weight in model.parameters()))

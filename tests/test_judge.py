@@ -5,6 +5,7 @@ from dataclasses import replace
 import pytest
 import torch
 from conftest import made_up_data
+from faults import forked
 
 from stages.evaluation.evaluate import JUDGE, suited_to
 from stages.evaluation.judge import Classifier, JudgeConfig, judge_images
@@ -27,6 +28,20 @@ def test_classifier_learns_what_images_show_and_is_trained_once(tmp_path, monkey
     monkeypatch.setattr("stages.evaluation.judge_training.FORMAT", -1)  # as of a version that reads other files
     trained_judge(train, held_out, config, device, tmp_path)
     assert len(list(tmp_path.rglob("model.safetensors"))) == 3
+
+
+def test_of_two_evaluations_at_once_one_trains_the_judge_and_the_other_waits(tmp_path):
+    config = replace(JUDGE, steps=20, batch_size=32, warmup=5, evaluate_every=20)
+
+    def judge():
+        trained_judge(made_up_data(100, 0), made_up_data(100, 1), config, torch.device("cpu"), tmp_path / "cache")
+
+    children = [forked(judge, tmp_path / f"{i}.log") for i in range(2)]
+    ends = [child.wait() for child in children]
+    assert [status for status, _ in ends] == [0, 0], ends
+    said = "".join(errors for _, errors in ends)
+    assert said.count("another process makes") == 1
+    assert len(list(tmp_path.rglob("model.safetensors"))) == 1
 
 
 def test_classifier_takes_colour_and_gives_the_features_of_its_last_layer():

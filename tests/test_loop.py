@@ -4,7 +4,8 @@ from dataclasses import replace
 
 import pytest
 import torch
-from conftest import ROOT, contents, files_under, run_python
+from conftest import contents, files_under
+from ranks import on_ranks
 from runs import CPU, assert_same_run, break_off, metrics
 from toy import OFTEN_SAVED, SETTINGS, Line, LineStage, manifest, train
 
@@ -363,10 +364,7 @@ def test_precision_follows_the_device(amx, avx512, monkeypatch):
 
 
 def test_two_ranks_train_to_the_weights_of_one(tmp_path):
-    launch = ("-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2")
-    finished = run_python(*launch, ROOT / "tests" / "toy.py", tmp_path / "two")
-    assert finished.code == 0, finished.err
-    assert sorted(finished.out.splitlines()) == ["trained by rank 0 of 2", "trained by rank 1 of 2"]
+    on_ranks(2, lambda: train(tmp_path / "two", config=OFTEN_SAVED))
     train(tmp_path / "one", config=OFTEN_SAVED)
     one, two = (load_tensors(tmp_path / n / "line" / "train" / "state.safetensors")[0] for n in ("one", "two"))
     assert one.keys() == two.keys()

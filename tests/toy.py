@@ -117,7 +117,6 @@ def main(argv: Sequence[str] | None = None) -> None:
     changed = {name: json.loads(value) for name, value in (option.split("=") for option in options)}
     runtime.start("cpu")
     train(Path(folder), config=replace(OFTEN_SAVED, **changed))
-    sys.stdout.write(f"trained by rank {runtime.rank()} of {runtime.world_size()}\n")  # print writes the end apart
     runtime.end()
 
 

@@ -22,6 +22,7 @@ from unclip.errors import UserError
 from unclip.grids import captioned_grid
 from unclip.store.checksums import sha256
 from unclip.store.formats import FORMAT
+from unclip.store.lock import in_turn
 from unclip.store.manifest import Manifest
 from unclip.store.parts import load_part
 from unclip.tensor_batch import TensorBatch
@@ -163,7 +164,8 @@ def trained_judge(
     training = settings(config)
     identity = json.dumps([FORMAT, source, training, asdict(shape), list(model.state_dict())])
     folder = cache / f"{stage.name}-{sha256(identity.encode())[:16]}"
-    loop.train(stage, config, device, folder, Manifest(stage.name, data=source, training=training))
+    with in_turn(folder):
+        loop.train(stage, config, device, folder, Manifest(stage.name, data=source, training=training))
     model, _ = load_part(folder / stage.name, type(model))
     return model.to(device)
 

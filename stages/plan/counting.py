@@ -18,10 +18,11 @@ from torch.utils.flop_counter import FlopCounterMode, sdpa_flop_count
 from stages.batches import StepDraw
 from stages.inputs import CLIPInputs, Inputs
 from stages.memory import repeated_blocks
-from stages.plan.pretended import PretendedDevice, Uninitialised
+from stages.plan.pretended import PretendedDevice
 from stages.run_options import PartRun
 from stages.train import PartStage
 from unclip.registry import find_kind, resolve
+from unclip.store.parts import WithoutInitialWeights
 from unclip.tensor_batch import TensorBatch
 
 BATCH_SIZES = (2, 3, 4)
@@ -131,7 +132,7 @@ def count_embedding(run: PartRun, inputs: CLIPInputs) -> float:
 def build_model(part: str, run: PartRun, inputs: CLIPInputs | Inputs) -> nn.Module:
     """A model of the run's kind, of meta tensors."""
     stage_class = resolve(find_kind(part, run.kind).stage)
-    with torch.device("meta"), Uninitialised():
+    with torch.device("meta"), WithoutInitialWeights():
         return stage_class.build_model(run, inputs.shapes)
 
 

@@ -91,14 +91,3 @@ def attend_by_fused_kernel(
     kernel = torch.ops.aten._scaled_dot_product_efficient_attention
     output, *_ = kernel(q, k, v, bias, True, dropout_p, is_causal, scale=scale)
     return output
-
-
-class Uninitialised(TorchFunctionMode):
-    """Skip the filling of tensors while a model is built: meta tensors have no values, and skipping saves seconds."""
-
-    fillers = ("normal_", "uniform_", "trunc_normal_", "zeros_", "ones_", "zero_", "fill_", "constant_")
-
-    def __torch_function__(self, function, types, args=(), kwargs=None):
-        if getattr(function, "__name__", "") in self.fillers:
-            return args[0] if args else kwargs["tensor"]
-        return function(*args, **kwargs or {})

@@ -4,6 +4,7 @@ import contextlib
 import os
 import socket
 import time
+import warnings
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -42,6 +43,27 @@ def only_writer(folder: Path) -> Iterator[Callable[[], None]]:
         file.flush()
         stack.callback(file.truncate, 0)
         yield lambda: _check_held(folder, locked)
+
+
+@contextlib.contextmanager
+def in_turn(folder: Path) -> Iterator[None]:
+    """Let one process at a time run the block for this folder: for what several need, and the first of them makes."""
+    import fcntl  # Windows has none
+
+    make_folder(folder)
+    with contextlib.ExitStack() as stack:
+        locked = os.open(folder, os.O_RDONLY)
+        stack.callback(os.close, locked)
+        HANDLES.add(locked)
+        stack.callback(HANDLES.discard, locked)
+        try:
+            fcntl.flock(locked, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            warnings.warn(f"another process makes {folder}; waiting until it ends", stacklevel=3)
+            fcntl.flock(locked, fcntl.LOCK_EX)
+        except OSError:  # of a file system that locks no folders
+            pass
+        yield
 
 
 def _lock(handle: int, folder: Path, stack: contextlib.ExitStack) -> None:
