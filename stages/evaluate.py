@@ -7,8 +7,8 @@
     python -m stages.evaluate --only error_budget few_calls             # these alone, and the floors
 
 Prints a report, and writes it to --out as evaluation.json, as evaluation.md with pictures, and as evaluation.npz with
-every image behind the figures. On two CPU cores 1,000 samples of the committed pipeline take six minutes. The first time
-takes longer, as it trains and caches the judge of the samples. stages/evaluation/README.md explains the figures.
+every image behind the figures. On two CPU cores 1,000 samples of the committed pipeline take six minutes. The first
+time takes longer, as it trains and caches the judge of the samples. stages/evaluation/README.md explains the figures.
 """
 
 from collections.abc import Sequence
