@@ -122,7 +122,7 @@ SLOWEST = (
 )  # fmt: skip
 """Modules that begin first, so that no process waits at the end while the other is in a long one.
 
-Those that share what takes long to build begin at different times, so that none waits for it.
+Modules with a fixture in common are apart, so that neither process waits while the other builds it.
 """
 
 

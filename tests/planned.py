@@ -33,12 +33,12 @@ def budget(preset: str, part: str, **others) -> Budget:
 
 
 def cost(preset: str, part: str, device: str = "cpu", dtype: torch.dtype = torch.float32) -> PartCost:
-    return counted(preset, part, device, dtype)
+    """Count a part once: with or without the defaults, a call has the same key in the cache."""
+    return count_once(preset, part, device, dtype)
 
 
 @cache
-def counted(preset: str, part: str, device: str, dtype: torch.dtype) -> PartCost:
-    """Keeps what is counted under one key, however `cost` was called."""
+def count_once(preset: str, part: str, device: str, dtype: torch.dtype) -> PartCost:
     planned = plan_parts(options(preset))[part]
     return count_part(part, planned.run, planned.inputs, device, dtype)
 

@@ -1,5 +1,6 @@
 """The classifier that judges samples: what it learns, and how long and how often it is trained."""
 
+import shutil
 from dataclasses import replace
 
 import pytest
@@ -10,6 +11,7 @@ from faults import forked
 from stages.evaluation.evaluate import JUDGE, suited_to
 from stages.evaluation.judge import Classifier, JudgeConfig, judge_images
 from stages.evaluation.judge_training import trained_judge
+from unclip.store.lock import in_turn
 
 
 def test_classifier_learns_what_images_show_and_is_trained_once(tmp_path, monkeypatch):
@@ -36,12 +38,16 @@ def test_of_two_evaluations_at_once_one_trains_the_judge_and_the_other_waits(tmp
     def judge():
         trained_judge(made_up_data(100, 0), made_up_data(100, 1), config, torch.device("cpu"), tmp_path / "cache")
 
-    children = [forked(judge, tmp_path / f"{i}.log") for i in range(2)]
-    ends = [child.wait() for child in children]
-    assert [status for status, _ in ends] == [0, 0], ends
-    said = "".join(errors for _, errors in ends)
-    assert said.count("another process makes") == 1
-    assert len(list(tmp_path.rglob("model.safetensors"))) == 1
+    judge()
+    [folder] = (tmp_path / "cache").iterdir()
+    folder.rename(tmp_path / "trained")
+    with in_turn(folder):
+        other = forked(judge, tmp_path / "log")
+        other.said(f"another process is making {folder}; waiting until it ends")
+        shutil.copytree(tmp_path / "trained", folder, dirs_exist_ok=True)
+    status, said = other.wait()
+    assert status == 0, said
+    assert "is trained already" in said
 
 
 def test_classifier_takes_colour_and_gives_the_features_of_its_last_layer():

@@ -1,5 +1,6 @@
 """Train a judge on the real images, once for each data set and settings, and cache it."""
 
+import contextlib
 import json
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
@@ -164,7 +165,7 @@ def trained_judge(
     training = settings(config)
     identity = json.dumps([FORMAT, source, training, asdict(shape), list(model.state_dict())])
     folder = cache / f"{stage.name}-{sha256(identity.encode())[:16]}"
-    with in_turn(folder):
+    with in_turn(folder) if runtime.is_main() else contextlib.nullcontext():  # the other ranks train with the main one
         loop.train(stage, config, device, folder, Manifest(stage.name, data=source, training=training))
     model, _ = load_part(folder / stage.name, type(model))
     return model.to(device)

@@ -1,4 +1,7 @@
-"""One writer per folder: a lock that names its holder, and that the system releases when the holder ends."""
+"""One writer per folder: a lock that names its holder, and that the system releases when the holder ends.
+
+Where a second process had better wait than end, as for a cache that both need, they take turns.
+"""
 
 import contextlib
 import os
@@ -47,7 +50,7 @@ def only_writer(folder: Path) -> Iterator[Callable[[], None]]:
 
 @contextlib.contextmanager
 def in_turn(folder: Path) -> Iterator[None]:
-    """Let one process at a time run the block for this folder: for what several need, and the first of them makes."""
+    """Let processes run the block for a folder in turn. Each waits until the one before it has left the block."""
     import fcntl  # Windows has none
 
     make_folder(folder)
@@ -59,7 +62,7 @@ def in_turn(folder: Path) -> Iterator[None]:
         try:
             fcntl.flock(locked, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
-            warnings.warn(f"another process makes {folder}; waiting until it ends", stacklevel=3)
+            warnings.warn(f"another process is making {folder}; waiting until it ends", stacklevel=3)
             fcntl.flock(locked, fcntl.LOCK_EX)
         except OSError:  # of a file system that locks no folders
             pass

@@ -138,7 +138,7 @@ def without_weights(model_type: type[nn.Module], config: Any) -> nn.Module:
 
 
 class WithoutInitialWeights(TorchFunctionMode):
-    """Leave the weights of models that are built in this context uninitialised: they are about to be read.
+    """Leave the weights of models that are built in this context uninitialised: they are about to be read or counted.
 
     On the meta device initialising would also import torch's compiler, which takes longer than opening a pipeline.
     """
