@@ -1,6 +1,6 @@
 """One writer per folder: a lock that names its holder, and that the system releases when the holder ends.
 
-Where a second process had better wait than end, as for a cache that both need, they take turns.
+Processes that need the same cache wait for each other instead: they take turns.
 """
 
 import contextlib
