@@ -16,6 +16,7 @@ PRESETS = {
     name: MLPPriorRun(
         preset=name,
         evaluate_on=run.evaluate_on,
+        log_sigma=run.log_sigma,
         data=run.data,
         train=run.train,
         sampling=run.sampling,

@@ -63,6 +63,7 @@ PRESETS = {
     "paper": PriorRun(
         preset="paper",
         hide_tokens=False,
+        log_sigma=None,
         sampling=PriorSettings(steps=64, spacing="karras", num_candidates=2),
         data=DataConfig(size=256),
         model=DiffusionPriorConfig(PriorConfig(width=2048, layers=24, heads=32)),

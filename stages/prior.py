@@ -23,7 +23,7 @@ from unclip.tensor_batch import TensorBatch
 class PriorRun(BasePriorRun):
     kind: str = bounded("diffusion", affects_weights=False)
     """Kind of the prior, of those in unclip/registry.py."""
-    log_sigma: tuple[float, float] | None = bounded(None, -10, 10)
+    log_sigma: tuple[float, float] | None = bounded((-0.8, 1.4), -10, 10)
     """Mean and deviation of the logarithm of the noise over the signal in training; None for uniform times."""
     model: DiffusionPriorConfig = bounded(DiffusionPriorConfig(), affects_weights=False)
 

@@ -101,7 +101,7 @@ def test_pairs_are_chosen_so_that_all_of_them_are_equally_likely(inputs):
 CHANGED = {
     "straight_x0": {"model.diffusion.process"},
     "v": {"model.diffusion.prediction"},
-    "log_normal": {"log_sigma"},
+    "uniform": {"log_sigma"},
     "whole_captions": {"hide_tokens"},
     "no_regression": set(),
     "larger": {"model.network.width", "model.network.layers", "model.network.heads"},

@@ -7,7 +7,6 @@ from typing import Any
 
 from torch import nn
 
-from stages.decoder import DecoderRun
 from unclip.diffusion.prediction import Prediction
 from unclip.diffusion.process import ProcessConfig
 
@@ -34,8 +33,8 @@ def predicting_v(run: Any) -> Any:
     return replace(run, model=replace(run.model, diffusion=replace(run.model.diffusion, prediction="v")))
 
 
-def with_log_normal_levels(run: Any) -> Any:
-    return replace(run, log_sigma=DecoderRun.log_sigma)
+def with_uniform_times(run: Any) -> Any:
+    return replace(run, log_sigma=None)
 
 
 def without_hidden_tokens(run: Any) -> Any:
@@ -66,7 +65,7 @@ ROWS = {
 ABLATIONS = {
     "straight_x0": Row("straight, predicting x0", "prior", "diffusion", partial(on_straight_path, prediction="x0")),
     "v": Row("diffusion, predicting v", "prior", "diffusion", predicting_v),
-    "log_normal": Row("diffusion, log-normal noise levels", "prior", "diffusion", with_log_normal_levels),
+    "uniform": Row("diffusion, uniform times", "prior", "diffusion", with_uniform_times),
     "whole_captions": Row("diffusion, no hidden tokens", "prior", "diffusion", without_hidden_tokens),
     "no_regression": Row("diffusion, no linear prediction", "prior", "diffusion", after_fit=without_regression),
     "larger": Row("diffusion, a larger network", "prior", "diffusion", with_larger_network),
