@@ -21,7 +21,7 @@ setup: .venv/.installed
 # Installed in place: the scripts run from the checkout.
 .venv/.installed: pyproject.toml
 	$(PYTHON) -m venv .venv
-	$(PY) -m pip install --quiet --disable-pip-version-check --editable '.[dev]'
+	$(PY) -m pip install --quiet --disable-pip-version-check --no-compile --editable '.[dev]'
 	touch $@
 
 data: setup
@@ -62,7 +62,7 @@ bench: .venv/bench/.installed
 	$(PY) -m venv .venv/bench
 	$(PY) -c "import sysconfig; print(sysconfig.get_path('purelib'))" \
 		> $$(.venv/bench/bin/python -c "import sysconfig; print(sysconfig.get_path('purelib'))")/beside.pth
-	.venv/bench/bin/python -m pip install --quiet --disable-pip-version-check --editable '.[bench]'
+	.venv/bench/bin/python -m pip install --quiet --disable-pip-version-check --no-compile --editable '.[bench]'
 	touch $@
 
 lint: setup
