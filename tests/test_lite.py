@@ -71,9 +71,9 @@ def test_a_seed_draws_the_pipeline_s_picture(exported, pipe, settings):
     assert np.abs(batched.images.astype(int) - ours.images).max() <= 1
 
 
-def assert_equal_pictures(lite, pipe, **settings):
-    ours = lite(CAPTIONS, n=3, seed=5, **settings)
-    theirs = pipe(CAPTIONS, n=3, seed=5, **settings)
+def assert_equal_pictures(lite, pipe, captions=CAPTIONS, **settings):
+    ours = lite(captions, n=3, seed=5, **settings)
+    theirs = pipe(captions, n=3, seed=5, **settings)
     np.testing.assert_allclose(ours.embeddings, theirs.embeddings.numpy(), rtol=0, atol=1e-4)
     difference = np.abs(ours.images.astype(int) - theirs.images)
     assert (difference <= 1).mean() >= 0.999
@@ -98,6 +98,7 @@ def test_images_are_drawn_anew_as_by_the_pipeline(exported, pipe, tmp_path, sett
     is_changed = (abs(once.embeddings - anew.embeddings) > 1e-3).any(axis=1)
     assert 0 < is_changed.sum() < 9
     assert not is_changed[6:9].any()  # of the empty caption
+    assert_equal_pictures(lite, pipe, captions=[CAPTIONS[0], CAPTIONS[3]], prior_threshold=0.0)  # of one candidate
 
 
 def test_without_classes_no_image_is_judged(exported, monkeypatch):

@@ -9,8 +9,10 @@ import torch.nn.functional as F
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from data.fashion_mnist_captions import PLAIN_CAPTIONS
 from unclip.prior.reranking import SAME_MEANING, Reranker
 
+TEN = list(PLAIN_CAPTIONS)
 QUICK = settings(deadline=None, max_examples=60, derandomize=True)
 
 
@@ -91,3 +93,39 @@ def test_a_class_stays_a_competitor_however_close_its_caption():
     candidates = F.normalize(torch.tensor([[0.9, 0.5, 0.0], [1.0, -0.5, 0.0]]), dim=-1)[None]
     assert fitted(text, 30.0)(candidates, text[:1], 0.6).tolist() == [1]
     assert fitted(text, 30.0)(candidates, text[1:], 0.6).tolist() == [0]
+
+
+@pytest.mark.parametrize("threshold", [0.0, 0.3])
+def test_where_the_first_is_kept_in_any_case_is_known_before_candidates_are_drawn(threshold):
+    classes = units(3, 4, seed=0)
+    text = torch.cat([classes, units(3, 4, seed=1)])
+    empty = torch.tensor([False, False, False, False, False, True])
+    reranker = fitted(classes)
+    keeps_first = reranker.keeps_first(text, empty, threshold)
+    assert keeps_first.tolist() == [threshold == 0] * 3 + [False, False, True]
+    assert fitted(classes[:0]).keeps_first(text, empty, threshold).tolist() == empty.tolist()
+    candidates = units(5 * 6, 4, seed=2)
+    kept = reranker.keep(candidates, text, empty, threshold)
+    assert torch.equal(kept[keeps_first], candidates[:6][keeps_first])
+
+
+@pytest.mark.parametrize(
+    ("captions", "threshold", "candidates"),
+    [(TEN, 0.0, 1), ("", 0.5, 1), (TEN, 0.5, 3), (TEN + ["a dark bag"], 0.0, 3)],
+)
+def test_candidates_that_cannot_be_kept_are_not_drawn(tiny, monkeypatch, captions, threshold, candidates):
+    drawn = []
+    draw_embeddings = type(tiny.prior).draw_embeddings
+
+    def count_candidates(prior, text, seeds, settings):
+        drawn.append(settings.num_candidates)
+        return draw_embeddings(prior, text, seeds, settings)
+
+    monkeypatch.setattr(type(tiny.prior), "draw_embeddings", count_candidates)
+    settings = {"prior_steps": 2, "prior_num_candidates": 3, "prior_threshold": threshold}
+    embeddings = tiny.embed(captions, **settings)
+    assert set(drawn) == {candidates}
+    text = tiny.encode_captions(captions)
+    sampling = tiny.sampling.override(**settings)
+    expected = draw_embeddings(tiny.prior, text, [0] * len(text), sampling.prior)
+    torch.testing.assert_close(embeddings, expected, rtol=0, atol=1e-5)

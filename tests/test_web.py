@@ -22,7 +22,7 @@ from unclip.errors import UserError
 from unclip.lite.levels import Process
 from unclip.lite.noise import RowNoise
 from unclip.lite.redrawing import Drawn, redraw_failed
-from unclip.lite.reranking import choose_candidates, image_probabilities
+from unclip.lite.reranking import choose_candidates, image_probabilities, keeps_first
 from unclip.lite.samplers import SAMPLERS
 from unclip.pixels import read_pixels
 from unclip.settings import MAX_SEED, FastDecoderSettings, PriorSettings
@@ -130,6 +130,7 @@ def reranking_fixtures() -> list[dict]:
                 "scale": 9.0,
                 "threshold": threshold,
                 "chosen": np.where(empty, 0, chosen).tolist(),
+                "keepsFirst": keeps_first(text, np.array(empty) > 0, own, threshold).tolist(),
                 "probabilities": image_probabilities(candidates[:, 0], text, np.array(empty) > 0, own, 9.0).tolist(),
             }
             fixtures.append(fixture)

@@ -25,7 +25,7 @@ from unclip.drawing import Conditions, OnStep, batches, check_guided, draw_array
 from unclip.errors import UserError, quantity, reason, shown
 from unclip.fitting import Fit
 from unclip.foreign_names import explain_unknown
-from unclip.interfaces import Decoder, ImagePart, Prior
+from unclip.interfaces import Decoder, HasReranker, ImagePart, Prior
 from unclip.outputs import Output
 from unclip.pixels import Pictures, read_pictures
 from unclip.registry import PARTS
@@ -360,11 +360,18 @@ class UnCLIP:
         return repeat_each(captions, n), seeds, negatives and repeat_each(negatives, n)
 
     def draw_embeddings(self, text: TextFeatures, seeds: list[int], sampling: Sampling) -> Tensor:
-        """One unit image embedding (N, D) for each of N captions, drawn by the prior in batches."""
-        sampling.prior.check_read_by(self.prior, "prior")
-        size = max(1, sampling.batch_size // sampling.prior.num_candidates)  # all candidates are one batch
+        """One unit image embedding (N, D) for each of N captions, drawn by the prior in batches.
+
+        Further candidates are drawn only if reranking may keep one of them for some caption.
+        """
+        settings = sampling.prior
+        settings.check_read_by(self.prior, "prior")
+        if isinstance(self.prior, HasReranker):
+            keeps_first = self.prior.reranker.keeps_first(text.embedding, text.empty, settings.threshold)
+            settings = replace(settings, num_candidates=1) if keeps_first.all() else settings
+        size = max(1, sampling.batch_size // settings.num_candidates)  # all candidates are one batch
         parts = batches(len(seeds), size)
-        return torch.cat([self.prior.draw_embeddings(text[part], seeds[part], sampling.prior) for part in parts])
+        return torch.cat([self.prior.draw_embeddings(text[part], seeds[part], settings) for part in parts])
 
 
 def check_widths(clip: CLIP, parts: dict[str, Any]) -> None:

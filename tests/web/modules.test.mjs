@@ -10,7 +10,7 @@ const { RowNoise } = await import(`${site}/noise.js`);
 const { Process } = await import(`${site}/levels.js`);
 const { SAMPLERS, x0FromOutput } = await import(`${site}/samplers.js`);
 const { Tokenizer } = await import(`${site}/tokenizer.js`);
-const { chooseCandidates, imageProbabilities } = await import(`${site}/reranking.js`);
+const { chooseCandidates, imageProbabilities, keepsFirst } = await import(`${site}/reranking.js`);
 const { redrawFailed } = await import(`${site}/redrawing.js`);
 const { Pipeline } = await import(`${site}/pipeline.js`);
 const { placeInSquare } = await import(`${site}/pictures.js`);
@@ -60,13 +60,14 @@ test("captions are tokenised as Python does", () => {
 });
 
 test("candidates are chosen as Python does", () => {
-  for (const { candidates, dims, text, empty, classes, scale, threshold, chosen, probabilities } of fixtures.reranking) {
+  for (const { candidates, dims, text, empty, classes, scale, threshold, chosen, ...expected } of fixtures.reranking) {
     const count = empty.length;
     const features = { embedding: tensor(Float32Array.from(text), [count, dims[1]]), empty: tensor(empty, [count], "bool") };
     const found = chooseCandidates(tensor(Float32Array.from(candidates), dims), features, { count, classes, scale, threshold });
     assert.deepEqual(found, chosen);
     const first = tensor(Float32Array.from(candidates.slice(0, count * dims[1])), [count, dims[1]]);
-    close(imageProbabilities(first, features, { classes, scale }), probabilities, 1e-5);
+    close(imageProbabilities(first, features, { classes, scale }), expected.probabilities, 1e-5);
+    assert.deepEqual(keepsFirst(features, { classes, threshold }), expected.keepsFirst);
   }
 });
 

@@ -17,7 +17,7 @@ from unclip.lite.levels import CLEAN, Level, Process
 from unclip.lite.networks import Networks
 from unclip.lite.noise import DECODER_STREAM, PRIOR_STREAM, UPSAMPLER_STREAM, RowNoise
 from unclip.lite.redrawing import Drawn, redraw_failed
-from unclip.lite.reranking import choose_candidates, image_probabilities
+from unclip.lite.reranking import choose_candidates, image_probabilities, keeps_first
 from unclip.lite.samplers import SAMPLERS, Denoise, consistency, dpmpp, x0_from_output
 from unclip.settings import (
     DecoderSettings,
@@ -128,7 +128,9 @@ class Lite:
         return embeddings
 
     def draw_embeddings(self, text: Features, seeds: Sequence[int], settings: PriorSettings) -> np.ndarray:
-        """Draw one unit image embedding (N, D) for each of N captions; see `DiffusionPrior.draw_embeddings`."""
+        """Draw one unit image embedding (N, D) for each of N captions; see `UnCLIP.draw_embeddings`."""
+        if keeps_first(text.embedding, text.empty, self.classes, settings.threshold).all():
+            settings = replace(settings, num_candidates=1)
         count = len(text)
         guides = settings.guidance != 1
         features = text.with_nulls() if guides else text

@@ -43,13 +43,25 @@ def caption_log_odds(
 ) -> tuple[np.ndarray, np.ndarray]:
     """The log odds (N, K) that CLIP gives each candidate's caption, and whether it is a class's own caption (N,)."""
     cosines = np.einsum("nkd,nd->nk", candidates, text)
-    text_to_class = text @ classes.T  # (N, R)
-    nearest = text_to_class >= text_to_class.max(axis=1, keepdims=True) - 1e-4
-    same_meaning = nearest & (text_to_class > SAME_MEANING)
-    competitors = np.where(same_meaning[:, None], -np.inf, logit_scale * (candidates @ classes.T))  # (N, K, R)
+    is_same = same_meaning(text, classes)
+    competitors = np.where(is_same[:, None], -np.inf, logit_scale * (candidates @ classes.T))  # (N, K, R)
     highest = competitors.max(axis=2, keepdims=True)
     log_sum = highest[..., 0] + np.log(np.exp(competitors - highest).sum(axis=2))
-    return logit_scale * cosines - log_sum, same_meaning.any(axis=1)
+    return logit_scale * cosines - log_sum, is_same.any(axis=1)
+
+
+def same_meaning(text: np.ndarray, classes: np.ndarray) -> np.ndarray:
+    """Whether captions, by their text embeddings (N, D), mean the same as those of R classes: (N, R)."""
+    text_to_class = text @ classes.T
+    nearest = text_to_class >= text_to_class.max(axis=1, keepdims=True) - 1e-4
+    return nearest & (text_to_class > SAME_MEANING)
+
+
+def keeps_first(text: np.ndarray, empty: np.ndarray, classes: np.ndarray, threshold: float) -> np.ndarray:
+    """Whether the first candidate of each caption (N,) is kept whatever it is; see `unclip.prior.reranking`."""
+    if threshold > 0 or not len(classes):
+        return empty
+    return empty | same_meaning(text, classes).any(axis=1)
 
 
 def sigmoid(x: np.ndarray) -> np.ndarray:

@@ -56,12 +56,25 @@ class Reranker(nn.Module):
         Arguments as for `forward`, where the data has classes.
         """
         cosines = torch.einsum("nkd,nd->nk", candidates, text)
-        text_to_class = text @ self.class_embeddings.T  # (N, R)
-        nearest = text_to_class >= text_to_class.amax(dim=1, keepdim=True) - 1e-4  # all of equal captions
-        same_meaning = nearest & (text_to_class > SAME_MEANING)
+        same_meaning = self.same_meaning(text)
         competitors = (candidates @ self.class_embeddings.T).masked_fill(same_meaning[:, None], -torch.inf)  # (N, K, R)
         log_odds = self.logit_scale * cosines - (self.logit_scale * competitors).logsumexp(dim=2)  # (N, K)
         return log_odds, same_meaning.any(dim=1)
+
+    def same_meaning(self, text: Tensor) -> Tensor:
+        """Whether captions, by their text embeddings (N, D), mean the same as those of R classes: (N, R)."""
+        text_to_class = text @ self.class_embeddings.T
+        nearest = text_to_class >= text_to_class.amax(dim=1, keepdim=True) - 1e-4  # all of equal captions
+        return nearest & (text_to_class > SAME_MEANING)
+
+    def keeps_first(self, text: Tensor, empty: Tensor, threshold: float) -> Tensor:
+        """Whether the first candidate of each caption (N,) is kept whatever it is, so that no other need be drawn.
+
+        It is for an empty caption, and, if the threshold is 0, for a class's own. Arguments as for `keep`.
+        """
+        if threshold > 0 or not len(self.class_embeddings):
+            return empty
+        return empty | self.same_meaning(text).any(dim=1)
 
     def image_probabilities(self, embeddings: Tensor, text: Tensor, empty: Tensor) -> Tensor:
         """CLIP's probabilities (N,) that images show their captions' classes; 1 for a caption that is no class's own.

@@ -3,7 +3,7 @@
 import { CLEAN, Process } from "./levels.js";
 import { DECODER_STREAM, PRIOR_STREAM, RowNoise, UPSAMPLER_STREAM } from "./noise.js";
 import { keepBetter, laterSeed, redrawFailed } from "./redrawing.js";
-import { chooseCandidates, imageProbabilities } from "./reranking.js";
+import { chooseCandidates, imageProbabilities, keepsFirst } from "./reranking.js";
 import { consistency, dpmpp, SAMPLERS, x0FromOutput } from "./samplers.js";
 import { concat, normalise, pick, pickEach, tensor } from "./tensors.js";
 
@@ -119,11 +119,13 @@ export class Pipeline {
     const { kind, mean, std, prediction, class_embeddings: classes, logit_scale: scale } = this.description.prior;
     const count = seeds.length;
     const dim = mean.length;
+    const isFirstKept = keepsFirst(text, { classes, threshold }).every(Boolean);
+    const candidateCount = isFirstKept ? 1 : own.num_candidates;
     const guides = own.guidance !== 1;
     const features = guides ? withNulls(text) : text;
     const { embedding, tokens, mask, empty } = features;
     const prefix = await this.networks.run("prior_prefix", [embedding, tokens, mask, empty]);
-    let rows = Array.from({ length: own.num_candidates * count }, (_, i) => i % count);
+    let rows = Array.from({ length: candidateCount * count }, (_, i) => i % count);
     if (guides) rows = [...rows, ...rows.map((row) => row + count)];
     const [centre, ...past] = prefix.map((part) => pick(part, rows));
 
@@ -140,12 +142,12 @@ export class Pipeline {
     };
 
     let noise = new Float32Array(0);
-    for (let i = 0; i < own.num_candidates; i++) noise = concat(noise, new RowNoise(seeds, PRIOR_STREAM, i).draw(dim));
+    for (let i = 0; i < candidateCount; i++) noise = concat(noise, new RowNoise(seeds, PRIOR_STREAM, i).draw(dim));
     const scaled = this.processes.prior
       ? await dpmpp(denoise, noise, this.processes.prior.levels(own.spacing, own.steps))
       : await denoise(noise, PURE_NOISE);
     const unscaled = scaled.map((value, i) => value * std[i % dim] + mean[i % dim]);
-    const candidates = normalise(tensor(unscaled, [own.num_candidates * count, dim]));
+    const candidates = normalise(tensor(unscaled, [candidateCount * count, dim]));
     const chosen = chooseCandidates(candidates, text, { count, classes, scale, threshold });
     return pick(candidates, chosen.map((candidate, row) => candidate * count + row));
   }

@@ -20,6 +20,13 @@ export function chooseCandidates(candidates, text, { count, classes, scale, thre
   });
 }
 
+/** Whether the first candidate of each caption is kept whatever it is, so that no other need be drawn. */
+export function keepsFirst(text, { classes, threshold }) {
+  return Array.from(text.empty.data, (empty, row) => {
+    return Boolean(empty) || (threshold === 0 && sameMeaning(rowOf(text.embedding, row), classes).some(Boolean));
+  });
+}
+
 /**
  * CLIP's probabilities that pictures show their captions' classes; 1 for a caption that is no class's own.
  * embeddings: the pictures' unit embeddings (N, D); text, classes, scale: as above.
@@ -35,14 +42,19 @@ export function imageProbabilities(embeddings, text, { classes, scale }) {
 
 /** The log odds that CLIP gives a caption for each candidate, and whether it is a class's own caption. */
 function captionLogOdds(candidates, caption, classes, scale) {
-  const toClasses = classes.map((embedding) => dot(caption, embedding));
-  const highest = Math.max(...toClasses);
-  const isSame = toClasses.map((cosine) => cosine >= highest - 1e-4 && cosine > SAME_MEANING);
+  const isSame = sameMeaning(caption, classes);
   const others = classes.filter((_, c) => !isSame[c]);
   const logOdds = candidates.map(
     (candidate) => scale * dot(candidate, caption) - logSumExp(others.map((embedding) => scale * dot(candidate, embedding))),
   );
   return { logOdds, isClassCaption: isSame.some(Boolean) };
+}
+
+/** For each class, whether its caption means the same as this one. */
+function sameMeaning(caption, classes) {
+  const toClasses = classes.map((embedding) => dot(caption, embedding));
+  const highest = Math.max(...toClasses);
+  return toClasses.map((cosine) => cosine >= highest - 1e-4 && cosine > SAME_MEANING);
 }
 
 function rowOf({ data, dims }, row) {
