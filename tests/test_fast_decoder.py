@@ -145,7 +145,8 @@ def test_levels_of_tuning_start_clean_and_come_closer():
 
 def test_settings_of_the_decoder_ask_for_the_decoder():
     assert Sampling().for_drawing().fast_decoder.steps == 2
-    assert Sampling().for_drawing(style="faithful").fast_decoder.steps == 2
+    assert Sampling().for_drawing(style="faithful").fast_decoder.steps == 0
+    assert Sampling().for_drawing(style="faithful", fast_steps=4).fast_decoder.steps == 4
     assert Sampling().for_drawing(prior_steps=3, fast_num_candidates=2).fast_decoder.steps == 2
     assert Sampling().for_drawing(steps=50).fast_decoder.steps == 0
     assert Sampling().override(steps=50).fast_decoder.steps == 2

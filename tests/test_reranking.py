@@ -111,7 +111,7 @@ def test_where_the_first_is_kept_in_any_case_is_known_before_candidates_are_draw
 
 @pytest.mark.parametrize(
     ("captions", "threshold", "candidates"),
-    [(TEN, 0.0, 1), ("", 0.5, 1), (TEN, 0.5, 3), (TEN + ["a dark bag"], 0.0, 3)],
+    [(TEN, 0.0, 1), ("", 0.5, 1), (TEN, 0.5, 3), ([*TEN, "a dark bag"], 0.0, 3)],
 )
 def test_candidates_that_cannot_be_kept_are_not_drawn(tiny, monkeypatch, captions, threshold, candidates):
     drawn = []

@@ -13,6 +13,7 @@ from unclip.settings import (
     MAX_SEED,
     SAMPLING_OPTIONS,
     DecoderSettings,
+    FastDecoderSettings,
     PriorSettings,
     Sampling,
     SamplingOptions,
@@ -148,7 +149,8 @@ def test_faithful_guides_and_picks_nothing_but_what_is_named_beats_the_style():
         PriorSettings(steps=7, guidance=2.0, num_candidates=4), DecoderSettings(guidance=3.0, num_candidates=2)
     )
     faithful = own.override(style="faithful")
-    assert faithful == Sampling(PriorSettings(steps=7, guidance=1.0, num_candidates=1), DecoderSettings(guidance=1.0))
+    prior = PriorSettings(steps=7, guidance=1.0, num_candidates=1)
+    assert faithful == Sampling(prior, DecoderSettings(guidance=1.0), FastDecoderSettings(steps=0))
     assert own.override(style="clear") == own
     assert own.override(style="faithful", guidance=3.0).decoder.guidance == 3.0
     options = replace(

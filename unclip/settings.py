@@ -271,6 +271,7 @@ STYLES: dict[str, dict[str, Any]] = {
     "clear": {},
     "faithful": {
         "fast_num_candidates": 1,
+        "fast_steps": 0,
         "guidance": 1,
         "num_candidates": 1,
         "prior_guidance": 1,
@@ -280,13 +281,14 @@ STYLES: dict[str, dict[str, Any]] = {
         "prior_top_share": 1,
     },
 }
-"""Named settings over the pipeline's own: clear changes nothing; faithful neither guides nor reranks, so that samples
-are as varied as the images that the model has learned, and a Frechet distance measures what it has learned."""
+"""Named settings over the pipeline's own: clear changes nothing; faithful neither guides nor reranks, and draws with the
+decoder itself, as fewer calls cost variety: so samples are as varied as the images that the model has learned, and a
+Frechet distance measures what it has learned."""
 
 
 def _flat_fields() -> Iterator[tuple[str, Any, Any]]:
     """Name, type and field of each option, for `dataclasses.make_dataclass`; help texts travel in the metadata."""
-    style = "clear keeps the pipeline's own settings; faithful neither guides nor reranks: less typical, as varied as "
+    style = "clear keeps the pipeline's own settings; faithful neither guides nor reranks, in many steps: as varied as "
     yield "style", str, choice("clear", STYLES, help=f"{style}the data.")
     for option, (part, name) in SAMPLING_OPTIONS.items():
         owner = type(getattr(Sampling(), part)) if part else Sampling
