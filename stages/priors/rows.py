@@ -24,17 +24,22 @@ class Row:
     """Changes the model once its statistics are fitted to the data, before it is trained."""
 
 
-def on_straight_path(run: Any, prediction: Prediction = "velocity") -> Any:
+def with_uniform_times(run: Any) -> Any:
+    return replace(run, log_sigma=None)
+
+
+def on_straight_path(run: Any, prediction: Prediction) -> Any:
     process = ProcessConfig(process="straight", prediction=prediction)
     return replace(run, model=replace(run.model, diffusion=process))
 
 
+def as_rectified_flow(run: Any) -> Any:
+    """The straight path as Liu et al. 2022 (arXiv 2209.03003) train it: on the velocity, at uniform times."""
+    return with_uniform_times(on_straight_path(run, "velocity"))
+
+
 def predicting_v(run: Any) -> Any:
     return replace(run, model=replace(run.model, diffusion=replace(run.model.diffusion, prediction="v")))
-
-
-def with_uniform_times(run: Any) -> Any:
-    return replace(run, log_sigma=None)
 
 
 def without_hidden_tokens(run: Any) -> Any:
@@ -54,7 +59,7 @@ def without_regression(model: Any) -> None:
 
 ROWS = {
     "diffusion": Row("diffusion", "prior", "diffusion"),
-    "straight": Row("straight path, the same network", "prior", "diffusion", on_straight_path),
+    "straight": Row("straight path, the same network", "prior", "diffusion", as_rectified_flow),
     "mlp": Row("diffusion, residual MLP", "prior", "mlp"),
     "one_pass": Row("one pass", "prior", "one_pass"),
     "autoregressive": Row("autoregressive", "prior", "autoregressive"),
