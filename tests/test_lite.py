@@ -56,7 +56,7 @@ def assert_networks_equal(folder, networks, batch):
     "settings",
     [
         {},
-        {"style": "faithful", "fast_steps": 0, "upscale": "none"},
+        {"style": "faithful", "upscale": "none"},
         {"fast_steps": 1, "fast_num_candidates": 2},
         {"fast_steps": 3, "upscale_noise": 0.0, "upscale_steps": 3},
         {"steps": 4, "guidance": 3.0, "guidance_interval": (0.2, 0.9), "num_candidates": 2, "prior_guidance": 2.0},
@@ -71,9 +71,9 @@ def test_a_seed_draws_the_pipeline_s_picture(exported, pipe, settings):
     assert np.abs(batched.images.astype(int) - ours.images).max() <= 1
 
 
-def assert_equal_pictures(lite, pipe, captions=CAPTIONS, **settings):
-    ours = lite(captions, n=3, seed=5, **settings)
-    theirs = pipe(captions, n=3, seed=5, **settings)
+def assert_equal_pictures(lite, pipe, **settings):
+    ours = lite(CAPTIONS, n=3, seed=5, **settings)
+    theirs = pipe(CAPTIONS, n=3, seed=5, **settings)
     np.testing.assert_allclose(ours.embeddings, theirs.embeddings.numpy(), rtol=0, atol=1e-4)
     difference = np.abs(ours.images.astype(int) - theirs.images)
     assert (difference <= 1).mean() >= 0.999
@@ -98,7 +98,26 @@ def test_images_are_drawn_anew_as_by_the_pipeline(exported, pipe, tmp_path, sett
     is_changed = (abs(once.embeddings - anew.embeddings) > 1e-3).any(axis=1)
     assert 0 < is_changed.sum() < 9
     assert not is_changed[6:9].any()  # of the empty caption
-    assert_equal_pictures(lite, pipe, captions=[CAPTIONS[0], CAPTIONS[3]], prior_threshold=0.0)  # of one candidate
+
+
+@pytest.mark.parametrize(("are_classes", "candidates"), [(True, 1), (False, 3)])
+def test_candidates_that_cannot_be_kept_are_not_drawn(exported, pipe, tmp_path, monkeypatch, are_classes, candidates):
+    pipe = with_classes(pipe, [CAPTIONS[0], CAPTIONS[3]], logit_scale=30.0)
+    if not are_classes:
+        pipe.prior.reranker.class_embeddings.neg_()  # far from all captions
+    prior = describe(pipe, KINDS)["prior"]
+    lite = Lite(altered(exported, tmp_path / "classes", lambda description: description.update(prior=prior)))
+    run_network = lite.networks
+    batches = []
+
+    def count_rows(name, *inputs):
+        if name == "prior_step":
+            batches.append(len(inputs[0]))
+        return run_network(name, *inputs)
+
+    monkeypatch.setattr(lite, "networks", count_rows)
+    assert_equal_pictures(lite, pipe, prior_threshold=0.0, prior_num_candidates=3)
+    assert set(batches) == {3 * len(CAPTIONS) * candidates}
 
 
 def test_without_classes_no_image_is_judged(exported, monkeypatch):

@@ -47,7 +47,10 @@ class MapsText(Protocol):
 
 @runtime_checkable
 class HasReranker(Protocol):
-    """A prior that knows the captions of the classes, so that images of another class can be drawn anew."""
+    """A prior that knows the captions of the classes, so that images of another class can be drawn anew.
+
+    It keeps the candidate that its reranker's `keep` chooses; its first candidate is the same however many are drawn.
+    """
 
     reranker: "Reranker"
 

@@ -101,11 +101,12 @@ class PriorSettings(PartSettings):
     guidance: float = bounded(1.0, 0, 100)
     """Prior guidance scale: 1 is none, more follows the caption closer at the price of variety."""
     num_candidates: int = bounded(4, 1, 256)
-    """Candidate image embeddings drawn for each sample, of which reranking keeps one: see the threshold."""
+    """Candidate image embeddings drawn for each sample, of which reranking keeps one: see the threshold. Only one is
+    drawn if the first of every caption is kept anyway."""
     threshold: float = bounded(0.85, 0, 1)
     """For the caption of a class, reranking keeps the first candidate to which CLIP gives at least this probability
-    among the captions of all classes, or the most probable one if none reaches it. For any other caption it keeps the
-    most probable one; without classes, the one closest to the text."""
+    among the captions of all classes, or the most probable one if none reaches it; 0 keeps the first. For any other
+    caption it keeps the most probable one; without classes, the one closest to the text."""
     redraws: int = bounded(0, 0, 255)
     """Times that an image of a class's caption is drawn anew, from another embedding, while CLIP gives the image itself
     less than image_threshold among the captions of all classes. If none reaches it, the most probable one is kept."""
@@ -160,8 +161,8 @@ class FastDecoderSettings(PartSettings):
     prefix = "fast_"
 
     steps: int = bounded(2, 0, 16)
-    """Network calls of the fast decoder per image, if the pipeline has one. 0 draws with the decoder itself; so does
-    any setting of the decoder that is given without this one."""
+    """Network calls of the fast decoder per image, if the pipeline has one. 0 draws with the decoder itself; so do
+    the style faithful, and any setting of the decoder that is given without this one."""
     num_candidates: int = bounded(1, 1, 256)
     """The same for the fast decoder as num_candidates for the decoder."""
     levels: tuple[float, float] = bounded((1.5, 0.3), 0.02, 80)
@@ -281,14 +282,16 @@ STYLES: dict[str, dict[str, Any]] = {
         "prior_top_share": 1,
     },
 }
-"""Named settings over the pipeline's own: clear changes nothing; faithful neither guides nor reranks, and draws with the
-decoder itself, as fewer calls cost variety: so samples are as varied as the images that the model has learned, and a
-Frechet distance measures what it has learned."""
+"""Named settings over the pipeline's own.
+
+clear changes nothing. faithful neither guides nor reranks, and draws with the decoder itself, as the fast one costs
+variety. Its samples are as varied as the images that the models have learned; a Frechet distance measures those.
+"""
 
 
 def _flat_fields() -> Iterator[tuple[str, Any, Any]]:
     """Name, type and field of each option, for `dataclasses.make_dataclass`; help texts travel in the metadata."""
-    style = "clear keeps the pipeline's own settings; faithful neither guides nor reranks, in many steps: as varied as "
+    style = "clear keeps the pipeline's own settings; faithful does not guide, rerank or draw fast: as varied as "
     yield "style", str, choice("clear", STYLES, help=f"{style}the data.")
     for option, (part, name) in SAMPLING_OPTIONS.items():
         owner = type(getattr(Sampling(), part)) if part else Sampling

@@ -2,7 +2,7 @@
 
     unclip sample "an image of a sneaker" "an image of a bag" --n 8        # in a checkout also: python sample.py ...
     unclip sample --captions-file captions.txt --npz --out outputs/x       # one caption per line
-    unclip sample "an image of a coat" --n 8 --style faithful              # no guidance, no reranking: more varied
+    unclip sample "an image of a coat" --n 8 --style faithful              # not guided, reranked or fast: more varied
     unclip sample "a shoe" --negative "a dark shoe" --guidance 3           # guidance leads away from this caption
     echo "a dark narrow dress" | unclip sample --strip --gif
     unclip sample "" --n 16                                                # no caption: unconditional samples

@@ -58,7 +58,7 @@ def same_meaning(text: np.ndarray, classes: np.ndarray) -> np.ndarray:
 
 
 def keeps_first(text: np.ndarray, empty: np.ndarray, classes: np.ndarray, threshold: float) -> np.ndarray:
-    """Whether the first candidate of each caption (N,) is kept whatever it is; see `unclip.prior.reranking`."""
+    """Whether the first candidate of each caption (N,) is always kept; see `unclip.prior.reranking`."""
     if threshold > 0 or not len(classes):
         return empty
     return empty | same_meaning(text, classes).any(axis=1)

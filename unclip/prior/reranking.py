@@ -68,13 +68,14 @@ class Reranker(nn.Module):
         return nearest & (text_to_class > SAME_MEANING)
 
     def keeps_first(self, text: Tensor, empty: Tensor, threshold: float) -> Tensor:
-        """Whether the first candidate of each caption (N,) is kept whatever it is, so that no other need be drawn.
+        """Whether the first candidate of each caption (N,) is always kept, so that no other need be drawn.
 
-        It is for an empty caption, and, if the threshold is 0, for a class's own. Arguments as for `keep`.
+        True for an empty caption and, at a threshold of 0, for a class's own. Arguments as for `keep`.
         """
         if threshold > 0 or not len(self.class_embeddings):
             return empty
-        return empty | self.same_meaning(text).any(dim=1)
+        with without_autocast():
+            return empty | self.same_meaning(text).any(dim=1)
 
     def image_probabilities(self, embeddings: Tensor, text: Tensor, empty: Tensor) -> Tensor:
         """CLIP's probabilities (N,) that images show their captions' classes; 1 for a caption that is no class's own.

@@ -20,7 +20,7 @@ export function chooseCandidates(candidates, text, { count, classes, scale, thre
   });
 }
 
-/** Whether the first candidate of each caption is kept whatever it is, so that no other need be drawn. */
+/** Whether the first candidate of each caption is always kept, so that no other need be drawn. */
 export function keepsFirst(text, { classes, threshold }) {
   return Array.from(text.empty.data, (empty, row) => {
     return Boolean(empty) || (threshold === 0 && sameMeaning(rowOf(text.embedding, row), classes).some(Boolean));
