@@ -47,7 +47,7 @@ def caption_log_odds(
     competitors = np.where(is_same[:, None], -np.inf, logit_scale * (candidates @ classes.T))  # (N, K, R)
     highest = competitors.max(axis=2, keepdims=True)
     log_sum = highest[..., 0] + np.log(np.exp(competitors - highest).sum(axis=2))
-    return logit_scale * cosines - log_sum, is_same.any(axis=1)
+    return logit_scale * cosines - log_sum, np.any(is_same, axis=1)
 
 
 def same_meaning(text: np.ndarray, classes: np.ndarray) -> np.ndarray:
