@@ -28,7 +28,8 @@ def test_draw_shows_every_step_and_ends_with_what_the_pipeline_draws(opened):
         opened.pipe(caption, n=2, seed=5, guidance=3.0, steps=4).images for caption in ("a sneaker", "a dark coat")
     ]
     assert [len(pictures(html)) for html in shown] == [2] * 5 + [4] * 6
-    np.testing.assert_array_equal(pictures(shown[-1]), np.concatenate(alone)[..., 0])
+    difference = np.array(pictures(shown[-1])).astype(int) - np.concatenate(alone)[..., 0]
+    assert np.abs(difference).max() <= 1  # other batches, rounded otherwise
     noise, *_ = pictures(shown[0])
     assert noise.std() > 60
 
