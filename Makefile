@@ -70,9 +70,9 @@ lint: setup
 	.venv/bin/ruff format --check .
 	.venv/bin/mypy
 
-# Four modules at a time: most tests keep one core busy, and some wait; in the order of tests/conftest.py, the slowest first.
+# Three modules at a time: most tests keep one core busy, and some wait; in the order of tests/conftest.py, the slowest first.
 test: lint data
-	$(PY) -m pytest -n 4 --dist loadscope --no-loadscope-reorder
+	$(PY) -m pytest -n 3 --dist loadscope --no-loadscope-reorder
 
 torture: setup
 	OMP_NUM_THREADS=1 $(PY) tests/torture.py
