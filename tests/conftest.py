@@ -122,7 +122,7 @@ SLOWEST = (
 )  # fmt: skip
 """Modules that begin first, so that no process waits at the end while the other is in a long one.
 
-Modules with a fixture in common are apart, so that neither process waits while the other builds it.
+Modules with a fixture in common are apart, so that no process waits while another builds it.
 """
 
 
