@@ -22,6 +22,8 @@ class Row:
     """Changes the options of a preset."""
     after_fit: Callable[[Any], None] = lambda model: None
     """Changes the model once its statistics are fitted to the data, before it is trained."""
+    whitened: bool = False
+    """Trained on whitened embeddings: see whitening.py."""
 
 
 def with_uniform_times(run: Any) -> Any:
@@ -71,6 +73,7 @@ ABLATIONS = {
     "straight_x0": Row("straight, predicting x0", "prior", "diffusion", partial(on_straight_path, prediction="x0")),
     "v": Row("diffusion, predicting v", "prior", "diffusion", predicting_v),
     "uniform": Row("diffusion, uniform times", "prior", "diffusion", with_uniform_times),
+    "whitened": Row("diffusion, whitened embeddings", "prior", "diffusion", whitened=True),
     "whole_captions": Row("diffusion, no hidden tokens", "prior", "diffusion", without_hidden_tokens),
     "no_regression": Row("diffusion, no linear prediction", "prior", "diffusion", after_fit=without_regression),
     "larger": Row("diffusion, a larger network", "prior", "diffusion", with_larger_network),
