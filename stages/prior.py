@@ -25,6 +25,9 @@ class PriorRun(BasePriorRun):
     """Kind of the prior, of those in unclip/registry.py."""
     log_sigma: tuple[float, float] | None = bounded((-0.8, 1.4), -10, 10)
     """Mean and deviation of the logarithm of the noise over the signal in training; None for uniform times."""
+    whitening: float | None = bounded(None, 0, 1)
+    """Scale embeddings along their principal components, each divided by its deviation to this power; None scales along
+    CLIP's coordinates, each divided by its deviation."""
     model: DiffusionPriorConfig = bounded(DiffusionPriorConfig(), affects_weights=False)
 
     def conflicts(self) -> Iterator[tuple[str, str]]:
@@ -74,6 +77,12 @@ class PriorStage(BasePriorStage):
         self.process = model.process
         steps = min(run.sampling.steps, model.config.diffusion.timesteps)
         self.sampling = replace(run.sampling, steps=steps)
+
+    def fit_scaler(self, images: Tensor) -> None:
+        if self.run.whitening is None:
+            self.model.scaler.fit(images)
+        else:
+            self.model.scaler.fit_components(images, self.run.whitening)
 
     def batch(self, draw: StepDraw) -> PriorBatch:
         caption_ids = self.draw_captions(draw)

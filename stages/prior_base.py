@@ -74,8 +74,11 @@ class BasePriorStage(ABC):
 
     def fit_statistics(self, images: Tensor, texts: Tensor) -> None:
         """Fit the scaling of the embeddings and their linear prediction, to the training images' pairs (N, D)."""
-        self.model.scaler.fit(images)
+        self.fit_scaler(images)
         self.model.network.regression.fit(texts, self.model.scaler.scale(images))
+
+    def fit_scaler(self, images: Tensor) -> None:
+        self.model.scaler.fit(images)
 
     def draw_captions(self, draw: StepDraw) -> Tensor:
         """A caption id for each of this rank's examples."""

@@ -4,6 +4,7 @@ from dataclasses import asdict, replace
 from pathlib import Path
 
 import torch
+import torch.nn.functional as F
 from networks import randomise
 
 from unclip.clip import CLIP, CLIPConfig, TextConfig, Tokenizer, VisionConfig
@@ -46,7 +47,7 @@ def build(folder: Path, dim: int = 8, exportable: bool = False) -> Path:
         parts.append(("upsampler", upsampler, UpsamplerSettings(upscale_steps=2)))
         for model in (clip, *(model for _, model, _ in parts)):
             randomise(model)
-    prior.scaler.mean.normal_()
+    prior.scaler.fit_components(F.normalize(torch.randn(50, dim), dim=1), 0.5)
     write_atomically(folder / "tokenizer.json", tokenizer.to_json())
     manifest = Manifest("clip", parents={"tokenizer": sha256(tokenizer.to_json().encode())}, complete=True)
     parents = {"clip": save_part(folder / "clip", clip, manifest)}

@@ -93,11 +93,18 @@ def test_names_of_format_3():
     index = upgrade_index({"format": 3, "stages": {"clip": 1}, "sampling": {"decoder": {"tries": 2}}})
     assert index == {"format": 3, "parts": {"clip": 1}, "sampling": {"decoder": {"num_candidates": 2}}}
     names = ["scaler.mean", "choice.rivals", "choice.scale", "blocks.0.norm.weight"]
-    upgraded = upgrade_tensors(dict.fromkeys(names), "prior", "diffusion", 3)
+    upgraded = upgrade_tensors(dict.fromkeys(names, torch.zeros(4)), "prior", "diffusion", 3)
     assert list(upgraded) == [
         "scaler.mean", "reranker.class_embeddings", "reranker.logit_scale", "network.blocks.0.norm.weight",
+        "scaler.axes",
     ]  # fmt: skip
     assert list(upgrade_tensors({"unet.out.bias": 0}, "decoder", "diffusion", 3)) == ["network.unet.out.bias"]
+
+
+@pytest.mark.parametrize("kind", ["diffusion", "mlp", "one_pass"])
+def test_priors_of_format_4_scale_along_the_coordinates(kind):
+    upgraded = upgrade_tensors({"scaler.mean": torch.zeros(4)}, "prior", kind, 4)
+    assert torch.equal(upgraded["scaler.axes"], torch.eye(4))
 
 
 def test_another_kind_of_an_older_format_keeps_its_config_and_weights():

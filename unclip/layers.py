@@ -241,7 +241,3 @@ class EmbeddingScaler(nn.Module):
 
     def scale(self, embeddings: Tensor) -> Tensor:
         return (embeddings - self.mean) / self.std
-
-    def unscale(self, scaled: Tensor) -> Tensor:
-        """The inverse, put back on the unit sphere where CLIP's embeddings lie."""
-        return F.normalize(scaled * self.std + self.mean, dim=-1)

@@ -84,7 +84,7 @@ def statistics_fit(evidence: Evidence, part: str) -> Finding | None:
     scaler = getattr(model, "scaler", None) if part == "prior" else model.network.image_condition.scaler
     if scaler is None or evidence.manifests[part].kind == "text":
         return None
-    shift = ((evidence.embeddings.mean(dim=0) - scaler.mean) / scaler.std).square().mean().sqrt().item()
+    shift = scaler.scale(evidence.embeddings.mean(dim=0)).square().mean().sqrt().item()
     if shift <= LARGEST_SHIFT:
         return None
     return Finding(

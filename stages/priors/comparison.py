@@ -28,7 +28,6 @@ from stages.prior_figures import PHRASINGS
 from stages.priors.embedding_measures import measure_draws
 from stages.priors.rows import ALL_ROWS, ROWS, VARIANTS, Row
 from stages.priors.table import tables
-from stages.priors.whitening import WhitenedPrior, principal_axes, rotated_inputs
 from stages.state import Progress, start_from
 from unclip import UnCLIP
 from unclip.clip import TextFeatures
@@ -53,7 +52,7 @@ ALIKE = PriorSettings(steps=20, spacing="karras", num_candidates=1)
 """How all priors are drawn from: neither guided nor reranked."""
 RowName = Literal[
     "diffusion", "straight", "mlp", "one_pass", "autoregressive", "text_embedding", "text_decoder",
-    "straight_x0", "v", "uniform", "whitened", "whole_captions", "no_regression", "larger",
+    "straight_x0", "v", "uniform", "whitened", "half_whitened", "whole_captions", "no_regression", "larger",
 ]  # fmt: skip
 
 
@@ -220,10 +219,7 @@ def train_row(comparison: Comparison, name: str, seed: int) -> Any:
         data = {"name": inputs.data.name, "fingerprint": inputs.data.fingerprint, "example": inputs.data.example}
         manifest = Manifest(row.part, row.kind, parents=inputs.parents, data=data, training=settings(run))
         loop.train(stage, run.train, comparison.device, out, manifest)
-    model = load_part(out / row.part)[0]
-    if row.whitened:
-        model = WhitenedPrior(model, principal_axes(comparison.inputs))
-    return model.to(comparison.device)
+    return load_part(out / row.part)[0].to(comparison.device)
 
 
 def build_stage(comparison: Comparison, row: Row, out: Path, seed: int, steps: int) -> tuple[Any, Any]:
@@ -243,12 +239,9 @@ def build_stage(comparison: Comparison, row: Row, out: Path, seed: int, steps: i
     )
     run = replace(run, out=out, data=comparison.options.data, train=train)
     stage_class = resolve(find_kind(row.part, row.kind).stage)
-    inputs = comparison.inputs
-    if row.whitened:
-        inputs = rotated_inputs(inputs, principal_axes(inputs))
     with runtime.seeded(seed):
-        model = stage_class.build_model(run, inputs.shapes)
-    stage = stage_class(run, model, inputs, comparison.device)
+        model = stage_class.build_model(run, comparison.inputs.shapes)
+    stage = stage_class(run, model, comparison.inputs, comparison.device)
     stage.fit_buffers()
     row.after_fit(model)
     if row.part == "decoder":

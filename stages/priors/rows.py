@@ -22,12 +22,14 @@ class Row:
     """Changes the options of a preset."""
     after_fit: Callable[[Any], None] = lambda model: None
     """Changes the model once its statistics are fitted to the data, before it is trained."""
-    whitened: bool = False
-    """Trained on whitened embeddings: see whitening.py."""
 
 
 def with_uniform_times(run: Any) -> Any:
     return replace(run, log_sigma=None)
+
+
+def along_components(run: Any, whitening: float) -> Any:
+    return replace(run, whitening=whitening)
 
 
 def on_straight_path(run: Any, prediction: Prediction) -> Any:
@@ -73,7 +75,8 @@ ABLATIONS = {
     "straight_x0": Row("straight, predicting x0", "prior", "diffusion", partial(on_straight_path, prediction="x0")),
     "v": Row("diffusion, predicting v", "prior", "diffusion", predicting_v),
     "uniform": Row("diffusion, uniform times", "prior", "diffusion", with_uniform_times),
-    "whitened": Row("diffusion, whitened embeddings", "prior", "diffusion", whitened=True),
+    "whitened": Row("diffusion, whitened", "prior", "diffusion", partial(along_components, whitening=1.0)),
+    "half_whitened": Row("diffusion, half whitened", "prior", "diffusion", partial(along_components, whitening=0.5)),
     "whole_captions": Row("diffusion, no hidden tokens", "prior", "diffusion", without_hidden_tokens),
     "no_regression": Row("diffusion, no linear prediction", "prior", "diffusion", after_fit=without_regression),
     "larger": Row("diffusion, a larger network", "prior", "diffusion", with_larger_network),

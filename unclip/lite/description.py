@@ -8,7 +8,7 @@ from unclip.store.checksums import abbreviated, file_sha256
 from unclip.store.sealed_json import read_record
 
 DESCRIPTION = "lite.json"
-FORMAT = 2
+FORMAT = 3
 ADVICE = "export the pipeline again"
 
 

@@ -88,8 +88,8 @@ class Lite:
             if isinstance(values, dict) and "alphas_cumprod" in values
         }
         statistics = self.description["prior"]
-        self.mean, self.std, self.classes = (
-            np.array(statistics[name], dtype=np.float32) for name in ("mean", "std", "class_embeddings")
+        self.mean, self.std, self.axes, self.classes = (
+            np.array(statistics[name], dtype=np.float32) for name in ("mean", "std", "axes", "class_embeddings")
         )
         self.logit_scale: float = statistics["logit_scale"]
         self.image_shape: tuple[int, ...] = tuple(self.description["image_shape"])
@@ -164,7 +164,8 @@ class Lite:
             scaled = denoise(noise, CLEAN)
         else:
             scaled = dpmpp(denoise, noise, self.parts["prior"].process.spaced_levels(settings.spacing, settings.steps))
-        candidates = normalise(scaled * self.std + self.mean).reshape(settings.num_candidates, count, -1).swapaxes(0, 1)
+        unscaled = (scaled * self.std) @ self.axes.T + self.mean
+        candidates = normalise(unscaled).reshape(settings.num_candidates, count, -1).swapaxes(0, 1)
         chosen = choose_candidates(candidates, text.embedding, self.classes, self.logit_scale, settings.threshold)
         return candidates[np.arange(count), np.where(text.empty, 0, chosen)]
 

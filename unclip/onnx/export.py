@@ -6,7 +6,9 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
+from torch import Tensor
 
 from unclip.diffusion.process import VariancePreserving
 from unclip.errors import UserError
@@ -119,12 +121,18 @@ def describe(pipe: UnCLIP, kinds: dict[str, str]) -> dict[str, Any]:
     description["prior"] |= {
         "mean": prior.scaler.mean.tolist(),
         "std": prior.scaler.std.tolist(),
+        "axes": shortened(prior.scaler.axes),
         "class_embeddings": reranker.class_embeddings.tolist(),
         "logit_scale": reranker.logit_scale.item(),
     }
     if "upsampler" in parts:
         description["upsampler"]["factor"] = parts["upsampler"].config.network.factor
     return description
+
+
+def shortened(matrix: Tensor) -> list[list[float]]:
+    """A float32 matrix, each number in as few digits as tell it from its neighbours."""
+    return [[float(str(value)) for value in row] for row in matrix.cpu().numpy().astype(np.float32)]
 
 
 def describe_diffusion(model: Any) -> dict[str, Any]:

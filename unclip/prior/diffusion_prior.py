@@ -16,7 +16,8 @@ from unclip.diffusion.process import Level, NoiseLevels, Process, ProcessConfig
 from unclip.diffusion.samplers import Denoised, dpmpp
 from unclip.diffusion.spacing import SPACINGS
 from unclip.fields import check, flattened, from_data
-from unclip.layers import EmbeddingScaler, at_least_float32
+from unclip.layers import at_least_float32
+from unclip.prior.axis_scaler import AxisScaler
 from unclip.prior.model import Prefix, PriorConfig, PriorTransformer
 from unclip.prior.reranking import Reranker
 from unclip.settings import PriorSettings
@@ -43,7 +44,7 @@ class DiffusionPrior(nn.Module):
         check(config)
         self.config = config
         self.network = self.network_class(config.network)
-        self.scaler = EmbeddingScaler(config.network.embed_dim)
+        self.scaler = AxisScaler(config.network.embed_dim)
         self.reranker = Reranker(config.network.embed_dim, config.num_classes)
         self.process: Process = config.diffusion.build()
 
@@ -77,7 +78,7 @@ class DiffusionPrior(nn.Module):
 
     def map_text(self, text: Tensor) -> Tensor:
         """Image embeddings (N, D), not of unit norm, predicted from text embeddings (N, D) by ridge regression."""
-        return self.scaler.std * self.network.regression(text) + self.scaler.mean
+        return self.scaler.restore(self.network.regression(text))
 
     @inference()
     def draw_embeddings(self, text: TextFeatures, seeds: Sequence[int], settings: PriorSettings) -> Tensor:

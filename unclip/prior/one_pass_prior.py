@@ -11,7 +11,7 @@ from unclip.clip.text_features import TextFeatures
 from unclip.devices import inference
 from unclip.diffusion.noise import PRIOR_STREAM, RowNoise
 from unclip.fields import check, flattened, from_data
-from unclip.layers import EmbeddingScaler
+from unclip.prior.axis_scaler import AxisScaler
 from unclip.prior.model import Prefix, PriorConfig, PriorTransformer
 from unclip.prior.reranking import Reranker
 from unclip.settings import PriorSettings
@@ -40,7 +40,7 @@ class OnePassPrior(nn.Module):
         check(config)
         self.config = config
         self.network = PriorTransformer(config.network)
-        self.scaler = EmbeddingScaler(config.network.embed_dim)
+        self.scaler = AxisScaler(config.network.embed_dim)
         self.reranker = Reranker(config.network.embed_dim, config.num_classes)
 
     def predict(self, noise: Tensor, text: TextFeatures) -> Tensor:
@@ -51,7 +51,7 @@ class OnePassPrior(nn.Module):
 
     def map_text(self, text: Tensor) -> Tensor:
         """Image embeddings (N, D), not of unit norm, predicted from text embeddings (N, D) by ridge regression."""
-        return self.scaler.std * self.network.regression(text) + self.scaler.mean
+        return self.scaler.restore(self.network.regression(text))
 
     @inference()
     def draw_embeddings(self, text: TextFeatures, seeds: Sequence[int], settings: PriorSettings) -> Tensor:

@@ -7,17 +7,20 @@ tests/pipelines.
 
 Format 4 renamed stage -> part and source -> provenance, gave settings of sampling the names that the field uses, and
 put the networks of prior and decoder apart from their diffusion and reranking: their configs are nested, and the names
-of their weights begin with "network.".
+of their weights begin with "network.". Format 5 lets priors scale embeddings along other axes than CLIP's coordinates.
 """
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
+
+import torch
+from torch import Tensor
 
 from unclip.errors import UserError
 
-FORMAT = 4
+FORMAT = 5
 """The format that is written."""
 OLDEST_FORMAT = 3
 """The oldest format that is read."""
@@ -25,9 +28,10 @@ OLDEST_FORMAT = 3
 FIRST_KINDS = {"clip": "transformer", "prior": "diffusion", "decoder": "diffusion"}
 """Kinds of the parts whose manifests are older than the choice between several."""
 
-T = TypeVar("T")
 Kind = tuple[str, str]
 """A part of a pipeline and its kind, such as ("prior", "diffusion")."""
+Tensors = dict[str, Tensor]
+"""Weights by name."""
 
 
 @dataclass(frozen=True)
@@ -46,6 +50,13 @@ class Changes:
     """Fields that the old format had no choice of, by kind, with their values."""
     tensors: Mapping[Kind, Mapping[str, str]] = field(default_factory=dict)
     """Beginnings of the names of weights, by kind: old -> new. The first that fits is replaced."""
+    tensor_additions: Mapping[Kind, Mapping[str, Callable[[Tensors], Tensor]]] = field(default_factory=dict)
+    """Weights that the old format had none of, by kind, and how they follow from the others."""
+
+
+def along_coordinates(tensors: Tensors) -> Tensor:
+    """The axes of a scaler that divides CLIP's own coordinates."""
+    return torch.eye(len(tensors["scaler.mean"]))
 
 
 CHANGES: dict[int, Changes] = {
@@ -101,7 +112,15 @@ CHANGES: dict[int, Changes] = {
             },
             ("decoder", "diffusion"): {"": "network."},
         },
-    )
+    ),
+    4: Changes(
+        manifest={},
+        index={},
+        sampling={},
+        tensor_additions={
+            ("prior", kind): {"scaler.axes": along_coordinates} for kind in ("diffusion", "mlp", "one_pass")
+        },
+    ),
 }
 """Old format -> the changes of the next."""
 
@@ -140,11 +159,13 @@ def upgrade_index(values: dict[str, Any]) -> dict[str, Any]:
     return values
 
 
-def upgrade_tensors(tensors: dict[str, T], part: str, kind: str, version: int) -> dict[str, T]:
+def upgrade_tensors(tensors: Tensors, part: str, kind: str, version: int) -> Tensors:
     """A part's weights, which were stored in the format `version`, under the newest names."""
     for changes in _changes_since(version):
         prefixes = changes.tensors.get((part, kind), {})
         tensors = {_replace_prefix(name, prefixes): tensor for name, tensor in tensors.items()}
+        for name, make in changes.tensor_additions.get((part, kind), {}).items():
+            tensors[name] = make(tensors)
     return tensors
 
 

@@ -116,7 +116,7 @@ export class Pipeline {
   /** One unit image embedding (N, D) for each of N captions. threshold: where it is not the pipeline's own. */
   async drawEmbeddings(text, seeds, signal, threshold = this.description.sampling.prior.threshold) {
     const own = this.description.sampling.prior;
-    const { kind, mean, std, prediction, class_embeddings: classes, logit_scale: scale } = this.description.prior;
+    const { kind, mean, std, axes, prediction, class_embeddings: classes, logit_scale: scale } = this.description.prior;
     const count = seeds.length;
     const dim = mean.length;
     const isFirstKept = keepsFirst(text, { classes, threshold }).every(Boolean);
@@ -146,7 +146,10 @@ export class Pipeline {
     const scaled = this.processes.prior
       ? await dpmpp(denoise, noise, this.processes.prior.levels(own.spacing, own.steps))
       : await denoise(noise, PURE_NOISE);
-    const unscaled = scaled.map((value, i) => value * std[i % dim] + mean[i % dim]);
+    const unscaled = scaled.map((_, i) => {
+      const start = i - (i % dim);
+      return axes[i % dim].reduce((sum, part, axis) => sum + scaled[start + axis] * std[axis] * part, mean[i % dim]);
+    });
     const candidates = normalise(tensor(unscaled, [candidateCount * count, dim]));
     const chosen = chooseCandidates(candidates, text, { count, classes, scale, threshold });
     return pick(candidates, chosen.map((candidate, row) => candidate * count + row));
