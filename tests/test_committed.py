@@ -22,6 +22,7 @@ from unclip.store.parts import load_part
 from unclip.store.sealed_json import read_record, write_record
 
 EMOJI = ROOT / "checkpoints" / "emoji"
+CIFAR10 = ROOT / "checkpoints" / "cifar10"
 COLOURS = {
     "red": (220, 40, 40), "orange": (250, 130, 0), "yellow": (255, 220, 50), "green": (80, 160, 60),
     "blue": (30, 130, 230), "purple": (150, 50, 170), "brown": (120, 80, 60), "black": (50, 50, 50),
@@ -95,7 +96,7 @@ def test_emoji_have_the_colour_that_their_name_says():
     assert (nearest == asked).double().mean() > 0.8
 
 
-@pytest.mark.parametrize("folder", [COMMITTED, EMOJI], ids=lambda folder: folder.name)
+@pytest.mark.parametrize("folder", [COMMITTED, EMOJI, CIFAR10], ids=lambda folder: folder.name)
 def test_committed_pipelines_are_small_and_whole(folder):
     files = [path for path in folder.rglob("*") if path.is_file()]
     optional = [part for part in PARTS if PARTS[part].optional and (folder / part).is_dir()]

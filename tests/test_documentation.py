@@ -16,7 +16,10 @@ from conftest import ROOT
 
 FOLDERS = ("unclip", "data", "stages", "configs", "tests", "checkpoints")
 IGNORED = ("data/raw", "data/cache")
-COMMITTED = ("checkpoints/README.md", "checkpoints/fashion-mnist/README.md", "checkpoints/emoji/README.md")
+COMMITTED = (
+    "checkpoints/README.md",
+    *(f"checkpoints/{name}/README.md" for name in ("fashion-mnist", "emoji", "cifar10")),
+)
 SCRIPTS = ("train_clip.py", "train_prior.py", "train_decoder.py", "sample.py")
 OUTSIDE = {"mkdir", "cp", "rm", "pip", "source", "echo", "cat", "cd", "git", "hf", "pytest", "tensorboard", "apt-get",
            "uvx"}  # fmt: skip

@@ -171,8 +171,8 @@ def test_inspect_of_too_few_images_says_how_many_there_are(tmp_path, capsys):
 
 @pytest.mark.parametrize(
     ("source", "name"),
-    [("fashion-mnist", "run"), ("emoji", "my-emoji"), ("a/Fashion-MNIST", "my-fashion-mnist"), ("b/x.csv", "x"),
-     ("owner/birds", "birds"), ("...", "run")],
+    [("fashion-mnist", "run"), ("emoji", "my-emoji"), ("cifar10", "my-cifar10"),
+     ("a/Fashion-MNIST", "my-fashion-mnist"), ("b/x.csv", "x"), ("owner/birds", "birds"), ("...", "run")],
 )  # fmt: skip
 def test_no_training_is_proposed_into_a_pipeline_that_comes_with_the_project(source, name):
     assert pipeline_folder(SourceConfig(source)) == Path("checkpoints") / name

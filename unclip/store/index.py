@@ -25,7 +25,7 @@ from unclip.store.sealed_json import read_json, read_record, write_record
 
 RENEW = "delete it, and give the last training command again, which writes it anew"
 
-COMMITTED = ("fashion-mnist", "emoji")
+COMMITTED = ("fashion-mnist", "emoji", "cifar10")
 """Names of the pipelines that come with the project: as old as its checkout, so they are never the newest."""
 
 
