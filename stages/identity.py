@@ -100,6 +100,7 @@ PRESET_ADVICE = (
 ADVICE = {
     "--init-from": "give --init-from as that run was given it, or choose another --out",
     "log_sigma": "give --log-sigma as that run has it, or choose another --out",
+    "whitening": "give --whitening as that run has it, or choose another --out",
     "model.rivals": "it was trained by an earlier version, which knew no classes. Draw from it as it is, or train on "
     "from its weights in another --out, with --init-from {pipeline}",
     "train.lr": "to change it from the last saved state on, leave --train.lr as it was and give --resume-with {value}; "

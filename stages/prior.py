@@ -27,7 +27,7 @@ class PriorRun(BasePriorRun):
     """Mean and deviation of the logarithm of the noise over the signal in training; None for uniform times."""
     whitening: float | None = bounded(None, 0, 1)
     """Scale embeddings along their principal components, each divided by its deviation to this power; None scales along
-    CLIP's coordinates, each divided by its deviation."""
+    CLIP's coordinates, each divided by its deviation. Fine-tuning keeps the scaling of the weights it begins with."""
     model: DiffusionPriorConfig = bounded(DiffusionPriorConfig(), affects_weights=False)
 
     def conflicts(self) -> Iterator[tuple[str, str]]:

@@ -78,6 +78,7 @@ class BasePriorStage(ABC):
         self.model.network.regression.fit(texts, self.model.scaler.scale(images))
 
     def fit_scaler(self, images: Tensor) -> None:
+        """Fit the scaling of the embeddings to those of the training images (N, D)."""
         self.model.scaler.fit(images)
 
     def draw_captions(self, draw: StepDraw) -> Tensor:

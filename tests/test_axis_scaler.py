@@ -32,6 +32,23 @@ def test_unscaling_inverts_on_the_sphere_and_always_returns_to_it(fit):
     torch.testing.assert_close(scaler.unscale(torch.randn(9, 6)).norm(dim=-1), torch.ones(9))
 
 
+def test_stored_axes_are_columns_and_each_is_divided_by_its_own_number():
+    """What files of weights hold: anything else would draw other embeddings from them."""
+    scaler = AxisScaler(2)
+    axes = torch.tensor([[0.6, 0.8], [-0.8, 0.6]])
+    scaler.load_state_dict({"mean": torch.tensor([1.0, 2.0]), "std": torch.tensor([2.0, 5.0]), "axes": axes})
+    embedding = torch.tensor([[2.0, 3.0]])
+    scaled = torch.tensor([[(0.6 - 0.8) / 2, (0.8 + 0.6) / 5]])
+    torch.testing.assert_close(scaler.scale(embedding), scaled)
+    torch.testing.assert_close(scaler.restore(scaled), embedding)
+
+
+def test_fitting_along_the_coordinates_forgets_the_components():
+    embeddings = unit_embeddings()
+    scaler = AxisScaler(6).fit_components(embeddings, 0.5).fit(embeddings)
+    assert torch.equal(scaler.scale(embeddings), EmbeddingScaler(6).fit(embeddings).scale(embeddings))
+
+
 def test_along_the_coordinates_it_equals_the_plain_scaler_to_the_bit():
     embeddings = unit_embeddings()
     plain = EmbeddingScaler(6).fit(embeddings)
@@ -58,6 +75,7 @@ def test_a_constant_direction_is_not_blown_up():
     scaled = AxisScaler(6).fit_components(embeddings, 1.0).scale(embeddings)
     assert scaled.isfinite().all()
     assert scaled[:, 5].abs().max() < 0.1
+    assert scaled.var(dim=0, correction=0).mean().item() == pytest.approx(1, abs=1e-3)
 
 
 def test_products_are_in_float32_under_autocast():

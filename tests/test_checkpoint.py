@@ -125,7 +125,7 @@ def test_manifest_that_is_not_json_is_refused(content, part):
 @pytest.mark.parametrize("version", [0, 1, 2, "3", None])
 def test_other_format_version_is_refused(version, part):
     edit(part[0], format=version)
-    assert f"has format {version}, but this version reads the formats 3 and 4" in refusal(part[0])
+    assert f"has format {version}, but this version reads the formats 3 to 5; train that part again" in refusal(part[0])
 
 
 @pytest.mark.parametrize("content", ["[]", "3", "null", "{}"])

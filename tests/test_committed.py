@@ -9,6 +9,7 @@ import torch
 from conftest import COMMITTED, REQUIRED, ROOT
 from torch.nn.functional import cross_entropy
 
+from data.class_captions import article
 from data.fashion_mnist_captions import CLASSES, PLAIN_CAPTIONS
 from stages.evaluation.judge import Classifier, judge_images
 from unclip import UnCLIP
@@ -94,6 +95,16 @@ def test_emoji_have_the_colour_that_their_name_says():
     nearest = torch.cdist(mean, known).argmin(dim=1)
     asked = torch.arange(len(COLOURS)).repeat(3)
     assert (nearest == asked).double().mean() > 0.8
+
+
+def test_photographs_are_of_their_caption_s_class_to_clip():
+    pipe = UnCLIP.from_pretrained(CIFAR10)
+    names = ["airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck"]
+    captions = [f"an image of {article(name)}" for name in names]
+    drawn = pipe(captions, n=3, seed=0, prior_redraws=0)
+    nearest = (pipe.encode_image(drawn.images) @ pipe.encode_text(captions).T).argmax(dim=1)
+    asked = torch.arange(len(names)).repeat_interleave(3)
+    assert (nearest == asked).double().mean() > 0.6
 
 
 @pytest.mark.parametrize("folder", [COMMITTED, EMOJI, CIFAR10], ids=lambda folder: folder.name)

@@ -4,10 +4,13 @@ import shutil
 
 import numpy as np
 import pytest
+import safetensors.torch
 import torch
-from conftest import REQUIRED, ROOT, contents
+from conftest import REQUIRED, ROOT, contents, edit
 from pipelines.draw_pictures import arithmetic, draw_pictures
 
+from unclip.errors import UserError
+from unclip.store.checksums import sha256
 from unclip.store.formats import CHANGES, FORMAT, OLDEST_FORMAT, upgrade_index, upgrade_manifest, upgrade_tensors
 from unclip.store.index import read_sampling
 from unclip.store.manifest import read_manifest
@@ -93,18 +96,32 @@ def test_names_of_format_3():
     index = upgrade_index({"format": 3, "stages": {"clip": 1}, "sampling": {"decoder": {"tries": 2}}})
     assert index == {"format": 3, "parts": {"clip": 1}, "sampling": {"decoder": {"num_candidates": 2}}}
     names = ["scaler.mean", "choice.rivals", "choice.scale", "blocks.0.norm.weight"]
-    upgraded = upgrade_tensors(dict.fromkeys(names, torch.zeros(4)), "prior", "diffusion", 3)
+    upgraded = upgrade_tensors(dict.fromkeys(names), "prior", "diffusion", 3)
     assert list(upgraded) == [
         "scaler.mean", "reranker.class_embeddings", "reranker.logit_scale", "network.blocks.0.norm.weight",
-        "scaler.axes",
     ]  # fmt: skip
     assert list(upgrade_tensors({"unet.out.bias": 0}, "decoder", "diffusion", 3)) == ["network.unet.out.bias"]
 
 
 @pytest.mark.parametrize("kind", ["diffusion", "mlp", "one_pass"])
 def test_priors_of_format_4_scale_along_the_coordinates(kind):
-    upgraded = upgrade_tensors({"scaler.mean": torch.zeros(4)}, "prior", kind, 4)
+    upgraded = upgrade_tensors({"network.regression.weight": torch.rand(4, 4).half()}, "prior", kind, 4)
     assert torch.equal(upgraded["scaler.axes"], torch.eye(4))
+
+
+@pytest.mark.parametrize("changed", [None, torch.zeros(100_000), torch.zeros(()), torch.zeros(3, 5)])
+def test_weights_of_an_older_format_with_other_shapes_are_refused_before_anything_is_built(changed, tmp_path):
+    folder = shutil.copytree(PIPELINES / "format-4" / "prior", tmp_path / "prior")
+    tensors = safetensors.torch.load_file(folder / "model.safetensors")
+    for name in ("network.regression.weight", "scaler.mean"):
+        del tensors[name]
+        if changed is not None:
+            tensors[name] = changed.clone()
+    content = safetensors.torch.save(tensors)
+    (folder / "model.safetensors").write_bytes(content)
+    edit(folder, sha256=sha256(content))
+    with pytest.raises(UserError, match=r"model.safetensors holds .* but the model expects"):
+        load_part(folder)
 
 
 def test_another_kind_of_an_older_format_keeps_its_config_and_weights():

@@ -146,6 +146,8 @@ def test_each_ablation_changes_one_thing_of_the_diffusion_prior(inputs, options)
 
     def built(row):
         run, stage = build_stage(shared, row, options.out / "new", 0, 10)
+        axes = stage.model.scaler.axes
+        assert torch.equal(axes, torch.eye(len(axes))) == (run.whitening is None)
         return flatten_settings(asdict(run)), stage.model.network.regression.weight
 
     plain, fitted = built(ROWS["diffusion"])

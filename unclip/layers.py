@@ -220,8 +220,7 @@ def replace_empty(tokens: Tensor, mask: Tensor, empty: Tensor, null: Tensor) -> 
 class EmbeddingScaler(nn.Module):
     """Shifts and scales CLIP embeddings so that each coordinate has zero mean and unit variance over the training data.
 
-    Unit-norm embeddings of D coordinates have a variance near 1/D: diffused as they are, nearly all noise levels would
-    drown them. The statistics are stored with the weights.
+    The statistics are stored with the weights.
     """
 
     mean: Tensor

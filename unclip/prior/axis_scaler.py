@@ -8,14 +8,15 @@ from unclip.layers import EmbeddingScaler
 from unclip.prior.principal_components import PrincipalComponents
 
 LEAST_DEVIATION = 1e-3
-"""Principal components that vary less than this share of the first are scaled as if they varied so much."""
+"""Principal components that vary less than this share of the first are scaled as if they varied that much."""
 
 
 class AxisScaler(EmbeddingScaler):
     """Scales embeddings along CLIP's own coordinates, or along the principal components of the training data.
 
-    The statistics are stored with the weights: the axes (D, D) are orthonormal, one per column; `std` is what each is
-    divided by.
+    Unit-norm embeddings of D coordinates have a variance near 1/D: diffused as they are, nearly all noise levels would
+    drown them. The statistics are stored with the weights: the axes (D, D) are orthonormal, one per column, and `std`
+    (D,) is what the coordinate along each is divided by.
     """
 
     axes: Tensor
@@ -24,29 +25,36 @@ class AxisScaler(EmbeddingScaler):
         super().__init__(dim)
         self.register_buffer("axes", torch.eye(dim))
 
+    def fit(self, embeddings: Tensor) -> "AxisScaler":
+        """Fit to embeddings (N, D) along CLIP's coordinates, each divided by its deviation."""
+        super().fit(embeddings)
+        self.axes.copy_(torch.eye(len(self.axes)))
+        return self
+
     def fit_components(self, embeddings: Tensor, whitening: float) -> "AxisScaler":
         """Fit to embeddings (N, D) along their principal components, each divided by a power of its deviation.
 
         Args:
-            whitening: the power. With 1 all components have the same variance; with 0.5 those of large variance keep
-                more of it, so that they emerge first from the noise. The mean variance of all is 1 with any.
+            whitening: the power. With 1 all components have the same variance, but the least; with 0.5 those of large
+                variance keep more of it, so that they emerge first from the noise. The mean variance is always 1.
         """
         components = PrincipalComponents(embeddings.shape[1])
         components.fit(embeddings, 1.0)
         deviations = components.deviations
-        deviations = deviations.clamp(min=LEAST_DEVIATION * deviations[0] + 1e-8)
-        divisors = deviations**whitening
+        divisors = deviations.clamp(min=LEAST_DEVIATION * deviations[0] + 1e-8) ** whitening
+        mean_square = (deviations / divisors).square().mean()
         self.mean.copy_(components.mean)
         self.axes.copy_(components.directions)
-        self.std.copy_(divisors * (deviations / divisors).square().mean().sqrt())
+        self.std.copy_(divisors * mean_square.sqrt().clamp(min=1e-8))
         return self
 
     def scale(self, embeddings: Tensor) -> Tensor:
+        """Unit embeddings (N, D) -> their scaled coordinates along the axes (N, D)."""
         with torch.autocast(embeddings.device.type, enabled=False):
             return (embeddings - self.mean) @ self.axes / self.std
 
     def restore(self, scaled: Tensor) -> Tensor:
-        """The inverse (N, D), of any norm."""
+        """The inverse, (N, D) -> (N, D), of any norm."""
         with torch.autocast(scaled.device.type, enabled=False):
             return (scaled * self.std) @ self.axes.T + self.mean
 

@@ -36,13 +36,13 @@ Tensors = dict[str, Tensor]
 
 @dataclass(frozen=True)
 class Changes:
-    """Names that differ between a format and the one before it. Names that are not in a table stay."""
+    """What differs between a format and the one before it. Names that are not in a table stay."""
 
-    manifest: Mapping[str, str]
+    manifest: Mapping[str, str] = field(default_factory=dict)
     """Keys of config.json: old -> new."""
-    index: Mapping[str, str]
+    index: Mapping[str, str] = field(default_factory=dict)
     """Keys of model_index.json: old -> new."""
-    sampling: Mapping[str, Mapping[str, str]]
+    sampling: Mapping[str, Mapping[str, str]] = field(default_factory=dict)
     """Settings of sampling, by part: old -> new."""
     config: Mapping[Kind, Mapping[str, str]] = field(default_factory=dict)
     """Fields of models' configs, by kind: old -> new, where "network.width" is the field `width` of `network`."""
@@ -50,13 +50,14 @@ class Changes:
     """Fields that the old format had no choice of, by kind, with their values."""
     tensors: Mapping[Kind, Mapping[str, str]] = field(default_factory=dict)
     """Beginnings of the names of weights, by kind: old -> new. The first that fits is replaced."""
-    tensor_additions: Mapping[Kind, Mapping[str, Callable[[Tensors], Tensor]]] = field(default_factory=dict)
-    """Weights that the old format had none of, by kind, and how they follow from the others."""
+    tensor_additions: Mapping[Kind, Mapping[str, tuple[str, Callable[[Tensor], Tensor]]]] = field(default_factory=dict)
+    """Weights that the old format lacked, by kind: new -> the weight that they follow from, and how."""
 
 
-def along_coordinates(tensors: Tensors) -> Tensor:
-    """The axes of a scaler that divides CLIP's own coordinates."""
-    return torch.eye(len(tensors["scaler.mean"]))
+def identity_like(weight: Tensor) -> Tensor:
+    """An identity matrix in the shape of another weight, so no larger than the file; zeros if that is no matrix."""
+    zeros = torch.zeros_like(weight, dtype=torch.float32)
+    return zeros.fill_diagonal_(1) if zeros.ndim == 2 else zeros
 
 
 CHANGES: dict[int, Changes] = {
@@ -114,11 +115,9 @@ CHANGES: dict[int, Changes] = {
         },
     ),
     4: Changes(
-        manifest={},
-        index={},
-        sampling={},
         tensor_additions={
-            ("prior", kind): {"scaler.axes": along_coordinates} for kind in ("diffusion", "mlp", "one_pass")
+            ("prior", kind): {"scaler.axes": ("network.regression.weight", identity_like)}
+            for kind in ("diffusion", "mlp", "one_pass")
         },
     ),
 }
@@ -129,7 +128,7 @@ def check_format(values: Any, path: Path, advice: str) -> int:
     """The format of a file's content. Raises UserError, ending in `advice`, if this version does not read it."""
     version = values.get("format") if isinstance(values, dict) else None
     if type(version) is not int or not OLDEST_FORMAT <= version <= FORMAT:
-        readable = " and ".join(map(str, range(OLDEST_FORMAT, FORMAT + 1)))
+        readable = f"{OLDEST_FORMAT} to {FORMAT}"
         raise UserError(f"{path} has format {version}, but this version reads the formats {readable}; {advice}")
     return version
 
@@ -164,8 +163,9 @@ def upgrade_tensors(tensors: Tensors, part: str, kind: str, version: int) -> Ten
     for changes in _changes_since(version):
         prefixes = changes.tensors.get((part, kind), {})
         tensors = {_replace_prefix(name, prefixes): tensor for name, tensor in tensors.items()}
-        for name, make in changes.tensor_additions.get((part, kind), {}).items():
-            tensors[name] = make(tensors)
+        for name, (source, make) in changes.tensor_additions.get((part, kind), {}).items():
+            if source in tensors:
+                tensors[name] = make(tensors[source])
     return tensors
 
 
