@@ -19,6 +19,7 @@ from unclip.clip import CLIP, CLIPConfig, Preprocess, TextConfig, VisionConfig
 from unclip.decoder.text_decoder import TextDecoder
 from unclip.errors import UserError
 from unclip.lite import Lite
+from unclip.lite.description import FORMAT
 from unclip.onnx.export import describe, write_networks
 from unclip.onnx.networks import EXPORTS, ExportedNetwork, ImageTower, check_kinds, networks_of
 from unclip.prior.mlp_model import MLPConfig
@@ -238,4 +239,4 @@ def test_the_export_command_leaves_a_folder_in_use_alone(exported, script):
     finished = script("unclip.cli.main", "export", exported.parent / "source", "--to", "onnx", "--out", exported)
     assert finished.code == 1
     assert finished.err.startswith(f"error: {exported} is not empty; name another folder with --out")
-    assert json.loads((exported / "lite.json").read_text())["format"] == 2
+    assert json.loads((exported / "lite.json").read_text())["format"] == FORMAT
