@@ -55,9 +55,12 @@ class OnePassObjective(nn.Module):
         The error is that of scaled embeddings. Captions that were dropped are not contrasted.
         """
         predicted = at_least_float32(self.model.predict(batch.noise, batch.text))
-        projection = weighted_error(predicted, self.model.scaler.scale(batch.embeddings), batch.weights)
+        with torch.autocast(predicted.device.type, enabled=False):
+            target = self.model.scaler.scale(batch.embeddings)
+            drawn = self.model.scaler.unscale(predicted)
+        projection = weighted_error(predicted, target, batch.weights)
         weights = batch.weights * ~batch.text.empty
-        cosines = self.model.scaler.unscale(predicted) @ batch.text.embedding.T
+        cosines = drawn @ batch.text.embedding.T
         contrast = caption_contrast(self.logit_scale * cosines, batch.caption_ids)
         return projection + self.contrast * (weights * contrast).mean()
 

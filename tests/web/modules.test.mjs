@@ -99,7 +99,9 @@ test("pictures that are drawn anew from captions do not replace finished ones wh
     decoder_step: ([x]) => [x],
     image: ([{ data, dims }]) => [normalise(tensor(data.map((value) => value - 127.5), [dims[0], 16]))],
   };
-  const prior = { kind: "one_pass", mean: Array(16).fill(0), std: Array(16).fill(1), class_embeddings: [axis(0), axis(1)] };
+  const axes = Array.from({ length: 16 }, (_, k) => axis(k));
+  const scaling = { mean: Array(16).fill(0), std: Array(16).fill(1), axes };
+  const prior = { kind: "one_pass", ...scaling, class_embeddings: [axis(0), axis(1)] };
   const description = {
     image_shape: [1, 4, 4],
     sampling: {

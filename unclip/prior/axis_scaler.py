@@ -23,12 +23,12 @@ class AxisScaler(EmbeddingScaler):
 
     def __init__(self, dim: int):
         super().__init__(dim)
-        self.register_buffer("axes", torch.eye(dim))
+        self.register_buffer("axes", torch.zeros(dim, dim).fill_diagonal_(1))  # eye on meta imports the compiler
 
     def fit(self, embeddings: Tensor) -> "AxisScaler":
         """Fit to embeddings (N, D) along CLIP's coordinates, each divided by its deviation."""
         super().fit(embeddings)
-        self.axes.copy_(torch.eye(len(self.axes)))
+        self.axes.zero_().fill_diagonal_(1)
         return self
 
     def fit_components(self, embeddings: Tensor, whitening: float) -> "AxisScaler":
@@ -50,13 +50,11 @@ class AxisScaler(EmbeddingScaler):
 
     def scale(self, embeddings: Tensor) -> Tensor:
         """Unit embeddings (N, D) -> their scaled coordinates along the axes (N, D)."""
-        with torch.autocast(embeddings.device.type, enabled=False):
-            return (embeddings - self.mean) @ self.axes / self.std
+        return (embeddings - self.mean) @ self.axes / self.std
 
     def restore(self, scaled: Tensor) -> Tensor:
         """The inverse, (N, D) -> (N, D), of any norm."""
-        with torch.autocast(scaled.device.type, enabled=False):
-            return (scaled * self.std) @ self.axes.T + self.mean
+        return (scaled * self.std) @ self.axes.T + self.mean
 
     def unscale(self, scaled: Tensor) -> Tensor:
         """The inverse, put back on the unit sphere where CLIP's embeddings lie."""

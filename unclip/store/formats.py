@@ -13,12 +13,12 @@ of their weights begin with "network.". Format 5 lets priors scale embeddings al
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
-
-import torch
-from torch import Tensor
+from typing import TYPE_CHECKING, Any
 
 from unclip.errors import UserError
+
+if TYPE_CHECKING:  # importing torch takes seconds, and manifests are read where no tensor is
+    from torch import Tensor
 
 FORMAT = 5
 """The format that is written."""
@@ -30,7 +30,7 @@ FIRST_KINDS = {"clip": "transformer", "prior": "diffusion", "decoder": "diffusio
 
 Kind = tuple[str, str]
 """A part of a pipeline and its kind, such as ("prior", "diffusion")."""
-Tensors = dict[str, Tensor]
+Tensors = dict[str, "Tensor"]
 """Weights by name."""
 
 
@@ -50,13 +50,15 @@ class Changes:
     """Fields that the old format had no choice of, by kind, with their values."""
     tensors: Mapping[Kind, Mapping[str, str]] = field(default_factory=dict)
     """Beginnings of the names of weights, by kind: old -> new. The first that fits is replaced."""
-    tensor_additions: Mapping[Kind, Mapping[str, tuple[str, Callable[[Tensor], Tensor]]]] = field(default_factory=dict)
+    tensor_additions: Mapping[Kind, Mapping[str, tuple[str, "Callable[[Tensor], Tensor]"]]] = field(
+        default_factory=dict
+    )
     """Weights that the old format lacked, by kind: new -> the weight that they follow from, and how."""
 
 
-def identity_like(weight: Tensor) -> Tensor:
+def identity_like(weight: "Tensor") -> "Tensor":
     """An identity matrix in the shape of another weight, so no larger than the file; zeros if that is no matrix."""
-    zeros = torch.zeros_like(weight, dtype=torch.float32)
+    zeros = weight.new_zeros(weight.shape).float()
     return zeros.fill_diagonal_(1) if zeros.ndim == 2 else zeros
 
 
