@@ -17,6 +17,7 @@ PRESETS = {
         preset=name,
         evaluate_on=run.evaluate_on,
         log_sigma=run.log_sigma,
+        whitening=run.whitening,
         data=run.data,
         train=run.train,
         sampling=run.sampling,

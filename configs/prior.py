@@ -64,6 +64,7 @@ PRESETS = {
         preset="paper",
         hide_tokens=False,
         log_sigma=None,
+        whitening=None,
         sampling=PriorSettings(steps=64, spacing="karras", num_candidates=2),
         data=DataConfig(size=256),
         model=DiffusionPriorConfig(PriorConfig(width=2048, layers=24, heads=32)),

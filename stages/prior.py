@@ -25,7 +25,7 @@ class PriorRun(BasePriorRun):
     """Kind of the prior, of those in unclip/registry.py."""
     log_sigma: tuple[float, float] | None = bounded((-0.8, 1.4), -10, 10)
     """Mean and deviation of the logarithm of the noise over the signal in training; None for uniform times."""
-    whitening: float | None = bounded(None, 0, 1)
+    whitening: float | None = bounded(0.5, 0, 1)
     """Scale embeddings along their principal components, each divided by its deviation to this power; None scales along
     CLIP's coordinates, each divided by its deviation. Fine-tuning keeps the scaling of the weights it begins with."""
     model: DiffusionPriorConfig = bounded(DiffusionPriorConfig(), affects_weights=False)

@@ -102,8 +102,8 @@ CHANGED = {
     "straight_x0": {"model.diffusion.process"},
     "v": {"model.diffusion.prediction"},
     "uniform": {"log_sigma"},
+    "by_coordinate": {"whitening"},
     "whitened": {"whitening"},
-    "half_whitened": {"whitening"},
     "whole_captions": {"hide_tokens"},
     "no_regression": set(),
     "larger": {"model.network.width", "model.network.layers", "model.network.heads"},
@@ -156,7 +156,7 @@ def test_each_ablation_changes_one_thing_of_the_diffusion_prior(inputs, options)
         changed, weight = built(row)
         different = {option for option in plain if changed[option] != plain[option]}
         assert {name: different} == {name: CHANGED[name]}
-        if changed["whitening"] is None:  # the same coordinates
+        if changed["whitening"] == plain["whitening"]:  # the same coordinates
             assert torch.equal(weight, torch.zeros_like(weight) if name == "no_regression" else fitted)
 
 

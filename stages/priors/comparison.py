@@ -52,7 +52,7 @@ ALIKE = PriorSettings(steps=20, spacing="karras", num_candidates=1)
 """How all priors are drawn from: neither guided nor reranked."""
 RowName = Literal[
     "diffusion", "straight", "mlp", "one_pass", "autoregressive", "text_embedding", "text_decoder",
-    "straight_x0", "v", "uniform", "whitened", "half_whitened", "whole_captions", "no_regression", "larger",
+    "straight_x0", "v", "uniform", "by_coordinate", "whitened", "whole_captions", "no_regression", "larger",
 ]  # fmt: skip
 
 

@@ -28,8 +28,8 @@ def with_uniform_times(run: Any) -> Any:
     return replace(run, log_sigma=None)
 
 
-def along_components(run: Any, whitening: float) -> Any:
-    return replace(run, whitening=whitening)
+def with_whitening(run: Any, power: float | None) -> Any:
+    return replace(run, whitening=power)
 
 
 def on_straight_path(run: Any, prediction: Prediction) -> Any:
@@ -75,8 +75,8 @@ ABLATIONS = {
     "straight_x0": Row("straight, predicting x0", "prior", "diffusion", partial(on_straight_path, prediction="x0")),
     "v": Row("diffusion, predicting v", "prior", "diffusion", predicting_v),
     "uniform": Row("diffusion, uniform times", "prior", "diffusion", with_uniform_times),
-    "whitened": Row("diffusion, whitened", "prior", "diffusion", partial(along_components, whitening=1.0)),
-    "half_whitened": Row("diffusion, half whitened", "prior", "diffusion", partial(along_components, whitening=0.5)),
+    "by_coordinate": Row("diffusion, CLIP's coordinates", "prior", "diffusion", partial(with_whitening, power=None)),
+    "whitened": Row("diffusion, fully whitened", "prior", "diffusion", partial(with_whitening, power=1.0)),
     "whole_captions": Row("diffusion, no hidden tokens", "prior", "diffusion", without_hidden_tokens),
     "no_regression": Row("diffusion, no linear prediction", "prior", "diffusion", after_fit=without_regression),
     "larger": Row("diffusion, a larger network", "prior", "diffusion", with_larger_network),
