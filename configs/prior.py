@@ -22,7 +22,7 @@ PRESETS = {
     "quick": PriorRun(
         evaluate_on=500,
         # with many candidates captions such as "a wide sneaker" are obeyed more often
-        sampling=replace(JUDGED_BY_IMAGE, steps=10, num_candidates=16),
+        sampling=replace(JUDGED_BY_IMAGE, steps=10, num_candidates=16, image_threshold=0.75),
         model=DiffusionPriorConfig(PriorConfig(width=128, layers=4, heads=4)),
         train=TrainConfig(
             steps=600, batch_size=64, lr=1e-3, muon_lr=4e-3, warmup=60, evaluate_every=300, preview_every=600, ema=0.99
