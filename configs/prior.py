@@ -21,7 +21,8 @@ PRESETS = {
     ),
     "quick": PriorRun(
         evaluate_on=500,
-        # with many candidates captions such as "a wide sneaker" are obeyed more often
+        # With many candidates captions such as "a wide sneaker" are obeyed more often. Single draws are less often
+        # right than after longer trainings, so more of them are drawn anew.
         sampling=replace(JUDGED_BY_IMAGE, steps=10, num_candidates=16, image_threshold=0.75),
         model=DiffusionPriorConfig(PriorConfig(width=128, layers=4, heads=4)),
         train=TrainConfig(

@@ -87,7 +87,7 @@ def no_grain(evidence: Evidence, part: str) -> Finding | None:
     return Finding(
         "undertrained",
         f"flat areas have {excess:.1f} grey levels more noise than those of real images (healthy: at most {GRAIN:.0f})",
-        "train longer, draw with more --steps, and leave --min-snr out",
+        "train longer, draw with more --steps, or train anew without --min-snr",
     )
 
 

@@ -12,7 +12,7 @@ CHANCE_SHARE = {"clip": 0.9}
 """Share of the chance loss above which a part has learned next to nothing. Repeated captions keep CLIP's loss far from
 0. For the others it is `ERROR_SHARE`."""
 ERROR_SHARE = 0.6
-"""The committed decoder's loss is 0.14 of the chance loss, the committed prior's 0.05; a decoder that draws blurred
+"""The committed decoder's loss is 0.14 of the chance loss, the committed prior's 0.07; a decoder that draws blurred
 shapes, after 60 steps, has 0.75."""
 SPIKE = 0.3
 """A jump of the loss by this share of what the training had gained. Lines of the log are means over many steps, which
