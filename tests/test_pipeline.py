@@ -102,14 +102,15 @@ def test_every_sampler_draws_its_own_finite_images(sampler, tiny):
         {"guidance": 6.0},
         {"steps": 12},
         {"prior_guidance": 3.0},
-        {"prior_num_candidates": 6},
+        {"prior_num_candidates": 16},
         {"num_candidates": 3},
         {"sampler": "ddim", "eta": 1.0},
     ],
 )
 def test_every_setting_has_an_effect(settings, tiny):
     base = {"sampler": settings.get("sampler", "dpmpp"), **FEW}
-    assert not np.array_equal(tiny(BAG, n=4, **base).images, tiny(BAG, n=4, **{**base, **settings}).images)
+    shirt = "an image of a dark shirt"  # not a class's plain caption, of which the first candidate may always pass
+    assert not np.array_equal(tiny(shirt, n=4, **base).images, tiny(shirt, n=4, **{**base, **settings}).images)
 
 
 def test_batch_size_has_none(tiny):
