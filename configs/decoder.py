@@ -21,7 +21,7 @@ PRESETS = {
     ),
     "quick": DecoderRun(
         evaluate_on=500,
-        log_sigma=(-0.2, 0.8),  # in so few steps medium noise, at which shapes are decided, is worth most
+        log_sigma=(-0.2, 0.8),  # narrower than others: closer to real images in so few steps
         model=DiffusionDecoderConfig(
             DecoderConfig(UNetConfig(space_to_depth=2, width=40, multipliers=(1, 2), blocks=1, attention_levels=(1,)))
         ),
