@@ -25,15 +25,18 @@ CONFIG = DiffusionPriorConfig(
 LENGTHS = [4, 2, 6]  # of the three captions
 
 
-@pytest.fixture
-def prior() -> DiffusionPrior:
+@pytest.fixture(params=[None, 0.5], ids=["coordinates", "components"])
+def prior(request) -> DiffusionPrior:
     """Every parameter random, so that nothing that matters hides behind a zero."""
     torch.manual_seed(0)
     prior = DiffusionPrior(CONFIG).eval()
     for parameter in prior.parameters():
         torch.nn.init.normal_(parameter, std=0.3)
     images = F.normalize(torch.randn(50, 6) + torch.linspace(-1, 1, 6), dim=-1)
-    prior.scaler.fit(images)
+    if request.param is None:
+        prior.scaler.fit(images)
+    else:
+        prior.scaler.fit_components(images, request.param)
     text = F.normalize(images @ torch.randn(6, 6) + 0.1 * torch.randn(50, 6), dim=-1)
     prior.network.regression.fit(text, prior.scaler.scale(images))
     return prior
