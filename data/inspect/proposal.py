@@ -37,7 +37,7 @@ class Recipe:
 
 
 RECIPES = {
-    "clip": Recipe(share=0.2, batch_size=64, epochs=16),
+    "clip": Recipe(share=0.2, batch_size=64, epochs=48),
     "prior": Recipe(share=0.15, batch_size=64, epochs=60),
     "decoder": Recipe(share=0.65, batch_size=32, epochs=200),
     "upsampler": Recipe(share=0.3, batch_size=16, epochs=100),
