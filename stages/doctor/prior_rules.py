@@ -9,7 +9,7 @@ from stages.evaluation.metrics import same_group_cosine
 
 LEAST_VARIETY = 0.25
 """Share of the images' variety, as 1 minus the mean cosine of two of them, that draws have at least. The committed
-prior has 0.8, a prior of 60 steps 0.4, and one that returns the mean of a caption 0."""
+prior has 1.0, a prior of 60 steps 0.4, and one that returns the mean of a caption 0."""
 LEAST_CAPTION = 0.25
 """Share of the images' gain in cosine, of those of a caption over those of others, that draws have at least."""
 GOOD_CAPTION = 0.6
