@@ -45,8 +45,8 @@ def test_classifier_knows_the_real_images(splits):
 
 
 def test_samples_of_the_committed_weights_are_what_was_asked_for():
-    """The mean is -0.23; without reranking and redrawing it is -0.42."""
-    assert caption_likelihood(COMMITTED, n=16) > -0.3
+    """The mean is -0.17; without reranking and redrawing it is -0.29."""
+    assert caption_likelihood(COMMITTED, n=16) > -0.23
 
 
 def test_inverted_images_are_drawn_again_from_the_noise_that_was_found():

@@ -88,6 +88,24 @@ def test_what_has_begun_goes_on_as_planned_and_the_rest_takes_the_time_that_is_l
     assert steps[2] == pytest.approx((demo.BUDGET - 1000 - 10 * slower) / (0.1 * slower), abs=50)
 
 
+def test_a_machine_that_is_idle_again_is_as_fast_as_it_was_measured(tmp_path, monkeypatch):
+    clock, steps, left = [0.0], {}, {}
+    speeds = {stage: proposal.Speed(0.1, 10) for stage in STAGES}
+
+    def run_program(arguments):
+        stage = arguments[0].removeprefix("train_").removesuffix(".py")
+        left[stage] = demo.BUDGET - clock[0]
+        steps[stage] = int(arguments[arguments.index("--train.steps") + 1])
+        clock[0] += (2 if stage == "clip" else 1) * (10 + 0.1 * steps[stage])
+
+    monkeypatch.setattr(demo, "run_program", run_program)
+    monkeypatch.setattr(time, "monotonic", lambda: clock[0])
+    demo.train_stages(demo.Measurements(100_000, 32, speeds), SourceConfig("x"), tmp_path)
+    prior, decoder = (proposal.RECIPES[stage].share for stage in ("prior", "decoder"))
+    assert steps["prior"] == pytest.approx((left["prior"] - 40) * prior / (prior + decoder) / 0.2, abs=50)
+    assert steps["decoder"] == pytest.approx((left["decoder"] - 10) / 0.1, abs=50)
+
+
 def test_too_few_images_end_the_demo_with_one_line(tmp_path, monkeypatch):
     with_jsonl(tmp_path / "few", 12)
     monkeypatch.chdir(tmp_path)

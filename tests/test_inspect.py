@@ -131,12 +131,15 @@ def test_inspect_says_the_size_its_cost_and_commands_that_train_on_it(tmp_path, 
     [
         ([60] * 100, None, (60, 1)),
         ([63] * 100, None, (60, 1)),
-        ([64] * 100, None, (32, 2)),
-        ([96] * 100, None, (32, 2)),
+        ([40, 50] * 50, None, (32, 1)),  # not enlarged to 60
+        ([64] * 90 + [48] * 10, None, (32, 2)),
+        ([64] * 89 + [47] * 11, None, (60, 1)),
+        ([127] * 100, None, (32, 2)),
         ([128] * 100, None, (32, 4)),
         ([96] * 40 + [200] * 60, None, (32, 4)),
         ([300] * 95 + [40] * 5, None, (32, 4)),
-        ([300] * 85 + [40] * 15, None, (60, 1)),  # too many would be blurred
+        ([300] * 85 + [40] * 15, None, (32, 1)),  # too many would be blurred
+        ([64] * 100, 32, (32, 2)),
         ([128] * 100, 64, (64, 2)),
         ([256] * 100, 64, (64, 4)),
         ([128] * 100, 100, (60, 1)),
@@ -146,21 +149,24 @@ def test_images_larger_than_the_decoder_s_get_an_upsampler(sides, size, expected
     assert choose_sizes(sides, size, usual=60) == expected
 
 
-def test_an_upsampler_is_proposed_where_images_are_large(tmp_path, capsys, monkeypatch):
+@pytest.mark.parametrize(("side", "factor"), [(70, 2), (130, 4)])
+def test_an_upsampler_is_proposed_where_images_are_large(side, factor, tmp_path, capsys, monkeypatch):
     folder = tmp_path / "icons"
     folder.mkdir()
     for number in range(40):
-        picture(number, (140, 130)).save(folder / f"{number}.png")
+        picture(number, (side + 10, side)).save(folder / f"{number}.png")
         (folder / f"{number}.txt").write_text("a square")
     speeds = SPEEDS | {"upsampler": Speed(0.4, 10)}
-    monkeypatch.setattr("data.inspect.inspection.measure_speeds", lambda *given: speeds if given[-1] == 4 else SPEEDS)
+    measured = {factor: speeds}
+    monkeypatch.setattr("data.inspect.inspection.measure_speeds", lambda *given: measured[given[-1]])
     inspect_source(InspectOptions(str(folder), out=tmp_path / "out"))
     printed = capsys.readouterr().out
     assert "training uses 32x32 colour images" in printed
-    assert "an upsampler enlarges them to 128x128" in printed
+    assert f"an upsampler enlarges them to {32 * factor}x{32 * factor}" in printed
     command = shlex.split(printed[printed.index("python -m stages.train") :].replace("\\\n", " "))
     run = parse_run(UPSAMPLER, "", command[4:])
-    assert run.model.network.factor == 4
+    assert run.model.network.factor == factor
+    assert run.data.size == 32
     assert run.out == Path("checkpoints/icons")
 
 
@@ -212,7 +218,10 @@ def test_propositions_keep_to_the_budget_and_do_not_pass_over_few_images_too_oft
 
 
 def test_speeds_are_those_that_the_trials_log(monkeypatch):
-    """The fastest steps count, but not those that warm up. All else counts twice, as trainings validate four times."""
+    """The fastest steps count, but not those that warm up.
+
+    All else counts twice: a training validates four times and draws previews twice, a trial does each once.
+    """
     clock, trials = [0.0], []
 
     def trial(command, env, stop):

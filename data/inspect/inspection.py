@@ -135,9 +135,7 @@ def _print_proposals(measurements: Measurements, config: SourceConfig) -> None:
     proposals = propose_trainings(measurements.count, measurements.speeds)
     minutes = [round(proposal.seconds / 60) for proposal in proposals]
     print(f"seconds per step here: {rates}")
-    print(
-        f"commands that train on them, in about {' + '.join(map(str, minutes))} minutes if this machine stays as busy:"
-    )
+    print(f"commands that train on them, in about {' + '.join(map(str, minutes))} minutes if this machine is idle:")
     out = unused_folder(pipeline_folder(config))
     for proposal in proposals:
         print(format_command(training_command(proposal, config, measurements.size, out, measurements.factor)))

@@ -4,7 +4,7 @@
     python -m stages.demo path/to/folder --data.size 32 --out checkpoints/mine
 
 Inspects the images, measures how fast this machine trains on them, trains the stages in the time that is left, and
-samples captions of the validation images: outputs/demo.png. If the images have 128 pixels or more, an upsampler is
+samples captions of the validation images: outputs/demo.png. If most images have 64 pixels or more, an upsampler is
 trained too. The same command again resumes after an interruption.
 """
 
@@ -79,16 +79,17 @@ def run_demo(options: DemoOptions) -> None:
 def train_stages(measurements: Measurements, config: SourceConfig, out: Path) -> None:
     """Train the stages within BUDGET. After each stage the next ones are planned anew, for the time that is left."""
     speeds = dict(measurements.speeds)
+    slowdown = 1.0  # of the machine, as it did less when it was measured
     deadline = time.monotonic() + BUDGET
     while speeds:
         began = time.monotonic()
-        planned = propose_trainings(measurements.count, speeds, deadline - began)[0]
+        slowed = {stage: speed.times(slowdown) for stage, speed in speeds.items()}
+        planned = propose_trainings(measurements.count, slowed, deadline - began)[0]
         proposal = read_begun_training(out, planned.stage) or planned
         run_program(training_command(proposal, config, measurements.size, out, measurements.factor))
-        slowdown = 1.0
-        if proposal is planned:  # the machine may have become busy since it was measured
-            slowdown = max(1.0, (time.monotonic() - began) / planned.seconds)
-        speeds = {stage: speed.times(slowdown) for stage, speed in speeds.items() if stage != planned.stage}
+        if proposal is planned:
+            slowdown = max(1.0, slowdown * (time.monotonic() - began) / planned.seconds)
+        del speeds[planned.stage]
 
 
 def read_begun_training(out: Path, stage: str) -> Proposal | None:
