@@ -68,7 +68,8 @@ def sdist(checkout) -> Path:
 @pytest.fixture(scope="module")
 def wheel(sdist) -> Path:
     with tarfile.open(sdist) as archive:
-        archive.extractall(sdist.parent, filter="data")
+        safely = {"filter": "data"} if hasattr(tarfile, "data_filter") else {}  # since Python 3.11.4
+        archive.extractall(sdist.parent, **safely)
     return build(sdist.parent / sdist.name.removesuffix(".tar.gz"), "build_wheel", sdist.parent)
 
 

@@ -2,6 +2,7 @@
 
 import io
 import json
+import sys
 import tarfile
 
 import datasets
@@ -219,6 +220,8 @@ DAMAGES = {
 
 UNREADABLE = ("10^20 bytes", "10^12 bytes", "fewer than no bytes", "a pipe", "no number", "a name of 300 letters")
 """Damages after which nothing can be read."""
+if sys.version_info < (3, 11, 4):
+    UNREADABLE += ("an extended header",)  # tarfile took what follows for a faulty header
 
 
 @pytest.mark.parametrize("first", [True, False])
