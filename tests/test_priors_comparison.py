@@ -22,6 +22,7 @@ from stages.priors.embedding_measures import energy_distance, measure_draws
 from stages.priors.rows import ABLATIONS, ALL_ROWS, ROWS
 from stages.priors.table import cell, tables
 from unclip.decoder.text_decoder import TextDecoder
+from unclip.errors import UserError
 from unclip.prior.principal_components import PrincipalComponents
 from unclip.store.manifest import Manifest
 from unclip.store.parts import save_part
@@ -122,7 +123,9 @@ def options(inputs, tmp_path, monkeypatch) -> ComparisonOptions:
     monkeypatch.setattr(comparison, "seconds_per_step", lambda *_: 0.02)
     monkeypatch.setattr(comparison, "measure_with_decoder", lambda *_: {"right": 0.5})
     context = SimpleNamespace(embedded_test=inputs.validation, pipe=SimpleNamespace(decoder=None))
-    monkeypatch.setattr(comparison, "prepare", lambda _: Comparison(options, CPU, tmp_path, inputs, context))
+    monkeypatch.setattr(comparison, "prepare", lambda given: Comparison(given, CPU, tmp_path, inputs, context))
+    manifests = {"clip": SimpleNamespace(sha256="c1"), "decoder": SimpleNamespace(sha256="d1")}
+    monkeypatch.setattr(comparison, "read_manifests", lambda _: manifests)
     return options
 
 
@@ -134,6 +137,20 @@ def test_a_comparison_trains_and_measures_every_row_once(options, monkeypatch, c
     assert (options.out / "priors.md").read_text() == text
     monkeypatch.setattr(loop, "train", lambda *_: pytest.fail("trained again"))
     assert compare_priors(options) == text
+
+
+def test_figures_of_other_settings_are_not_mixed(options, monkeypatch):
+    text = compare_priors(options)
+    for change in ({"samples": 20}, {"embeddings": 60}, {"seconds": 1.0}, {"preset": "quick"}):
+        [(name, value)] = change.items()
+        with pytest.raises(UserError, match=f"{name} = {getattr(options, name)}, not {value}; choose another --out"):
+            compare_priors(replace(options, **change))
+    with pytest.raises(UserError, match=r"judge\.steps = \d+, not 7; choose"):
+        compare_priors(replace(options, judge=replace(options.judge, steps=7)))
+    assert compare_priors(replace(options, rows=("text_embedding",))) == text
+    monkeypatch.setattr(comparison, "read_manifests", lambda _: dict.fromkeys(("clip", "decoder"), Manifest("clip")))
+    with pytest.raises(UserError, match="clip = c1"):
+        compare_priors(options)
 
 
 def test_the_command_line_names_every_row():

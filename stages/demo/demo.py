@@ -41,6 +41,8 @@ from unclip.store.files import write_atomically
 from unclip.store.sealed_json import read_record
 
 PICTURES = Path("outputs/demo")
+LEAST_TIME = 0.75
+"""The share of its time in the first plan that a stage keeps if the stages before it took longer than planned."""
 
 
 @dataclass(frozen=True)
@@ -77,14 +79,16 @@ def run_demo(options: DemoOptions) -> None:
 
 
 def train_stages(measurements: Measurements, config: SourceConfig, out: Path) -> None:
-    """Train the stages within BUDGET. After each stage the next ones are planned anew, for the time that is left."""
+    """Train the stages in about BUDGET. After each stage the next ones are planned anew, for the time that is left."""
     speeds = dict(measurements.speeds)
+    first_plan = {one.stage: one.seconds for one in propose_trainings(measurements.count, speeds, BUDGET)}
     slowdown = 1.0  # of the machine, as it did less when it was measured
     deadline = time.monotonic() + BUDGET
     while speeds:
         began = time.monotonic()
         slowed = {stage: speed.times(slowdown) for stage, speed in speeds.items()}
-        planned = propose_trainings(measurements.count, slowed, deadline - began)[0]
+        left = max(deadline - began, LEAST_TIME * sum(first_plan[stage] for stage in speeds))
+        planned = propose_trainings(measurements.count, slowed, left)[0]
         proposal = read_begun_training(out, planned.stage) or planned
         run_program(training_command(proposal, config, measurements.size, out, measurements.factor))
         if proposal is planned:

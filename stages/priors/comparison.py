@@ -20,7 +20,7 @@ from stages.evaluation.evaluate import EvaluateOptions, load_real_images, nan_to
 from stages.evaluation.judge import judge_images
 from stages.evaluation.reference import compare_with_reference
 from stages.evaluation.section import EvaluationContext
-from stages.identity import settings
+from stages.identity import flatten_settings, settings
 from stages.inputs import Inputs, open_inputs
 from stages.loop import TrainConfig
 from stages.optim import make_optimizers, update_ema
@@ -73,7 +73,8 @@ class ComparisonOptions:
     embeddings: int = bounded(4000, 50, 10**6)
     """Embeddings drawn for the figures without it, one for each of as many test images."""
     out: Path = Path("outputs/priors")
-    """Folder for the trainings, their figures, and the tables."""
+    """Folder for the trainings, their figures, and the tables. Another pipeline, and other options than rows and seeds,
+    need another folder."""
     device: Device = "auto"
     """Where to train: auto takes a GPU if there is one."""
     data: DataConfig = field(default_factory=DataConfig)
@@ -170,6 +171,7 @@ def compare_priors(options: ComparisonOptions) -> str:
     if unknown:
         raise UserError(f"there is no row {min(unknown)!r}; choose from {', '.join(ALL_ROWS)}")
     comparison = prepare(options)
+    check_same_settings(comparison)
     measure_floor(comparison)
     for seed in range(options.seeds):
         for name in options.rows:
@@ -195,6 +197,29 @@ def prepare(options: ComparisonOptions) -> Comparison:
     real = load_real_images(evaluation)
     context = prepare_context(pipe, read_manifests(folder)["clip"].sha256, real, evaluation, {})
     return Comparison(options, device, folder, inputs, context)
+
+
+def check_same_settings(comparison: Comparison) -> None:
+    """Raise UserError if the figures in --out were measured otherwise. Rows and seeds may be added to them."""
+    options = comparison.options
+    parts = read_manifests(comparison.folder)
+    given = {
+        "clip": parts["clip"].sha256,
+        "decoder": parts["decoder"].sha256,
+        "data": comparison.inputs.data.fingerprint,
+        "device": comparison.device.type,
+        **{name: getattr(options, name) for name in ("preset", "seconds", "samples", "embeddings")},
+        **flatten_settings(settings(options.judge), "judge."),
+    }
+    given = json.loads(json.dumps(given))  # as it is in the file: tuples are lists
+    path = options.out / "settings.json"
+    present = read_json(path) if path.exists() else given
+    for name, value in given.items():
+        if present.get(name) != value:
+            raise UserError(
+                f"{options.out} holds figures with {name} = {present.get(name)}, not {value}; choose another --out"
+            )
+    write_json(path, given)
 
 
 def preset_of(part: str, kind: str, options: ComparisonOptions) -> Any:
@@ -255,11 +280,10 @@ def steps_of(comparison: Comparison, name: str) -> int:
     """The steps that a row takes in the options' time; measured once, as equal runs need equal numbers."""
     path = comparison.options.out / "steps.json"
     known: dict[str, int] = read_json(path) if path.exists() else {}
-    key = f"{name}, {comparison.options.preset}, {comparison.options.seconds:g} s"
-    if key not in known:
-        known[key] = max(10, round(comparison.options.seconds / seconds_per_step(comparison, ALL_ROWS[name])))
+    if name not in known:
+        known[name] = max(10, round(comparison.options.seconds / seconds_per_step(comparison, ALL_ROWS[name])))
         write_json(path, known)
-    return known[key]
+    return known[name]
 
 
 def seconds_per_step(comparison: Comparison, row: Row) -> float:
