@@ -24,6 +24,8 @@ from data.inspect.inspection import InspectOptions, inspect_source
 from data.inspect.inspection import main as inspect_main
 from data.inspect.proposal import (
     RECIPES,
+    TRIAL_EVERY,
+    TRIAL_STEPS,
     Speed,
     choose_sizes,
     format_command,
@@ -236,12 +238,12 @@ def test_speeds_are_those_that_the_trials_log(monkeypatch):
         log = folder / stage / "train" / "metrics.jsonl"
         log.parent.mkdir(parents=True)
         batch = int(command[command.index("--train.batch-size") + 1])
-        seconds = [0.3, 0.5, 0.4, 0.5]  # per step, of three steps each
-        lines = [{"step": 3, "images_per_second": batch / one} for one in seconds] + [
-            {"step": 12, "validation/loss": 1}
+        seconds = [0.3, 0.5, 0.4, 0.5]  # per step, of one group each
+        lines = [{"step": 6, "images_per_second": batch / one} for one in seconds] + [
+            {"step": TRIAL_STEPS, "validation/loss": 1}
         ]
         log.write_text("".join(json.dumps(line) + "\n" for line in lines))
-        clock[0] += 3 * sum(seconds) + 5
+        clock[0] += TRIAL_EVERY * sum(seconds) + 5
         return 0, ""
 
     monkeypatch.setattr("data.inspect.proposal.run_trial", trial)

@@ -24,6 +24,7 @@ from stages.priors.table import cell, tables
 from unclip.decoder.text_decoder import TextDecoder
 from unclip.errors import UserError
 from unclip.prior.principal_components import PrincipalComponents
+from unclip.settings import Sampling
 from unclip.store.manifest import Manifest
 from unclip.store.parts import save_part
 
@@ -111,6 +112,9 @@ CHANGED = {
 }
 
 
+MANIFESTS = {"clip": SimpleNamespace(sha256="c1"), "decoder": SimpleNamespace(sha256="d1")}
+
+
 @pytest.fixture
 def options(inputs, tmp_path, monkeypatch) -> ComparisonOptions:
     """Two rows of tiny trainings, on made-up data and without images."""
@@ -122,10 +126,10 @@ def options(inputs, tmp_path, monkeypatch) -> ComparisonOptions:
     monkeypatch.setattr(BasePriorStage, "preview", lambda *_: Image.new("L", (4, 4)))
     monkeypatch.setattr(comparison, "seconds_per_step", lambda *_: 0.02)
     monkeypatch.setattr(comparison, "measure_with_decoder", lambda *_: {"right": 0.5})
-    context = SimpleNamespace(embedded_test=inputs.validation, pipe=SimpleNamespace(decoder=None))
+    pipe = SimpleNamespace(decoder=None, sampling=Sampling())
+    context = SimpleNamespace(embedded_test=inputs.validation, pipe=pipe)
     monkeypatch.setattr(comparison, "prepare", lambda given: Comparison(given, CPU, tmp_path, inputs, context))
-    manifests = {"clip": SimpleNamespace(sha256="c1"), "decoder": SimpleNamespace(sha256="d1")}
-    monkeypatch.setattr(comparison, "read_manifests", lambda _: manifests)
+    monkeypatch.setattr(comparison, "read_manifests", lambda _: MANIFESTS)
     return options
 
 
@@ -140,16 +144,25 @@ def test_a_comparison_trains_and_measures_every_row_once(options, monkeypatch, c
 
 
 def test_figures_of_other_settings_are_not_mixed(options, monkeypatch):
+    some = replace(options, rows=("text_embedding",))
+    assert "| autoregressive |" not in compare_priors(some)
     text = compare_priors(options)
+    assert "| autoregressive |" in text, "added"
     for change in ({"samples": 20}, {"embeddings": 60}, {"seconds": 1.0}, {"preset": "quick"}):
         [(name, value)] = change.items()
         with pytest.raises(UserError, match=f"{name} = {getattr(options, name)}, not {value}; choose another --out"):
             compare_priors(replace(options, **change))
     with pytest.raises(UserError, match=r"judge\.steps = \d+, not 7; choose"):
         compare_priors(replace(options, judge=replace(options.judge, steps=7)))
-    assert compare_priors(replace(options, rows=("text_embedding",))) == text
-    monkeypatch.setattr(comparison, "read_manifests", lambda _: dict.fromkeys(("clip", "decoder"), Manifest("clip")))
-    with pytest.raises(UserError, match="clip = c1"):
+    assert compare_priors(some) == text
+    for part in ("clip", "decoder"):
+        others = MANIFESTS | {part: SimpleNamespace(sha256="other")}
+        monkeypatch.setattr(comparison, "read_manifests", lambda _, others=others: others)
+        with pytest.raises(UserError, match=rf"{part} = {MANIFESTS[part].sha256}\.\., not other"):
+            compare_priors(options)
+    monkeypatch.setattr(comparison, "read_manifests", lambda _: MANIFESTS)
+    (options.out / "settings.json").unlink()
+    with pytest.raises(UserError, match="holds a comparison by an earlier version"):
         compare_priors(options)
 
 

@@ -3,9 +3,9 @@
     python -m stages.demo path/to/folder               # or another source; make demo DATA=path/to/folder is the same
     python -m stages.demo path/to/folder --data.size 32 --out checkpoints/mine
 
-Inspects the images, measures how fast this machine trains on them, trains the stages in the time that is left, and
-samples captions of the validation images: outputs/demo.png. If most images have 64 pixels or more, an upsampler is
-trained too. The same command again resumes after an interruption.
+Inspects the images, measures how fast this machine trains on them, trains the stages in about 24 minutes, and samples
+captions of the validation images: outputs/demo.png. If most images have 64 pixels or more, an upsampler is trained too.
+The same command again resumes after an interruption.
 """
 
 import contextlib
@@ -42,7 +42,7 @@ from unclip.store.sealed_json import read_record
 
 PICTURES = Path("outputs/demo")
 LEAST_TIME = 0.75
-"""The share of its time in the first plan that a stage keeps if the stages before it took longer than planned."""
+"""The share of their time in the first plan that the remaining stages together keep if earlier ones took longer."""
 
 
 @dataclass(frozen=True)
@@ -79,7 +79,11 @@ def run_demo(options: DemoOptions) -> None:
 
 
 def train_stages(measurements: Measurements, config: SourceConfig, out: Path) -> None:
-    """Train the stages in about BUDGET. After each stage the next ones are planned anew, for the time that is left."""
+    """Train the stages in about BUDGET.
+
+    After each stage the remaining ones are planned anew, for the time that is left; for LEAST_TIME of their time in the
+    first plan if that is more.
+    """
     speeds = dict(measurements.speeds)
     first_plan = {one.stage: one.seconds for one in propose_trainings(measurements.count, speeds, BUDGET)}
     slowdown = 1.0  # of the machine, as it did less when it was measured

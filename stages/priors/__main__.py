@@ -1,12 +1,13 @@
 """Train all kinds of prior on a pipeline's CLIP, with equal parameters for equal time, and print how good they are.
 
     python -m stages.priors                                             # the committed pipeline's CLIP and decoder
-    python -m stages.priors --checkpoint checkpoints/run --seconds 60 --seeds 1 --samples 200
+    python -m stages.priors --checkpoint checkpoints/run --seconds 60 --seeds 1 --samples 200 --out outputs/priors-run
     python -m stages.priors --rows diffusion autoregressive             # some of the rows
     python -m stages.priors --rows diffusion v larger                   # ablations: one thing changed in the prior
 
 Writes every training and its figures into --out, and the tables to priors.md there. The same command goes on where it
-was interrupted. unclip/prior/README.md explains the figures.
+was interrupted. Rows and seeds may be added; anything else needs another --out. unclip/prior/README.md explains the
+figures.
 """
 
 from collections.abc import Sequence

@@ -3,7 +3,7 @@
 import json
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import asdict, dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal
@@ -37,6 +37,7 @@ from unclip.prior.autoregressive_prior import AutoregressivePrior
 from unclip.prior.principal_components import PrincipalComponents
 from unclip.registry import find_kind, resolve
 from unclip.settings import Device, PriorSettings
+from unclip.store.checksums import abbreviated
 from unclip.store.files import write_atomically
 from unclip.store.hub import find_pipeline
 from unclip.store.manifest import Manifest, is_complete, read_manifests
@@ -61,7 +62,8 @@ class ComparisonOptions:
     checkpoint: Path = ROOT / "checkpoints" / "fashion-mnist"
     """Pipeline whose CLIP the priors are trained on, and whose decoder draws for all of them."""
     rows: tuple[RowName, ...] = tuple(ROWS)  # type: ignore[assignment]
-    """Rows of the table to train and measure; by default the kinds, without the ablations."""
+    """Rows of the table to train and measure; by default the kinds, without the ablations. Without autoregressive among
+    them the likelihood of draws is not measured."""
     preset: str = "quick"
     """Size and learning rates of every prior. Their sizes are about equal; their steps follow from --seconds."""
     seconds: float = bounded(180.0, 0.1, 10**7)
@@ -200,26 +202,31 @@ def prepare(options: ComparisonOptions) -> Comparison:
 
 
 def check_same_settings(comparison: Comparison) -> None:
-    """Raise UserError if the figures in --out were measured otherwise. Rows and seeds may be added to them."""
+    """Raise UserError if --out holds a comparison with other settings. Rows and seeds may be added to it."""
     options = comparison.options
     parts = read_manifests(comparison.folder)
     given = {
-        "clip": parts["clip"].sha256,
-        "decoder": parts["decoder"].sha256,
-        "data": comparison.inputs.data.fingerprint,
+        "clip": abbreviated(parts["clip"].sha256),
+        "decoder": abbreviated(parts["decoder"].sha256),
+        "training data": abbreviated(comparison.inputs.data.fingerprint),
+        "test data": abbreviated(comparison.context.embedded_test.data.fingerprint),
         "device": comparison.device.type,
         **{name: getattr(options, name) for name in ("preset", "seconds", "samples", "embeddings")},
         **flatten_settings(settings(options.judge), "judge."),
+        **flatten_settings(asdict(comparison.context.pipe.sampling), "sampling."),
     }
     given = json.loads(json.dumps(given))  # as it is in the file: tuples are lists
     path = options.out / "settings.json"
-    present = read_json(path) if path.exists() else given
+    if not path.exists():
+        if (options.out / "figures").exists():
+            raise UserError(f"{options.out} holds a comparison by an earlier version; choose another --out")
+        write_json(path, given)
+    present = read_json(path)
     for name, value in given.items():
         if present.get(name) != value:
             raise UserError(
-                f"{options.out} holds figures with {name} = {present.get(name)}, not {value}; choose another --out"
+                f"{options.out} holds a comparison with {name} = {present.get(name)}, not {value}; choose another --out"
             )
-    write_json(path, given)
 
 
 def preset_of(part: str, kind: str, options: ComparisonOptions) -> Any:
