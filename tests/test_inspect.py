@@ -189,10 +189,6 @@ def test_no_training_is_proposed_into_a_pipeline_that_comes_with_the_project(sou
     assert pipeline_folder(SourceConfig(source)) == Path("checkpoints") / name
 
 
-BATCHES_OF_FEW = {"clip": 32, "prior": 32, "decoder": 16}
-"""Batch sizes for 32 to 63 training images."""
-
-
 def test_proposed_commands_set_the_options_of_the_source_and_are_what_the_trainers_take():
     config = SourceConfig("x.csv", caption_column="what is seen", class_names="cat,dog", grey=True, limit=50)
     presets = {"clip": CLIP, "prior": PRIOR, "decoder": DECODER}
@@ -200,7 +196,7 @@ def test_proposed_commands_set_the_options_of_the_source_and_are_what_the_traine
         line = training_command(proposal, config, 32, pipeline_folder(config))
         run = parse_run(presets[proposal.stage], "", line[1:])
         assert SourceConfig(**vars(run.data)) == replace(config, size=32)
-        assert (run.train.steps, run.train.batch_size) == (proposal.steps, BATCHES_OF_FEW[proposal.stage])
+        assert (run.train.steps, run.train.batch_size) == (proposal.steps, 32)
         assert run.out == pipeline_folder(config)
         assert run.train.warmup < run.train.steps / 5
         assert run.train.evaluate_every * 4 >= run.train.steps > run.train.evaluate_every * 3
@@ -216,7 +212,7 @@ def test_propositions_keep_to_the_budget_and_do_not_pass_over_few_images_too_oft
             assert one.seconds == one.steps * speeds[one.stage].step + speeds[one.stage].rest
         assert all(a.steps >= b.steps for a, b in zip(many, few, strict=True))
         assert all(one.steps * one.batch_size <= 1.1 * RECIPES[one.stage].epochs * 60 + 6400 for one in few)
-        assert [one.batch_size for one in many] == [64, 64, 16]
+        assert [one.batch_size for one in many] == [64, 64, 32]
         assert max(one.batch_size for one in few) <= 60
     assert propose_trainings(50_000, SPEEDS, 3600)[2].steps > propose_trainings(50_000, SPEEDS, 1440)[2].steps
     rest = {stage: speed for stage, speed in SPEEDS.items() if stage != "clip"}
