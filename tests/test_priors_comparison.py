@@ -82,6 +82,7 @@ def test_cells_have_the_mean_and_students_interval():
     assert cell([0.25, None]) == "0.25"
     assert cell([1.0, 2.0, 3.0]) == f"2 ± {4.303 / math.sqrt(3):.3g}"
     text = tables({"mlp-0": {"frechet": 2.0}, "mlp-1": {"frechet": 2.0}, "real-0": {"frechet": 0.5}})
+    assert "Images by one decoder" not in text, "none has its figures"
     assert text.index("| real training images | 0.5 |") < text.index("| diffusion, residual MLP | 2 |")
 
 

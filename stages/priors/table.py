@@ -47,25 +47,23 @@ def tables(figures: Mapping[str, Figures]) -> str:
         by_row[row].append(values)
     labels = {"real": "real training images"} | {name: row.label for name, row in ALL_ROWS.items()}
     variants = {f"variant {name}": name for name in VARIANTS}
-    sections = [
-        "Draws in CLIP's space, beside real test embeddings:",
-        table(by_row, labels, EMBEDDING_COLUMNS),
-        "Images by one decoder:",
-        table(by_row, labels, IMAGE_COLUMNS),
-        "Other ways to draw from the autoregressive prior:",
-        table(by_row, variants, EMBEDDING_COLUMNS),
-    ]
-    return "\n\n".join(section for section in sections if section) + "\n"
+    sections = {
+        "Draws in CLIP's space, beside real test embeddings:": table(by_row, labels, EMBEDDING_COLUMNS),
+        "Images by one decoder:": table(by_row, labels, IMAGE_COLUMNS),
+        "Other ways to draw from the autoregressive prior:": table(by_row, variants, EMBEDDING_COLUMNS),
+    }
+    return "\n\n".join(f"{heading}\n\n{rows}" for heading, rows in sections.items() if rows) + "\n"
 
 
 def table(by_row: Mapping[str, Sequence[Figures]], labels: Mapping[str, str], columns: Mapping[str, str]) -> str:
-    """Rows in the order of their labels; those without any of the columns are left out."""
-    lines = [f"| prior | {' | '.join(columns)} |", "|---" * (len(columns) + 1) + "|"]
+    """Rows in the order of their labels; those without any of the columns are left out. Returns "" if all are."""
+    lines = []
     for name, label in labels.items():
         cells = [cell([run.get(key) for run in by_row.get(name, ())]) for key in columns.values()]
         if set(cells) != {"-"}:
             lines.append(f"| {label} | {' | '.join(cells)} |")
-    return "\n".join(lines)
+    heading = [f"| prior | {' | '.join(columns)} |", "|---" * (len(columns) + 1) + "|"]
+    return "\n".join(heading + lines) if lines else ""
 
 
 def cell(values: Sequence[float | None]) -> str:
