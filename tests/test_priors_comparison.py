@@ -162,6 +162,14 @@ def test_figures_of_other_settings_are_not_mixed(options, monkeypatch):
         with pytest.raises(UserError, match=rf"{part} = {MANIFESTS[part].sha256}\.\., not other"):
             compare_priors(options)
     monkeypatch.setattr(comparison, "read_manifests", lambda _: MANIFESTS)
+    prepared = comparison.prepare(options)
+    sampling = prepared.context.pipe.sampling
+    prepared.context.pipe.sampling = sampling.override(prior_redraws=5)  # not read here
+    monkeypatch.setattr(comparison, "prepare", lambda _: prepared)
+    assert compare_priors(options) == text
+    prepared.context.pipe.sampling = sampling.override(guidance=7.0)
+    with pytest.raises(UserError, match=r"sampling\.guidance = 2\.5, not 7\.0"):
+        compare_priors(options)
     (options.out / "settings.json").unlink()
     with pytest.raises(UserError, match="holds a comparison by an earlier version"):
         compare_priors(options)

@@ -213,7 +213,7 @@ def check_same_settings(comparison: Comparison) -> None:
         "device": comparison.device.type,
         **{name: getattr(options, name) for name in ("preset", "seconds", "samples", "embeddings")},
         **flatten_settings(settings(options.judge), "judge."),
-        **flatten_settings(asdict(comparison.context.pipe.sampling), "sampling."),
+        **flatten_settings(asdict(comparison.context.pipe.sampling.decoder), "sampling."),
     }
     given = json.loads(json.dumps(given))  # as it is in the file: tuples are lists
     path = options.out / "settings.json"
